@@ -1,0 +1,51 @@
+# The only front door. `make` alone lists what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+export PYTHONASYNCIODEBUG ?= 1
+PYTEST_ARGS ?=
+
+.PHONY: help setup proto proto-check style types layers images test test-quick conformance-tools demo demo-down clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: Debian packages, and Python packages into .venv
+	@sh deploy/setup.sh
+
+proto: setup ## generate sandboxd/pb from proto/
+	$(PY) proto/generate.py
+
+proto-check: setup ## fail when sandboxd/pb is not what proto/ generates
+	$(PY) proto/generate.py --check
+
+style: setup ## ruff: rules and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup ## mypy, strict
+	.venv/bin/mypy
+
+layers: setup ## who may import whom
+	.venv/bin/lint-imports
+
+images: setup ## build the nginx and busybox archives into build/images
+	$(PY) deploy/images/build.py
+
+conformance-tools: setup ## build crictl and a current containerd from their Go modules, where there is a Go
+	$(PY) tests/conformance/build.py
+
+test: setup proto-check style types layers images conformance-tools ## set up what is needed, then run every test
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-quick: setup ## the tests that need neither root nor containerd
+	$(PY) -m pytest tests/unit $(PYTEST_ARGS)
+
+demo: setup images ## set up what is needed, then run nginx in a pod and show each step
+	@PYTHONASYNCIODEBUG=0 $(PY) -m deploy.demo up
+
+demo-down: setup ## end the demo and leave the machine as it was
+	@PYTHONASYNCIODEBUG=0 $(PY) -m deploy.demo down
+
+clean: ## remove what was built (not the demo: that is demo-down)
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

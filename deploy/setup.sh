@@ -1,0 +1,64 @@
+#!/bin/sh
+# Installs from Debian what sandboxd runs on, and the Python packages into .venv. Repeatable: what is there is kept.
+set -eu
+cd "$(dirname "$0")/.."
+
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+[ "$(id -u)" = 0 ] || die "needs root, to install packages and to run pods; try: sudo make ${1:-setup}"
+command -v apt-get >/dev/null || die "this machine has no apt-get; sandboxd's set-up knows Debian 12 and newer. \
+Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox by hand and see README.md"
+
+PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables nftables \
+iproute2 procps util-linux"
+PYTHON=${PYTHON:-python3}
+
+missing=""
+for package in $PACKAGES; do
+    dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing="$missing $package"
+done
+if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    missing="$missing python3"
+fi
+if ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
+    missing="$missing python3-venv"
+fi
+
+if [ -n "$missing" ]; then
+    printf 'setup: installing%s\n' "$missing"
+    log=$(mktemp)
+    # Debian starts and enables the services it installs. Nobody asked for a web server on port 80 or a second
+    # containerd: policy-rc.d (invoke-rc.d(8)) holds them back while we install, and they are left disabled.
+    policy=/usr/sbin/policy-rc.d
+    held=""
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' > "$policy"
+        chmod 755 "$policy"
+        held=1
+    fi
+    trap '[ -z "$held" ] || rm -f "$policy"; rm -f "$log"' EXIT INT TERM
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q >"$log" 2>&1 || die "apt-get update failed; is there a network? Its last words: $(tail -n 3 "$log")"
+    # shellcheck disable=SC2086
+    apt-get install -y -q --no-install-recommends $missing >"$log" 2>&1 ||
+        die "apt-get install$missing failed. Its last words: $(tail -n 3 "$log")"
+    if [ -n "$held" ] && [ -d /run/systemd/system ]; then
+        for service in nginx containerd; do
+            case " $missing " in *" $service"*) systemctl -q disable "$service" 2>/dev/null || true ;; esac
+        done
+    fi
+    [ -z "$held" ] || rm -f "$policy"
+    trap - EXIT INT TERM
+    rm -f "$log"
+fi
+
+# The environment is made anew when the Python or the list of packages changes.
+stamp=.venv/.made-from
+want="$("$PYTHON" -c 'import sys; print(sys.version)') $(sha256sum pyproject.toml | cut -d' ' -f1)"
+if [ ! -x .venv/bin/sandboxd ] || [ "$(cat $stamp 2>/dev/null)" != "$want" ]; then
+    printf 'setup: installing the Python packages into .venv\n'
+    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || die "$PYTHON cannot make a virtual environment"
+    .venv/bin/python -m pip install -q --disable-pip-version-check --root-user-action=ignore -e '.[dev]' ||
+        die "pip could not install the Python packages; is there a network?"
+    printf '%s\n' "$want" > $stamp
+fi

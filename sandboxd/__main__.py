@@ -1,0 +1,135 @@
+"""`sandboxd`: serve, print the effective configuration, check the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import Any
+
+import click
+import structlog
+
+import sandboxd
+from sandboxd import config as configuration
+from sandboxd.config import Config
+from sandboxd.errors import SandboxdError
+
+
+def _options(command: Any) -> Any:
+    """The options that every command takes."""
+    for option in (
+        click.option("--config", "file", metavar="FILE", help=f"TOML file [default: {configuration.DEFAULT_FILE}]"),
+        click.option("--root", help="shorthand for --set daemon.root=…"),
+        click.option("--state", help="shorthand for --set daemon.state=…"),
+        click.option("--socket", help="shorthand for --set api.socket=…"),
+        click.option("--log-level", help="shorthand for --set daemon.log_level=…"),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="set section.key; repeatable"),
+    ):
+        command = option(command)
+    return command
+
+
+def _load(file: str | None, settings: tuple[str, ...], **shorthands: str | None) -> Config:
+    flags: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: expected KEY=VALUE")
+        flags[key] = value
+    names = {"root": "daemon.root", "state": "daemon.state", "socket": "api.socket", "log_level": "daemon.log_level"}
+    flags |= {names[key]: value for key, value in shorthands.items() if value is not None}
+    return configuration.load(file, flags)
+
+
+def _configure_logging(config: Config) -> None:
+    to_terminal = sys.stderr.isatty() if config.daemon.log_format == "auto" else config.daemon.log_format == "console"
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if to_terminal
+        else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            *(() if to_terminal else (structlog.processors.format_exc_info,)),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(config.daemon.log_level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sandboxd.__version__, prog_name="sandboxd")
+def cli() -> None:
+    """A CRI-compatible pod sandbox daemon over containerd and CNI that shows what it does."""
+
+
+@cli.command()
+@_options
+def serve(**options: Any) -> None:
+    """Serve CRI and the host API on a unix socket until SIGTERM."""
+    from sandboxd import daemon
+
+    config = _load(**options)
+    _configure_logging(config)
+    asyncio.run(daemon.serve(config))
+
+
+@cli.command("config")
+@_options
+def show_config(**options: Any) -> None:
+    """Print the effective configuration and where each value came from."""
+    section = ""
+    for name, value, origin in configuration.effective(_load(**options)):
+        head, _, key = name.rpartition(".")
+        if head != section:
+            click.echo(f"{'' if not section else chr(10)}[{head}]")
+            section = head
+        click.echo(f"{key} = {_toml(value)}  # {origin}")
+
+
+@cli.command()
+@_options
+def check(**options: Any) -> None:
+    """Verify that this machine has what pods need; exit 1 when it has not."""
+    from sandboxd.insight import doctor
+
+    findings = doctor.examine(_load(**options))
+    for finding in findings:
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.words}")
+        if finding.remedy:
+            click.echo(f"      → {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value)
+
+
+def main() -> None:
+    """The console script; errors that we understand are one sentence, not a traceback."""
+    try:
+        cli()
+    except SandboxdError as exc:
+        click.echo(f"sandboxd: {exc}", err=True)
+        sys.exit(1)
+    except PermissionError as exc:
+        click.echo(f"sandboxd: {exc}; sandboxd needs root", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

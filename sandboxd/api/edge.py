@@ -1,0 +1,128 @@
+"""What every RPC passes: the gate until recovery is done, errors to gRPC codes, and the policy on cancellation.
+
+A handler whose client has gone is cancelled by grpc.aio; the jobs that it waits for are not. A CancelledError of
+another origin (a job cut off by shutdown) must not escape: grpc.aio would send no status at all and leave the
+client waiting until its deadline, so it is answered with UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+import structlog
+
+from sandboxd import errors
+
+log = structlog.get_logger(__name__)
+
+# The only place where gRPC codes are chosen. The most specific class counts.
+CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unsupported: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.NotReady: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TimedOut: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.CleanupIncomplete: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.PluginFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SandboxdError: grpc.StatusCode.INTERNAL,
+}
+
+
+def code_of(error: errors.SandboxdError) -> grpc.StatusCode:
+    """The gRPC code that a client sees for `error`."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+def message_of(error: BaseException) -> str:
+    """The error's sentence and what was noted on it on the way up."""
+    return "; ".join((str(error) or type(error).__name__, *getattr(error, "__notes__", ())))
+
+
+class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
+    """The interceptor that wraps every method of every service."""
+
+    def __init__(self, not_serving: Callable[[], str]) -> None:
+        """`not_serving` says why requests cannot be taken yet, "" when they can."""
+        self._not_serving = not_serving
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        """Wrap the handler of one call."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        name = details.method.rpartition("/")[2]
+        arguments = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(self._streaming(name, behaviour), **arguments)
+        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(self._single(name, behaviour), **arguments)
+
+    def _single(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            began = time.monotonic()
+            try:
+                await self._admit(name, inspect.iscoroutinefunction(behaviour), context)
+                return await behaviour(request, context)
+            except (Exception, asyncio.CancelledError) as exc:
+                await _answer(name, exc, context)
+            finally:
+                log.debug("rpc", method=name, seconds=round(time.monotonic() - began, 4))
+
+        return call
+
+    def _streaming(self, name: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            try:
+                await self._admit(name, inspect.isasyncgenfunction(behaviour), context)
+                async for message in behaviour(request, context):
+                    yield message
+            except (Exception, asyncio.CancelledError) as exc:
+                await _answer(name, exc, context)
+
+        return call
+
+    async def _admit(self, name: str, implemented: bool, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if not implemented:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not implemented yet")
+        if reason := self._not_serving():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+
+
+async def _answer(name: str, error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    """End the call with the status that belongs to `error`."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, asyncio.CancelledError):
+        if context.cancelled() or context.done():
+            raise error
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "sandboxd is shutting down")
+    if isinstance(error, errors.SandboxdError):
+        code = code_of(error)
+        log.info("request refused", method=name, code=code.name, error=message_of(error))
+        await context.abort(code, message_of(error))
+    log.error("request failed unexpectedly", method=name, exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, f"internal error, see sandboxd's log: {message_of(error)}")
+    raise AssertionError("abort raises")

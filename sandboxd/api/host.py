@@ -1,0 +1,126 @@
+"""Our own API, for what CRI cannot say: loading an archive, explaining a pod, reading logs over the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from sandboxd.api import views
+from sandboxd.cni import result as cni_result
+from sandboxd.errors import InvalidRequest, NotReady, PluginFailed
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.load_image import Loaded
+from sandboxd.logs import reader
+from sandboxd.model import Attachment, ContainerState, find
+from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
+
+MOST_ARCHIVE_BYTES = 64 << 30
+
+Load = Callable[[Path, Callable[[str, int, int], None]], Awaitable[list[Loaded]]]
+
+
+class HostService(host_pb2_grpc.HostServicer):
+    """See host.proto for what each RPC promises."""
+
+    def __init__(self, host: Host, load: Load) -> None:
+        self._host = host
+        self._load = load
+
+    async def LoadImage(
+        self, request: AsyncIterator[host_pb2.LoadImageRequest], context: Any
+    ) -> AsyncIterator[host_pb2.LoadImageResponse]:
+        uploads = Path(self._host.config.daemon.root) / "uploads"
+        uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=uploads, prefix="archive-")
+        archive = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                await _spool(request, file)
+            updates: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
+            # The job owns the archive from here on: a client that goes away does not stop the import.
+            job = self._host.jobs.spawn(
+                ("LoadImage", name), lambda: self._import(archive, updates)
+            )
+            while (update := await updates.get()) is not None:
+                stage, done, total = update
+                progress = host_pb2.Progress(stage=stage, done_bytes=done, total_bytes=total)
+                yield host_pb2.LoadImageResponse(progress=progress)
+            for loaded in await asyncio.shield(job):
+                yield host_pb2.LoadImageResponse(
+                    loaded=host_pb2.LoadedImage(
+                        names=loaded.names, image_id=loaded.image_id, digest=loaded.digest, size=loaded.size
+                    )
+                )
+        except BaseException:
+            if ("LoadImage", name) not in self._host.jobs.in_flight():
+                archive.unlink(missing_ok=True)
+            raise
+
+    async def _import(self, archive: Path, updates: asyncio.Queue[Any]) -> list[Loaded]:
+        try:
+            return await self._load(archive, lambda stage, done, total: updates.put_nowait((stage, done, total)))
+        finally:
+            archive.unlink(missing_ok=True)
+            updates.put_nowait(None)
+
+    async def Explain(self, request: host_pb2.ExplainRequest, context: Any) -> host_pb2.ExplainResponse:
+        ledger = self._host.ledger
+        record = ledger.sandboxes[find(ledger.sandboxes, request.pod_sandbox_id, "pod")]
+        return host_pb2.ExplainResponse(
+            pod_sandbox_id=record.id,
+            netns_path=record.netns_path,
+            pid=record.pid,
+            netns_inode=self._host.netns.inode(record.netns_path) if record.netns_path else 0,
+            steps=[views.step(step) for step in ledger.timeline(record.id)],
+            attachments=[views.attachment(a, _ips(a)) for a in ledger.attachments_of(record.id)],
+        )
+
+    async def ReadLogs(
+        self, request: host_pb2.ReadLogsRequest, context: Any
+    ) -> AsyncIterator[host_pb2.ReadLogsResponse]:
+        ledger = self._host.ledger
+        container = ledger.containers[find(ledger.containers, request.container_id, "container")]
+        if not container.log_path:
+            raise NotReady(f"container {container.id} was created without a log path, its output is discarded")
+        if request.tail < -1:
+            raise InvalidRequest(f"tail must be a number of lines or -1 for all, got {request.tail}")
+        running = container.state is ContainerState.RUNNING
+        changes = self._host.logs.changes(container.id) if request.follow and running else None
+        async with contextlib.aclosing(
+            reader.read(container.log_path, tail=request.tail, since=request.since, changes=changes)
+        ) as batches:
+            async for batch in batches:
+                yield host_pb2.ReadLogsResponse(
+                    lines=[
+                        host_pb2.LogLine(timestamp=e.timestamp, stream=e.stream, text=e.text, partial=e.partial)
+                        for e in batch
+                    ]
+                )
+
+
+async def _spool(chunks: AsyncIterator[host_pb2.LoadImageRequest], file: Any) -> None:
+    size = 0
+    async for message in chunks:
+        size += len(message.chunk)
+        if size > MOST_ARCHIVE_BYTES:
+            raise InvalidRequest(f"the archive is larger than {MOST_ARCHIVE_BYTES} bytes")
+        try:
+            file.write(message.chunk)
+        except OSError as exc:
+            raise NotReady(f"the archive cannot be stored: {exc.strerror}") from exc
+    if not size:
+        raise InvalidRequest("the archive is empty")
+
+
+def _ips(attachment: Attachment) -> tuple[str, ...]:
+    if not attachment.result:
+        return ()
+    try:
+        return cni_result.pod_ips(cni_result.parse_result(attachment.result, attachment.network), attachment.ifname)
+    except PluginFailed:
+        return ()  # the raw result is shown beside it

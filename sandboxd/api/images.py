@@ -1,0 +1,52 @@
+"""CRI's ImageService, one short method per RPC."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sandboxd.api import views
+from sandboxd.errors import NotFound
+from sandboxd.lifecycle.image_store import ImageStore
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.cri.v1 import api_pb2_grpc
+
+
+class ImageService(api_pb2_grpc.ImageServiceServicer):
+    """See the CRI API for what each RPC promises."""
+
+    def __init__(self, images: ImageStore) -> None:
+        self._images = images
+
+    async def ListImages(self, request: cri.ListImagesRequest, context: Any) -> cri.ListImagesResponse:
+        wanted = request.filter.image.image
+        return cri.ListImagesResponse(images=[views.image(record) for record in self._images.list(wanted)])
+
+    async def ImageStatus(self, request: cri.ImageStatusRequest, context: Any) -> cri.ImageStatusResponse:
+        try:
+            record = self._images.resolve(request.image.image)
+        except NotFound:
+            return cri.ImageStatusResponse()  # CRI: an absent image is an empty answer, not an error
+        answer = cri.ImageStatusResponse(image=views.image(record))
+        if request.verbose:
+            answer.info.update(views.info(chainID=record.chain_id, imageSpec={"config": record.config}))
+        return answer
+
+    async def RemoveImage(self, request: cri.RemoveImageRequest, context: Any) -> cri.RemoveImageResponse:
+        await self._images.remove(request.image.image)
+        return cri.RemoveImageResponse()
+
+    async def ImageFsInfo(self, request: cri.ImageFsInfoRequest, context: Any) -> cri.ImageFsInfoResponse:
+        usage = await self._images.fs_info()
+        return cri.ImageFsInfoResponse(
+            image_filesystems=[
+                cri.FilesystemUsage(
+                    timestamp=time.time_ns(),
+                    fs_id=cri.FilesystemIdentifier(mountpoint=usage.mountpoint),
+                    used_bytes=cri.UInt64Value(value=usage.used_bytes),
+                    inodes_used=cri.UInt64Value(value=usage.inodes_used),
+                )
+            ]
+        )
+
+

@@ -1,0 +1,261 @@
+"""CRI's RuntimeService, one short method per RPC.
+
+Methods that are not here are not built yet; the generated base class leaves them to the edge, which answers
+UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import sandboxd
+from sandboxd.api import views
+from sandboxd.config import effective
+from sandboxd.errors import NotFound, SandboxdError
+from sandboxd.lifecycle import containers, processes, run_sandbox, teardown
+from sandboxd.lifecycle.host import Host
+from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.cri.v1 import api_pb2_grpc
+
+# What CRI clients compare with; it is the version of the kubelet's runtime API, not of sandboxd.
+KUBE_API_VERSION = "0.1.0"
+CRI_VERSION = "v1"
+
+
+class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
+    """See the CRI API for what each RPC promises."""
+
+    def __init__(self, host: Host, containerd_trouble: Callable[[], str]) -> None:
+        """`containerd_trouble` says what is known to be wrong with containerd, "" when nothing is."""
+        self._host = host
+        self._trouble = containerd_trouble
+
+    async def Version(self, request: cri.VersionRequest, context: Any) -> cri.VersionResponse:
+        return cri.VersionResponse(
+            version=KUBE_API_VERSION,
+            runtime_name="sandboxd",
+            runtime_version=sandboxd.__version__,
+            runtime_api_version=CRI_VERSION,
+        )
+
+    async def Status(self, request: cri.StatusRequest, context: Any) -> cri.StatusResponse:
+        trouble = self._trouble()
+        choice = self._host.conf.current()
+        problems = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
+        network = choice.config is not None
+        conditions = [
+            cri.RuntimeCondition(
+                type="RuntimeReady",
+                status=not trouble,
+                reason="ContainerdUnavailable" if trouble else "",
+                message=trouble,
+            ),
+            cri.RuntimeCondition(
+                type="NetworkReady",
+                status=network,
+                reason="" if network else "NetworkNotConfigured",
+                message=problems or ("" if network else f"no network configuration in {self._conf_dir}"),
+            ),
+        ]
+        names = ["", *sorted(self._host.config.runtime.handlers)]
+        answer = cri.StatusResponse(
+            status=cri.RuntimeStatus(conditions=conditions),
+            runtime_handlers=[
+                cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures()) for name in names
+            ],
+        )
+        if request.verbose:
+            answer.info.update(self._status_info(choice))
+        return answer
+
+    @property
+    def _conf_dir(self) -> str:
+        return self._host.config.network.conf_dir
+
+    def _status_info(self, choice: Any) -> dict[str, str]:
+        debts = [a for a in self._host.ledger.attachments if a.sandbox_id not in self._host.ledger.sandboxes]
+        return {
+            "config": json.dumps({name: value for name, value, _ in effective(self._host.config)}),
+            "network": json.dumps(
+                {
+                    "name": choice.config.name if choice.config else "",
+                    "file": choice.config.source if choice.config else "",
+                    "plugins": [p["type"] for p in choice.config.plugins] if choice.config else [],
+                    "problems": [f"{p.path}: {p.text}" for p in choice.problems],
+                    "debts": [
+                        {"sandbox": a.sandbox_id, "network": a.network, "error": a.error, "attempts": a.attempts}
+                        for a in debts
+                    ],
+                }
+            ),
+            "quarantine": json.dumps(
+                [{"kind": q.kind, "id": q.id, "reason": q.reason} for q in self._host.ledger.quarantined()]
+            ),
+        }
+
+    async def RuntimeConfig(
+        self, request: cri.RuntimeConfigRequest, context: Any
+    ) -> cri.RuntimeConfigResponse:
+        driver = cri.SYSTEMD if self._host.config.runtime.cgroup_driver == "systemd" else cri.CGROUPFS
+        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    # Sandboxes
+
+    async def RunPodSandbox(
+        self, request: cri.RunPodSandboxRequest, context: Any
+    ) -> cri.RunPodSandboxResponse:
+        sandbox_id = await run_sandbox.run_sandbox(self._host, request.config, request.runtime_handler)
+        return cri.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
+
+    async def StopPodSandbox(
+        self, request: cri.StopPodSandboxRequest, context: Any
+    ) -> cri.StopPodSandboxResponse:
+        if sandbox_id := self._known_sandbox(request.pod_sandbox_id):
+            await teardown.stop_sandbox(self._host, sandbox_id)
+        return cri.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(
+        self, request: cri.RemovePodSandboxRequest, context: Any
+    ) -> cri.RemovePodSandboxResponse:
+        if sandbox_id := self._known_sandbox(request.pod_sandbox_id):
+            await teardown.remove_sandbox(self._host, sandbox_id)
+        return cri.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(
+        self, request: cri.PodSandboxStatusRequest, context: Any
+    ) -> cri.PodSandboxStatusResponse:
+        record = self._sandbox(request.pod_sandbox_id)
+        answer = cri.PodSandboxStatusResponse(status=views.sandbox_status(record))
+        answer.containers_statuses.extend(
+            views.container_status(c)
+            for c in self._host.ledger.containers_of(record.id)
+            if c.state is not ContainerState.CREATING
+        )
+        if request.verbose:
+            answer.info.update(await self._sandbox_info(record))
+        return answer
+
+    async def _sandbox_info(self, record: SandboxRecord) -> dict[str, str]:
+        results = [a.result for a in self._host.ledger.attachments_of(record.id) if a.result]
+        return views.info(
+            pid=record.pid,
+            state=record.state.value,
+            failure=record.failure or None,
+            runtimeHandler=record.runtime_handler,
+            netNamespacePath=record.netns_path,
+            netNamespaceInode=self._host.netns.inode(record.netns_path) if record.netns_path else 0,
+            config=views.message_dict(record.config),
+            cniResult=json.loads(results[0]) if results else None,
+            runtimeSpec=await self._spec(record.id),
+            timeline=views.timeline(self._host.ledger.timeline(record.id)),
+        )
+
+    async def _spec(self, container_id: str) -> dict[str, Any] | None:
+        try:
+            return await self._host.runtime.spec(container_id)
+        except SandboxdError:
+            return None  # a status that lacks the spec is better than none
+
+    async def ListPodSandbox(
+        self, request: cri.ListPodSandboxRequest, context: Any
+    ) -> cri.ListPodSandboxResponse:
+        wanted = request.filter
+        found = [
+            views.sandbox(record)
+            for record in self._host.ledger.sandboxes.values()
+            if record.state is not SandboxState.CREATING
+            and record.id.startswith(wanted.id)
+            and (not wanted.HasField("state") or views.sandbox_state(record) == wanted.state.state)
+            and views.labels_match(wanted.label_selector, record.config.labels)
+        ]
+        return cri.ListPodSandboxResponse(items=found)
+
+    # Containers
+
+    async def CreateContainer(
+        self, request: cri.CreateContainerRequest, context: Any
+    ) -> cri.CreateContainerResponse:
+        sandbox_id = self._sandbox(request.pod_sandbox_id).id
+        container_id = await containers.create_container(self._host, sandbox_id, request.config)
+        return cri.CreateContainerResponse(container_id=container_id)
+
+    async def StartContainer(
+        self, request: cri.StartContainerRequest, context: Any
+    ) -> cri.StartContainerResponse:
+        await containers.start_container(self._host, self._container(request.container_id).id)
+        return cri.StartContainerResponse()
+
+    async def StopContainer(
+        self, request: cri.StopContainerRequest, context: Any
+    ) -> cri.StopContainerResponse:
+        if container_id := self._known_container(request.container_id):
+            await processes.stop_container(self._host, container_id, request.timeout)
+        return cri.StopContainerResponse()
+
+    async def RemoveContainer(
+        self, request: cri.RemoveContainerRequest, context: Any
+    ) -> cri.RemoveContainerResponse:
+        if container_id := self._known_container(request.container_id):
+            await containers.remove_container(self._host, container_id)
+        return cri.RemoveContainerResponse()
+
+    async def ListContainers(
+        self, request: cri.ListContainersRequest, context: Any
+    ) -> cri.ListContainersResponse:
+        wanted = request.filter
+        entries = [
+            views.container(record)
+            for record in self._host.ledger.containers.values()
+            if record.state is not ContainerState.CREATING
+            and record.id.startswith(wanted.id)
+            and record.sandbox_id.startswith(wanted.pod_sandbox_id)
+            and views.labels_match(wanted.label_selector, record.config.labels)
+        ]
+        if wanted.HasField("state"):
+            entries = [entry for entry in entries if entry.state == wanted.state.state]
+        return cri.ListContainersResponse(containers=entries)
+
+    async def ContainerStatus(
+        self, request: cri.ContainerStatusRequest, context: Any
+    ) -> cri.ContainerStatusResponse:
+        record = self._container(request.container_id)
+        answer = cri.ContainerStatusResponse(status=views.container_status(record))
+        if request.verbose:
+            info = views.info(
+                pid=record.pid,
+                sandboxID=record.sandbox_id,
+                snapshotKey=record.id,
+                config=views.message_dict(record.config),
+                runtimeSpec=await self._spec(record.id),
+            )
+            answer.info.update(info)
+        return answer
+
+    async def ReopenContainerLog(
+        self, request: cri.ReopenContainerLogRequest, context: Any
+    ) -> cri.ReopenContainerLogResponse:
+        self._host.logs.reopen(self._container(request.container_id).id)
+        return cri.ReopenContainerLogResponse()
+
+    # Ids: any unambiguous prefix names an object
+
+    def _sandbox(self, text: str) -> SandboxRecord:
+        return self._host.ledger.sandboxes[find(self._host.ledger.sandboxes, text, "pod")]
+
+    def _container(self, text: str) -> ContainerRecord:
+        return self._host.ledger.containers[find(self._host.ledger.containers, text, "container")]
+
+    def _known_sandbox(self, text: str) -> str:
+        try:
+            return self._sandbox(text).id
+        except NotFound:
+            return ""  # CRI: stopping or removing the unknown succeeds
+
+    def _known_container(self, text: str) -> str:
+        try:
+            return self._container(text).id
+        except NotFound:
+            return ""

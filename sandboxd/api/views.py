@@ -1,0 +1,187 @@
+"""Records to CRI messages. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from sandboxd.lifecycle.image_store import ImageRecord
+from sandboxd.model import Attachment, ContainerRecord, ContainerState, SandboxRecord, SandboxState
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2
+from sandboxd.steps import PluginExecution, StepRecord
+
+_CONTAINER_STATES = {
+    ContainerState.CREATED: cri.CONTAINER_CREATED,
+    ContainerState.RUNNING: cri.CONTAINER_RUNNING,
+    ContainerState.EXITED: cri.CONTAINER_EXITED,
+}
+
+
+def sandbox_state(record: SandboxRecord) -> cri.PodSandboxState.ValueType:
+    """READY or NOTREADY; CRI has no third."""
+    return cri.SANDBOX_READY if record.state is SandboxState.READY else cri.SANDBOX_NOTREADY
+
+
+def sandbox(record: SandboxRecord) -> cri.PodSandbox:
+    """An entry of ListPodSandbox."""
+    return cri.PodSandbox(
+        id=record.id,
+        metadata=record.config.metadata,
+        state=sandbox_state(record),
+        created_at=record.created_at,
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+        runtime_handler=record.runtime_handler,
+    )
+
+
+def sandbox_status(record: SandboxRecord) -> cri.PodSandboxStatus:
+    """What PodSandboxStatus answers; no address for a pod in the host's network, as CRI says."""
+    network = cri.PodSandboxNetworkStatus()
+    if record.ips and not record.stopped_at:
+        network.ip = record.ips[0]
+        network.additional_ips.extend(cri.PodIP(ip=ip) for ip in record.ips[1:])
+    return cri.PodSandboxStatus(
+        id=record.id,
+        metadata=record.config.metadata,
+        state=sandbox_state(record),
+        created_at=record.created_at,
+        network=network,
+        linux=cri.LinuxPodSandboxStatus(
+            namespaces=cri.Namespace(options=record.config.linux.security_context.namespace_options)
+        ),
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+        runtime_handler=record.runtime_handler,
+    )
+
+
+def container(record: ContainerRecord) -> cri.Container:
+    """An entry of ListContainers."""
+    return cri.Container(
+        id=record.id,
+        pod_sandbox_id=record.sandbox_id,
+        metadata=record.config.metadata,
+        image=record.config.image,
+        image_ref=record.image_ref,
+        image_id=record.image_id,
+        state=_CONTAINER_STATES[record.state],
+        created_at=record.created_at,
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+    )
+
+
+def container_status(record: ContainerRecord) -> cri.ContainerStatus:
+    """What ContainerStatus answers."""
+    return cri.ContainerStatus(
+        id=record.id,
+        metadata=record.config.metadata,
+        state=_CONTAINER_STATES[record.state],
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        exit_code=record.exit_code,
+        image=record.config.image,
+        image_ref=record.image_ref,
+        image_id=record.image_id,
+        reason=record.reason if record.finished_at else "",
+        message=record.message,
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+        mounts=record.config.mounts,
+        log_path=record.log_path,
+    )
+
+
+def image(record: ImageRecord) -> cri.Image:
+    """An entry of ListImages, and what ImageStatus answers."""
+    uid = cri.Int64Value(value=record.uid) if record.uid is not None else None
+    return cri.Image(
+        id=record.id,
+        repo_tags=record.repo_tags,
+        repo_digests=record.repo_digests,
+        size=record.size,
+        uid=uid,
+        username=record.username,
+        spec=cri.ImageSpec(image=record.id),
+        pinned=record.pinned,
+    )
+
+
+def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """CRI's label selector: every pair must be there, exactly."""
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def info(**parts: Any) -> dict[str, str]:
+    """The verbose part of a status: one JSON text under "info", as crictl and other clients expect it."""
+    return {"info": json.dumps({key: value for key, value in parts.items() if value is not None})}
+
+
+def message_dict(message: Any) -> dict[str, Any]:
+    """A message as JSON-able data, with the field names of the contract."""
+    parsed: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return parsed
+
+
+def timeline(steps: Iterable[StepRecord]) -> list[dict[str, Any]]:
+    """The timeline for a verbose status: what happened, when, for how long."""
+    return [
+        {
+            "operation": step.operation,
+            "step": step.name,
+            "startedAt": step.started_at,
+            "durationNs": step.duration,
+            **({"error": step.error} if step.error else {}),
+            **({"detail": dict(step.detail)} if step.detail else {}),
+        }
+        for step in steps
+    ]
+
+
+def step(record: StepRecord) -> host_pb2.Step:
+    """A timeline entry of the host API, plugin execution included."""
+    return host_pb2.Step(
+        operation=record.operation,
+        name=record.name,
+        container_id=record.container_id,
+        started_at=record.started_at,
+        duration=record.duration,
+        error=record.error,
+        detail=record.detail,
+        plugin=_execution(record.plugin) if record.plugin else None,
+    )
+
+
+def _execution(plugin: PluginExecution) -> host_pb2.PluginExecution:
+    return host_pb2.PluginExecution(
+        command=plugin.command,
+        binary=plugin.binary,
+        env=plugin.env,
+        stdin=plugin.stdin,
+        stdout=plugin.stdout,
+        stderr=plugin.stderr,
+        exit_code=plugin.exit_code,
+        duration=plugin.duration,
+        timed_out=plugin.timed_out,
+    )
+
+
+def attachment(record: Attachment, ips: Iterable[str]) -> host_pb2.Attachment:
+    """A network attachment of the host API."""
+    return host_pb2.Attachment(
+        network=record.network,
+        ifname=record.ifname,
+        state=record.state.value,
+        conf_file=record.conf_file,
+        config=record.config,
+        result=record.result,
+        error=record.error,
+        attempts=record.attempts,
+        ips=ips,
+    )

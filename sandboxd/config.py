@@ -1,0 +1,325 @@
+"""The daemon's configuration: every default and every directory in one place.
+
+`load` merges flags over the TOML file over the defaults below and is strict: an unknown key is an error that
+names the nearest known one, a value of the wrong type says what was expected. The result is frozen, and each
+value knows where it came from (`Config.sources`), which is what `sandboxd config` prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sandboxd.errors import InvalidRequest
+
+DEFAULT_FILE = "/etc/sandboxd/config.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """[daemon]"""
+
+    root: str = "/var/lib/sandboxd"  # survives a reboot: the ledger, the managed containerd's content
+    state: str = "/run/sandboxd"  # gone after a reboot: sockets, FIFOs, per-pod files
+    log_level: str = field(default="info", metadata={"choices": ("debug", "info", "warning", "error")})
+    log_format: str = field(default="auto", metadata={"choices": ("auto", "console", "json")})
+    drain_seconds: float = 30.0  # how long SIGTERM waits for running operations
+    reconcile_seconds: float = 30.0  # how often truth is listed and compared, beside the events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """[api]"""
+
+    socket: str = ""  # "" is <daemon.state>/sandboxd.sock
+    socket_group: str = ""  # members may connect; "" is root only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Containerd:
+    """[containerd]"""
+
+    managed: bool = True  # run a private containerd as a child that outlives daemon restarts
+    socket: str = ""  # "" is the managed one's, or /run/containerd/containerd.sock
+    binary: str = "containerd"  # of the managed one: a path, or a name looked up in PATH
+    namespace: str = "sandboxd"
+    snapshotter: str = "overlayfs"
+    start_seconds: float = 30.0  # how long the managed one may take to answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """[network]"""
+
+    conf_dir: str = "/etc/cni/net.d"
+    plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+    netns_dir: str = "/run/netns"
+    plugin_seconds: float = 60.0  # after which a plugin's process group is killed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """[runtime.handlers.NAME]: one way to run a pod"""
+
+    type: str = "io.containerd.runc.v2"  # the containerd shim
+    binary: str = ""  # the OCI runtime; "" is the shim's default, runc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """[runtime]"""
+
+    default_handler: str = "runc"
+    handlers: Mapping[str, Handler] = field(default_factory=lambda: {"runc": Handler()})
+    pause_image: str = "builtin"  # or a reference, fetched at start-up
+    pause_binary: str = "/usr/bin/catatonit"  # static; what the builtin image is made from
+    cgroup_driver: str = field(default="cgroupfs", metadata={"choices": ("cgroupfs", "systemd")})
+    cgroup_parent: str = "/sandboxd"  # of pods that name none (cgroupfs driver)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """[logs]"""
+
+    max_line_bytes: int = 16384  # longer lines are split into partial entries
+    drain_seconds: float = 5.0  # how long a dead container's remaining output is waited for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The effective configuration. `sources` maps "section.key" to "default", a file or a flag."""
+
+    daemon: Daemon = field(default_factory=Daemon)
+    api: Api = field(default_factory=Api)
+    containerd: Containerd = field(default_factory=Containerd)
+    network: Network = field(default_factory=Network)
+    runtime: Runtime = field(default_factory=Runtime)
+    logs: Logs = field(default_factory=Logs)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def socket(self) -> str:
+        """Where CRI and the host API are served."""
+        return self.api.socket or f"{self.daemon.state}/sandboxd.sock"
+
+    @property
+    def containerd_socket(self) -> str:
+        """Where containerd is expected to answer."""
+        if self.containerd.socket:
+            return self.containerd.socket
+        if self.containerd.managed:
+            return f"{self.daemon.state}/containerd/containerd.sock"
+        return "/run/containerd/containerd.sock"
+
+    @property
+    def ledger_file(self) -> str:
+        """The SQLite database."""
+        return f"{self.daemon.root}/ledger.db"
+
+    def sandbox_dir(self, sandbox_id: str) -> str:
+        """A pod's own files: hosts, hostname, resolv.conf, shm."""
+        return f"{self.daemon.state}/sandboxes/{sandbox_id}"
+
+    def container_dir(self, container_id: str) -> str:
+        """A container's own files: its FIFOs."""
+        return f"{self.daemon.state}/containers/{container_id}"
+
+    def netns_path(self, sandbox_id: str) -> str:
+        """The pod's named network namespace."""
+        return f"{self.network.netns_dir}/{sandbox_id}"
+
+
+SECTIONS: tuple[str, ...] = tuple(f.name for f in fields(Config) if f.name != "sources")
+
+
+def load(
+    file: str | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> Config:
+    """Read the configuration.
+
+    `file` is read if it exists; naming one other than the default that does not exist is an error. `flags` maps
+    "section.key" to the text given on the command line. Raises InvalidRequest with every problem found.
+    """
+    path = Path(file or DEFAULT_FILE)
+    tables: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise InvalidRequest(f"{path}: not valid TOML: {exc}") from exc
+        except OSError as exc:
+            raise InvalidRequest(f"{path}: cannot be read: {exc.strerror}") from exc
+    elif file is not None:
+        raise InvalidRequest(f"{path}: no such configuration file")
+    return merge(tables, origin=str(path), flags=flags or {})
+
+
+def merge(tables: Mapping[str, Any], *, origin: str, flags: Mapping[str, str]) -> Config:
+    """Build a Config from parsed TOML and flags. Pure; raises InvalidRequest listing every problem."""
+    problems: list[str] = []
+    sources: dict[str, str] = {}
+    config = Config()
+    for name, table in tables.items():
+        if name not in SECTIONS:
+            problems.append(f"{origin}: unknown section [{name}]{_nearest(name, SECTIONS)}")
+        elif not isinstance(table, dict):
+            problems.append(f"{origin}: [{name}] must be a table")
+        else:
+            section = getattr(config, name)
+            changes = _read_table(section, table, name, origin, problems)
+            sources |= {f"{name}.{key}": origin for key in changes}
+            config = replace(config, **{name: replace(section, **changes)})
+    for flag, text in flags.items():
+        section_name, _, key = flag.partition(".")
+        known = [f"{s}.{f.name}" for s in SECTIONS for f in fields(getattr(config, s))]
+        if flag not in known:
+            problems.append(f"--set {flag}: unknown setting{_nearest(flag, known)}")
+            continue
+        section = getattr(config, section_name)
+        value = _from_text(section, key, text, problems)
+        if value is not None:
+            config = replace(config, **{section_name: replace(section, **{key: value})})
+            sources[flag] = "flag"
+    problems += _cross_checks(config)
+    if problems:
+        raise InvalidRequest("configuration: " + "; ".join(problems))
+    return replace(config, sources=sources)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def _read_table(
+    section: Any, table: Mapping[str, Any], where: str, origin: str, problems: list[str]
+) -> dict[str, Any]:
+    hints = typing.get_type_hints(type(section))
+    known = {f.name: f for f in fields(section)}
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            problems.append(f"{origin}: unknown key {where}.{key}{_nearest(key, list(known))}")
+        elif key == "handlers":
+            changes[key] = _read_handlers(value, origin, problems)
+        else:
+            checked, problem = _typed(hints[key], known[key].metadata.get("choices"), value)
+            if problem:
+                problems.append(f"{origin}: {where}.{key}: {problem}")
+            else:
+                changes[key] = checked
+    return changes
+
+
+def _read_handlers(tables: Any, origin: str, problems: list[str]) -> dict[str, Handler]:
+    handlers: dict[str, Handler] = {}
+    if not isinstance(tables, dict):
+        problems.append(f"{origin}: [runtime.handlers] must hold one table per handler")
+        return handlers
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            problems.append(f"{origin}: [runtime.handlers.{name}] must be a table")
+            continue
+        where = f"runtime.handlers.{name}"
+        handlers[name] = replace(Handler(), **_read_table(Handler(), table, where, origin, problems))
+    return handlers
+
+
+def _typed(hint: Any, choices: Sequence[str] | None, value: Any) -> tuple[Any, str]:
+    """The value as the field wants it, or what is wrong with it."""
+    if hint is bool:
+        return (value, "") if isinstance(value, bool) else (None, f"expected true or false, got {value!r}")
+    if hint is float or hint is int:
+        if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
+            return None, f"expected a number, got {value!r}"
+        return (hint(value), "") if value > 0 else (None, f"must be greater than 0, got {value!r}")
+    if hint is str:
+        if not isinstance(value, str):
+            return None, f"expected text, got {value!r}"
+        if choices and value not in choices:
+            return None, f"must be one of {', '.join(choices)}, got {value!r}"
+        return value, ""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value), ""
+    return None, f"expected a list of texts, got {value!r}"
+
+
+def _from_text(section: Any, key: str, text: str, problems: list[str]) -> Any:
+    hint = typing.get_type_hints(type(section))[key]
+    value: Any = text
+    if hint is bool:
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    elif hint is float or hint is int:
+        try:
+            value = float(text) if hint is float else int(text)
+        except ValueError:
+            value = text
+    elif hint is not str:
+        value = text.split(":") if key != "handlers" else text
+    choices = next(f for f in fields(section) if f.name == key).metadata.get("choices")
+    checked, problem = _typed(hint, choices, value)
+    if problem:
+        problems.append(f"--set {key}: {problem}")
+        return None
+    return checked
+
+
+def _cross_checks(config: Config) -> list[str]:
+    """What single values cannot tell."""
+    problems = []
+    if config.runtime.default_handler not in config.runtime.handlers:
+        known = ", ".join(sorted(config.runtime.handlers)) or "none"
+        problems.append(
+            f"runtime.default_handler {config.runtime.default_handler!r} is not configured (known: {known})"
+        )
+    paths = {
+        "daemon.root": config.daemon.root,
+        "daemon.state": config.daemon.state,
+        "network.conf_dir": config.network.conf_dir,
+        "network.netns_dir": config.network.netns_dir,
+        "runtime.pause_binary": config.runtime.pause_binary,
+        "api.socket": config.api.socket or "/",
+        "containerd.socket": config.containerd.socket or "/",
+        **{f"network.plugin_dirs[{i}]": d for i, d in enumerate(config.network.plugin_dirs)},
+    }
+    problems += [f"{key}: {path!r} is not an absolute path" for key, path in paths.items() if path[:1] != "/"]
+    if not config.network.plugin_dirs:
+        problems.append("network.plugin_dirs: at least one directory is needed")
+    # sun_path holds 108 bytes with its terminator (unix(7)).
+    for key, path in (("api.socket", config.socket), ("containerd.socket", config.containerd_socket)):
+        if len(os.fsencode(path)) > 107:
+            problems.append(f"{key}: {path!r} is too long for a unix socket (107 bytes at most)")
+    return problems
+
+
+def effective(config: Config) -> list[tuple[str, Any, str]]:
+    """Every setting as (section.key, value, where it came from), in the order of this file."""
+    rows = []
+    for section_name in SECTIONS:
+        section = getattr(config, section_name)
+        for f in fields(section):
+            value = getattr(section, f.name)
+            name = f"{section_name}.{f.name}"
+            origin = config.sources.get(name, "default")
+            if isinstance(value, Mapping):
+                rows += [
+                    (f"{name}.{item}.{g.name}", getattr(entry, g.name), origin)
+                    for item, entry in sorted(value.items())
+                    if is_dataclass(entry)
+                    for g in fields(entry)
+                ]
+            else:
+                rows.append((name, value, origin))
+    return rows
+
+
+def notify_socket() -> str:
+    """systemd's notification socket (sd_notify(3)), "" when not started by it."""
+    return os.environ.get("NOTIFY_SOCKET", "")

@@ -1,0 +1,6 @@
+"""containerd's services over its socket, as this daemon needs them.
+
+containerd's own messages stay in this package: callers get frozen records, CRI vocabulary and the errors of
+`sandboxd.errors`. Each module is one of containerd's nouns; `client` is the connection they share; `managed`
+runs a private containerd.
+"""

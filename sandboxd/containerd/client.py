@@ -1,0 +1,116 @@
+"""The connection to containerd: one channel, the namespace header, and the translation of its errors.
+
+gRPC reconnects a lost channel by itself; while it does, calls fail with Unavailable rather than wait (rule 7 of
+the design: reads never wait), and `wait_until_serving` is there for those who have time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from google.protobuf import empty_pb2
+
+from sandboxd import errors
+from sandboxd.pb.containerd.services.version.v1 import version_pb2_grpc
+
+# containerd's own limit for a message in either direction.
+MESSAGE_BYTES = 16 << 20
+
+_MEANING: dict[grpc.StatusCode, type[errors.SandboxdError]] = {
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.NotReady,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Exhausted,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.TimedOut,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+    grpc.StatusCode.UNIMPLEMENTED: errors.Unsupported,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What containerd says it is."""
+
+    version: str
+    revision: str
+
+
+@contextmanager
+def translate(what: str) -> Iterator[None]:
+    """Turn containerd's errors into ours: `what` says what could not be done, containerd's words follow."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as exc:
+        kind = _MEANING.get(exc.code(), errors.SandboxdError)
+        words = exc.details() or exc.code().name
+        if kind is errors.Unavailable:
+            words = f"containerd does not answer ({words})"
+        raise kind(f"{what}: {words}") from exc
+
+
+class Containerd:
+    """A channel to one containerd, in one of its namespaces."""
+
+    def __init__(self, socket: str, namespace: str) -> None:
+        self.socket = socket
+        self.namespace = namespace
+        self.metadata = (("containerd-namespace", namespace),)
+        self.channel = grpc.aio.insecure_channel(
+            f"unix://{socket}",
+            options=(
+                ("grpc.max_receive_message_length", MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MESSAGE_BYTES),
+                # A restarted containerd should be found at once, not after gRPC's default of up to two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                # The socket is a file: a proxy from the environment has no say.
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.default_authority", "localhost"),
+            ),
+        )
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self.channel.close()
+
+    def trouble(self) -> str:
+        """What is known to be wrong with the connection, "" when nothing is; asks nobody."""
+        state = self.channel.get_state()
+        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            return f"containerd at {self.socket} does not answer"
+        return ""
+
+    async def version(self, timeout: float = 5.0) -> Version:
+        """Ask for the version; raises Unavailable when containerd does not answer in `timeout` seconds."""
+        with translate(f"containerd at {self.socket}"):
+            stub = version_pb2_grpc.VersionStub(self.channel)
+            answer = await stub.Version(empty_pb2.Empty(), timeout=timeout)
+        return Version(version=answer.version, revision=answer.revision)
+
+    async def wait_until_serving(self, timeout: float) -> Version:
+        """Wait for containerd to answer; raises Unavailable after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    try:
+                        return await self.version()
+                    except (errors.Unavailable, errors.TimedOut):
+                        await self._state_change()
+        except TimeoutError as exc:
+            raise errors.Unavailable(f"containerd at {self.socket} did not answer within {timeout:g} s") from exc
+
+    async def _state_change(self) -> None:
+        """Return when the channel's state moves on from the failure it is in."""
+        state = self.channel.get_state(try_to_connect=True)
+        if state is not grpc.ChannelConnectivity.READY:
+            await self.channel.wait_for_state_change(state)
+        else:
+            # Connected, but the service is not registered yet: let containerd go on.
+            await asyncio.sleep(0.05)

@@ -1,0 +1,157 @@
+"""A private containerd: configured, started and watched by us, and outliving us.
+
+It is a child in its own session, so that neither a signal to the daemon's group nor the daemon's end reaches it:
+pods keep running across a restart of sandboxd, and the next daemon finds the socket answering and uses it. What
+it needs on disk derives from sandboxd's own directories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from sandboxd.containerd.client import Containerd, Version
+from sandboxd.errors import NotReady, Unavailable
+
+log = structlog.get_logger(__name__)
+
+# What a pod daemon does not need. The CRI plugin would compete for the same pods, `opt` creates /opt/containerd,
+# and the snapshotters probe the disk for file systems that we do not use. Names of 1.x and 2.x side by side:
+# containerd ignores ids that it does not know.
+_DISABLED = (
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.cri.v1.images",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.internal.v1.tracing",
+    "io.containerd.tracing.processor.v1.otlp",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.blockfile",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.erofs",
+    "io.containerd.snapshotter.v1.zfs",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the private containerd keeps its things."""
+
+    root: str  # content and snapshots, persistent
+    state: str  # sockets and bundles, volatile
+    socket: str
+
+    @property
+    def config_file(self) -> str:
+        return f"{self.state}/config.toml"
+
+    @property
+    def pid_file(self) -> str:
+        return f"{self.state}/containerd.pid"
+
+    @property
+    def log_file(self) -> str:
+        return f"{self.state}/containerd.log"
+
+
+def configuration(places: Places) -> str:
+    """The configuration file; version 2 is read by containerd 1.3 to 2.x."""
+    disabled = ", ".join(f'"{name}"' for name in _DISABLED)
+    return (
+        "# Written by sandboxd at each start; changes here are lost.\n"
+        "version = 2\n"
+        f'root = "{places.root}"\n'
+        f'state = "{places.state}/state"\n'
+        f"disabled_plugins = [{disabled}]\n"
+        "[grpc]\n"
+        f'address = "{places.socket}"\n'
+        "[ttrpc]\n"
+        f'address = "{places.socket}.ttrpc"\n'
+    )
+
+
+async def ensure_running(client: Containerd, binary: str, places: Places, timeout: float) -> Version:
+    """Use the containerd that answers on the socket, or start one; return its version.
+
+    Raises NotReady when the binary is missing, Unavailable (with the end of its log) when it does not come up.
+    """
+    try:
+        return await client.version(timeout=2.0)
+    except Unavailable:
+        pass
+    if pid := running_pid(places):
+        log.info("the private containerd is starting or stuck, waiting for it", pid=pid)
+        return await client.wait_until_serving(timeout)
+    path = shutil.which(binary)
+    if path is None:
+        raise NotReady(
+            f"{binary} was not found; install containerd (on Debian: apt-get install containerd)"
+            " or set containerd.binary"
+        )
+    for directory in (places.root, places.state):
+        Path(directory).mkdir(mode=0o711, parents=True, exist_ok=True)
+    Path(places.config_file).write_text(configuration(places), encoding="utf-8")
+    with open(places.log_file, "ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            path,
+            "--config",
+            places.config_file,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+        )
+    Path(places.pid_file).write_text(f"{process.pid}\n", encoding="ascii")
+    log.info("private containerd started", pid=process.pid, binary=path, socket=places.socket)
+    try:
+        return await client.wait_until_serving(timeout)
+    except Unavailable as exc:
+        tail = Path(places.log_file).read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise Unavailable(f"{exc}; the end of {places.log_file}:\n{tail}") from exc
+
+
+def running_pid(places: Places) -> int:
+    """The private containerd's pid, 0 when it does not run. A recycled pid is told by its command line."""
+    try:
+        pid = int(Path(places.pid_file).read_text(encoding="ascii"))
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return 0
+    return pid if os.fsencode(places.config_file) in argv else 0
+
+
+async def stop(places: Places, timeout: float) -> bool:
+    """End the private containerd (SIGTERM, then SIGKILL after `timeout` seconds); False when none ran."""
+    pid = running_pid(places)
+    if not pid:
+        return False
+    fd = os.pidfd_open(pid)
+    try:
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, gone.set)
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(timeout):
+                    await gone.wait()
+            except TimeoutError:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                await gone.wait()
+        finally:
+            loop.remove_reader(fd)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
+    Path(places.pid_file).unlink(missing_ok=True)
+    return True

@@ -1,0 +1,245 @@
+"""Containers and tasks: the records of what runs, and what runs.
+
+In containerd a container is a record (spec, runtime, snapshot) and a task is its running process tree, kept by a
+shim. A task's exit is seen by `wait`, `get` or the event stream, and its resources are freed by `delete`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import any_pb2, timestamp_pb2
+
+from sandboxd.containerd.client import Containerd, translate
+from sandboxd.containerd.snapshots import Mount
+from sandboxd.errors import NotFound, NotReady, SandboxdError
+from sandboxd.pb.containerd.runc.options import oci_pb2 as runc_options
+from sandboxd.pb.containerd.services.containers.v1 import containers_pb2, containers_pb2_grpc
+from sandboxd.pb.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
+from sandboxd.pb.containerd.types import mount_pb2
+from sandboxd.pb.containerd.types.task import task_pb2
+
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
+
+CALL_SECONDS = 30.0  # bookkeeping calls
+RUNTIME_SECONDS = 120.0  # calls that execute the OCI runtime; generous, a loaded disk can be very slow
+
+
+class TaskState(enum.Enum):
+    """What a task does."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"
+
+
+_STATES = {
+    task_pb2.Status.CREATED: TaskState.CREATED,
+    task_pb2.Status.RUNNING: TaskState.RUNNING,
+    task_pb2.Status.PAUSED: TaskState.PAUSED,
+    task_pb2.Status.PAUSING: TaskState.RUNNING,
+    task_pb2.Status.STOPPED: TaskState.STOPPED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a task ended."""
+
+    code: int  # 128 + signal when a signal ended it
+    at: int  # unix nanoseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task as containerd sees it now."""
+
+    id: str
+    pid: int
+    state: TaskState
+    exit: Exit | None  # when stopped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """How the shim is to run a container."""
+
+    type: str  # the shim, "io.containerd.runc.v2"
+    binary: str = ""  # OCI runtime, "" is the shim's default
+    systemd_cgroup: bool = False
+
+
+class Tasks:
+    """containerd's container and task services."""
+
+    def __init__(self, client: Containerd) -> None:
+        self._meta = client.metadata
+        self._containers = containers_pb2_grpc.ContainersStub(client.channel)
+        self._tasks = tasks_pb2_grpc.TasksStub(client.channel)
+
+    async def create_container(
+        self,
+        container_id: str,
+        *,
+        spec: Mapping[str, Any],
+        image: str,
+        snapshotter: str,
+        snapshot_key: str,
+        labels: Mapping[str, str],
+        runtime: RuntimeOptions,
+    ) -> None:
+        """Store the container's record; raises AlreadyExists when the id is taken."""
+        options = runc_options.Options(binary_name=runtime.binary, systemd_cgroup=runtime.systemd_cgroup)
+        container = containers_pb2.Container(
+            id=container_id,
+            labels=labels,
+            image=image,
+            runtime=containers_pb2.Container.Runtime(
+                name=runtime.type,
+                options=any_pb2.Any(type_url=RUNC_OPTIONS_TYPE, value=options.SerializeToString()),
+            ),
+            spec=any_pb2.Any(type_url=SPEC_TYPE, value=json.dumps(spec).encode()),
+            snapshotter=snapshotter,
+            snapshot_key=snapshot_key,
+        )
+        with translate(f"container record {container_id}"):
+            await self._containers.Create(
+                containers_pb2.CreateContainerRequest(container=container),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+
+    async def spec(self, container_id: str) -> dict[str, Any]:
+        """The stored OCI runtime spec."""
+        with translate(f"container record {container_id}"):
+            answer = await self._containers.Get(
+                containers_pb2.GetContainerRequest(id=container_id), metadata=self._meta, timeout=CALL_SECONDS
+            )
+        parsed: dict[str, Any] = json.loads(answer.container.spec.value)
+        return parsed
+
+    async def delete_container(self, container_id: str) -> None:
+        """Remove the container's record; gone is done."""
+        try:
+            with translate(f"container record {container_id}"):
+                await self._containers.Delete(
+                    containers_pb2.DeleteContainerRequest(id=container_id),
+                    metadata=self._meta,
+                    timeout=CALL_SECONDS,
+                )
+        except NotFound:
+            pass
+
+    async def container_ids(self) -> set[str]:
+        """Every container record in our namespace."""
+        with translate("container records"):
+            answer = await self._containers.List(
+                containers_pb2.ListContainersRequest(), metadata=self._meta, timeout=CALL_SECONDS
+            )
+        return {container.id for container in answer.containers}
+
+    async def create(
+        self, container_id: str, rootfs: Sequence[Mount], *, stdout: str = "", stderr: str = "", stdin: str = "",
+        terminal: bool = False,
+    ) -> int:  # fmt: skip
+        """Start the shim and let the OCI runtime create the container; return the init process's pid.
+
+        Empty stream paths discard. Raises NotReady with the runtime's words when it refuses.
+        """
+        request = tasks_pb2.CreateTaskRequest(
+            container_id=container_id,
+            rootfs=[
+                mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options) for m in rootfs
+            ],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=terminal,
+        )
+        with _runtime_words(), translate(f"task of {container_id}"):
+            answer = await self._tasks.Create(request, metadata=self._meta, timeout=RUNTIME_SECONDS)
+        return int(answer.pid)
+
+    async def start(self, container_id: str) -> int:
+        """Let a created task run; return its pid. Raises NotReady with the runtime's words when it cannot."""
+        with _runtime_words(), translate(f"task of {container_id}"):
+            answer = await self._tasks.Start(
+                tasks_pb2.StartRequest(container_id=container_id), metadata=self._meta, timeout=RUNTIME_SECONDS
+            )
+        return int(answer.pid)
+
+    async def kill(self, container_id: str, signal: int) -> None:
+        """Signal the task's init process; one that has ended or is gone is done."""
+        try:
+            with translate(f"signal {signal} to the task of {container_id}"):
+                await self._tasks.Kill(
+                    tasks_pb2.KillRequest(container_id=container_id, signal=signal),
+                    metadata=self._meta,
+                    timeout=CALL_SECONDS,
+                )
+        except NotFound:
+            pass
+
+    async def wait(self, container_id: str, timeout: float | None = None) -> Exit:
+        """Wait for the task to end; raises NotFound when there is none, TimedOut after `timeout` seconds."""
+        with translate(f"waiting for the task of {container_id}"):
+            answer = await self._tasks.Wait(
+                tasks_pb2.WaitRequest(container_id=container_id), metadata=self._meta, timeout=timeout
+            )
+        return Exit(code=answer.exit_status, at=_nanoseconds(answer.exited_at))
+
+    async def delete(self, container_id: str) -> Exit | None:
+        """Free a stopped task's resources, shim included when it was the last; None when it was gone."""
+        try:
+            with translate(f"removing the task of {container_id}"):
+                answer = await self._tasks.Delete(
+                    tasks_pb2.DeleteTaskRequest(container_id=container_id),
+                    metadata=self._meta,
+                    timeout=RUNTIME_SECONDS,
+                )
+        except NotFound:
+            return None
+        return Exit(code=answer.exit_status, at=_nanoseconds(answer.exited_at))
+
+    async def get(self, container_id: str) -> Task:
+        """The task now; raises NotFound when there is none."""
+        with translate(f"task of {container_id}"):
+            answer = await self._tasks.Get(
+                tasks_pb2.GetRequest(container_id=container_id), metadata=self._meta, timeout=CALL_SECONDS
+            )
+        return _task(answer.process)
+
+    async def list(self) -> dict[str, Task]:
+        """Every task in our namespace, by container id."""
+        with translate("tasks"):
+            answer = await self._tasks.List(tasks_pb2.ListTasksRequest(), metadata=self._meta, timeout=CALL_SECONDS)
+        return {process.id: _task(process) for process in answer.tasks}
+
+
+class _runtime_words:  # noqa: N801 - a context manager, used like a function
+    """Errors that containerd has no kind for are, on these calls, the OCI runtime refusing."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if type(exc) is SandboxdError:
+            raise NotReady(str(exc)) from exc.__cause__
+
+
+def _task(process: task_pb2.Process) -> Task:
+    state = _STATES.get(process.status, TaskState.UNKNOWN)
+    # 1.6 names the container in `id` only when listing, in `container_id` only for exec'd processes.
+    end = Exit(code=process.exit_status, at=_nanoseconds(process.exited_at)) if state is TaskState.STOPPED else None
+    return Task(id=process.id, pid=process.pid, state=state, exit=end)
+
+
+def _nanoseconds(stamp: timestamp_pb2.Timestamp) -> int:
+    return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)

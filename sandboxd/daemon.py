@@ -1,0 +1,266 @@
+"""The composition root: build each object once, serve, recover, notify, drain.
+
+The socket answers from the first moment: with UNAVAILABLE and the reason, until records and reality have been
+brought together. A machine without containerd thus has a daemon that says so, rather than none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import grp
+import os
+import signal
+import socket
+import stat
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import structlog
+
+from sandboxd import netns, steps
+from sandboxd.api.edge import Edge
+from sandboxd.api.host import HostService
+from sandboxd.api.images import ImageService
+from sandboxd.api.runtime import RuntimeService
+from sandboxd.cni.conf_dir import ConfDir
+from sandboxd.cni.invoker import Invoker
+from sandboxd.config import Config, notify_socket
+from sandboxd.containerd import managed
+from sandboxd.containerd.client import Containerd
+from sandboxd.containerd.tasks import Tasks
+from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
+from sandboxd.jobs import Jobs
+from sandboxd.ledger import Ledger
+from sandboxd.lifecycle import events, machine
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.image_store import ImageStore
+from sandboxd.lifecycle.load_image import Importer
+from sandboxd.lifecycle.recover import compare_forever, recover
+from sandboxd.logs.client import Logs
+from sandboxd.pb.cri.v1 import api_pb2_grpc
+from sandboxd.pb.host.v1 import host_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+MESSAGE_BYTES = 16 << 20  # as kubelet's and crictl's own limit
+RETRY_FIRST, RETRY_MOST = 0.5, 10.0  # seconds between attempts to start
+
+
+@dataclass(slots=True)
+class _Condition:
+    """Why requests cannot be taken; "" when they can."""
+
+    trouble: str = "sandboxd is starting"
+
+
+async def serve(config: Config) -> None:
+    """Run until SIGTERM or SIGINT. Raises NotReady when another daemon has the directories or the socket."""
+    async with AsyncExitStack() as stack:
+        for directory in (config.daemon.root, config.daemon.state):
+            Path(directory).mkdir(mode=0o711, parents=True, exist_ok=True)
+        _lock(stack, f"{config.daemon.root}/lock")
+        ledger = Ledger(config.ledger_file)
+        stack.callback(ledger.close)
+        stack.callback(steps.subscribe(ledger.append_step))
+        stack.callback(steps.subscribe(_log_step))
+        client = Containerd(config.containerd_socket, config.containerd.namespace)
+        stack.push_async_callback(client.close)
+        jobs = Jobs()
+        logs = Logs(max_line_bytes=config.logs.max_line_bytes)
+        stack.callback(logs.close_all)
+        images = ImageStore(client, config.containerd.snapshotter)
+        importer = Importer(client, images)
+        host = Host(
+            config=config,
+            jobs=jobs,
+            ledger=ledger,
+            netns=netns,
+            conf=ConfDir(config.network.conf_dir),
+            cni=Invoker(config.network.plugin_seconds),
+            runtime=Tasks(client),
+            images=images,
+            logs=logs,
+            facts=machine.facts(),
+        )
+        condition = _Condition()
+        server = _server(config, host, images, importer, client, condition)
+        await server.start()
+        log.info("listening", socket=config.socket, root=config.daemon.root)
+        stop = _stop_signals()
+        jobs.start("start-up", lambda: _start_up(config, host, client, images, importer, condition))
+        await stop.wait()
+        _notify("STOPPING=1")
+        condition.trouble = "sandboxd is shutting down"
+        log.info("shutting down; pods keep running", jobs=len(jobs.in_flight()))
+        left = await jobs.drain(config.daemon.drain_seconds)
+        if left:
+            log.warning("operations were cut off; they are cleaned up at the next start", jobs=[str(k) for k in left])
+        await server.stop(grace=1.0)
+        Path(config.socket).unlink(missing_ok=True)
+
+
+async def _start_up(
+    config: Config,
+    host: Host,
+    client: Containerd,
+    images: ImageStore,
+    importer: Importer,
+    condition: _Condition,
+) -> None:
+    """Bring everything up, again and again until it works or the daemon is stopped."""
+    delay = RETRY_FIRST
+    while True:
+        try:
+            netns.prepare_directory(config.network.netns_dir)
+            version = await _reach_containerd(config, client)
+            await images.refresh()
+            host.pause = await importer.ensure_pause(config.runtime.pause_image, config.runtime.pause_binary)
+            await recover(host)
+            break
+        except (SandboxdError, OSError) as exc:
+            condition.trouble = f"sandboxd is starting: {exc}"
+            log.error("not ready yet, trying again", in_seconds=delay, error=str(exc))
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, RETRY_MOST)
+
+    async def keep_up() -> None:
+        await _reach_containerd(config, client)
+        await events.follow(host, client, images)
+
+    host.jobs.watch("containerd", keep_up)
+    host.jobs.watch("compare", lambda: compare_forever(host, config.daemon.reconcile_seconds))
+    condition.trouble = ""
+    log.info("ready", containerd=version, pods=len(host.ledger.sandboxes), containers=len(host.ledger.containers))
+    _notify("READY=1")
+
+
+async def _reach_containerd(config: Config, client: Containerd) -> str:
+    if config.containerd.managed:
+        places = managed_places(config)
+        version = await managed.ensure_running(
+            client, config.containerd.binary, places, config.containerd.start_seconds
+        )
+    else:
+        version = await client.wait_until_serving(config.containerd.start_seconds)
+    return version.version
+
+
+def managed_places(config: Config) -> managed.Places:
+    """Where the managed containerd keeps its things."""
+    return managed.Places(
+        root=f"{config.daemon.root}/containerd",
+        state=f"{config.daemon.state}/containerd",
+        socket=config.containerd_socket,
+    )
+
+
+def _server(
+    config: Config,
+    host: Host,
+    images: ImageStore,
+    importer: Importer,
+    client: Containerd,
+    condition: _Condition,
+) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        interceptors=(Edge(lambda: condition.trouble),),
+        options=(
+            ("grpc.max_receive_message_length", MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MESSAGE_BYTES),
+        ),
+    )
+    runtime = RuntimeService(host, client.trouble)
+    api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)  # type: ignore[no-untyped-call, unused-ignore]
+    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)  # type: ignore[no-untyped-call, unused-ignore]
+    host_pb2_grpc.add_HostServicer_to_server(HostService(host, importer.load), server)  # type: ignore[no-untyped-call, unused-ignore]
+    _bind(server, config.socket, config.api.socket_group)
+    return server
+
+
+def _bind(server: grpc.aio.Server, path: str, group: str) -> None:
+    """Listen on `path`, for root only, or for the members of `group` too."""
+    gid = -1
+    if group:
+        try:
+            gid = grp.getgrnam(group).gr_gid
+        except KeyError as exc:
+            raise InvalidRequest(f"api.socket_group: there is no group {group!r}") from exc
+    Path(path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    _clear_stale(path)
+    # Never open to others, not even for an instant.
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix://{path}")
+    except RuntimeError as exc:
+        raise NotReady(f"cannot listen on {path}: {exc}") from exc
+    finally:
+        os.umask(before)
+    if group:
+        os.chown(path, -1, gid)
+        os.chmod(path, 0o660)
+
+
+def _clear_stale(path: str) -> None:
+    """Remove a socket that nobody listens on; raises NotReady when somebody does, or it is no socket."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise NotReady(f"cannot listen on {path}: something that is not a socket is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise NotReady(f"cannot listen on {path}: another process does")
+
+
+def _lock(stack: AsyncExitStack, path: str) -> None:
+    """Hold the root directory for this process; the kernel lets go when it ends, however it ends."""
+    file = stack.enter_context(open(path, "a+b"))  # noqa: SIM115 - the stack closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise NotReady(f"another sandboxd is running on {Path(path).parent} (it holds {path})") from exc
+
+
+def _stop_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); silently nothing when it did not start us."""
+    path = notify_socket()
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(message.encode(), address)
+        except OSError as exc:
+            log.warning("systemd could not be notified", error=str(exc))
+
+
+def _log_step(record: steps.StepRecord) -> None:
+    fields = {
+        "operation": record.operation,
+        "sandbox": record.sandbox_id[:12] or None,
+        "container": record.container_id[:12] or None,
+        "ms": round(record.duration / 1e6, 2),
+        **record.detail,
+    }
+    fields = {key: value for key, value in fields.items() if value is not None}
+    if record.error:
+        log.warning(record.name, error=record.error, **fields)
+    else:
+        log.info(record.name, **fields)

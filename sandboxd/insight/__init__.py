@@ -1,0 +1,1 @@
+"""Seeing and checking: what a machine lacks for pods."""

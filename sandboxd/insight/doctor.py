@@ -1,0 +1,121 @@
+"""`sandboxd check`: whether this machine has what pods need, and what to do where it has not.
+
+It looks and changes nothing, so it can be run beside a serving daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandboxd.cni.conf_dir import ConfDir
+from sandboxd.cni.lookup import preflight
+from sandboxd.config import Config
+from sandboxd.errors import SandboxdError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    words: str
+    remedy: str = ""
+
+
+def examine(config: Config) -> list[Finding]:
+    """Look at everything; never raises for what it finds."""
+    return [*_process(), *_kernel(), *_containerd(config), *_pause(config), *_network(config)]
+
+
+def _process() -> Iterator[Finding]:
+    root = os.geteuid() == 0
+    yield Finding(
+        what="user",
+        ok=root,
+        words="root" if root else f"uid {os.geteuid()}",
+        remedy="" if root else "run as root: network namespaces and mounts need it",
+    )
+
+
+def _kernel() -> Iterator[Finding]:
+    known = Path("/proc/filesystems").read_text(encoding="ascii").split()
+    overlay = "overlay" in known
+    yield Finding(
+        what="overlayfs",
+        ok=overlay,
+        words="in the kernel" if overlay else "not in the kernel",
+        remedy="" if overlay else "modprobe overlay",
+    )
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    v1 = Path("/sys/fs/cgroup/memory").is_dir()
+    yield Finding(
+        what="cgroups",
+        ok=unified or v1,
+        words="v2" if unified else "v1" if v1 else "no hierarchy under /sys/fs/cgroup",
+        remedy="" if unified or v1 else "mount the cgroup hierarchies",
+    )
+
+
+def _containerd(config: Config) -> Iterator[Finding]:
+    if config.containerd.managed:
+        for name, package in ((config.containerd.binary, "containerd"), ("containerd-shim-runc-v2", "containerd")):
+            yield _binary(name, package)
+    else:
+        there = Path(config.containerd_socket).is_socket()
+        yield Finding(
+            what="containerd",
+            ok=there,
+            words=f"{config.containerd_socket} {'is there' if there else 'is not there'}",
+            remedy="" if there else "start containerd, or set containerd.managed = true",
+        )
+    for name, handler in sorted(config.runtime.handlers.items()):
+        if handler.type == "io.containerd.runc.v2":
+            yield _binary(handler.binary or "runc", name if handler.binary else "runc")
+
+
+def _binary(name: str, package: str) -> Finding:
+    path = shutil.which(name)
+    return Finding(
+        what=os.path.basename(name),
+        ok=path is not None,
+        words=path or f"{name} is not in PATH",
+        remedy="" if path else f"on Debian: apt-get install {package}",
+    )
+
+
+def _pause(config: Config) -> Iterator[Finding]:
+    if config.runtime.pause_image != "builtin":
+        return
+    path = Path(config.runtime.pause_binary)
+    yield Finding(
+        what="pause",
+        ok=path.is_file(),
+        words=str(path) if path.is_file() else f"{path} is not there",
+        remedy="" if path.is_file() else "on Debian: apt-get install catatonit",
+    )
+
+
+def _network(config: Config) -> Iterator[Finding]:
+    choice = ConfDir(config.network.conf_dir).current()
+    for problem in choice.problems:
+        yield Finding(what="network configuration", ok=False, words=f"{problem.path}: {problem.text}")
+    if choice.config is None:
+        yield Finding(
+            what="network",
+            ok=False,
+            words=f"no usable configuration in {config.network.conf_dir}",
+            remedy="see deploy/cni/ for the default one",
+        )
+        return
+    try:
+        preflight(choice.config, config.network.plugin_dirs)
+    except SandboxdError as exc:
+        yield Finding(what="network", ok=False, words=str(exc))
+    else:
+        types = ", ".join(plugin["type"] for plugin in choice.config.plugins)
+        yield Finding(what="network", ok=True, words=f"{choice.config.name} ({types}) from {choice.config.source}")

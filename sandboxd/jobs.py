@@ -1,0 +1,132 @@
+"""Background work with an owner: the only place in sandboxd that creates tasks.
+
+Rules:
+1. A mutating request is a *job*: it runs to its end whatever becomes of the client that asked
+   (`run_to_end`). The request only waits for it.
+2. A job that is asked for again while it runs is joined, not repeated.
+3. A loop that must live (`watch`) is named, logged when it ends, and restarted with backoff.
+4. `drain` waits for jobs, never cancels them; loops are cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+RESTART_FIRST = 0.2  # seconds
+RESTART_MOST = 30.0  # seconds
+STEADY = 60.0  # seconds that a loop must have lived for its backoff to start over
+
+
+class Jobs:
+    """All tasks of one daemon."""
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, asyncio.Task[Any]] = {}
+        self._loops: set[asyncio.Task[None]] = set()
+        self._locks: dict[str, _Turnstile] = {}
+
+    async def run_to_end(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work` as a job that the caller's own cancellation does not touch, and return its result.
+
+        A job with the same key that is still running is joined: its result or error is everybody's.
+        """
+        return await asyncio.shield(self.spawn(key, work))
+
+    def spawn(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """The job with this key, started if it does not run. Await it under `shield`."""
+        return self._spawn(key, work, unobserved=False)
+
+    def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Start a job nobody waits for, unless one with this key is running; a failure is logged."""
+        self._spawn(key, work, unobserved=True)
+
+    def _spawn(
+        self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], unobserved: bool
+    ) -> asyncio.Task[T]:
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(work(), name=f"job:{key}")
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._finished(key, done, unobserved))
+        return cast("asyncio.Task[T]", task)
+
+    def _finished(self, key: Hashable, task: asyncio.Task[Any], unobserved: bool) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
+        if task.cancelled():
+            return
+        # Reading the exception marks it as seen: whoever waited may be gone, and asyncio would
+        # otherwise report a "never retrieved" error at garbage collection.
+        error = task.exception()
+        if error is not None and unobserved:
+            log.error("job failed", job=str(key), error=str(error), exc_info=error)
+
+    def in_flight(self) -> tuple[Hashable, ...]:
+        """Keys of the jobs that run now."""
+        return tuple(self._running)
+
+    def watch(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Keep `loop` running until `drain`: when it ends or fails, log it and start it again."""
+        task = asyncio.create_task(self._watched(name, loop), name=f"watch:{name}")
+        self._loops.add(task)
+        task.add_done_callback(self._loops.discard)
+
+    async def _watched(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        delay = RESTART_FIRST
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            try:
+                await loop()
+                log.warning("loop ended, restarting it", loop=name, in_seconds=delay)
+            except Exception as error:
+                log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=str(error))
+            if clock() - began > STEADY:
+                delay = RESTART_FIRST
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RESTART_MOST)
+
+    @asynccontextmanager
+    async def exclusive(self, key: str) -> AsyncIterator[None]:
+        """One holder at a time for `key` (a sandbox or container id); first come, first served."""
+        turnstile = self._locks.setdefault(key, _Turnstile())
+        turnstile.interested += 1
+        try:
+            async with turnstile.lock:
+                yield
+        finally:
+            turnstile.interested -= 1
+            if not turnstile.interested:
+                del self._locks[key]
+
+    def held(self) -> frozenset[str]:
+        """The keys that somebody holds or waits for exclusively."""
+        return frozenset(self._locks)
+
+    async def drain(self, grace: float) -> tuple[Hashable, ...]:
+        """Stop the loops, wait up to `grace` seconds for the jobs; return the keys still running."""
+        for task in tuple(self._loops):
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._running:
+            await asyncio.wait(tuple(self._running.values()), timeout=grace)
+        return tuple(self._running)
+
+
+class _Turnstile:
+    """A lock and the number of those who hold it or wait for it, so that it can be forgotten."""
+
+    __slots__ = ("interested", "lock")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.interested = 0

@@ -1,0 +1,355 @@
+"""What survives the daemon: one SQLite file with sandboxes, containers, attachments and timelines.
+
+Rules:
+1. Intent before effect: a record is added before anything exists outside the process, and removed only when
+   nothing is left.
+2. Unique names are UNIQUE constraints, so that a reservation cannot outlive or precede its record.
+3. Reads come from memory; every change is committed before it is seen.
+4. A damaged row is moved to `quarantine` and reported; a damaged file is put aside. Neither is fatal.
+
+WAL with synchronous=NORMAL: a crash of the process loses nothing; a crash of the machine can lose the last
+instants, which `reconcile` repairs (https://www.sqlite.org/wal.html, "Performance Considerations").
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from sandboxd.errors import AlreadyExists, NotFound
+from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.steps import PluginExecution, StepRecord
+
+log = structlog.get_logger(__name__)
+
+SCHEMA_VERSION = 1
+STEPS_KEPT = 400  # per sandbox; the oldest go first
+
+_SCHEMA = """
+CREATE TABLE sandboxes (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, config BLOB NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE TABLE containers (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, config BLOB NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE TABLE attachments (
+    sandbox_id TEXT NOT NULL, network TEXT NOT NULL, ifname TEXT NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (sandbox_id, network, ifname)
+) STRICT;
+CREATE TABLE steps (
+    seq INTEGER PRIMARY KEY, sandbox_id TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE INDEX steps_by_sandbox ON steps (sandbox_id, seq);
+CREATE TABLE quarantine (
+    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NOT NULL, content TEXT NOT NULL, reason TEXT NOT NULL
+) STRICT;
+"""
+
+Record = TypeVar("Record", SandboxRecord, ContainerRecord)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined:
+    """A row that could not be read when the daemon started."""
+
+    kind: str
+    id: str
+    reason: str
+
+
+class Ledger:
+    """The daemon's memory. All methods are synchronous; none waits for anything but the local disk."""
+
+    def __init__(self, path: str) -> None:
+        """Open or create the database at `path` (":memory:" for tests) and read everything."""
+        self._db, self.replaced = _open(path)
+        self._sandboxes = _Table(self._db, "sandboxes", SandboxRecord, cri.PodSandboxConfig.FromString)
+        self._containers = _Table(self._db, "containers", ContainerRecord, cri.ContainerConfig.FromString)
+        self._attachments: dict[tuple[str, str, str], Attachment] = {}
+        self._load_attachments()
+
+    def close(self) -> None:
+        """Checkpoint and close the file."""
+        self._db.close()
+
+    # Sandboxes
+
+    @property
+    def sandboxes(self) -> Mapping[str, SandboxRecord]:
+        """Every sandbox by id."""
+        return MappingProxyType(self._sandboxes.rows)
+
+    def sandbox_named(self, name: str) -> SandboxRecord | None:
+        """The sandbox that holds `name`."""
+        return self._sandboxes.named(name)
+
+    def add_sandbox(self, record: SandboxRecord) -> None:
+        """Raises AlreadyExists when the id or the name is taken."""
+        self._sandboxes.add(record)
+
+    def update_sandbox(self, sandbox_id: str, **changes: Any) -> SandboxRecord:
+        """Replace fields; raises NotFound when the sandbox is gone."""
+        return self._sandboxes.update(sandbox_id, changes)
+
+    def remove_sandbox(self, sandbox_id: str) -> None:
+        """Forget the sandbox and its timeline. Its attachments stay until they are removed themselves."""
+        with self._db:
+            self._sandboxes.remove(sandbox_id)
+            self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
+
+    # Containers
+
+    @property
+    def containers(self) -> Mapping[str, ContainerRecord]:
+        """Every container by id."""
+        return MappingProxyType(self._containers.rows)
+
+    def container_named(self, name: str) -> ContainerRecord | None:
+        """The container that holds `name`."""
+        return self._containers.named(name)
+
+    def containers_of(self, sandbox_id: str) -> list[ContainerRecord]:
+        """The sandbox's containers, oldest first."""
+        return [c for c in self._containers.rows.values() if c.sandbox_id == sandbox_id]
+
+    def add_container(self, record: ContainerRecord) -> None:
+        """Raises AlreadyExists when the id or the name is taken."""
+        self._containers.add(record)
+
+    def update_container(self, container_id: str, **changes: Any) -> ContainerRecord:
+        """Replace fields; raises NotFound when the container is gone."""
+        return self._containers.update(container_id, changes)
+
+    def remove_container(self, container_id: str) -> None:
+        """Forget the container; unknown is done."""
+        with self._db:
+            self._containers.remove(container_id)
+
+    # Attachments
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Every attachment, debts of removed sandboxes included."""
+        return tuple(self._attachments.values())
+
+    def attachments_of(self, sandbox_id: str) -> list[Attachment]:
+        """The sandbox's attachments, in the order in which they were made."""
+        return [a for a in self._attachments.values() if a.sandbox_id == sandbox_id]
+
+    def put_attachment(self, attachment: Attachment) -> Attachment:
+        """Add or replace an attachment."""
+        key = (attachment.sandbox_id, attachment.network, attachment.ifname)
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", (*key, _attachment_json(attachment))
+            )
+        self._attachments[key] = attachment
+        return attachment
+
+    def remove_attachment(self, attachment: Attachment) -> None:
+        """Forget an attachment: its DEL succeeded, or no plugin ever ran."""
+        key = (attachment.sandbox_id, attachment.network, attachment.ifname)
+        with self._db:
+            self._db.execute("DELETE FROM attachments WHERE sandbox_id = ? AND network = ? AND ifname = ?", key)
+        self._attachments.pop(key, None)
+
+    def _load_attachments(self) -> None:
+        rows = self._db.execute("SELECT rowid, sandbox_id, network, ifname, body FROM attachments").fetchall()
+        for rowid, sandbox_id, network, ifname, body in rows:
+            try:
+                self._attachments[sandbox_id, network, ifname] = _attachment_from(json.loads(body))
+            except Exception as exc:
+                _quarantine(self._db, "attachments", rowid, sandbox_id, body, exc)
+
+    # Timelines
+
+    def append_step(self, record: StepRecord) -> None:
+        """Add a step to its sandbox's timeline; steps without a known sandbox are not kept."""
+        if record.sandbox_id not in self._sandboxes.rows:
+            return
+        with self._db:
+            cursor = self._db.execute(
+                "INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record))
+            )
+            if cursor.lastrowid and cursor.lastrowid % 64 == 0:
+                self._db.execute(
+                    "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <= (SELECT seq FROM steps"
+                    " WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+                    (record.sandbox_id, STEPS_KEPT),
+                )
+
+    def timeline(self, sandbox_id: str) -> list[StepRecord]:
+        """The sandbox's steps in the order in which they ended."""
+        rows = self._db.execute("SELECT body FROM steps WHERE sandbox_id = ? ORDER BY seq", (sandbox_id,))
+        return [_step_from(json.loads(body)) for (body,) in rows]
+
+    # Damage
+
+    def quarantined(self) -> list[Quarantined]:
+        """What could not be read."""
+        rows = self._db.execute("SELECT kind, id, reason FROM quarantine ORDER BY seq")
+        return [Quarantined(kind=kind, id=id_, reason=reason) for kind, id_, reason in rows]
+
+
+class _Table(Generic[Record]):
+    """Sandboxes or containers: rows in memory, written through."""
+
+    def __init__(self, db: sqlite3.Connection, name: str, kind: type[Record], parse: Callable[[bytes], Any]) -> None:
+        self._db = db
+        self._name = name
+        self.rows: dict[str, Record] = {}
+        self._names: dict[str, str] = {}
+        for rowid, id_, config, body in db.execute(f"SELECT rowid, id, config, body FROM {name}").fetchall():
+            try:
+                known = {f.name for f in fields(kind)}
+                values = {k: v for k, v in json.loads(body).items() if k in known}
+                if "ips" in values:
+                    values["ips"] = tuple(values["ips"])
+                self._keep(kind(id=id_, config=parse(config), **values))
+            except Exception as exc:
+                _quarantine(db, name, rowid, id_, str(body), exc)
+
+    def _keep(self, record: Record) -> None:
+        self.rows[record.id] = record
+        self._names[record.name] = record.id
+
+    def named(self, name: str) -> Record | None:
+        return self.rows.get(self._names.get(name, ""))
+
+    def add(self, record: Record) -> None:
+        try:
+            with self._db:
+                self._db.execute(
+                    f"INSERT INTO {self._name} VALUES (?, ?, ?, ?)",
+                    (record.id, record.name, record.config.SerializeToString(), _body(record)),
+                )
+        except sqlite3.IntegrityError as exc:
+            raise AlreadyExists(f"the name {record.name} is in use") from exc
+        self._keep(record)
+
+    def update(self, id_: str, changes: Mapping[str, Any]) -> Record:
+        if id_ not in self.rows:
+            raise NotFound(f"{id_} is gone")
+        record = replace(self.rows[id_], **changes)
+        with self._db:
+            if "config" in changes:
+                self._db.execute(
+                    f"UPDATE {self._name} SET config = ? WHERE id = ?",
+                    (record.config.SerializeToString(), id_),
+                )
+            self._db.execute(f"UPDATE {self._name} SET body = ? WHERE id = ?", (_body(record), id_))
+        self.rows[id_] = record
+        return record
+
+    def remove(self, id_: str) -> None:
+        self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", (id_,))
+        record = self.rows.pop(id_, None)
+        if record is not None:
+            self._names.pop(record.name, None)
+
+
+def _open(path: str) -> tuple[sqlite3.Connection, str]:
+    """The connection, and where a damaged file was put aside ("" when there was none)."""
+    aside = ""
+    if path != ":memory:":
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return _connect(path), aside
+    except sqlite3.DatabaseError as exc:
+        aside = _free_name(f"{path}.damaged")
+        log.error("the ledger is damaged, starting an empty one", file=path, kept_as=aside, error=str(exc))
+        os.replace(path, aside)
+        for extra in ("-wal", "-shm"):
+            Path(path + extra).unlink(missing_ok=True)
+        return _connect(path), aside
+
+
+def _free_name(path: str) -> str:
+    number = 1
+    while os.path.exists(f"{path}-{number}"):
+        number += 1
+    return f"{path}-{number}"
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    # One thread (the event loop's) uses the connection; the check would only forbid closing it elsewhere.
+    db = sqlite3.connect(path, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(
+                f"schema version {version}, this sandboxd knows {SCHEMA_VERSION}; was it downgraded?"
+            )
+        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _quarantine(db: sqlite3.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:
+    reason = f"{type(exc).__name__}: {exc}"
+    log.error("a record cannot be read and is put aside", kind=kind, id=str(id_), reason=reason)
+    with db:
+        db.execute(
+            "INSERT INTO quarantine (kind, id, content, reason) VALUES (?, ?, ?, ?)",
+            (kind, str(id_), body, reason),
+        )
+        db.execute(f"DELETE FROM {kind} WHERE rowid = ?", (rowid,))
+
+
+def _body(record: SandboxRecord | ContainerRecord) -> str:
+    return json.dumps({f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("id", "config")})
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _attachment_json(attachment: Attachment) -> str:
+    values = {f.name: getattr(attachment, f.name) for f in fields(attachment)}
+    values["state"] = attachment.state.value
+    for key in ("config", "capability_args", "result"):
+        values[key] = _text(values[key])
+    return json.dumps(values)
+
+
+def _attachment_from(values: dict[str, Any]) -> Attachment:
+    values["state"] = AttachmentState(values["state"])
+    for key in ("config", "capability_args", "result"):
+        values[key] = base64.b64decode(values[key])
+    return Attachment(**values)
+
+
+def _step_json(record: StepRecord) -> str:
+    values: dict[str, Any] = {f.name: getattr(record, f.name) for f in fields(record)}
+    if record.plugin is not None:
+        plugin = {f.name: getattr(record.plugin, f.name) for f in fields(record.plugin)}
+        for key in ("stdin", "stdout", "stderr"):
+            plugin[key] = _text(plugin[key])
+        values["plugin"] = plugin
+    return json.dumps(values)
+
+
+def _step_from(values: dict[str, Any]) -> StepRecord:
+    if values["plugin"] is not None:
+        for key in ("stdin", "stdout", "stderr"):
+            values["plugin"][key] = base64.b64decode(values["plugin"][key])
+        values["plugin"] = PluginExecution(**values["plugin"])
+    return StepRecord(**values)

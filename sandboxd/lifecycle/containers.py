@@ -1,0 +1,259 @@
+"""CreateContainer, StartContainer, RemoveContainer: a pod's workload.
+
+Creating writes the record, prepares the root file system and stores the spec; starting opens the log, creates
+the task and lets it run. Both hold the sandbox's lock, so neither can meet a teardown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import secrets
+import time
+from pathlib import Path
+
+from sandboxd import steps
+from sandboxd.containerd import rootfs as image_files
+from sandboxd.containerd.snapshots import Mount
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
+from sandboxd.lifecycle import machine, pod_files, run_sandbox
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.image_store import ImageRecord
+from sandboxd.lifecycle.processes import remove_container_remains, settle_container
+from sandboxd.logs.client import make_fifos
+from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
+from sandboxd.oci import container as oci_container
+from sandboxd.oci import linux, users, validate
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+START_ERROR = 128  # exit code of a container that could not be started, as other runtimes report it
+
+
+async def create_container(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> str:
+    """Create a container in a pod and return its id; the same request again returns the same id.
+
+    Raises NotFound for an unknown pod or image, NotReady for a pod that does not run, AlreadyExists when another
+    container has the name, InvalidRequest otherwise; nothing is left behind then.
+    """
+    sandbox = host.ledger.sandboxes[sandbox_id]
+    validate.container_config(config, sandbox.config)
+    key = ("CreateContainer", sandbox_id, config.SerializeToString(deterministic=True))
+    return await host.jobs.run_to_end(key, lambda: _create(host, sandbox_id, config))
+
+
+async def start_container(host: Host, container_id: str) -> None:
+    """Start a created container; a running one is done. Raises NotReady with the runtime's words."""
+    await host.jobs.run_to_end(("StartContainer", container_id), lambda: _start(host, container_id))
+
+
+async def remove_container(host: Host, container_id: str) -> None:
+    """Remove a container, running or not. Unknown is done."""
+    await host.jobs.run_to_end(("RemoveContainer", container_id), lambda: _remove(host, container_id))
+
+
+def ready_sandbox(host: Host, sandbox_id: str) -> SandboxRecord:
+    """The pod, able to take containers; raises NotFound or NotReady saying what it lacks."""
+    sandbox = host.ledger.sandboxes.get(sandbox_id)
+    if sandbox is None:
+        raise NotFound(f"pod {sandbox_id} does not exist")
+    if sandbox.state is not SandboxState.READY:
+        why = f" ({sandbox.failure})" if sandbox.failure else ""
+        raise NotReady(f"pod {sandbox.name} ({sandbox.id}) is {sandbox.state.value}{why}")
+    if sandbox.netns_path and not host.netns.exists(sandbox.netns_path):
+        raise NotReady(
+            f"pod {sandbox.name} ({sandbox.id}) has no network namespace to join: {sandbox.netns_path} is gone;"
+            " remove the pod and run it again"
+        )
+    return sandbox
+
+
+async def _create(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> str:
+    async with host.jobs.exclusive(sandbox_id):
+        sandbox = ready_sandbox(host, sandbox_id)
+        image = host.images.resolve(config.image.image)
+        record = ContainerRecord(
+            id=secrets.token_hex(32),
+            sandbox_id=sandbox_id,
+            config=config,
+            sandbox_name=sandbox.name,
+            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            image_id=image.id,
+            log_path=_log_path(sandbox.config, config),
+            stop_signal=_stop_signal(config, image),
+        )
+        existing = host.ledger.container_named(record.name)
+        if existing is not None:
+            if existing.config == config and existing.state is not ContainerState.EXITED:
+                return existing.id
+            raise AlreadyExists(f"container {existing.name} exists as {existing.id}; remove it first")
+        host.ledger.add_container(record)
+        with steps.operation("CreateContainer", sandbox_id=sandbox_id, container_id=record.id):
+            try:
+                with steps.step("container.create", container=config.metadata.name, image=config.image.image):
+                    await _build(host, sandbox, record, image)
+            except BaseException:
+                await remove_container_remains(host, record.id)
+                raise
+        host.ledger.update_container(record.id, created_at=time.time_ns())
+        return record.id
+
+
+async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
+    config = record.config
+    with steps.step("container.mounts", count=len(config.mounts)):
+        mounts = await asyncio.to_thread(_bind_sources, config)
+        devices = await asyncio.to_thread(machine.devices, config)
+    with steps.step("container.rootfs", image=image.id):
+        rootfs = await host.images.prepare_rootfs(record.id, image)
+        user = await asyncio.to_thread(_user, config, image, rootfs)
+    spec = oci_container.container_spec(
+        config,
+        sandbox.config,
+        container_id=record.id,
+        sandbox_id=sandbox.id,
+        sandbox_dir=host.config.sandbox_dir(sandbox.id),
+        netns_path=sandbox.netns_path,
+        pause_pid=sandbox.pid,
+        target_pid=_target_pid(host, sandbox, config),
+        hostname=pod_files.hostname(sandbox.config),
+        cgroups_path=linux.cgroups_path(
+            host.config.runtime.cgroup_driver, run_sandbox.cgroup_parent(host, sandbox), record.id
+        ),
+        image_name=config.image.user_specified_image or config.image.image,
+        image_config=image.config,
+        user=user,
+        mounts=mounts,
+        devices=devices,
+        facts=host.facts,
+    )
+    with steps.step("container.record"):
+        await host.runtime.create_container(
+            record.id,
+            spec=spec,
+            image=image.names[0] if image.names else image.id,
+            snapshotter=host.config.containerd.snapshotter,
+            snapshot_key=record.id,
+            labels=run_sandbox.labels(
+                sandbox.config, sandbox.id, kind="container", container=config.metadata.name
+            ),
+            runtime=run_sandbox.runtime_options(host, sandbox.runtime_handler),
+        )
+
+
+def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: list[Mount]) -> users.User:
+    """The user that the container runs as, looked up in the image's own files."""
+    passwd = image_files.read(rootfs, "etc/passwd")
+    group = image_files.read(rootfs, "etc/group")
+    return users.resolve(config.linux.security_context, str(image.config.get("User", "")), passwd, group)
+
+
+def _target_pid(host: Host, sandbox: SandboxRecord, config: cri.ContainerConfig) -> int:
+    """The init pid of the container whose pid namespace is to be joined, 0 when none is."""
+    options = config.linux.security_context.namespace_options
+    if options.pid != cri.TARGET:
+        return 0
+    target = host.ledger.containers.get(options.target_id)
+    if target is None or target.sandbox_id != sandbox.id:
+        raise NotFound(f"target container {options.target_id} does not exist in this pod")
+    if target.state is not ContainerState.RUNNING:
+        raise NotReady(f"target container {options.target_id} is {target.state.value}, not running")
+    return target.pid
+
+
+def _bind_sources(config: cri.ContainerConfig) -> dict[str, str]:
+    """Each mount's source on this host, links resolved; raises InvalidRequest for one that is missing.
+
+    Other runtimes make a missing source an empty directory; a typing error then looks like an empty volume.
+    """
+    resolved = {}
+    for mount in config.mounts:
+        try:
+            resolved[mount.host_path] = str(Path(mount.host_path).resolve(strict=True))
+        except (OSError, RuntimeError) as exc:
+            raise InvalidRequest(
+                f"mount of {mount.container_path}: the source {mount.host_path} does not exist or cannot be read"
+                f" ({exc})"
+            ) from exc
+    return resolved
+
+
+def _log_path(sandbox: cri.PodSandboxConfig, config: cri.ContainerConfig) -> str:
+    """Where the log goes; validated, so it stays below the log directory."""
+    if not sandbox.log_directory or not config.log_path:
+        return ""
+    return posixpath.join(sandbox.log_directory, config.log_path)
+
+
+def _stop_signal(config: cri.ContainerConfig, image: ImageRecord) -> str:
+    if config.stop_signal:
+        return cri.Signal.Name(config.stop_signal).replace("PLUS", "+").replace("MINUS", "-")
+    return str(image.config.get("StopSignal", ""))
+
+
+async def _start(host: Host, container_id: str) -> None:
+    container = host.ledger.containers.get(container_id)
+    if container is None:
+        raise NotFound(f"container {container_id} does not exist")
+    with steps.operation("StartContainer", sandbox_id=container.sandbox_id, container_id=container_id):
+        async with host.jobs.exclusive(container.sandbox_id):
+            container = host.ledger.containers.get(container_id)
+            if container is None:
+                raise NotFound(f"container {container_id} was removed meanwhile")
+            if container.state is ContainerState.RUNNING:
+                return
+            if container.state is not ContainerState.CREATED:
+                raise NotReady(f"container {container_id} is {container.state.value}, not created")
+            ready_sandbox(host, container.sandbox_id)
+            try:
+                with steps.step("container.start", container=container.config.metadata.name) as step:
+                    pid = await _run(host, container)
+                    step.note(pid=pid)
+            except SandboxdError as exc:
+                await _start_failed(host, container_id, exc)
+                raise
+            host.ledger.update_container(container_id, pid=pid, started_at=time.time_ns())
+    # A process that ended at once did so before it was known to run; its exit event found nothing to record.
+    host.jobs.start(("settle", container_id), lambda: settle_container(host, container_id))
+
+
+async def _run(host: Host, container: ContainerRecord) -> int:
+    config = container.config
+    streams = ("stdout",) if config.tty else ("stdout", "stderr")
+    with steps.step("container.log", path=container.log_path):
+        fifos = make_fifos(f"{host.config.container_dir(container.id)}/io", streams)
+        host.logs.open(container.id, fifos, container.log_path)
+    with steps.step("task.create"):
+        await host.runtime.create(
+            container.id,
+            await host.images.rootfs(container.id),
+            stdout=fifos["stdout"],
+            stderr=fifos.get("stderr", ""),
+            terminal=config.tty,
+        )
+    with steps.step("task.start"):
+        return await host.runtime.start(container.id)
+
+
+async def _start_failed(host: Host, container_id: str, cause: SandboxdError) -> None:
+    """A container that could not be started has ended, and says why."""
+    host.ledger.update_container(
+        container_id, finished_at=time.time_ns(), exit_code=START_ERROR, reason="StartError", message=str(cause)
+    )
+    host.logs.close(container_id)
+    try:
+        await host.runtime.kill(container_id, 9)
+        await host.runtime.delete(container_id)
+    except SandboxdError as exc:
+        cause.add_note(f"cleaning up: {exc}")  # RemoveContainer tries again
+
+
+async def _remove(host: Host, container_id: str) -> None:
+    container = host.ledger.containers.get(container_id)
+    if container is None:
+        return
+    with steps.operation("RemoveContainer", sandbox_id=container.sandbox_id, container_id=container_id):
+        async with host.jobs.exclusive(container.sandbox_id):
+            if container_id in host.ledger.containers:
+                with steps.step("container.remove", container=container.config.metadata.name):
+                    await remove_container_remains(host, container_id)

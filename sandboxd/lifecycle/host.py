@@ -1,0 +1,108 @@
+"""The resources that lifecycle operations need, and their bundle.
+
+Protocols stand where a fake must be able to take a resource's place; what has no failure of its own (the ledger,
+the jobs, the configuration) is named by its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sandboxd.cni.conf import Choice, NetworkConfig
+from sandboxd.config import Config
+from sandboxd.containerd.snapshots import Mount
+from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
+from sandboxd.jobs import Jobs
+from sandboxd.ledger import Ledger
+from sandboxd.lifecycle.image_store import ImageRecord
+from sandboxd.logs.client import Logs
+from sandboxd.model import Attachment
+from sandboxd.oci.linux import HostFacts
+
+
+class Netns(Protocol):
+    """Named network namespaces; `sandboxd.netns` is the real one."""
+
+    async def create(self, path: str) -> int: ...
+    async def remove(self, path: str) -> None: ...
+    def exists(self, path: str) -> bool: ...
+    def inode(self, path: str) -> int: ...
+
+
+class Cni(Protocol):
+    """The plugins; `sandboxd.cni.invoker.Invoker` is the real one."""
+
+    async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig: ...
+    async def add(self, attachment: Attachment) -> bytes: ...
+    async def delete(self, attachment: Attachment) -> None: ...
+
+
+class Conf(Protocol):
+    """The configuration directory of the networks; `sandboxd.cni.conf_dir.ConfDir` is the real one."""
+
+    def current(self) -> Choice: ...
+
+
+class Runtime(Protocol):
+    """Containers and tasks; `sandboxd.containerd.tasks.Tasks` is the real one."""
+
+    async def create_container(
+        self,
+        container_id: str,
+        *,
+        spec: Mapping[str, Any],
+        image: str,
+        snapshotter: str,
+        snapshot_key: str,
+        labels: Mapping[str, str],
+        runtime: RuntimeOptions,
+    ) -> None: ...
+    async def delete_container(self, container_id: str) -> None: ...
+    async def container_ids(self) -> set[str]: ...
+    async def spec(self, container_id: str) -> dict[str, Any]: ...
+    async def create(
+        self,
+        container_id: str,
+        rootfs: Sequence[Mount],
+        *,
+        stdout: str = "",
+        stderr: str = "",
+        stdin: str = "",
+        terminal: bool = False,
+    ) -> int: ...
+    async def start(self, container_id: str) -> int: ...
+    async def kill(self, container_id: str, signal: int) -> None: ...
+    async def wait(self, container_id: str, timeout: float | None = None) -> Exit: ...
+    async def delete(self, container_id: str) -> Exit | None: ...
+    async def get(self, container_id: str) -> Task: ...
+    async def list(self) -> dict[str, Task]: ...
+
+
+class Images(Protocol):
+    """Images and the root file systems made from them; `sandboxd.lifecycle.image_store` is the real one."""
+
+    def resolve(self, reference: str) -> ImageRecord: ...
+    async def prepare_rootfs(self, key: str, image: ImageRecord) -> Sequence[Mount]: ...
+    async def rootfs(self, key: str) -> Sequence[Mount]: ...
+    async def remove_rootfs(self, key: str) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Host:
+    """Everything an operation needs. Built once, in `daemon.py`."""
+
+    config: Config
+    jobs: Jobs
+    ledger: Ledger
+    netns: Netns
+    conf: Conf
+    cni: Cni
+    runtime: Runtime
+    images: Images
+    logs: Logs
+    facts: HostFacts
+    pause: ImageRecord | None = None  # known once containerd has answered
+
+

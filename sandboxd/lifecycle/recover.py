@@ -1,0 +1,111 @@
+"""Gather, reconcile, apply: at start, whenever the event stream was lost, and periodically.
+
+Every repair is bounded in time and fails alone: one bad object never keeps the daemon from starting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from sandboxd import steps
+from sandboxd.containerd.tasks import Task, TaskState
+from sandboxd.errors import SandboxdError
+from sandboxd.lifecycle import network
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.processes import remove_container_remains, settle_container, settle_sandbox
+from sandboxd.lifecycle.reconcile import Action, Repair, Seen, reconcile
+from sandboxd.lifecycle.teardown import remove_sandbox
+from sandboxd.logs.client import fifo_paths
+from sandboxd.model import ContainerRecord
+
+log = structlog.get_logger(__name__)
+
+REPAIR_SECONDS = 90.0  # a repair may have to wait for a plugin's own limit
+
+_SEEN = {TaskState.CREATED: Seen.CREATED, TaskState.STOPPED: Seen.STOPPED}
+
+
+async def recover(host: Host) -> None:
+    """Bring records and reality together after a start. Raises Unavailable when containerd does not answer."""
+    await _round(host, starting_up=True)
+
+
+async def compare(host: Host) -> None:
+    """The same while running: what an event should have told us and did not."""
+    try:
+        await _round(host, starting_up=False)
+    except SandboxdError as exc:
+        log.warning("records could not be compared with containerd", error=str(exc))
+
+
+async def compare_forever(host: Host, every: float) -> None:
+    """Compare every `every` seconds."""
+    while True:
+        await asyncio.sleep(every)
+        await compare(host)
+
+
+async def _round(host: Host, *, starting_up: bool) -> None:
+    tasks = {task_id: _seen(task) for task_id, task in (await host.runtime.list()).items()}
+    repairs = reconcile(
+        host.ledger.sandboxes,
+        host.ledger.containers,
+        host.ledger.attachments,
+        tasks,
+        busy=frozenset() if starting_up else host.jobs.held(),
+        starting_up=starting_up,
+        now=time.time_ns(),
+    )
+    for repair in repairs:
+        log.info("repairing", repair=repair.describe())
+        try:
+            async with asyncio.timeout(REPAIR_SECONDS):
+                with steps.operation("recover"):
+                    await _apply(host, repair)
+        except (SandboxdError, OSError, TimeoutError) as exc:
+            log.error("a repair failed, it is tried again later", repair=repair.describe(), error=str(exc))
+
+
+def _seen(task: Task) -> Seen:
+    return _SEEN.get(task.state, Seen.RUNNING)
+
+
+async def _apply(host: Host, repair: Repair) -> None:
+    match repair.action:
+        case Action.REMOVE_SANDBOX:
+            await remove_sandbox(host, repair.id)
+        case Action.SETTLE_SANDBOX:
+            await settle_sandbox(host, repair.id)
+        case Action.REMOVE_CONTAINER:
+            await remove_container_remains(host, repair.id)
+        case Action.SETTLE_CONTAINER:
+            # What it wrote before it ended is still in its FIFOs, if its shim lives.
+            _open_log(host, host.ledger.containers[repair.id])
+            await settle_container(host, repair.id)
+        case Action.CONFIRM_RUNNING:
+            task = await host.runtime.get(repair.id)
+            _open_log(host, host.ledger.containers[repair.id])
+            host.ledger.update_container(repair.id, pid=task.pid, started_at=time.time_ns())
+            await settle_container(host, repair.id)
+        case Action.UNDO_START:
+            await host.runtime.kill(repair.id, 9)
+            await host.runtime.delete(repair.id)
+        case Action.REOPEN_LOG:
+            _open_log(host, host.ledger.containers[repair.id])
+        case Action.PAY_DEBT:
+            await _pay(host, repair.id)
+
+
+def _open_log(host: Host, container: ContainerRecord) -> None:
+    fifos = fifo_paths(f"{host.config.container_dir(container.id)}/io")
+    if fifos:
+        host.logs.open(container.id, fifos, container.log_path, resume=True)
+
+
+async def _pay(host: Host, sandbox_id: str) -> None:
+    async with host.jobs.exclusive(sandbox_id):
+        await network.settle_debts(host, sandbox_id)
+    log.info("a network debt is paid", sandbox=sandbox_id)

@@ -1,0 +1,215 @@
+"""RunPodSandbox: from a pod's configuration to a running pause container with its network.
+
+    1 ledger      record CREATING, the name reserved                     (intent)
+    2 netns       created at the path that the id gives
+    3 together    network attached | pause rootfs, record, task created
+    4 runtime     pause started, only after both
+    5 ledger      READY
+    any failure   teardown(remove=True)
+
+Step 3 is serial when a sysctl names an interface: the runtime sets it when it creates the pause container, and
+by then the interface must be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+
+import structlog
+
+from sandboxd import steps
+from sandboxd.config import Handler
+from sandboxd.containerd.tasks import RuntimeOptions
+from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavailable
+from sandboxd.lifecycle import network, pod_files
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.image_store import ImageRecord
+from sandboxd.lifecycle.teardown import teardown
+from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
+from sandboxd.oci import linux, sandbox, users, validate
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+log = structlog.get_logger(__name__)
+
+
+async def run_sandbox(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
+    """Make a pod and return its id.
+
+    The same request again joins the one in flight, or returns the pod that it made. Raises InvalidRequest,
+    AlreadyExists when another pod has the name, NotReady when the machine cannot (no network, a plugin missing),
+    PluginFailed and its relatives; nothing is left behind then.
+    """
+    validate.sandbox_config(config)
+    resolve_handler(host, handler)
+    fingerprint = hashlib.sha256(config.SerializeToString(deterministic=True) + handler.encode()).hexdigest()
+    return await host.jobs.run_to_end(("RunPodSandbox", fingerprint), lambda: _run(host, config, handler))
+
+
+def resolve_handler(host: Host, name: str) -> Handler:
+    """The configured handler ("" is the default one); raises InvalidRequest naming the known ones."""
+    handlers = host.config.runtime.handlers
+    try:
+        return handlers[name or host.config.runtime.default_handler]
+    except KeyError:
+        known = ", ".join(sorted(handlers))
+        raise InvalidRequest(f"unknown runtime handler {name!r}; known are {known}") from None
+
+
+def runtime_options(host: Host, handler: str) -> RuntimeOptions:
+    """What containerd's shim is told for pods of this handler."""
+    found = resolve_handler(host, handler)
+    return RuntimeOptions(
+        type=found.type, binary=found.binary, systemd_cgroup=host.config.runtime.cgroup_driver == "systemd"
+    )
+
+
+def cgroup_parent(host: Host, record: SandboxRecord) -> str:
+    """The cgroup that holds the pod's containers: the one asked for, else one of its own."""
+    return record.config.linux.cgroup_parent or own_cgroup(host, record.id)
+
+
+def own_cgroup(host: Host, sandbox_id: str) -> str:
+    """The cgroup that a pod which names none gets, and which is ours to remove; "" with the systemd driver."""
+    if host.config.runtime.cgroup_driver == "systemd":
+        return ""
+    return f"{host.config.runtime.cgroup_parent}/{sandbox_id}"
+
+
+async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
+    existing = host.ledger.sandbox_named(sandbox_name(config.metadata))
+    if existing is not None:
+        return _again(existing, config, handler)
+    if host.pause is None:
+        raise Unavailable("the pause image is not ready yet")
+    on_host = config.linux.security_context.namespace_options.network == cri.NODE
+    chosen = None if on_host else await network.choose(host)
+    sandbox_id = secrets.token_hex(32)
+    record = SandboxRecord(
+        id=sandbox_id,
+        config=config,
+        runtime_handler=handler,
+        netns_path="" if on_host else host.config.netns_path(sandbox_id),
+        created_at=time.time_ns(),
+    )
+    host.ledger.add_sandbox(record)
+    with steps.operation("RunPodSandbox", sandbox_id=sandbox_id):
+        async with host.jobs.exclusive(sandbox_id):
+            try:
+                with steps.step("sandbox.run", pod=record.name):
+                    await _build(host, record, chosen, host.pause)
+            except BaseException as exc:
+                await _roll_back(host, record, exc)
+                raise
+    return sandbox_id
+
+
+def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) -> str:
+    """The answer to a request for a name that is taken."""
+    if existing.state is SandboxState.READY:
+        if existing.config == config and existing.runtime_handler == handler:
+            return existing.id
+        raise AlreadyExists(f"pod {existing.name} exists with another configuration, as {existing.id}")
+    why = f" ({existing.failure})" if existing.failure else ""
+    raise AlreadyExists(
+        f"pod {existing.name} exists as {existing.id} and is {existing.state.value}{why}; remove it first"
+    )
+
+
+async def _build(
+    host: Host, record: SandboxRecord, chosen: network.conf.NetworkConfig | None, pause: ImageRecord
+) -> None:
+    ips: tuple[str, ...] = ()
+    if record.netns_path:
+        with steps.step("netns.create", path=record.netns_path) as step:
+            step.note(inode=await host.netns.create(record.netns_path))
+    if chosen is None:
+        await _create_pause(host, record, pause)
+    elif _sysctl_names_interface(record.config):
+        ips = await network.attach(host, record, chosen, cgroup_parent(host, record))
+        await _create_pause(host, record, pause)
+    else:
+        # Neither is cancelled when the other fails: containerd would go on creating the task after we had
+        # looked for it, and a plugin cut off half way leaves more behind than one that ends.
+        attached, created = await asyncio.gather(
+            network.attach(host, record, chosen, cgroup_parent(host, record)),
+            _create_pause(host, record, pause),
+            return_exceptions=True,
+        )
+        for outcome in (attached, created):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        assert isinstance(attached, tuple)
+        ips = attached
+    with steps.step("pod.files"):
+        pod_files.write(host, record, ips)
+    with steps.step("pause.start") as step:
+        pid = await host.runtime.start(record.id)
+        step.note(pid=pid)
+    host.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
+
+
+async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -> None:
+    """Everything of the pause container but its start."""
+    with steps.step("pod.shm"):
+        pod_files.mount_shm(host, record.id)
+        # The runtime binds these when it creates the container; the pod's address follows before the start.
+        pod_files.write(host, record, ())
+    with steps.step("pause.rootfs", image=pause.id):
+        rootfs = await host.images.prepare_rootfs(record.id, pause)
+    spec = sandbox.sandbox_spec(
+        record.config,
+        sandbox_id=record.id,
+        netns_path=record.netns_path,
+        hostname=pod_files.hostname(record.config),
+        sandbox_dir=host.config.sandbox_dir(record.id),
+        cgroups_path=linux.cgroups_path(
+            host.config.runtime.cgroup_driver, cgroup_parent(host, record), record.id
+        ),
+        image_name=pause.names[0] if pause.names else pause.id,
+        image_config=pause.config,
+        user=users.User(uid=0, gid=0, additional_gids=(), username=""),
+        facts=host.facts,
+    )
+    with steps.step("pause.record"):
+        await host.runtime.create_container(
+            record.id,
+            spec=spec,
+            image=pause.names[0] if pause.names else pause.id,
+            snapshotter=host.config.containerd.snapshotter,
+            snapshot_key=record.id,
+            labels=labels(record.config, record.id, kind="sandbox"),
+            runtime=runtime_options(host, record.runtime_handler),
+        )
+    with steps.step("pause.create") as step:
+        step.note(pid=await host.runtime.create(record.id, rootfs))
+
+
+def labels(config: cri.PodSandboxConfig, sandbox_id: str, *, kind: str, container: str = "") -> dict[str, str]:
+    """What makes pods legible to `ctr` and `nerdctl`."""
+    found = {
+        "io.kubernetes.pod.name": config.metadata.name,
+        "io.kubernetes.pod.namespace": config.metadata.namespace,
+        "io.kubernetes.pod.uid": config.metadata.uid,
+        "sandboxd.io/kind": kind,
+        "sandboxd.io/sandbox": sandbox_id,
+    }
+    if container:
+        found["io.kubernetes.container.name"] = container
+    # containerd refuses a label whose key and value exceed 4096 bytes together; names never come near.
+    return found
+
+
+def _sysctl_names_interface(config: cri.PodSandboxConfig) -> bool:
+    return any(f".{network.IFNAME}." in f"{name}." for name in config.linux.sysctls)
+
+
+async def _roll_back(host: Host, record: SandboxRecord, cause: BaseException) -> None:
+    """Undo a failed run; what cannot be undone keeps the record, NOTREADY, with the reason."""
+    try:
+        await teardown(host, record.id, remove=True)
+    except SandboxdError as left:
+        host.ledger.update_sandbox(record.id, failure=f"{cause}; cleaning up: {left}")
+        cause.add_note(f"cleaning up: {left}")

@@ -1,0 +1,174 @@
+"""What the daemon remembers: sandboxes, containers and network attachments, and the states they compute to.
+
+Records are immutable; the ledger replaces them. A state is never stored: it follows from the timestamps, so
+that it cannot contradict them.
+
+    sandbox     CREATING ──► READY ──► NOTREADY ──► (removed)
+                    └── failed, cleanup incomplete ──► NOTREADY
+
+    container   CREATING ──► CREATED ──► RUNNING ──► EXITED ──► (removed)
+                    │            └── start failed ──────┘
+                    └── failed ──► (removed)
+
+    attachment  PLANNED ──► ADDING ──► ADDED ──► DELETING ──► (removed)
+                                └─────────┴──────────┴── DEL failed ──► OWED ──► (removed)
+
+CREATING objects are not shown to CRI clients. NOTREADY says only that the pause container does not run:
+StopPodSandbox must still be called to free what the sandbox holds. An OWED attachment outlives its sandbox.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sandboxd.errors import InvalidRequest, NotFound
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+ID_LENGTH = 64
+_ID_PREFIX = re.compile(r"[0-9a-f]{1,64}\Z")
+
+
+class SandboxState(enum.Enum):
+    """Where a sandbox is in its life."""
+
+    CREATING = "creating"
+    READY = "ready"
+    NOTREADY = "notready"
+
+
+class ContainerState(enum.Enum):
+    """Where a container is in its life."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+class AttachmentState(enum.Enum):
+    """Where a sandbox's connection to one network is in its life."""
+
+    PLANNED = "planned"  # recorded; no plugin was executed, so nothing is owed
+    ADDING = "adding"  # plugins may have run: a DEL is due whatever happens
+    ADDED = "added"
+    DELETING = "deleting"
+    OWED = "owed"  # a DEL failed: a debt, with its netns kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxRecord:
+    """A pod sandbox. Times are unix nanoseconds, 0 when not yet."""
+
+    id: str
+    config: cri.PodSandboxConfig
+    runtime_handler: str  # "" is the default handler
+    netns_path: str  # "" for a pod in the host's network
+    created_at: int
+    pid: int = 0  # of the pause container, 0 when it does not run
+    started_at: int = 0
+    exited_at: int = 0  # pause was seen to have ended
+    stopped_at: int = 0  # StopPodSandbox freed everything but the records
+    failure: str = ""  # why creating or cleaning up did not finish
+    ips: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Unique among live sandboxes: a retried RunPodSandbox has the same one."""
+        meta = self.config.metadata
+        return sandbox_name(meta)
+
+    @property
+    def state(self) -> SandboxState:
+        """READY while the pause container runs."""
+        if self.stopped_at or self.exited_at or self.failure:
+            return SandboxState.NOTREADY
+        return SandboxState.READY if self.started_at else SandboxState.CREATING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRecord:
+    """A workload container. Times are unix nanoseconds, 0 when not yet."""
+
+    id: str
+    sandbox_id: str
+    config: cri.ContainerConfig
+    sandbox_name: str  # of the sandbox: part of the container's own unique name
+    image_ref: str  # what to show: repo digest if there is one, else the image id
+    image_id: str  # digest of the image's config, "sha256:…"
+    log_path: str  # absolute, "" when the container does not log
+    stop_signal: str = ""  # the image's or the request's; "" means SIGTERM
+    created_at: int = 0  # 0 while creating
+    pid: int = 0
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def name(self) -> str:
+        """Unique among live containers."""
+        meta = self.config.metadata
+        return f"{self.sandbox_name}/{meta.name}/{meta.attempt}"
+
+    @property
+    def state(self) -> ContainerState:
+        """Computed from the timestamps; a start that failed sets only `finished_at`."""
+        if not self.created_at:
+            return ContainerState.CREATING
+        if self.finished_at:
+            return ContainerState.EXITED
+        return ContainerState.RUNNING if self.started_at else ContainerState.CREATED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A sandbox's connection to one network: exactly what ADD was given, so that DEL gets the same.
+
+    Identified by (sandbox_id, network, ifname), as the CNI spec does.
+    """
+
+    sandbox_id: str
+    network: str
+    ifname: str
+    netns_path: str
+    state: AttachmentState = AttachmentState.PLANNED
+    conf_file: str  # where the configuration was read from, for people
+    config: bytes  # the network configuration list as JSON, one object, version negotiated
+    plugin_path: str  # CNI_PATH: directories joined by ":"
+    args: str  # CNI_ARGS
+    capability_args: bytes  # JSON object: capability name -> value for runtimeConfig
+    result: bytes = b""  # the final ADD result as JSON
+    error: str = ""  # why the last attempt failed
+    attempts: int = 0  # failed DELs so far
+    tried_at: int = 0  # when the last of them was made, unix nanoseconds
+
+
+def sandbox_name(meta: cri.PodSandboxMetadata) -> str:
+    """The unique name of a sandbox; unambiguous, as the parts of a validated request hold no slash."""
+    return f"{meta.namespace}/{meta.name}/{meta.uid}/{meta.attempt}"
+
+
+def is_id_prefix(text: str) -> bool:
+    """Whether `text` could be an id or the beginning of one (lower-case hex, at most 64 digits)."""
+    return bool(_ID_PREFIX.match(text))
+
+
+def find(known: Collection[str], text: str, what: str) -> str:
+    """The one id that `text` is, or is the beginning of.
+
+    Raises NotFound when there is none, InvalidRequest when there are several; `what` is "pod" or "container".
+    """
+    if text in known:
+        return text
+    if not is_id_prefix(text):
+        raise NotFound(f"{what} {text!r} does not exist")
+    matches = [id_ for id_ in known if id_.startswith(text)]
+    if not matches:
+        raise NotFound(f"{what} {text} does not exist")
+    if len(matches) > 1:
+        raise InvalidRequest(f"{what} id {text} is ambiguous: it begins {len(matches)} ids")
+    return matches[0]

@@ -1,0 +1,188 @@
+"""Named network namespaces: create, recognise, remove, and open sockets inside.
+
+A namespace is an nsfs mount at a path that the sandbox id gives, so `ip netns` sees it and whoever knows the id
+can clean it up. Rules:
+
+1. Namespace calls happen in a thread of their own that ends afterwards: unshare(2) and setns(2) change the
+   calling thread only, and such a thread must never serve anything else again. The daemon never forks.
+2. `create` leaves nothing when it fails; `remove` treats "already gone" as done.
+3. pyroute2 is handed a socket that was opened inside; its own `netns=` forks the process (0.9.7).
+
+Sources: namespaces(7), network_namespaces(7), mount(2), umount(2), netdevice(7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import AsyncIPRoute, NetlinkError
+
+from sandboxd import syscalls
+from sandboxd.errors import CleanupIncomplete, NotReady
+
+T = TypeVar("T")
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_MOST_STACKED = 8  # mounts on one path; more than one means that somebody mounted over ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """A network interface as seen inside a namespace."""
+
+    name: str
+    index: int
+    mac: str
+    mtu: int
+    up: bool
+    addresses: tuple[str, ...]  # "10.0.10.2/24"
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+
+
+async def _in_own_thread(call: Callable[[], T]) -> T:
+    """Run `call` in a thread that ends with it (rule 1)."""
+    outcome: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as exc:
+            outcome.set_exception(exc)
+
+    threading.Thread(target=body, name="netns", daemon=True).start()
+    # Shielded: the thread cannot be stopped half way, so its result must not be lost to a cancellation.
+    return await asyncio.shield(asyncio.wrap_future(outcome))
+
+
+def prepare_directory(directory: str) -> None:
+    """Make `directory` a shared mount of its own, as `ip netns add` does.
+
+    Were it not, the first `ip netns add` on this machine would copy our mounts to a mount above them, and the
+    originals could no longer be unmounted by path.
+    """
+    Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not os.path.ismount(directory) and str(Path(directory).resolve()) not in _mount_points():
+        syscalls.mount(directory, directory, syscalls.MS_BIND)
+        syscalls.mount("none", directory, syscalls.MS_SHARED)
+
+
+def _mount_points() -> set[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as info:
+        return {line.split(" ", 5)[4] for line in info}
+
+
+async def create(path: str) -> int:
+    """Make a new network namespace with its loopback up, pinned at `path`; return its inode.
+
+    Raises NotReady when the kernel refuses; nothing is left then.
+    """
+
+    def make() -> int:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            _loopback_up()
+            syscalls.mount(f"/proc/self/task/{threading.get_native_id()}/ns/net", path, syscalls.MS_BIND)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return os.stat(path).st_ino
+
+    try:
+        return await _in_own_thread(make)
+    except OSError as exc:
+        raise NotReady(f"network namespace {path} cannot be created: {exc}") from exc
+
+
+def exists(path: str) -> bool:
+    """Whether a live namespace is pinned at `path` (a leftover plain file is not one)."""
+    try:
+        # All namespace files share the one nsfs superblock, so its device number identifies them.
+        return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False
+
+
+def inode(path: str) -> int:
+    """The namespace's inode, as `ls -i /proc/PID/ns/net` shows it; 0 when there is none."""
+    return os.stat(path).st_ino if exists(path) else 0
+
+
+async def remove(path: str) -> None:
+    """Unpin the namespace; it dies when its last process does. Done already is done.
+
+    Raises CleanupIncomplete when something holds the path.
+    """
+
+    def undo() -> None:
+        for _ in range(_MOST_STACKED):
+            if not exists(path):
+                break
+            # Detached, so that a process that entered by path and still has it open cannot block us.
+            syscalls.umount2(path, syscalls.MNT_DETACH)
+        Path(path).unlink(missing_ok=True)
+
+    try:
+        await asyncio.to_thread(undo)
+    except OSError as exc:
+        raise CleanupIncomplete(f"network namespace {path} cannot be removed: {exc}") from exc
+
+
+async def open_socket(path: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket that lives in the namespace at `path`, however many namespaces its user visits later."""
+
+    def inside() -> socket.socket:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            syscalls.setns(fd, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+        return socket.socket(family, kind, protocol)
+
+    try:
+        return await _in_own_thread(inside)
+    except OSError as exc:
+        raise NotReady(f"network namespace {path} cannot be entered: {exc}") from exc
+
+
+async def interfaces(path: str) -> list[Interface]:
+    """The interfaces inside the namespace at `path`, in the kernel's order."""
+    # pyroute2 insists on SOCK_DGRAM (for netlink the same as SOCK_RAW) and closes what it is given.
+    sock = await open_socket(path, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
+    try:
+        async with AsyncIPRoute(fileno=sock.detach()) as ipr:
+            links = [link async for link in await ipr.get_links()]
+            addresses = [address async for address in await ipr.get_addr()]
+    except (NetlinkError, OSError) as exc:
+        raise NotReady(f"network namespace {path} cannot be read: {exc}") from exc
+    by_index: dict[int, list[str]] = {}
+    for address in addresses:
+        text = f"{address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
+        by_index.setdefault(address["index"], []).append(text)
+    return [
+        Interface(
+            name=link.get_attr("IFLA_IFNAME"),
+            index=link["index"],
+            mac=link.get_attr("IFLA_ADDRESS") or "",
+            mtu=link.get_attr("IFLA_MTU") or 0,
+            up=bool(link["flags"] & _IFF_UP),
+            addresses=tuple(by_index.get(link["index"], ())),
+        )
+        for link in links
+    ]
