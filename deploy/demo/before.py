@@ -1,0 +1,173 @@
+"""What the machine looked like before the demo, and how it gets that way again.
+
+Pods are removed by the daemon and leave nothing. What stays is what the plugins set up once and never take down:
+the bridge, portmap's static chains, ip_forward, host-local's directory. Those are undone here, and only where
+they were not there before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from deploy.demo import places
+
+FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+IPAM = Path("/var/lib/cni")
+NETNS = Path("/run/netns")
+SHIM_SOCKETS = Path("/run/containerd")
+PORTMAP_CHAINS = ("CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK")
+
+
+def look() -> dict[str, Any]:
+    """What can be compared."""
+    return {
+        "ip_forward": FORWARD.read_text(encoding="ascii").strip(),
+        "links": sorted(link["ifname"] for link in _json("ip", "-j", "link", "show")),
+        "tables": sorted(f"{t['family']} {t['name']}" for t in _nft("table")),
+        "chains": sorted(f"{c['family']} {c['table']} {c['name']}" for c in _nft("chain")),
+        "netns": sorted(path.name for path in NETNS.iterdir()) if NETNS.is_dir() else [],
+        "mounts": sorted(_mounts()),
+        "directories": [str(path) for path in _watched() if path.exists()],
+        "processes": _processes(),
+    }
+
+
+def remember() -> None:
+    """Write down how the machine is, unless an earlier demo has."""
+    if not places.BEFORE.exists():
+        places.BEFORE.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        places.BEFORE.write_text(json.dumps(look()), encoding="utf-8")
+
+
+def recall() -> dict[str, Any] | None:
+    """What `remember` wrote, None when there was no demo."""
+    try:
+        before: dict[str, Any] = json.loads(places.BEFORE.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return before
+
+
+def restore(before: dict[str, Any]) -> list[str]:
+    """Undo what the plugins set up once; return what differs from before all the same."""
+    bridge = places.network().bridge
+    if bridge not in before["links"]:
+        _quiet("ip", "link", "delete", bridge)
+    _remove_portmap_chains(before)
+    _remove_empty_tables(before)
+    FORWARD.write_text(before["ip_forward"], encoding="ascii")
+    shutil.rmtree(IPAM / "networks" / places.network().name, ignore_errors=True)
+    _remove_cgroups()
+    for directory in (places.STATE, places.ROOT):
+        shutil.rmtree(directory, ignore_errors=True)
+    if str(NETNS) in _mounts() and str(NETNS) not in before["mounts"] and not list(NETNS.iterdir()):
+        _quiet("umount", str(NETNS))
+    for path in sorted(_watched(), key=lambda p: len(p.parts), reverse=True):
+        if str(path) not in before["directories"] and path.is_dir() and not list(path.iterdir()):
+            path.rmdir()
+    return difference(before, look())
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What is there now and was not, and the other way round."""
+    found = []
+    for kind, was in before.items():
+        now = after[kind]
+        if isinstance(was, list):
+            found += [f"{kind}: {item} is left" for item in now if item not in was]
+            if kind != "processes":
+                found += [f"{kind}: {item} is gone" for item in was if item not in now]
+        elif was != now:
+            found.append(f"{kind} was {was} and is {now}")
+    return found
+
+
+def _watched() -> list[Path]:
+    """Directories that the demo, containerd or the plugins make, parents before children."""
+    return [
+        places.ROOT,
+        places.STATE,
+        IPAM,
+        IPAM / "networks",
+        IPAM / "networks" / places.network().name,
+        NETNS,
+        SHIM_SOCKETS,
+        SHIM_SOCKETS / "s",
+        Path("/opt/containerd"),
+        Path("/var/lib/containerd"),
+    ]
+
+
+def _remove_portmap_chains(before: dict[str, Any]) -> None:
+    """The chains of portmap's iptables backend, and the jumps to them."""
+    for family, command in (("ip", "iptables"), ("ip6", "ip6tables")):
+        ours = [c for c in PORTMAP_CHAINS if f"{family} nat {c}" not in before["chains"]]
+        rules = subprocess.run([command, "-t", "nat", "-S"], capture_output=True, text=True).stdout.splitlines()
+        for rule in rules:
+            words = rule.split()
+            if words[:1] == ["-A"] and "-j" in words and words[words.index("-j") + 1] in ours:
+                # The saved form quotes comments for a shell; handing it to one keeps them whole.
+                _quiet("sh", "-c", f"{command} -t nat -D {rule[3:]}")
+        for chain in ours:
+            _quiet(command, "-t", "nat", "-F", chain)
+        for chain in ours:
+            _quiet(command, "-t", "nat", "-X", chain)
+
+
+def _remove_empty_tables(before: dict[str, Any]) -> None:
+    """Tables that iptables-nft made on its way, when nothing is in them."""
+    ruled = {(rule["family"], rule["table"]) for rule in _nft("rule")}
+    for table in _nft("table"):
+        family, name = table["family"], table["name"]
+        if f"{family} {name}" not in before["tables"] and (family, name) not in ruled:
+            _quiet("nft", "delete", "table", family, name)
+
+
+def _remove_cgroups() -> None:
+    root = Path("/sys/fs/cgroup")
+    for parent in (root / places.CGROUP, *root.glob(f"*/{places.CGROUP}")):
+        if parent.is_dir():
+            for directory in sorted((p for p in parent.rglob("*") if p.is_dir()), reverse=True):
+                directory.rmdir()
+            parent.rmdir()
+
+
+def _processes() -> list[str]:
+    """Programs that a demo could leave behind, by pid."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            line = b" ".join(argv).decode(errors="replace").strip()
+            if str(places.STATE) in line or str(places.ROOT) in line:
+                found.append(f"{entry.name} {line}")
+    return sorted(found)
+
+
+def _mounts() -> set[str]:
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line.split(" ", 5)[4] for line in lines}
+
+
+def _nft(kind: str) -> list[dict[str, Any]]:
+    listed = _json("nft", "-j", "list", "ruleset")
+    return [entry[kind] for entry in listed["nftables"] if kind in entry]
+
+
+def _json(*argv: str) -> Any:
+    finished = subprocess.run(argv, capture_output=True, text=True)
+    if finished.returncode:
+        raise places.DemoError(f"{' '.join(argv)} failed: {finished.stderr.strip()}")
+    return json.loads(finished.stdout or "[]")
+
+
+def _quiet(*argv: str) -> None:
+    """Run a command whose failure shows in the comparison that follows."""
+    subprocess.run(argv, capture_output=True)

@@ -1,0 +1,61 @@
+"""Where the demo keeps its things. Nothing is shared with a real installation but the bridge's address range."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+ROOT = Path("/var/lib/sandboxd-demo")
+STATE = Path("/run/sandboxd-demo")
+SOCKET = STATE / "sandboxd.sock"
+CONF_DIR = STATE / "net.d"
+DAEMON_LOG = STATE / "sandboxd.log"
+DAEMON_PID = STATE / "sandboxd.pid"
+BEFORE = ROOT / "before.json"
+CGROUP = "sandboxd-demo"
+CONFLIST = PROJECT / "deploy" / "cni" / "10-sandboxd.conflist"
+NGINX = PROJECT / "build" / "images" / "nginx.tar"
+POD = "demo"
+
+
+class DemoError(Exception):
+    """Why the demo cannot go on, as one sentence with the next step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What the demo needs to know of the default network."""
+
+    name: str
+    bridge: str
+    subnet: str
+    conflist: dict[str, Any]
+
+
+def network() -> Network:
+    """Read the default network's configuration."""
+    conflist = json.loads(CONFLIST.read_text(encoding="utf-8"))
+    bridge = next(plugin for plugin in conflist["plugins"] if plugin["type"] == "bridge")
+    return Network(
+        name=conflist["name"],
+        bridge=bridge["bridge"],
+        subnet=bridge["ipam"]["ranges"][0][0]["subnet"],
+        conflist=conflist,
+    )
+
+
+def daemon_command() -> list[str]:
+    """How the demo's daemon is started."""
+    return [
+        str(Path(sys.executable).parent / "sandboxd"),
+        "serve",
+        f"--root={ROOT}",
+        f"--state={STATE}",
+        "--log-level=debug",
+        f"--set=network.conf_dir={CONF_DIR}",
+        f"--set=runtime.cgroup_parent=/{CGROUP}",
+    ]

@@ -1,0 +1,1 @@
+"""Generated from proto/sandboxd/pb by `make proto`; never edited by hand."""

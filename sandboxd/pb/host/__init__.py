@@ -1,0 +1,1 @@
+"""Generated from proto/sandboxd/pb/host by `make proto`; never edited by hand."""

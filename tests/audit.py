@@ -1,0 +1,221 @@
+"""What a host holds, and what it holds more than before: every kind of thing that a pod could leave behind.
+
+    before = observe(bed)          # after a first pod was run and removed
+    ...
+    assert_no_leaks(bed, before)
+
+Some things are made once, by the first pod that needs them, and stay on purpose: the bridge, the static chains of
+portmap, ip_forward, the sandboxd directories. So take `before` after a warm-up pod.
+
+Left out, because they change without anybody leaking: IPv6 link-local addresses and routes (they come and go with
+a link's carrier and DAD), counters and handles of packet filter rules, the host-local plugin's lock and its note of
+the last address, the ledger, log files, and what containerd keeps of images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.testbed import Testbed
+
+_LINK_LOCAL = ("fe80:", "ff00:", "multicast ff00:")
+_OWN_CONTAINERD = "sandboxd/containerd"
+# Below containerd's root: the contents of images and its database; its own commands tell what matters of them.
+_IMAGE_STORE = (
+    f"{_OWN_CONTAINERD}/io.containerd.content.",
+    f"{_OWN_CONTAINERD}/io.containerd.metadata.",
+    f"{_OWN_CONTAINERD}/io.containerd.snapshotter.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything observed, a line each: "link veth12ab (veth, master sbx0)". Equal lines count."""
+
+    lines: tuple[str, ...]
+
+
+def observe(bed: Testbed) -> Snapshot:
+    """What the bed holds now. Raises BedFailed when it cannot be asked."""
+    sources = (_netns, _links, _addresses, _routes, _iptables, _nftables, _ipam, _mounts, _files)
+    lines = [line for source in (*sources, _processes, _cgroups, _containerd) for line in source(bed)]
+    return Snapshot(lines=tuple(sorted(lines)))
+
+
+def difference(before: Snapshot, after: Snapshot) -> list[str]:
+    """What was added ("+ link veth12ab …") and what went missing ("- …"); empty when nothing."""
+    was, is_now = Counter(before.lines), Counter(after.lines)
+    added = [f"+ {line}" for line in sorted((is_now - was).elements())]
+    return added + [f"- {line}" for line in sorted((was - is_now).elements())]
+
+
+def leaks(bed: Testbed, before: Snapshot, *, within: float = 15.0) -> list[str]:
+    """The difference to `before` that is still there after `within` seconds.
+
+    The kernel removes a namespace's links, and shims end, a moment after the request that caused it was answered;
+    what is a leak stays.
+    """
+    deadline = time.monotonic() + within
+    while found := difference(before, observe(bed)):
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+    return []
+
+
+def assert_no_leaks(bed: Testbed, before: Snapshot, *, within: float = 15.0) -> None:
+    """Fail with every difference to `before` that is still there after `within` seconds, a line each."""
+    found = leaks(bed, before, within=within)
+    assert not found, f"{bed.name} is not as it was before:\n" + "\n".join(found)
+
+
+def _netns(bed: Testbed) -> Iterator[str]:
+    directory = bed.path("/run/netns")
+    if directory.is_dir():
+        yield from (f"netns {entry.name}" for entry in directory.iterdir())
+
+
+def _ip(bed: Testbed, *words: str) -> list[dict[str, Any]]:
+    text = bed.run(["ip", "-json", "-details", *words]).stdout
+    return [item for item in json.loads(text or "[]") if item]  # iproute2 6.1 prints {} for what it filters out
+
+
+def _links(bed: Testbed) -> Iterator[str]:
+    for link in _ip(bed, "link"):
+        kind = link.get("linkinfo", {}).get("info_kind", link["link_type"])
+        master = f", master {link['master']}" if "master" in link else ""
+        yield f"link {link['ifname']} ({kind}{master})"
+
+
+def _addresses(bed: Testbed) -> Iterator[str]:
+    for link in _ip(bed, "address"):
+        for address in link.get("addr_info", []):
+            if address.get("scope") != "link":
+                yield f"address {address['local']}/{address['prefixlen']} on {link['ifname']}"
+
+
+def _routes(bed: Testbed) -> Iterator[str]:
+    for family in ("-4", "-6"):
+        for route in _ip(bed, family, "route", "show", "table", "all"):
+            if str(route["dst"]).startswith(_LINK_LOCAL):
+                continue
+            words = [str(route["dst"])]
+            words += [f"{key} {route[key]}" for key in ("gateway", "dev", "table", "prefsrc") if key in route]
+            yield f"route {' '.join(words)} ({route.get('type', 'unicast')})"
+
+
+def _iptables(bed: Testbed) -> Iterator[str]:
+    for program in ("iptables-save", "ip6tables-save"):
+        table = ""
+        for line in bed.run([program]).stdout.splitlines():
+            if line.startswith("*"):
+                table = line[1:]
+            elif line.startswith(":"):
+                yield f"{program[:-5]} {table} chain {line[1:].rpartition(' ')[0]}"  # the rest are counters
+            elif line and not line.startswith("#") and line != "COMMIT":
+                yield f"{program[:-5]} {table} {line}"
+
+
+def _nftables(bed: Testbed) -> Iterator[str]:
+    if shutil.which("nft", path=bed.env["PATH"]) is None:
+        return
+    for item in json.loads(bed.run(["nft", "-j", "list", "ruleset"]).stdout)["nftables"]:
+        for kind, body in item.items():
+            if kind != "metainfo":
+                yield f"nft {kind} {json.dumps(_without_counts(body), sort_keys=True)}"
+
+
+def _without_counts(body: Any) -> Any:
+    if isinstance(body, dict):
+        gone = ("handle", "index", "packets", "bytes")
+        return {key: _without_counts(value) for key, value in body.items() if key not in gone}
+    if isinstance(body, list):
+        return [_without_counts(value) for value in body]
+    return body
+
+
+def _ipam(bed: Testbed) -> Iterator[str]:
+    top = bed.path("/var/lib/cni")
+    for path in sorted(top.rglob("*")):
+        if path.is_file() and path.name != "lock" and not path.name.startswith("last_reserved_ip."):
+            content = " ".join(path.read_text("utf-8", "replace").split())
+            yield f"IPAM or CNI file /var/lib/cni/{path.relative_to(top)} = {content[:200]}"
+
+
+def _mounts(bed: Testbed) -> Iterator[str]:
+    for line in bed.mountinfo.splitlines():
+        head, _, tail = line.partition(" - ")
+        fstype, source = tail.split(" ")[:2]
+        yield f"mount {head.split(' ')[4]} ({fstype} {source})"
+
+
+def _files(bed: Testbed) -> Iterator[str]:
+    for top in ("/run", "/var/lib"):
+        outside = bed.path(top)
+        for directory, names, files in os.walk(outside):
+            below = Path(directory).relative_to(outside)
+            names[:] = [n for n in names if _belongs(str(below / n))]
+            for name in (*names, *files):
+                if _belongs(str(below / name)):
+                    yield f"{_kind(Path(directory) / name)} {top}/{below / name}"
+
+
+def _belongs(path: str) -> bool:
+    """Whether a path below /run or /var/lib is ours to list; netns and IPAM files are listed by their owners."""
+    name = path.rpartition("/")[2]
+    if path.split("/")[0] in ("netns", "cni") or path == "xtables.lock" or path.startswith(_IMAGE_STORE):
+        return False
+    return not (name.startswith("ledger.db") or name.endswith(".log"))
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return "vanishing file"
+    kinds = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFDIR: "directory", stat.S_IFLNK: "link file"}
+    return kinds.get(stat.S_IFMT(mode), "file")
+
+
+def _processes(bed: Testbed) -> Iterator[str]:
+    for entry in bed.proc.iterdir():
+        if entry.name.isdigit():
+            try:
+                argv = (entry / "cmdline").read_bytes().replace(b"\0", b" ").strip().decode("utf-8", "replace")
+                name = (entry / "comm").read_text("utf-8", "replace").strip()
+            except OSError:  # it has just ended
+                continue
+            yield f"process {argv}" if argv else f"zombie process [{name}]"
+
+
+def _cgroups(bed: Testbed) -> Iterator[str]:
+    yield from (f"cgroup {directory}" for directory in bed.cgroup_dirs())
+
+
+def _containerd(bed: Testbed) -> Iterator[str]:
+    settings = bed.config.get("containerd", {})
+    state = bed.config.get("daemon", {}).get("state", "/run/sandboxd")
+    socket = settings.get("socket") or f"{state}/containerd/containerd.sock"
+    if not bed.path(socket).exists():
+        return
+    namespace = settings.get("namespace", "sandboxd")
+    snapshotter = settings.get("snapshotter", "overlayfs")
+    ctr = ["ctr", "--address", socket, "--namespace", namespace]
+    for kind, words in {
+        "container": ["containers", "list", "-q"],
+        "task": ["tasks", "list", "-q"],
+        "lease": ["leases", "list", "-q"],
+        "snapshot": ["snapshots", "--snapshotter", snapshotter, "list"],
+    }.items():
+        listed = bed.run([*ctr, *words])
+        rows = listed.stdout.splitlines()[1 if kind == "snapshot" else 0 :]
+        yield from (f"containerd {kind} {row.split()[0]}" for row in rows if row.strip())

@@ -1,0 +1,13 @@
+//go:build tools
+
+// Package conformance pins the genuine CRI clients that the conformance tests run.
+//
+// It is never built. The blank imports keep `go mod tidy` from dropping the requirement: cmd/crictl is the
+// client, the two libraries are what its sibling critest (a test package, so not importable) is made of.
+package conformance
+
+import (
+	_ "sigs.k8s.io/cri-tools/cmd/crictl"
+	_ "sigs.k8s.io/cri-tools/pkg/benchmark"
+	_ "sigs.k8s.io/cri-tools/pkg/validate"
+)
