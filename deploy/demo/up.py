@@ -109,7 +109,7 @@ def _wait_ready(channel: grpc.Channel) -> None:
             return
         except grpc.RpcError as exc:
             words = exc.details()  # type: ignore[attr-defined]
-        time.sleep(0.1)  # noqa: TID251 - the daemon has no way to call us
+        time.sleep(0.1)
     raise DemoError(f"sandboxd did not become ready in {START_SECONDS:g} s: {words}; see {places.DAEMON_LOG}")
 
 
@@ -219,7 +219,7 @@ def _fetch(teller: Teller, ip: str) -> None:
             # nginx runs, but has not bound its port yet.
             if time.monotonic() > deadline:
                 raise DemoError(f"http://{ip}/ refused the connection for 10 s; see: sandboxctl logs") from exc
-            time.sleep(0.02)  # noqa: TID251
+            time.sleep(0.02)
         except OSError as exc:
             raise DemoError(f"http://{ip}/ cannot be fetched: {exc}") from exc
     lines = [line for line in body.splitlines() if line.strip()][:3]

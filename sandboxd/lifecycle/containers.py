@@ -11,20 +11,20 @@ import os
 import posixpath
 import secrets
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 from sandboxd import steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
-from sandboxd.lifecycle import machine, pod_files, run_sandbox
+from sandboxd.errors import AlreadyExists, NotFound, NotReady, SandboxdError
+from sandboxd.lifecycle import machine, run_sandbox
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from sandboxd.oci import container as oci_container
-from sandboxd.oci import linux, users, validate
+from sandboxd.oci import users, validate
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 START_ERROR = 128  # exit code of a container that could not be started, as other runtimes report it
@@ -101,37 +101,29 @@ async def _create(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> s
 
 async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
     config = record.config
-    with steps.step("container.mounts", count=len(config.mounts)):
-        mounts = await asyncio.to_thread(_bind_sources, config)
-        devices = await asyncio.to_thread(machine.devices, config)
+    with steps.step("container.mounts", mounts=len(config.mounts), devices=len(config.devices)):
+        facts = run_sandbox.facts(host, sandbox.id)
+        facts = await asyncio.to_thread(machine.for_container, facts, config)
     with steps.step("container.rootfs", image=image.id):
         rootfs = await host.images.prepare_rootfs(record.id, image)
         user = await asyncio.to_thread(_user, config, image, rootfs)
+    name = config.image.user_specified_image or config.image.image
     spec = oci_container.container_spec(
+        record.id,
         config,
-        sandbox.config,
-        container_id=record.id,
-        sandbox_id=sandbox.id,
+        sandbox=sandbox,
         sandbox_dir=host.config.sandbox_dir(sandbox.id),
-        netns_path=sandbox.netns_path,
-        pause_pid=sandbox.pid,
-        target_pid=_target_pid(host, sandbox, config),
-        hostname=pod_files.hostname(sandbox.config),
-        cgroups_path=linux.cgroups_path(
-            host.config.runtime.cgroup_driver, run_sandbox.cgroup_parent(host, sandbox), record.id
-        ),
-        image_name=config.image.user_specified_image or config.image.image,
-        image_config=image.config,
+        image=image.config,
+        image_name=name,
         user=user,
-        mounts=mounts,
-        devices=devices,
-        facts=host.facts,
+        host=facts,
+        target_pid=_target_pid(host, sandbox, config),
     )
     with steps.step("container.record"):
         await host.runtime.create_container(
             record.id,
             spec=spec,
-            image=image.names[0] if image.names else image.id,
+            image=run_sandbox.image_name(image),
             snapshotter=host.config.containerd.snapshotter,
             snapshot_key=record.id,
             labels=run_sandbox.labels(
@@ -141,11 +133,11 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         )
 
 
-def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: list[Mount]) -> users.User:
+def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: Sequence[Mount]) -> users.User:
     """The user that the container runs as, looked up in the image's own files."""
     passwd = image_files.read(rootfs, "etc/passwd")
     group = image_files.read(rootfs, "etc/group")
-    return users.resolve(config.linux.security_context, str(image.config.get("User", "")), passwd, group)
+    return users.resolve(users.for_container(config.linux.security_context, image.user), passwd, group)
 
 
 def _target_pid(host: Host, sandbox: SandboxRecord, config: cri.ContainerConfig) -> int:
@@ -159,23 +151,6 @@ def _target_pid(host: Host, sandbox: SandboxRecord, config: cri.ContainerConfig)
     if target.state is not ContainerState.RUNNING:
         raise NotReady(f"target container {options.target_id} is {target.state.value}, not running")
     return target.pid
-
-
-def _bind_sources(config: cri.ContainerConfig) -> dict[str, str]:
-    """Each mount's source on this host, links resolved; raises InvalidRequest for one that is missing.
-
-    Other runtimes make a missing source an empty directory; a typing error then looks like an empty volume.
-    """
-    resolved = {}
-    for mount in config.mounts:
-        try:
-            resolved[mount.host_path] = str(Path(mount.host_path).resolve(strict=True))
-        except (OSError, RuntimeError) as exc:
-            raise InvalidRequest(
-                f"mount of {mount.container_path}: the source {mount.host_path} does not exist or cannot be read"
-                f" ({exc})"
-            ) from exc
-    return resolved
 
 
 def _log_path(sandbox: cri.PodSandboxConfig, config: cri.ContainerConfig) -> str:

@@ -1,11 +1,170 @@
-"""Facts about this machine that OCI specs depend on; gathered once, or per device asked for."""
+"""Facts about this machine that OCI specs depend on; gathered at start, or for the container that asks."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest
-from sandboxd.oci.linux import Device, HostFacts
+from sandboxd.oci.linux import ALL_CAPABILITIES, DeviceNode, HostFacts, MountSource
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+CGROUPS = Path("/sys/fs/cgroup")
+_SYS_RESOURCE = ALL_CAPABILITIES.index("CAP_SYS_RESOURCE")
+_DEVICES_LEFT_OUT = frozenset({"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console"})
+
+
+def facts(config: Config) -> HostFacts:
+    """What holds for the daemon's whole life."""
+    effective = _effective_capabilities()
+    unified = (CGROUPS / "cgroup.controllers").exists()
+    return HostFacts(
+        hostname=os.uname().nodename,
+        machine=os.uname().machine,
+        capabilities=frozenset(
+            name for number, name in enumerate(ALL_CAPABILITIES) if effective & (1 << number)
+        ),
+        oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text(encoding="ascii")),
+        can_lower_oom_score_adj=bool(effective & (1 << _SYS_RESOURCE)),
+        cgroup_v2=unified,
+        cgroup_driver=config.runtime.cgroup_driver,
+        cgroup_parent=config.runtime.cgroup_parent,
+        cgroup2_options=_cgroup2_options() if unified else (),
+        swap_controller=_swap_controller(unified),
+        hugetlb_controller=_hugetlb_controller(unified),
+        seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
+    )
+
+
+def for_container(known: HostFacts, config: cri.ContainerConfig) -> HostFacts:
+    """`known` and what this container's devices and mounts are. Blocks on the file system: run it in a thread.
+
+    Raises InvalidRequest for a mount or device that is not there.
+    """
+    privileged = config.linux.security_context.privileged
+    return replace(
+        known,
+        devices={device.host_path: tuple(_device_nodes(device.host_path)) for device in config.devices},
+        mount_sources=_mount_sources(config),
+        host_devices=tuple(_below(Path("/dev"), _DEVICES_LEFT_OUT)) if privileged else (),
+    )
+
+
+def _effective_capabilities() -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _cgroup2_options() -> tuple[str, ...]:
+    for mount in _mountinfo():
+        if mount["point"] == str(CGROUPS) and mount["type"] == "cgroup2":
+            return tuple(o for o in mount["super"].split(",") if o in ("nsdelegate", "memory_recursiveprot"))
+    return ()
+
+
+def _swap_controller(unified: bool) -> bool:
+    if unified:
+        # The root cgroup has no limits of its own; any child has them if the kernel accounts swap.
+        return any(CGROUPS.glob("*/memory.swap.max"))
+    return (CGROUPS / "memory" / "memory.memsw.limit_in_bytes").exists()
+
+
+def _hugetlb_controller(unified: bool) -> bool:
+    if unified:
+        return "hugetlb" in (CGROUPS / "cgroup.controllers").read_text(encoding="ascii").split()
+    return (CGROUPS / "hugetlb").is_dir()
+
+
+def _mount_sources(config: cri.ContainerConfig) -> dict[str, MountSource]:
+    """Where each mount's source really is, and how the mount below it propagates.
+
+    Other runtimes make a missing source an empty directory; a typing error then looks like an empty volume.
+    """
+    wanted = [mount for mount in config.mounts if mount.host_path]
+    if not wanted:
+        return {}
+    mounts = list(_mountinfo())
+    found = {}
+    for mount in wanted:
+        try:
+            path = str(Path(mount.host_path).resolve(strict=True))
+        except (OSError, RuntimeError) as exc:
+            raise InvalidRequest(
+                f"mount of {mount.container_path}: the source {mount.host_path} cannot be used: {_words(exc)}"
+            ) from exc
+        holding = max((m for m in mounts if _holds(m["point"], path)), key=lambda m: len(m["point"]), default=None)
+        tags = holding["optional"] if holding else ""
+        found[mount.host_path] = MountSource(path=path, shared="shared:" in tags, slave="master:" in tags)
+    return found
+
+
+def _words(exc: Exception) -> str:
+    return (exc.strerror or str(exc)) if isinstance(exc, OSError) else str(exc)
+
+
+def _holds(point: str, path: str) -> bool:
+    return point == "/" or path == point or path.startswith(point + "/")
+
+
+def _mountinfo() -> Iterator[dict[str, str]]:
+    """The mounts that this process sees (proc_pid_mountinfo(5)); of several on one point the last is on top."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            fields, tail = left.split(" "), right.split(" ")
+            point = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+            yield {"point": point, "optional": " ".join(fields[6:]), "type": tail[0], "super": tail[-1]}
+
+
+def _device_nodes(path: str) -> Iterator[DeviceNode]:
+    """The device at `path`, or those below it when it is a directory."""
+    try:
+        real = Path(path).resolve(strict=True)
+    except (OSError, RuntimeError) as exc:
+        raise InvalidRequest(f"device {path} cannot be used: {_words(exc)}") from exc
+    if real.is_dir():
+        for node in _below(real, frozenset()):
+            yield replace(node, below=os.path.relpath(node.path, real))
+    else:
+        node = _node(real)
+        if node is None:
+            raise InvalidRequest(f"{path} is not a device")
+        yield node
+
+
+def _below(directory: Path, left_out: frozenset[str]) -> Iterator[DeviceNode]:
+    for entry in sorted(directory.iterdir()):
+        if str(entry) in left_out or entry.is_symlink():
+            continue
+        if entry.is_dir():
+            yield from _below(entry, left_out)
+        elif (node := _node(entry)) is not None:
+            yield node
+
+
+def _node(path: Path) -> DeviceNode | None:
+    try:
+        info = path.lstat()
+    except OSError:
+        return None  # unplugged between listing and looking
+    if stat.S_ISCHR(info.st_mode):
+        kind = "c"
+    elif stat.S_ISBLK(info.st_mode):
+        kind = "b"
+    else:
+        return None
+    return DeviceNode(
+        path=str(path),
+        kind=kind,
+        major=os.major(info.st_rdev),
+        minor=os.minor(info.st_rdev),
+        mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+    )

@@ -17,10 +17,12 @@ import asyncio
 import hashlib
 import secrets
 import time
+from dataclasses import replace
 
 import structlog
 
 from sandboxd import steps
+from sandboxd.cni.conf import NetworkConfig
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
 from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavailable
@@ -66,16 +68,21 @@ def runtime_options(host: Host, handler: str) -> RuntimeOptions:
     )
 
 
-def cgroup_parent(host: Host, record: SandboxRecord) -> str:
-    """The cgroup that holds the pod's containers: the one asked for, else one of its own."""
-    return record.config.linux.cgroup_parent or own_cgroup(host, record.id)
+def facts(host: Host, sandbox_id: str) -> linux.HostFacts:
+    """The machine as this pod's specs see it: a pod that names no cgroup parent gets one of its own."""
+    return replace(host.facts, cgroup_parent=own_cgroup(host, sandbox_id) or host.facts.cgroup_parent)
 
 
 def own_cgroup(host: Host, sandbox_id: str) -> str:
-    """The cgroup that a pod which names none gets, and which is ours to remove; "" with the systemd driver."""
+    """The cgroup of a pod that names none, ours to remove; "" with the systemd driver, which makes slices."""
     if host.config.runtime.cgroup_driver == "systemd":
         return ""
     return f"{host.config.runtime.cgroup_parent}/{sandbox_id}"
+
+
+def image_name(image: ImageRecord) -> str:
+    """What to call an image in records for people."""
+    return image.repo_tags[0] if image.repo_tags else image.id
 
 
 async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
@@ -119,7 +126,7 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
 
 
 async def _build(
-    host: Host, record: SandboxRecord, chosen: network.conf.NetworkConfig | None, pause: ImageRecord
+    host: Host, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord
 ) -> None:
     ips: tuple[str, ...] = ()
     if record.netns_path:
@@ -128,13 +135,13 @@ async def _build(
     if chosen is None:
         await _create_pause(host, record, pause)
     elif _sysctl_names_interface(record.config):
-        ips = await network.attach(host, record, chosen, cgroup_parent(host, record))
+        ips = await network.attach(host, record, chosen, _cgroup_path(host, record))
         await _create_pause(host, record, pause)
     else:
         # Neither is cancelled when the other fails: containerd would go on creating the task after we had
         # looked for it, and a plugin cut off half way leaves more behind than one that ends.
         attached, created = await asyncio.gather(
-            network.attach(host, record, chosen, cgroup_parent(host, record)),
+            network.attach(host, record, chosen, _cgroup_path(host, record)),
             _create_pause(host, record, pause),
             return_exceptions=True,
         )
@@ -151,6 +158,11 @@ async def _build(
     host.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
 
 
+def _cgroup_path(host: Host, record: SandboxRecord) -> str:
+    """The pod's cgroup, for plugins that want to know it."""
+    return linux.pod_cgroup_parent(record.config, facts(host, record.id))
+
+
 async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -> None:
     """Everything of the pause container but its start."""
     with steps.step("pod.shm"):
@@ -159,25 +171,22 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
         pod_files.write(host, record, ())
     with steps.step("pause.rootfs", image=pause.id):
         rootfs = await host.images.prepare_rootfs(record.id, pause)
+    name = image_name(pause)
+    # Run as the image says; a name would have to be looked up in the image's files, which pause images lack.
+    user = users.resolve(users.for_sandbox(record.config.linux.security_context, pause.user), None, None)
     spec = sandbox.sandbox_spec(
-        record.config,
-        sandbox_id=record.id,
-        netns_path=record.netns_path,
-        hostname=pod_files.hostname(record.config),
+        record,
         sandbox_dir=host.config.sandbox_dir(record.id),
-        cgroups_path=linux.cgroups_path(
-            host.config.runtime.cgroup_driver, cgroup_parent(host, record), record.id
-        ),
-        image_name=pause.names[0] if pause.names else pause.id,
-        image_config=pause.config,
-        user=users.User(uid=0, gid=0, additional_gids=(), username=""),
-        facts=host.facts,
+        image=pause.config,
+        image_name=name,
+        user=user,
+        host=facts(host, record.id),
     )
     with steps.step("pause.record"):
         await host.runtime.create_container(
             record.id,
             spec=spec,
-            image=pause.names[0] if pause.names else pause.id,
+            image=name,
             snapshotter=host.config.containerd.snapshotter,
             snapshot_key=record.id,
             labels=labels(record.config, record.id, kind="sandbox"),

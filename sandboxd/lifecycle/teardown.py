@@ -93,7 +93,6 @@ async def _remove(host: Host, sandbox_id: str) -> None:
         await host.runtime.delete_container(sandbox_id)
         await host.images.remove_rootfs(sandbox_id)
     with steps.step("pod.remains"):
-        if not host.ledger.sandboxes[sandbox_id].config.linux.cgroup_parent:
-            await pod_files.remove_cgroup(f"{host.config.runtime.cgroup_parent}/{sandbox_id}")
+        await pod_files.remove_cgroup(f"{host.config.runtime.cgroup_parent}/{sandbox_id}")
         pod_files.remove_directory(host.config.sandbox_dir(sandbox_id))
     host.ledger.remove_sandbox(sandbox_id)

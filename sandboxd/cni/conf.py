@@ -1,0 +1,241 @@
+"""Network configuration files: from bytes to a `NetworkConfig` (CNI spec 1.1, section 1).
+
+Strict about what the spec demands, silent about keys it does not know: those belong to the plugins and reach
+them unchanged. Pure: `conf_dir` reads the files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sandboxd.cni.strict_json import kind, load_object, shown
+from sandboxd.errors import InvalidRequest
+
+SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""The spec versions that this runtime speaks, oldest first."""
+
+SUFFIXES = (".conf", ".conflist", ".json")
+"""What a file must end in to be looked at."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """One network: its plugins in the order of ADD, and how to talk to them."""
+
+    name: str
+    versions: tuple[str, ...]  # that the file admits and we speak, newest first; never empty
+    plugins: tuple[Mapping[str, Any], ...]  # as written, never empty
+    disable_check: bool = False
+    disable_gc: bool = False
+    source: str = ""  # path of the file, for people
+
+    @property
+    def cni_version(self) -> str:
+        """The version in which plugins are addressed."""
+        return self.versions[0]
+
+    def speaks(self, version: str) -> bool:
+        """Whether the negotiated version is `version` or newer."""
+        return SUPPORTED.index(self.cni_version) >= SUPPORTED.index(version)
+
+    def limited_to(self, common: frozenset[str]) -> NetworkConfig:
+        """The same network with only the versions in `common`, of which it must admit at least one."""
+        return replace(self, versions=tuple(v for v in self.versions if v in common))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something wrong with a file or directory that was looked at."""
+
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The configuration in force, if there is one, and what was wrong with others."""
+
+    config: NetworkConfig | None
+    problems: tuple[Problem, ...] = ()
+
+
+DropIns = Mapping[str, Mapping[str, bytes | OSError]]
+"""Network name → path → content of the files in `<configuration directory>/<network name>/`."""
+
+
+def choose(files: Mapping[str, bytes | OSError], drop_ins: DropIns | None = None) -> Choice:
+    """Pick the first valid file in lexicographic order; report every broken one.
+
+    `files` maps a path to its content, or to the error met when reading it. Other suffixes are ignored.
+    """
+    chosen: NetworkConfig | None = None
+    problems: list[Problem] = []
+    for path in sorted(files):
+        content = files[path]
+        if not path.endswith(SUFFIXES):
+            continue
+        if isinstance(content, OSError):
+            problems.append(Problem(path=path, text=f"cannot be read: {content.strerror or content}"))
+            continue
+        try:
+            config = parse(path, content, drop_ins)
+        except InvalidRequest as exc:
+            problems.append(Problem(path=path, text=str(exc).removeprefix(f"{path}: ")))
+            continue
+        chosen = chosen or config
+    return Choice(config=chosen, problems=tuple(problems))
+
+
+def parse(file_name: str, data: bytes, drop_ins: DropIns | None = None) -> NetworkConfig:
+    """Read one configuration file.
+
+    A .conflist is a list; a .conf is one plugin and becomes a list of one; a .json is whichever it looks like.
+    Unless the list says `loadOnlyInlinedPlugins`, the plugins in `drop_ins[its name]` follow its own, in the
+    order of their file names (spec 1.1).
+
+    Raises InvalidRequest, naming the file and the key, when the spec's demands are not met or no version that
+    the file asks for is spoken here.
+    """
+    document = _object(data, file_name)
+    is_list = file_name.endswith(".conflist") or (file_name.endswith(".json") and "plugins" in document)
+    name = document.get("name")
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise InvalidRequest(
+            f"{file_name}: name: expected letters, digits, '_', '.' and '-', beginning with a letter or digit, "
+            f"got {shown(name)}"
+        )
+    versions = _versions(document, file_name, name)
+    if not is_list:
+        if "plugins" in document and "type" not in document:
+            raise InvalidRequest(f"{file_name}: plugins: this is a list; name the file .conflist")
+        plugin = _plugin(document, file_name, "")
+        return NetworkConfig(name=name, versions=versions, plugins=(plugin,), source=file_name)
+
+    inlined = document.get("plugins", [])
+    if not isinstance(inlined, list):
+        raise InvalidRequest(f"{file_name}: plugins: expected a list, got {kind(inlined)}")
+    plugins = [_plugin(item, file_name, f"plugins[{i}].") for i, item in enumerate(inlined)]
+    if not _flag(document, "loadOnlyInlinedPlugins", file_name):
+        plugins += _dropped_in((drop_ins or {}).get(name, {}))
+    if not plugins:
+        raise InvalidRequest(f"{file_name}: plugins: network {name!r} needs at least one plugin")
+    return NetworkConfig(
+        name=name,
+        versions=versions,
+        plugins=tuple(plugins),
+        disable_check=_flag(document, "disableCheck", file_name),
+        disable_gc=_flag(document, "disableGC", file_name),
+        source=file_name,
+    )
+
+
+def config_json(config: NetworkConfig) -> bytes:
+    """The configuration as one canonical JSON object, itself a valid .conflist.
+
+    `from_json(config_json(c), c.source) == c`. Drop-in plugins are inlined, so the object says
+    `loadOnlyInlinedPlugins`: reading it back must not append them a second time.
+    """
+    document = {
+        "cniVersion": config.cni_version,
+        "cniVersions": list(config.versions),
+        "name": config.name,
+        "disableCheck": config.disable_check,
+        "disableGC": config.disable_gc,
+        "loadOnlyInlinedPlugins": True,
+        "plugins": list(config.plugins),
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def from_json(data: bytes, source: str = "") -> NetworkConfig:
+    """Read what `config_json` wrote. Raises InvalidRequest when it is damaged."""
+    return replace(parse("recorded configuration.conflist", data), source=source)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether `text` can name a file in a directory: not empty, printable, no separator, not "." or ".."."""
+    return text.isprintable() and not set(text) & {"/", "\\"} and text not in ("", ".", "..")
+
+
+def delegate_type(plugin: Mapping[str, Any]) -> str:
+    """The IPAM plugin that `plugin` will execute, "" if none."""
+    ipam = plugin.get("ipam")
+    named = ipam.get("type", "") if isinstance(ipam, dict) else ""
+    return named if isinstance(named, str) else ""
+
+
+def _object(data: bytes, file_name: str) -> dict[str, Any]:
+    try:
+        return load_object(data)
+    except ValueError as exc:
+        raise InvalidRequest(f"{file_name}: {exc}") from exc
+
+
+def _versions(document: Mapping[str, Any], file_name: str, name: str) -> tuple[str, ...]:
+    """The admitted versions that we speak, newest first. Neither key given means 0.1.0 (the spec's default)."""
+    single, several = document.get("cniVersion", ""), document.get("cniVersions", [])
+    if not isinstance(single, str):
+        raise InvalidRequest(f'{file_name}: cniVersion: expected text such as "1.0.0", got {kind(single)}')
+    if not isinstance(several, list) or not all(isinstance(item, str) for item in several):
+        raise InvalidRequest(f"{file_name}: cniVersions: expected a list of texts")
+    asked = {*([single] if single else []), *several} or {SUPPORTED[0]}
+    spoken = tuple(version for version in reversed(SUPPORTED) if version in asked)
+    if not spoken:
+        raise InvalidRequest(
+            f"{file_name}: cniVersion: network {name!r} asks for {', '.join(map(shown, sorted(asked)))}; "
+            f"supported are {', '.join(SUPPORTED)}"
+        )
+    return spoken
+
+
+def _plugin(item: object, file_name: str, where: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise InvalidRequest(f"{file_name}: {where.rstrip('.')}: expected an object, got {kind(item)}")
+    type_ = item.get("type")
+    if not isinstance(type_, str) or not is_file_name(type_):
+        raise InvalidRequest(
+            f"{file_name}: {where}type: expected the file name of a plugin without path separators, "
+            f"got {shown(type_)}"
+        )
+    capabilities = item.get("capabilities", {})
+    if not isinstance(capabilities, dict) or not all(isinstance(on, bool) for on in capabilities.values()):
+        raise InvalidRequest(f"{file_name}: {where}capabilities: expected an object of true and false")
+    ipam = item.get("ipam")
+    if isinstance(ipam, dict) and "type" in ipam:
+        delegate = ipam["type"]
+        if not isinstance(delegate, str) or (delegate and not is_file_name(delegate)):
+            raise InvalidRequest(
+                f"{file_name}: {where}ipam.type: expected the file name of a plugin without path separators, "
+                f"got {shown(delegate)}"
+            )
+    return item
+
+
+def _dropped_in(files: Mapping[str, bytes | OSError]) -> Sequence[dict[str, Any]]:
+    plugins = []
+    for path in sorted(files):
+        content = files[path]
+        if isinstance(content, OSError):
+            # A chain with a link missing is another network, so the whole list is refused.
+            raise InvalidRequest(f"{path}: cannot be read: {content.strerror or content}") from content
+        plugins.append(_plugin(_object(content, path), path, ""))
+    return plugins
+
+
+def _flag(document: Mapping[str, Any], key: str, file_name: str) -> bool:
+    # The text forms are not in the spec, but libcni reads them and files in the wild have them.
+    value = document.get(key, False)
+    if value in ("true", "false"):
+        return bool(value == "true")
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{file_name}: {key}: expected true or false, got {shown(value)}")
+    return value

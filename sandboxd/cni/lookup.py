@@ -1,0 +1,61 @@
+"""Where the plugin binaries are, asked before anything is created.
+
+Plugins look for their delegates themselves, in CNI_PATH and in this way: the first directory that holds a
+regular file of that name decides, executable or not. The same rule here means that what was found is what runs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+
+from sandboxd.cni.conf import NetworkConfig, delegate_type, is_file_name
+from sandboxd.errors import InvalidRequest, NotReady
+
+# The plugins that the CNI project maintains, and that Debian ships in one package.
+REFERENCE_PLUGINS = frozenset(
+    {
+        *("bandwidth", "bridge", "dhcp", "dummy", "firewall", "host-device", "host-local", "ipvlan", "loopback"),
+        *("macvlan", "portmap", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"),
+    }
+)
+PACKAGE = "containernetworking-plugins"
+
+
+def preflight(config: NetworkConfig, plugin_dirs: Sequence[str]) -> dict[str, str]:
+    """The path of every binary that `config` needs, IPAM delegates included, by plugin type.
+
+    Raises NotReady naming the plugin, its network, where that was configured and where was looked.
+    """
+    found: dict[str, str] = {}
+    for plugin in config.plugins:
+        for type_ in (plugin["type"], delegate_type(plugin)):
+            if type_ and type_ not in found:
+                found[type_] = find(type_, plugin_dirs, network=config.name, source=config.source)
+    return found
+
+
+def find(type_: str, plugin_dirs: Sequence[str], *, network: str, source: str) -> str:
+    """The absolute path of one plugin's binary. Raises NotReady; InvalidRequest for a type that is not a name."""
+    origin = f", from {source}" if source else ""
+    described = f'CNI plugin "{type_}" (network "{network}"{origin})'
+    if not is_file_name(type_):
+        raise InvalidRequest(f"{described}: a plugin is named without path separators")
+    for directory in plugin_dirs:
+        if not directory.startswith("/"):
+            continue  # relative to what? A daemon's working directory means nothing to anybody.
+        path = os.path.join(directory, type_)
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue
+        if not stat.S_ISREG(mode):
+            continue
+        if not os.access(path, os.X_OK):
+            raise NotReady(f"{described} was found as {path}, which is not executable; run: chmod +x {path}")
+        return os.path.abspath(path)
+    hint = (
+        f"on Debian it is in the package {PACKAGE}" if type_ in REFERENCE_PLUGINS else "put its binary in one of them"
+    )
+    raise NotReady(f"{described} was not found; looked in {', '.join(plugin_dirs) or 'no directory'}; {hint}")

@@ -1,0 +1,349 @@
+"""What plugins answer: a result in any version of the spec, or an error and what it means to us.
+
+Strict: a plugin that says it succeeded and prints something else has broken its contract, and the pod's network
+is unknown; that is `PluginFailed` with the place that was wrong, never a guess.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandboxd.cni.conf import SUPPORTED
+from sandboxd.cni.strict_json import load_object, shown
+from sandboxd.errors import Exhausted, NotReady, PluginFailed, SandboxdError, TimedOut, Unavailable
+
+OUTPUT_LIMIT = 1 << 20
+"""Bytes of stdout and of stderr that are kept of one execution."""
+
+# Error codes of the spec ("Error", table) that change what we do.
+CONTAINER_UNKNOWN = 3
+TRY_AGAIN = 11
+NOT_AVAILABLE = (50, 51)
+
+# The reference plugins report nearly everything as 999, so an empty pool is known by its words only: host-local,
+# Calico, whereabouts and the AWS plugin in this order.
+_EXHAUSTED = re.compile(
+    r"no ip addresses available|no ips? available|could not allocate ip in range|no available ip addresses?"
+    r"|(?:address|ip) (?:range|pool) (?:is )?(?:exhausted|full)",
+    re.IGNORECASE,
+)
+_STDERR_SHOWN = 2000  # characters of stderr that fit in a message; the timeline has all of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """An interface that a plugin made. `sandbox` is "" for one in the host's namespace."""
+
+    name: str
+    mac: str = ""
+    sandbox: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An address with its prefix length, such as "10.88.0.2/16". `interface` is an index, None when unsaid."""
+
+    address: str
+    gateway: str = ""
+    interface: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route; `gw` is "" for the default of the address family."""
+
+    dst: str
+    gw: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dns:
+    """What the network says about name resolution."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The result of ADD. `raw` is what the plugin printed, its version filled in; it is what others get."""
+
+    cni_version: str
+    interfaces: tuple[Interface, ...] = ()
+    ips: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    dns: Dns = field(default_factory=Dns)
+    raw: Mapping[str, Any]
+
+
+class _Malformed(Exception):
+    """Says which part of a result is wrong."""
+
+
+def parse_result(data: bytes, plugin: str, *, version: str = SUPPORTED[0], command: str = "ADD") -> Result:
+    """Read the result that `plugin` printed.
+
+    A result that does not name its version has `version`, the one in which the plugin was addressed. Raises
+    PluginFailed saying what was wrong.
+    """
+    try:
+        return _result(data, version)
+    except _Malformed as exc:
+        raise PluginFailed(plugin=plugin, command=command, code=0, msg=f"malformed result: {exc}") from exc
+
+
+def pod_ips(result: Result, ifname: str) -> tuple[str, ...]:
+    """The pod's own addresses without prefix lengths, in the plugin's order, each once.
+
+    They are those of the interface `ifname` and those that name no interface. A host interface may have the same
+    name, so one inside a sandbox goes first.
+    """
+    named = {i for i, interface in enumerate(result.interfaces) if interface.name == ifname}
+    inside = {i for i in named if result.interfaces[i].sandbox}
+    own = inside or named
+    found = [ip.address for ip in result.ips if ip.interface is None or ip.interface in own]
+    return tuple(dict.fromkeys(address.partition("/")[0] for address in found))
+
+
+def supported_versions(data: bytes, plugin: str) -> frozenset[str]:
+    """The answer to VERSION (spec section 5, "Version"). Raises PluginFailed when it is not one."""
+    try:
+        document = _document(data)
+        versions = document.get("supportedVersions", [document.get("cniVersion")])
+        if not isinstance(versions, list) or not all(isinstance(version, str) for version in versions):
+            raise _Malformed("supportedVersions: expected a list of texts")
+    except _Malformed as exc:
+        raise PluginFailed(plugin=plugin, command="VERSION", code=0, msg=f"malformed answer: {exc}") from exc
+    return frozenset(versions)
+
+
+def error_from(
+    stdout: bytes,
+    stderr: bytes,
+    exit_code: int,
+    timed_out: bool,
+    *,
+    plugin: str,
+    command: str,
+    seconds: float,
+) -> SandboxdError:
+    """The error that a failed execution means, with the plugin's own words.
+
+    `seconds` is the limit that it had. An empty address pool is Exhausted, "try again later" Unavailable, a
+    STATUS of "not available" NotReady, a timeout TimedOut; these carry the PluginFailed as their cause.
+    Everything else is the PluginFailed itself.
+    """
+    spoken = error_object(stdout)
+    said = stderr.decode(errors="replace").strip()[-_STDERR_SHOWN:]
+    if timed_out:
+        failed = PluginFailed(
+            plugin=plugin, command=command, code=0, msg=f"killed after {seconds:g} seconds", details=said
+        )
+        words = f"; it had said: {said}" if said else ""
+        return _caused(
+            TimedOut(
+                f"CNI plugin {plugin} did not finish {command} within {seconds:g} seconds and was killed with its "
+                f"children{words}"
+            ),
+            failed,
+        )
+    if spoken is None:
+        failed = PluginFailed(plugin=plugin, command=command, code=0, msg=said or _ending(exit_code))
+    else:
+        code, msg, details = spoken
+        failed = PluginFailed(
+            plugin=plugin, command=command, code=code, msg=msg or said or _ending(exit_code), details=details
+        )
+    if failed.code == TRY_AGAIN:
+        return _caused(Unavailable(f"{failed}; the plugin asks to try again later"), failed)
+    if command == "STATUS" and failed.code in NOT_AVAILABLE:
+        return _caused(NotReady(str(failed)), failed)
+    if command == "ADD" and _EXHAUSTED.search(f"{failed.msg} {failed.details}"):
+        return _caused(Exhausted(f"{failed}; remove pods of this network or widen its address range"), failed)
+    return failed
+
+
+def error_object(stdout: bytes) -> tuple[int, str, str] | None:
+    """(code, msg, details) of the error object on stdout, None when there is none.
+
+    Reference plugins that fail late print a result and then the error, so the last object that is one counts.
+    """
+    text, position = stdout.decode(errors="replace"), 0
+    decoder, found = json.JSONDecoder(), None
+    for _ in range(64):
+        position = text.find("{", position)
+        if position < 0:
+            break
+        try:
+            document, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            position += 1
+            continue
+        code = document.get("code")
+        if isinstance(code, int) and not isinstance(code, bool):
+            found = code, _words(document.get("msg")), _words(document.get("details"))
+    return found
+
+
+def _words(value: object) -> str:
+    # JSON can escape half of a surrogate pair; a message must be text that can be sent on.
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
+
+
+def _ending(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exited with status {exit_code} and said nothing"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    return f"killed by {name}"
+
+
+def _caused(error: SandboxdError, cause: PluginFailed) -> SandboxdError:
+    error.__cause__ = cause
+    return error
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    if len(data) >= OUTPUT_LIMIT:
+        raise _Malformed(f"more than {OUTPUT_LIMIT} bytes on stdout")
+    try:
+        return load_object(data)
+    except ValueError as exc:
+        seen = data[:200].decode(errors="replace").strip()
+        raise _Malformed(f"{exc}: {seen}" if seen else "nothing was printed on stdout") from exc
+
+
+def _result(data: bytes, version: str) -> Result:
+    document = _document(data)
+    stated = document.get("cniVersion") or version
+    if stated not in SUPPORTED:
+        raise _Malformed(f"cniVersion {shown(stated)} is none of {', '.join(SUPPORTED)}")
+    routes: list[Route] = []
+    interfaces: tuple[Interface, ...] = ()
+    if stated in ("0.1.0", "0.2.0"):
+        ips = _old_ips(document, routes)
+    else:
+        interfaces = tuple(_interface(item, f"interfaces[{i}]") for i, item in _items(document, "interfaces"))
+        ips = [
+            _ip(item, f"ips[{i}]", len(interfaces), with_family=stated.startswith("0."))
+            for i, item in _items(document, "ips")
+        ]
+        routes += [_route(item, f"routes[{i}]") for i, item in _items(document, "routes")]
+    return Result(
+        cni_version=stated,
+        interfaces=interfaces,
+        ips=tuple(ips),
+        routes=tuple(routes),
+        dns=_dns(document.get("dns")),
+        raw={**document, "cniVersion": stated},
+    )
+
+
+def _old_ips(document: Mapping[str, Any], routes: list[Route]) -> list[Address]:
+    """ip4 and ip6 of versions 0.1.0 and 0.2.0, which hold their routes."""
+    ips = []
+    for key, family in (("ip4", 4), ("ip6", 6)):
+        item = document.get(key)
+        if item is None:
+            continue
+        if not isinstance(item, dict):
+            raise _Malformed(f"{key}: not an object")
+        address = _cidr(item.get("ip"), f"{key}.ip", family)
+        ips.append(Address(address=address, gateway=_gateway(item.get("gateway"), f"{key}.gateway")))
+        routes += [_route(route, f"{key}.routes[{i}]") for i, route in _items(item, "routes", f"{key}.")]
+    return ips
+
+
+def _items(document: Mapping[str, Any], key: str, where: str = "") -> Sequence[tuple[int, dict[str, Any]]]:
+    # Plugins written in Go print null for a list that they never filled.
+    items = document.get(key)
+    if items is None:
+        return ()
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise _Malformed(f"{where}{key}: not a list of objects")
+    return tuple(enumerate(items))
+
+
+def _interface(item: Mapping[str, Any], where: str) -> Interface:
+    name = _text(item, "name", where)
+    if not name:
+        raise _Malformed(f"{where}.name: missing")
+    return Interface(name=name, mac=_text(item, "mac", where), sandbox=_text(item, "sandbox", where))
+
+
+def _ip(item: Mapping[str, Any], where: str, interfaces: int, *, with_family: bool) -> Address:
+    family = None
+    if with_family:
+        # 0.3.0 to 0.4.0 demand it; 1.0.0 took it away again.
+        family = {"4": 4, "6": 6}.get(item["version"]) if isinstance(item.get("version"), str) else None
+        if family is None:
+            raise _Malformed(f'{where}.version: expected "4" or "6", got {shown(item.get("version"))}')
+    index = item.get("interface")
+    if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
+        raise _Malformed(f"{where}.interface: expected an index into interfaces, got {shown(index)}")
+    if index is not None and not 0 <= index < interfaces:
+        raise _Malformed(f"{where}.interface: {index} points to none of the {interfaces} interfaces")
+    return Address(
+        address=_cidr(item.get("address"), f"{where}.address", family),
+        gateway=_gateway(item.get("gateway"), f"{where}.gateway"),
+        interface=index,
+    )
+
+
+def _route(item: Mapping[str, Any], where: str) -> Route:
+    return Route(dst=_cidr(item.get("dst"), f"{where}.dst", None), gw=_gateway(item.get("gw"), f"{where}.gw"))
+
+
+def _cidr(value: object, where: str, family: int | None) -> str:
+    if not isinstance(value, str) or "/" not in value:
+        raise _Malformed(f"{where}: expected an address with its prefix length, got {shown(value)}")
+    try:
+        address = ipaddress.ip_interface(value)
+    except ValueError as exc:
+        raise _Malformed(f"{where}: {exc}") from exc
+    if family is not None and address.version != family:
+        raise _Malformed(f"{where}: {value} is not an IPv{family} address")
+    return value
+
+
+def _gateway(value: object, where: str) -> str:
+    if value is None or value == "":
+        return ""
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        ipaddress.ip_address(value)
+    except ValueError as exc:
+        raise _Malformed(f"{where}: expected an IP address, got {shown(value)}") from exc
+    return value
+
+
+def _dns(item: object) -> Dns:
+    if item is None:
+        return Dns()
+    if not isinstance(item, dict):
+        raise _Malformed("dns: not an object")
+    lists = {key: item.get(key) or [] for key in ("nameservers", "search", "options")}
+    for key, values in lists.items():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise _Malformed(f"dns.{key}: not a list of texts")
+    return Dns(domain=_text(item, "domain", "dns"), **{key: tuple(values) for key, values in lists.items()})
+
+
+def _text(item: Mapping[str, Any], key: str, where: str) -> str:
+    value = item.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _Malformed(f"{where}.{key}: expected text, got {shown(value)}")
+    return value

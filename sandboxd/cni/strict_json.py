@@ -1,0 +1,68 @@
+"""JSON objects as other programs write them, read without Python's leniency.
+
+What `load_object` returns can be written again for any plugin: it holds no NaN or infinity, for which JSON has no
+words, and does not nest so deeply that writing or showing it would run out of stack.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+DEPTH = 100
+
+
+def load_object(data: bytes) -> dict[str, Any]:
+    """Read one JSON object in UTF-8. Raises ValueError whose text says what is wrong."""
+    if not data.strip():
+        raise ValueError("empty")
+    try:
+        document = json.loads(data.decode(), parse_constant=_refuse, parse_float=_finite)
+    except UnicodeDecodeError as exc:
+        raise ValueError("not UTF-8 text") from exc
+    except RecursionError as exc:
+        raise ValueError(f"nested deeper than {DEPTH} levels") from exc
+    except ValueError as exc:
+        raise ValueError(f"not valid JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise ValueError(f"expected a JSON object, got {kind(document)}")
+    if not _is_shallow(document):
+        raise ValueError(f"nested deeper than {DEPTH} levels")
+    return document
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, in words; safe where `repr` of something huge is not."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def shown(value: object) -> str:
+    """A JSON value for a message: short texts as they are, everything else by its kind."""
+    return repr(value[:60]) if isinstance(value, str) else kind(value)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):  # 1e999
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return value
+
+
+def _is_shallow(document: object) -> bool:
+    level: list[object] = [document]
+    for _ in range(DEPTH):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return True
+    return False

@@ -1,0 +1,255 @@
+"""The runtime spec of a workload container: its config over its image's defaults, inside its pod's namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.model import SandboxRecord
+from sandboxd.oci import linux, seccomp
+from sandboxd.oci import sandbox as pod
+from sandboxd.oci.linux import HOST, NEW, HostFacts, Json, MountSource
+from sandboxd.oci.users import User
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+_PROPAGATION: dict[int, str] = {
+    cri.PROPAGATION_PRIVATE: "rprivate",
+    cri.PROPAGATION_HOST_TO_CONTAINER: "rslave",
+    cri.PROPAGATION_BIDIRECTIONAL: "rshared",
+}
+
+
+def container_spec(
+    container_id: str,
+    config: cri.ContainerConfig,
+    *,
+    sandbox: SandboxRecord,
+    sandbox_dir: str,
+    image: Mapping[str, Any],
+    image_name: str,
+    user: User,
+    host: HostFacts,
+    target_pid: int = 0,
+    volumes: Mapping[str, str] | None = None,
+) -> Json:
+    """The runtime spec for a container of a running `sandbox`; both configs were validated.
+
+    `image` is the `config` object of the image (Entrypoint, Cmd, Env, WorkingDir, Volumes). `sandbox_dir` holds
+    the pod's hosts, hostname, resolv.conf and shm. `target_pid` is the process whose pid namespace to join when
+    the pid mode is TARGET. `volumes` gives a host directory for each of `image_volumes()`.
+
+    Raises InvalidRequest when there is no command, or a mount's propagation does not fit its source; Unsupported
+    for what this machine cannot do.
+    """
+    context = config.linux.security_context
+    privileged = context.privileged
+    held = _capabilities(context, host)
+    device_nodes, device_rules = linux.devices(config.devices, host, privileged=privileged)
+    # On v1 the named hierarchies of the host are no secret that a namespace would keep.
+    own_cgroups = host.cgroup_v2 and not privileged
+    masked, readonly = _guarded_paths(context)
+    spec: Json = {
+        "ociVersion": linux.OCI_VERSION,
+        "process": {
+            "terminal": config.tty,
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
+            "args": _args(config, image),
+            "env": _env(config, sandbox, image, host),
+            "cwd": linux.clean(config.working_dir or image.get("WorkingDir") or "/"),
+            "capabilities": linux.capabilities(held),
+            "noNewPrivileges": context.no_new_privs,
+            # Said even when it is 0: the daemon's own value would be inherited otherwise.
+            "oomScoreAdj": linux.oom_score_adj(config.linux.resources.oom_score_adj, host),
+        },
+        "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
+        "mounts": _mounts(config, sandbox, sandbox_dir, host, volumes or {}, own_cgroups=own_cgroups),
+        "annotations": {
+            "io.kubernetes.cri.container-type": "container",
+            **pod.identity(sandbox),
+            "io.kubernetes.cri.container-name": config.metadata.name,
+            "io.kubernetes.cri.image-name": image_name,
+        },
+        "linux": {
+            "namespaces": linux.namespaces(
+                {
+                    "mount": NEW,
+                    "pid": _pid_namespace(context.namespace_options, sandbox, target_pid),
+                    **_pod_namespaces(sandbox),
+                    "cgroup": NEW if own_cgroups else HOST,
+                }
+            ),
+            "cgroupsPath": linux.cgroups_path(
+                host.cgroup_driver, linux.pod_cgroup_parent(sandbox.config, host), container_id
+            ),
+            "resources": {"devices": device_rules, **linux.resources(config.linux.resources, host)},
+            "devices": device_nodes,
+            "maskedPaths": masked,
+            "readonlyPaths": readonly,
+        },
+    }
+    if propagation := _rootfs_propagation(config):
+        spec["linux"]["rootfsPropagation"] = propagation
+    if profile := seccomp.for_context(context, held, host):
+        spec["linux"]["seccomp"] = profile
+    return spec
+
+
+def image_volumes(config: cri.ContainerConfig, image: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the image declares volumes that the request does not mount: each needs a host directory."""
+    mounted = {linux.clean(mount.container_path) for mount in config.mounts}
+    declared = {linux.clean(path) for path in image.get("Volumes") or ()}
+    return tuple(sorted(declared - mounted - {"/"}))
+
+
+# --- process ---------------------------------------------------------------------------------------------------
+
+
+def _args(config: cri.ContainerConfig, image: Mapping[str, Any]) -> list[str]:
+    """`command` replaces the entrypoint and the image's command with it; `args` replaces the command alone."""
+    if config.command:
+        return [*config.command, *config.args]
+    args = [*(image.get("Entrypoint") or ()), *(config.args or image.get("Cmd") or ())]
+    if not args:
+        raise InvalidRequest("config.command: there is none, and the image has neither an entrypoint nor a command")
+    return args
+
+
+def _env(config: cri.ContainerConfig, sandbox: SandboxRecord, image: Mapping[str, Any], host: HostFacts) -> list[str]:
+    return linux.environment(
+        [
+            linux.DEFAULT_PATH,
+            *(["TERM=xterm"] if config.tty else []),
+            f"HOSTNAME={sandbox.config.hostname or host.hostname}",
+            *(image.get("Env") or ()),
+            *(f"{item.key}={item.value.decode()}" for item in config.envs),
+        ]
+    )
+
+
+def _capabilities(context: cri.LinuxContainerSecurityContext, host: HostFacts) -> list[str]:
+    if context.privileged:
+        return linux.capability_names(add=["ALL"], drop=[], own=host.capabilities)
+    asked = context.capabilities
+    return linux.capability_names(add=asked.add_capabilities, drop=asked.drop_capabilities, own=host.capabilities)
+
+
+# --- namespaces ------------------------------------------------------------------------------------------------
+
+
+def _pod_namespaces(sandbox: SandboxRecord) -> dict[str, str | None]:
+    """What a container always shares with its pod.
+
+    The network namespace by its pinned path, which stays right when the pause process dies and its pid is
+    reused; the others are held by that process alone.
+    """
+    modes = sandbox.config.linux.security_context.namespace_options
+    host_network = modes.network == cri.NODE
+    return {
+        "network": HOST if host_network else sandbox.netns_path,
+        "uts": HOST if host_network else _of_pid(sandbox.pid, "uts"),
+        "ipc": HOST if modes.ipc == cri.NODE else _of_pid(sandbox.pid, "ipc"),
+    }
+
+
+def _pid_namespace(modes: cri.NamespaceOption, sandbox: SandboxRecord, target_pid: int) -> str | None:
+    match modes.pid:
+        case cri.CONTAINER:
+            return NEW
+        case cri.TARGET:
+            return _of_pid(target_pid, "pid")
+        case cri.NODE:
+            return HOST
+    sandbox_modes = sandbox.config.linux.security_context.namespace_options
+    return HOST if sandbox_modes.pid == cri.NODE else _of_pid(sandbox.pid, "pid")
+
+
+def _of_pid(pid: int, kind: str) -> str:
+    if pid <= 0:
+        # A caller's mistake; "" or "/proc/0" here would quietly give the container a wrong namespace.
+        raise ValueError(f"the {kind} namespace to join belongs to no running process (pid {pid})")
+    return f"/proc/{pid}/ns/{kind}"
+
+
+# --- filesystem ------------------------------------------------------------------------------------------------
+
+
+def _guarded_paths(context: cri.LinuxContainerSecurityContext) -> tuple[list[str], list[str]]:
+    """(masked, readonly).
+
+    Exactly what the request lists, once it lists anything. A request that lists nothing cannot be told from one
+    that wants nothing guarded: protobuf has no word for it. kubelet sends nothing only for `procMount: Unmasked`,
+    which it accepts for pods with a user namespace alone, and those are refused here; everybody else who sends
+    nothing (crictl, scripts) did not think of it. So nothing means the defaults, unless privileged.
+    """
+    if context.privileged:
+        return [], []
+    if not context.masked_paths and not context.readonly_paths:
+        return list(linux.DEFAULT_MASKED_PATHS), list(linux.DEFAULT_READONLY_PATHS)
+    return list(context.masked_paths), list(context.readonly_paths)
+
+
+def _mounts(
+    config: cri.ContainerConfig,
+    sandbox: SandboxRecord,
+    sandbox_dir: str,
+    host: HostFacts,
+    volumes: Mapping[str, str],
+    *,
+    own_cgroups: bool,
+) -> list[Json]:
+    """All mounts, parents before children; of two for one place the request's wins.
+
+    A /dev of the request brings its own pts, shm and mqueue, so ours would only hide them.
+    """
+    context = config.linux.security_context
+    asked = [_requested_mount(mount, host) for mount in config.mounts]
+    taken = {mount["destination"] for mount in asked}
+    pseudo = [
+        linux.proc(),
+        linux.dev(),
+        linux.dev_pts(),
+        linux.dev_mqueue(),
+        linux.sysfs(writable=context.privileged),
+        linux.cgroup(writable=context.privileged, options=() if own_cgroups else host.cgroup2_options),
+    ]
+    if "/dev" in taken:
+        pseudo = [mount for mount in pseudo if not mount["destination"].startswith("/dev/")]
+    access = "ro" if context.readonly_rootfs else "rw"
+    ours = [
+        linux.bind(f"{sandbox_dir}/{name}", f"/etc/{name}", ["rprivate", access])
+        for name in ("hosts", "hostname", "resolv.conf")
+    ]
+    ours.append(linux.bind(pod.shm(sandbox, sandbox_dir), "/dev/shm", ["rprivate", "rw"]))
+    ours += [linux.bind(source, linux.clean(path), ["rprivate", "rw"]) for path, source in sorted(volumes.items())]
+    defaults = [mount for mount in (*pseudo, *ours) if mount["destination"] not in taken]
+    # A default above a requested mount must not come after it; the sort is stable, so equals keep their order.
+    return sorted((*defaults, *asked), key=lambda mount: linux.depth(mount["destination"]))
+
+
+def _requested_mount(mount: cri.Mount, host: HostFacts) -> Json:
+    source = host.mount_sources.get(mount.host_path) or MountSource(path=mount.host_path)
+    if mount.propagation == cri.PROPAGATION_BIDIRECTIONAL and not source.shared:
+        raise InvalidRequest(
+            f"config.mounts: {mount.host_path}: BIDIRECTIONAL propagation needs a source on a shared mount"
+            f" (mount --make-shared), and {source.path} is not on one"
+        )
+    if mount.propagation == cri.PROPAGATION_HOST_TO_CONTAINER and not (source.shared or source.slave):
+        raise InvalidRequest(
+            f"config.mounts: {mount.host_path}: HOST_TO_CONTAINER propagation needs a source on a shared or slave"
+            f" mount (mount --make-shared), and {source.path} is not on one"
+        )
+    if mount.recursive_read_only and not host.recursive_read_only:
+        raise Unsupported(
+            f"config.mounts: {mount.container_path}: recursive_read_only needs Linux 5.12 and a runtime that has rro"
+        )
+    access = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
+    return linux.bind(source.path, linux.clean(mount.container_path), [_PROPAGATION[mount.propagation], access])
+
+
+def _rootfs_propagation(config: cri.ContainerConfig) -> str:
+    """A mount propagates no further than the root above it lets it."""
+    asked = {mount.propagation for mount in config.mounts}
+    if cri.PROPAGATION_BIDIRECTIONAL in asked:
+        return "rshared"
+    return "rslave" if cri.PROPAGATION_HOST_TO_CONTAINER in asked else ""

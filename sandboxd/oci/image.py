@@ -1,0 +1,304 @@
+"""What an image is made of: descriptors, manifests, indexes and configs, read strictly.
+
+An image is a manifest that names one config and the layers, lowest first; an index names manifests for several
+platforms. Both the OCI image format (https://github.com/opencontainers/image-spec) and docker's schema 2 are
+read; what they share is what is kept. Everything is refused with InvalidRequest that cannot be understood, and
+with Unsupported what can be but is not offered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandboxd.errors import InvalidRequest, Unsupported
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+INDEXES = (OCI_INDEX, DOCKER_INDEX)
+MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
+CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
+LAYERS = tuple(
+    f"{base}{compression}"
+    for base, compressions in (
+        (OCI_LAYER, ("", "+gzip", "+zstd")),
+        (DOCKER_LAYER, ("", ".gzip", ".zstd")),
+    )
+    for compression in compressions
+)
+
+MOST_MANIFEST_BYTES = 4 << 20  # what registries accept
+MOST_CONFIG_BYTES = 8 << 20
+MOST_LAYERS = 500  # overlayfs stacks no more than this
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+# The config's members that sandboxd uses, and the shape that each must have.
+_TEXTS = ("User", "WorkingDir", "StopSignal")
+_LISTS = ("Env", "Entrypoint", "Cmd")
+_MAPS = ("Volumes", "Labels", "ExposedPorts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What an image runs on, in Go's words (linux, amd64)."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """Points at a blob. `size` is in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One image for one platform; layers from the lowest up."""
+
+    media_type: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """Manifests, or further indexes, to choose from."""
+
+    media_type: str
+    manifests: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """An image's config blob: what it was built for, its layers, and how it wants to be run.
+
+    `config` is the inner object of the format, with the members that are set and of the right type: Env,
+    Entrypoint, Cmd, User, WorkingDir, StopSignal, Volumes, Labels, ExposedPorts.
+    """
+
+    platform: Platform
+    diff_ids: tuple[str, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def chain_id(self) -> str:
+        """Names the file system that all layers make together; "" for an image without layers."""
+        return chain_ids(self.diff_ids)[-1] if self.diff_ids else ""
+
+
+def digest(data: bytes) -> str:
+    """The digest that names `data`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def is_digest(text: object) -> bool:
+    """Whether `text` is a digest of the one kind that is used, sha256."""
+    return isinstance(text, str) and bool(_DIGEST.fullmatch(text))
+
+
+def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
+    """For each layer the id of the stack up to it (image-spec, config.md, "Layer ChainID")."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        chain.append(digest(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+    return tuple(chain)
+
+
+def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
+    """Read a manifest or an index. `media_type` is what pointed at it called it, "" when nobody said.
+
+    Raises InvalidRequest for anything that is not exactly one of the two: a document that could be read as both
+    would name different images to different readers.
+    """
+    what = "image manifest"
+    if len(data) > MOST_MANIFEST_BYTES:
+        raise InvalidRequest(f"{what}: larger than {MOST_MANIFEST_BYTES} bytes")
+    document = parse_object(data, what)
+    if document.get("schemaVersion") != 2:
+        if document.get("schemaVersion") == 1:
+            raise Unsupported(f"{what}: docker's schema 1 is not supported; save the image again with a newer tool")
+        raise InvalidRequest(f"{what}: schemaVersion must be 2, not {document.get('schemaVersion')!r}")
+    said = document.get("mediaType", "")
+    if said and media_type and said != media_type:
+        raise InvalidRequest(f"{what}: calls itself {said!r}, but is listed as {media_type!r}")
+    is_index, is_manifest = "manifests" in document, "config" in document or "layers" in document
+    if is_index == is_manifest:
+        raise InvalidRequest(f"{what}: neither a manifest (config, layers) nor an index (manifests)")
+    kind = said or media_type or (OCI_INDEX if is_index else OCI_MANIFEST)
+    if kind not in (INDEXES if is_index else MANIFESTS):
+        raise InvalidRequest(f"{what}: {kind!r} does not fit its content")
+    if is_index:
+        manifests = _descriptors(document, "manifests", f"{what}: manifests")
+        return Index(media_type=kind, manifests=manifests)
+    config = _descriptor(document.get("config"), f"{what}: config")
+    if config.media_type not in CONFIGS:
+        raise Unsupported(f"{what}: a config of type {config.media_type!r} is not a container image")
+    if config.size > MOST_CONFIG_BYTES:
+        raise InvalidRequest(f"{what}: the config is larger than {MOST_CONFIG_BYTES} bytes")
+    layers = _descriptors(document, "layers", f"{what}: layers")
+    if len(layers) > MOST_LAYERS:
+        raise Unsupported(f"{what}: {len(layers)} layers, at most {MOST_LAYERS} can be stacked")
+    for layer in layers:
+        if layer.media_type not in LAYERS:
+            raise Unsupported(f"{what}: layer {layer.digest} has the unsupported type {layer.media_type!r}")
+    return Manifest(media_type=kind, config=config, layers=layers)
+
+
+def parse_config(data: bytes) -> ImageConfig:
+    """Read an image's config blob. Raises InvalidRequest naming the member that is wrong."""
+    what = "image config"
+    if len(data) > MOST_CONFIG_BYTES:
+        raise InvalidRequest(f"{what}: larger than {MOST_CONFIG_BYTES} bytes")
+    document = parse_object(data, what)
+    rootfs = document.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if diff_ids is None and isinstance(rootfs, dict):
+        diff_ids = []
+    if not isinstance(diff_ids, list) or not all(is_digest(item) for item in diff_ids):
+        raise InvalidRequest(f"{what}: rootfs.diff_ids must be a list of sha256 digests")
+    inner = document.get("config")
+    if inner is not None and not isinstance(inner, dict):
+        raise InvalidRequest(f"{what}: config must be an object")
+    return ImageConfig(
+        platform=_platform(document, what),
+        diff_ids=tuple(diff_ids),
+        config=_run_config(inner or {}, what),
+    )
+
+
+def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The members that are used, checked; null and absent mean the same."""
+    checked: dict[str, Any] = {}
+    for name in (*_TEXTS, *_LISTS, *_MAPS):
+        value = inner.get(name)
+        if value is None:
+            continue
+        if name in _TEXTS and not isinstance(value, str):
+            raise InvalidRequest(f"{what}: config.{name} must be a string")
+        if name in _LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            raise InvalidRequest(f"{what}: config.{name} must be a list of strings")
+        if name in _MAPS and not isinstance(value, dict):
+            raise InvalidRequest(f"{what}: config.{name} must be an object")
+        if "\0" in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\0"):
+            raise InvalidRequest(f"{what}: config.{name} holds a NUL character")
+        checked[name] = value
+    for label, value in checked.get("Labels", {}).items():
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{what}: config.Labels[{label!r}] must be a string")
+    return checked
+
+
+def normal_architecture(machine: str) -> str:
+    """The kernel's name of a machine (uname) in Go's words."""
+    return {
+        "x86_64": "amd64",
+        "aarch64": "arm64",
+        "armv7l": "arm",
+        "armv6l": "arm",
+        "i386": "386",
+        "i686": "386",
+    }.get(machine, machine)
+
+
+def runs_on(image: Platform, host: Platform) -> bool:
+    """Whether `host` can run what was built for `image`; members that an image leaves out are not held against it."""
+    if (image.os or host.os) != host.os:
+        return False
+    if normal_architecture(image.architecture or host.architecture) != host.architecture:
+        return False
+    # arm64 has only v8 in practice, and arm runs its own and older variants; v1 is amd64's baseline.
+    baseline = {"arm64": "v8", "arm": "v7", "amd64": "v1"}.get(host.architecture, "")
+    return not image.variant or image.variant <= (host.variant or baseline)
+
+
+def choose(manifests: Iterable[Descriptor], host: Platform) -> tuple[Descriptor, ...]:
+    """Those of an index that `host` can run, the best first; what names no platform comes last."""
+    fitting = [
+        item
+        for item in manifests
+        if item.media_type in (*MANIFESTS, *INDEXES) and (item.platform is None or runs_on(item.platform, host))
+    ]
+    # Sorting is stable: equally good ones stay in the order of the index, as the format asks.
+    fitting.sort(key=lambda item: item.platform.variant if item.platform else "", reverse=True)
+    fitting.sort(key=lambda item: item.platform is None)
+    return tuple(fitting)
+
+
+def parse_object(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object without repeated members. Raises InvalidRequest naming `what`."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            raise InvalidRequest(f"{what}: a member is given twice")
+        return members
+
+    try:
+        document = json.loads(data, object_pairs_hook=once)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"{what}: not valid JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"{what}: must be a JSON object")
+    return document
+
+
+def _descriptors(document: Mapping[str, Any], name: str, what: str) -> tuple[Descriptor, ...]:
+    items = document.get(name)
+    if not isinstance(items, list):
+        raise InvalidRequest(f"{what} must be a list")
+    return tuple(_descriptor(item, f"{what}[{number}]") for number, item in enumerate(items))
+
+
+def _descriptor(item: object, what: str) -> Descriptor:
+    if not isinstance(item, dict):
+        raise InvalidRequest(f"{what}: must be an object")
+    media_type, size, blob = item.get("mediaType"), item.get("size"), item.get("digest")
+    if not isinstance(media_type, str) or not media_type:
+        raise InvalidRequest(f"{what}: mediaType is missing")
+    if not is_digest(blob):
+        raise InvalidRequest(f"{what}: digest must be sha256:<64 hex digits>, not {blob!r}")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
+        raise InvalidRequest(f"{what}: size must be a number of bytes, not {size!r}")
+    annotations = item.get("annotations") or {}
+    if not isinstance(annotations, dict) or not all(isinstance(v, str) for v in annotations.values()):
+        raise InvalidRequest(f"{what}: annotations must be an object of strings")
+    platform = item.get("platform")
+    if platform is not None and not isinstance(platform, dict):
+        raise InvalidRequest(f"{what}: platform must be an object")
+    return Descriptor(
+        media_type=media_type,
+        digest=str(blob),
+        size=size,
+        annotations=annotations,
+        platform=_platform(platform, what) if platform else None,
+    )
+
+
+def _platform(document: Mapping[str, Any], what: str) -> Platform:
+    parts = {name: document.get(name) or "" for name in ("os", "architecture", "variant")}
+    for name, value in parts.items():
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{what}: {name} must be a string")
+    return Platform(**parts)

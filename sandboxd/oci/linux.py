@@ -1,0 +1,350 @@
+"""The Linux sections that pause and workload specs share, and the facts about the machine that they need.
+
+Terms and JSON shapes are those of the OCI runtime spec 1.0.2 ("config.md" and "config-linux.md"); the defaults
+are containerd's, so that a workload finds here what it finds there.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+Json = dict[str, Any]
+
+OCI_VERSION = "1.0.2"
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# linux/capability.h, in the order of their numbers.
+_CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE"
+    " NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT"
+    " SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL"
+    " SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+)
+_DEFAULT_CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL"
+    " AUDIT_WRITE"
+)
+ALL_CAPABILITIES: tuple[str, ...] = tuple(f"CAP_{name}" for name in _CAPABILITIES.split())
+DEFAULT_CAPABILITIES: frozenset[str] = frozenset(f"CAP_{name}" for name in _DEFAULT_CAPABILITIES.split())
+
+DEFAULT_MASKED_PATHS: tuple[str, ...] = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)
+
+DEFAULT_READONLY_PATHS: tuple[str, ...] = (
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+)
+
+_EVERY_DEVICE = "rwm"  # read, write and mknod
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceNode:
+    """A device node of the host, symlinks resolved."""
+
+    path: str
+    kind: str  # "c", "b" or "p" as in mknod(1)
+    major: int
+    minor: int
+    mode: int = 0o660  # permission bits only
+    uid: int = 0
+    gid: int = 0
+    below: str = ""  # path relative to the requested one when that is a directory, e.g. "by-id/x"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountSource:
+    """The host side of a bind mount: where it really is, and how the mount that holds it propagates."""
+
+    path: str  # symlinks resolved
+    shared: bool = False  # the holding mount has a peer group ("shared:" in mountinfo)
+    slave: bool = False  # it receives from a master ("master:" in mountinfo)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What the builders must know about the machine.
+
+    The first block holds for the daemon's whole life; the second is gathered for one CreateContainer and added
+    with `dataclasses.replace`.
+    """
+
+    hostname: str  # the node's: HOSTNAME of containers whose pod has no hostname of its own
+    machine: str  # as uname(2) says: "x86_64", "aarch64"; chooses the seccomp architectures
+    capabilities: frozenset[str]  # the daemon's own effective set, "CAP_…"
+    oom_score_adj: int  # the daemon's own
+    can_lower_oom_score_adj: bool  # CAP_SYS_RESOURCE, see proc_pid_oom_score_adj(5)
+    cgroup_v2: bool
+    cgroup_driver: str  # "cgroupfs" or "systemd"
+    cgroup_parent: str  # of pods that name none
+    cgroup2_options: tuple[str, ...] = ()  # of the host's cgroup2 mount: nsdelegate, memory_recursiveprot
+    swap_controller: bool = True  # swap can be limited (v1: memory.memsw.*, v2: memory.swap.max)
+    hugetlb_controller: bool = False
+    recursive_read_only: bool = False  # kernel >= 5.12 and a runtime that knows "rro"
+    seccomp: bool = True  # the kernel has seccomp filters
+    host_devices: tuple[DeviceNode, ...] = ()  # for privileged containers; without pts, shm, mqueue, console
+
+    devices: Mapping[str, tuple[DeviceNode, ...]] = field(default_factory=dict)  # by requested host path
+    mount_sources: Mapping[str, MountSource] = field(default_factory=dict)  # by requested host path
+
+
+# --- process ---------------------------------------------------------------------------------------------------
+
+
+def environment(entries: Iterable[str]) -> list[str]:
+    """`process.env` of "NAME=value" entries: the last value of a name wins, at the place of its first."""
+    values: dict[str, str] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if name and equals:
+            values[name] = value
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def capability_name(name: str) -> str:
+    """ "net_admin" and "CAP_NET_ADMIN" are the same capability; "ALL" stays itself.
+
+    Raises InvalidRequest for a name that the kernel does not know: a typo in `drop` must not go unnoticed.
+    """
+    upper = name.upper()
+    if upper == "ALL":
+        return upper
+    full = upper if upper.startswith("CAP_") else f"CAP_{upper}"
+    if full not in ALL_CAPABILITIES:
+        raise InvalidRequest(f"{name!r} is not a Linux capability")
+    return full
+
+
+def capability_names(*, add: Iterable[str], drop: Iterable[str], own: frozenset[str]) -> list[str]:
+    """The capabilities that a container gets, in kernel order.
+
+    The default set, or the daemon's `own` for add ALL, or none for drop ALL; then what is added by name, minus
+    what is dropped by name. Raises Unsupported when a capability is added that the daemon cannot give.
+    """
+    added = {capability_name(name) for name in add}
+    dropped = {capability_name(name) for name in drop}
+    granted = own if "ALL" in added else DEFAULT_CAPABILITIES & own
+    if "ALL" in dropped:
+        granted = frozenset()
+    added -= {"ALL"}
+    if missing := added - dropped - own:
+        raise Unsupported(
+            f"cannot add {', '.join(sorted(missing))}: the daemon itself runs without it on this machine"
+        )
+    granted = (granted | added) - dropped
+    return [name for name in ALL_CAPABILITIES if name in granted]
+
+
+def capabilities(names: Sequence[str]) -> Json:
+    """`process.capabilities`. Inheritable and ambient stay empty: nothing is gained across execve."""
+    return {"bounding": list(names), "effective": list(names), "permitted": list(names)}
+
+
+def oom_score_adj(wanted: int, host: HostFacts) -> int:
+    """`wanted`, but never below the daemon's own value when lowering would fail with EPERM in the runtime."""
+    return wanted if host.can_lower_oom_score_adj else max(wanted, host.oom_score_adj)
+
+
+# --- namespaces and cgroups ------------------------------------------------------------------------------------
+
+NEW = ""  # a namespace of its own
+HOST = None  # stay in the runtime's, which is the host's
+
+
+def namespaces(wanted: Mapping[str, str | None]) -> list[Json]:
+    """`linux.namespaces`: kind → path to join, NEW or HOST."""
+    return [
+        {"type": kind, "path": path} if path else {"type": kind} for kind, path in wanted.items() if path is not HOST
+    ]
+
+
+def pod_cgroup_parent(config: cri.PodSandboxConfig, host: HostFacts) -> str:
+    """What the pod asks for, else the configured default, which the systemd driver reads as a slice's name."""
+    if config.linux.cgroup_parent:
+        return config.linux.cgroup_parent
+    if host.cgroup_driver == "systemd" and not host.cgroup_parent.endswith(".slice"):
+        return f"{posixpath.basename(host.cgroup_parent.rstrip('/')) or 'system'}.slice"
+    return host.cgroup_parent
+
+
+def cgroups_path(driver: str, parent: str, object_id: str) -> str:
+    """`linux.cgroupsPath`: "/parent/id" for cgroupfs, "slice:prefix:name" for systemd.
+
+    Clients give the systemd driver either a slice or its whole path ("/a.slice/a-b.slice"); runc derives the
+    path from the last element. Raises InvalidRequest when that is not a slice.
+    """
+    if driver != "systemd":
+        return posixpath.join("/", parent.strip("/"), object_id)
+    unit = posixpath.basename(parent.rstrip("/"))
+    if not unit.endswith(".slice"):
+        raise InvalidRequest(
+            f"config.linux.cgroup_parent: {parent!r} does not end in a .slice, which the systemd cgroup driver needs"
+        )
+    return f"{unit}:sandboxd:{object_id}"
+
+
+def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
+    """`linux.resources` without devices; also what UpdateContainerResources sends.
+
+    In CRI 0 and "" mean "not specified". Raises Unsupported for limits that this machine cannot enforce.
+    """
+    limit, swap = wanted.memory_limit_in_bytes, wanted.memory_swap_limit_in_bytes
+    if not host.swap_controller:
+        # Without swap accounting the files do not exist and runc would fail; the memory limit still holds.
+        swap = 0
+    elif limit and not swap:
+        # A memory limit alone would let the container push the rest of its memory into the node's swap.
+        swap = limit
+    if wanted.unified and not host.cgroup_v2:
+        names = ", ".join(sorted(wanted.unified))
+        raise Unsupported(f"config.linux.resources.unified: {names}: this machine runs cgroup v1")
+    sections = {
+        "cpu": _given(
+            shares=wanted.cpu_shares,
+            quota=wanted.cpu_quota,
+            period=wanted.cpu_period,
+            cpus=wanted.cpuset_cpus,
+            mems=wanted.cpuset_mems,
+        ),
+        "memory": _given(limit=limit, swap=swap),
+        "hugepageLimits": _hugepage_limits(wanted, host),
+        "unified": dict(sorted(wanted.unified.items())),
+    }
+    return _given(**sections)
+
+
+def _hugepage_limits(wanted: cri.LinuxContainerResources, host: HostFacts) -> list[Json]:
+    if host.hugetlb_controller:
+        return [{"pageSize": item.page_size, "limit": item.limit} for item in wanted.hugepage_limits]
+    # kubelet sends a limit of 0 for every page size of the machine, controller or not.
+    if asked := [item.page_size for item in wanted.hugepage_limits if item.limit]:
+        raise Unsupported(
+            f"config.linux.resources.hugepage_limits: {', '.join(asked)}: this machine has no hugetlb"
+            " cgroup controller"
+        )
+    return []
+
+
+def _given(**values: Any) -> Json:
+    """Only what was specified."""
+    return {key: value for key, value in values.items() if value}
+
+
+# --- devices ---------------------------------------------------------------------------------------------------
+
+
+def no_devices() -> list[Json]:
+    """`linux.resources.devices` that deny all; runtimes add /dev/null and its kind by themselves."""
+    return [{"allow": False, "access": _EVERY_DEVICE}]
+
+
+def devices(wanted: Sequence[cri.Device], host: HostFacts, *, privileged: bool) -> tuple[list[Json], list[Json]]:
+    """(`linux.devices`, `linux.resources.devices`): the nodes to make and the rules that let them be used.
+
+    A privileged container gets every device of the host and no rule against any. Raises InvalidRequest when a
+    requested device is not among `host.devices`.
+    """
+    nodes = {node.path: _device(node.path, node) for node in host.host_devices} if privileged else {}
+    rules = [{"allow": True, "access": _EVERY_DEVICE}] if privileged else no_devices()
+    for device in wanted:
+        found = host.devices.get(device.host_path, ())
+        if not found:
+            raise InvalidRequest(f"config.devices: {device.host_path}: there is no such device on this machine")
+        for node in found:
+            path = posixpath.join(device.container_path, node.below) if node.below else device.container_path
+            nodes[path] = _device(path, node)
+            if node.kind in ("c", "b") and not privileged:
+                rules.append(
+                    {
+                        "allow": True,
+                        "type": node.kind,
+                        "major": node.major,
+                        "minor": node.minor,
+                        "access": device.permissions,
+                    }
+                )
+    return list(nodes.values()), rules
+
+
+def _device(path: str, node: DeviceNode) -> Json:
+    numbers = {} if node.kind == "p" else {"major": node.major, "minor": node.minor}
+    owner = {"fileMode": node.mode, "uid": node.uid, "gid": node.gid}
+    return {"path": path, "type": node.kind, **numbers, **owner}
+
+
+# --- mounts ----------------------------------------------------------------------------------------------------
+
+
+def proc() -> Json:
+    """The process filesystem; runtimes need it to be there."""
+    return _mount("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"])
+
+
+def dev() -> Json:
+    """An empty /dev, in which the runtime makes the nodes."""
+    return _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"])
+
+
+def dev_pts() -> Json:
+    """Terminals of its own; gid 5 is the tty group everywhere."""
+    options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+    return _mount("/dev/pts", "devpts", "devpts", options)
+
+
+def dev_mqueue() -> Json:
+    """POSIX message queues of the ipc namespace."""
+    return _mount("/dev/mqueue", "mqueue", "mqueue", ["nosuid", "noexec", "nodev"])
+
+
+def sysfs(*, writable: bool = False) -> Json:
+    """/sys as the network namespace shows it."""
+    return _mount("/sys", "sysfs", "sysfs", ["nosuid", "noexec", "nodev", "rw" if writable else "ro"])
+
+
+def cgroup(*, writable: bool = False, options: Sequence[str] = ()) -> Json:
+    """The container's view of its cgroups.
+
+    `options` are the host's own for cgroup2: they belong to the one superblock of the machine, so mounting it
+    without them, outside a cgroup namespace, would turn them off for everybody (cgroup-v2.rst, "Mounting").
+    """
+    flags = ["nosuid", "noexec", "nodev", "relatime", "rw" if writable else "ro", *options]
+    return _mount("/sys/fs/cgroup", "cgroup", "cgroup", flags)
+
+
+def bind(source: str, destination: str, options: Sequence[str]) -> Json:
+    """A bind mount of a host path."""
+    return _mount(destination, "bind", source, ["rbind", *options])
+
+
+def _mount(destination: str, kind: str, source: str, options: list[str]) -> Json:
+    return {"destination": destination, "type": kind, "source": source, "options": options}
+
+
+def clean(path: str) -> str:
+    """`path` in one spelling: no "//", "." or "..", exactly one leading slash."""
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def depth(path: str) -> int:
+    """How many elements a clean absolute path has."""
+    return 0 if path == "/" else path.count("/")

@@ -1,0 +1,94 @@
+"""Image names: `[domain/]path[:tag][@digest]`, read and written out in full.
+
+The grammar and the defaults are those of the distribution project's reference format, which every container tool
+follows: a name without a domain belongs to `docker.io`, one without a slash to its `library/`, and one without tag
+and digest means `latest`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sandboxd.errors import InvalidRequest
+
+DEFAULT_DOMAIN = "docker.io"
+OFFICIAL_PREFIX = "library/"
+DEFAULT_TAG = "latest"
+
+MOST_NAME_CHARACTERS = 255  # of domain and path together
+MOST_CHARACTERS = 1024  # of the whole reference; longer text is not worth matching
+
+_DOMAIN = re.compile(
+    r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+    r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
+)
+_PATH = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_HEX_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A name in full. `tag` and `digest` are "" when the name has none; one of them is always there."""
+
+    domain: str
+    path: str
+    tag: str = ""
+    digest: str = ""
+
+    @property
+    def repository(self) -> str:
+        """The name without tag and digest."""
+        return f"{self.domain}/{self.path}"
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.repository}{tag}{digest}"
+
+
+def parse(text: str) -> Reference:
+    """Read a name as people write it; the result is complete.
+
+    Raises InvalidRequest naming the part that is wrong. A bare id (64 hex digits) is not a name.
+    """
+
+    def wrong(reason: str) -> InvalidRequest:
+        shown = text if len(text) <= 200 else f"{text[:200]}…"
+        return InvalidRequest(f"{shown!r} is not an image name: {reason}")
+
+    if not text:
+        raise wrong("it is empty")
+    if len(text) > MOST_CHARACTERS:
+        raise wrong(f"it is longer than {MOST_CHARACTERS} characters")
+    name, at, digest = text.partition("@")
+    if at and not _DIGEST.fullmatch(digest):
+        raise wrong("after @ comes a digest like sha256:<64 hex digits>")
+    first, slash, rest = name.partition("/")
+    if slash and (any(c in first for c in ".:[") or first == "localhost" or first != first.lower()):
+        domain, path = first, rest
+    else:
+        domain, path = DEFAULT_DOMAIN, name
+    # The domain may hold a colon (its port), the path cannot: what follows one is the tag.
+    path, colon, tag = path.partition(":")
+    if colon and not _TAG.fullmatch(tag):
+        raise wrong("after : comes a tag of letters, digits, '_', '.' and '-', at most 128")
+    if not _DOMAIN.fullmatch(domain):
+        raise wrong(f"{domain!r} is not a host name")
+    if not _PATH.fullmatch(path):
+        hint = ", and only in lower case" if _PATH.fullmatch(path.lower()) else ""
+        raise wrong(f"a path is made of letters, digits and single separators{hint}")
+    if not slash and _HEX_ID.fullmatch(path):
+        raise wrong("64 hex digits are an image id")
+    if domain == DEFAULT_DOMAIN and "/" not in path:
+        path = OFFICIAL_PREFIX + path
+    if len(domain) + 1 + len(path) > MOST_NAME_CHARACTERS:
+        raise wrong(f"host and path are longer than {MOST_NAME_CHARACTERS} characters")
+    return Reference(domain=domain, path=path, tag=tag or ("" if digest else DEFAULT_TAG), digest=digest)
+
+
+def normalize(text: str) -> str:
+    """The name in full: `nginx` becomes `docker.io/library/nginx:latest`. Raises InvalidRequest."""
+    return str(parse(text))

@@ -1,0 +1,475 @@
+"""Executing plugins, against a scripted one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd import steps
+from sandboxd.cni import invoker as module
+from sandboxd.cni.conf import NetworkConfig
+from sandboxd.cni.invoker import PATH, Invoker
+from sandboxd.cni.request import plan
+from sandboxd.cni.result import OUTPUT_LIMIT
+from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, TimedOut, Unavailable
+from sandboxd.model import Attachment
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.fakes import cni_plugin
+
+# A live namespace that is not the host's network, without privileges: the invoker looks at the kind of file only.
+NETNS = "/proc/self/ns/uts"
+POD = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="web", namespace="shop", uid="u"))
+FAILS = {"error": {"code": 999, "msg": "no luck", "details": "really"}, "stderr": "tried hard\n"}
+
+
+def network(*types: str, **changes: Any) -> NetworkConfig:
+    chain = tuple({"type": type_} for type_ in types)
+    return replace(NetworkConfig(name="pods", versions=("1.1.0",), plugins=chain, source="/d/10.conflist"), **changes)
+
+
+def attached(config: NetworkConfig, directory: str, /, **changes: Any) -> Attachment:
+    return replace(plan(config, POD, "c1", NETNS, [directory]), **changes)
+
+
+def called(directory: str) -> list[tuple[str, str]]:
+    return [(call["command"], call["plugin"]) for call in cni_plugin.calls(directory)]
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Wait for another process."""
+    async with asyncio.timeout(30):
+        while not happened():  # noqa: ASYNC110 - nothing tells of another process's file
+            await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it still runs; a killed process that nobody reaped yet is as good as gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_add_runs_the_chain_in_order_and_hands_on_each_result(
+    plugins: Callable[..., str], records: list[steps.StepRecord]
+) -> None:
+    directory = plugins(bridge={}, tuning={"ADD": [{"result": {"ips": [{"address": "10.9.9.9/8"}]}}]}, portmap={})
+    attachment = attached(network("bridge", "tuning", "portmap"), directory)
+
+    result = json.loads(await Invoker(30).add(attachment))
+
+    first, second, third = cni_plugin.calls(directory)
+    assert called(directory) == [("ADD", "bridge"), ("ADD", "tuning"), ("ADD", "portmap")]
+    assert "prevResult" not in first["stdin"]
+    assert second["stdin"]["prevResult"]["ips"] == [{"address": "10.88.0.2/16", "interface": 0}]
+    assert third["stdin"]["prevResult"] == {"cniVersion": "1.1.0", "ips": [{"address": "10.9.9.9/8"}]} == result
+    assert [(r.name, r.detail["plugin"], r.detail["network"]) for r in records] == [
+        ("cni.add", "bridge", "pods"),
+        ("cni.add", "tuning", "pods"),
+        ("cni.add", "portmap", "pods"),
+    ]
+
+
+async def test_the_environment_is_cni_and_path_only_and_the_process_leads_its_own_group(
+    plugins: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_DAEMON", "x")
+    directory = plugins(bridge={})
+
+    await Invoker(30).add(attached(network("bridge"), directory))
+
+    env = cni_plugin.calls(directory)[0]["env"]
+    assert {key for key in env if key not in ("LC_CTYPE", "PWD", "SHLVL", "_")} == {
+        *("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "PATH")
+    }
+    assert env["PATH"] == PATH
+
+
+async def test_an_execution_is_recorded_whole(plugins: Callable[..., str], records: list[steps.StepRecord]) -> None:
+    directory = plugins(bridge={"ADD": [{"stderr": "made cni0\n"}]})
+
+    await Invoker(30).add(attached(network("bridge"), directory))
+
+    execution = records[0].plugin
+    assert execution is not None
+    assert (execution.command, execution.binary) == ("ADD", f"{directory}/bridge")
+    assert (execution.stderr, execution.exit_code, execution.timed_out) == (b"made cni0\n", 0, False)
+    assert execution.env["CNI_NETNS"] == NETNS
+    assert json.loads(execution.stdin)["name"] == "pods"
+    assert json.loads(execution.stdout)["ips"]
+    assert execution.duration > 0
+
+
+async def test_the_first_failing_plugin_ends_the_chain_and_its_stderr_is_kept(
+    plugins: Callable[..., str], records: list[steps.StepRecord]
+) -> None:
+    directory = plugins(bridge={}, tuning={"ADD": [FAILS]}, portmap={})
+
+    with pytest.raises(PluginFailed) as caught:
+        await Invoker(30).add(attached(network("bridge", "tuning", "portmap"), directory))
+
+    assert str(caught.value) == "CNI plugin tuning failed on ADD: no luck: really (CNI error 999)"
+    assert called(directory) == [("ADD", "bridge"), ("ADD", "tuning")]
+    assert records[1].error == str(caught.value)
+    assert records[1].plugin is not None
+    assert records[1].plugin.stderr == b"tried hard\n"
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "words"),
+    [
+        ({"error": {"code": 11, "msg": "starting"}}, Unavailable, "starting"),
+        ({"error": {"code": 999, "msg": "no IP addresses available in range set"}}, Exhausted, "range set"),
+        ({"stdout": "", "exit": 3}, PluginFailed, "exited with status 3"),
+        ({"stdout": "", "exit": 3, "stderr": "panic"}, PluginFailed, "panic"),
+        ({"stdout": "", "signal": 9}, PluginFailed, "killed by SIGKILL"),
+        ({"stdout": "{"}, PluginFailed, "malformed result: not valid JSON"),
+        ({"stdout": ""}, PluginFailed, "nothing was printed on stdout"),
+        ({"stdout": "x" * (3 << 20)}, PluginFailed, "more than 1048576 bytes on stdout"),
+        ({"result": {"ips": []}}, PluginFailed, "returned no address for eth0"),
+    ],
+)
+async def test_each_way_to_fail_has_its_error(
+    plugins: Callable[..., str], action: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        await Invoker(30).add(attached(network("bridge"), plugins(bridge={"ADD": [action]})))
+
+
+async def test_an_intermediate_plugin_need_not_give_an_address(plugins: Callable[..., str]) -> None:
+    directory = plugins(
+        bridge={"ADD": [{"result": {}}]}, ptp={"ADD": [{"result": {"ips": [{"address": "1.2.3.4/8"}]}}]}
+    )
+
+    assert b"1.2.3.4" in await Invoker(30).add(attached(network("bridge", "ptp"), directory))
+
+
+async def test_nothing_runs_when_a_later_binary_of_the_chain_is_missing(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={})
+
+    with pytest.raises(NotReady, match=r'"portmap" .* was not found'):
+        await Invoker(30).add(attached(network("bridge", "portmap"), directory))
+
+    assert called(directory) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "error"), [("/nowhere", NotReady), ("/etc/passwd", NotReady), ("/proc/self/ns/net", InvalidRequest)]
+)
+async def test_add_demands_a_live_namespace_that_is_not_the_hosts(
+    plugins: Callable[..., str], path: str, error: type[Exception]
+) -> None:
+    directory = plugins(bridge={})
+
+    with pytest.raises(error, match=path):
+        await Invoker(30).add(attached(network("bridge"), directory, netns_path=path))
+
+    assert called(directory) == []
+
+
+async def test_del_runs_in_reverse_with_the_final_result_in_every_plugin(
+    plugins: Callable[..., str], records: list[steps.StepRecord]
+) -> None:
+    directory = plugins(bridge={}, portmap={})
+    final = {"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/8"}]}
+    attachment = attached(network("bridge", "portmap"), directory, result=json.dumps(final).encode())
+
+    await Invoker(30).delete(attachment)
+
+    assert called(directory) == [("DEL", "portmap"), ("DEL", "bridge")]
+    assert [call["stdin"]["prevResult"] for call in cni_plugin.calls(directory)] == [final, final]
+    assert [call["env"]["CNI_NETNS"] for call in cni_plugin.calls(directory)] == [NETNS, NETNS]
+    assert [record.name for record in records] == ["cni.del", "cni.del"]
+
+
+@pytest.mark.parametrize(
+    ("result", "version"),
+    [(b"", "1.1.0"), (b"{", "1.1.0"), (b'{"ips": []}', "0.3.1")],
+    ids=["never attached", "damaged", "before 0.4.0"],
+)
+async def test_del_has_no_previous_result_when_there_is_none_to_give(
+    plugins: Callable[..., str], result: bytes, version: str
+) -> None:
+    directory = plugins(bridge={})
+
+    await Invoker(30).delete(attached(network("bridge", versions=(version,)), directory, result=result))
+
+    assert "prevResult" not in cni_plugin.calls(directory)[0]["stdin"]
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/etc/passwd", "/proc/self/ns/net", ""])
+async def test_del_names_no_namespace_unless_a_foreign_one_lives_at_the_path(
+    plugins: Callable[..., str], path: str
+) -> None:
+    directory = plugins(bridge={})
+
+    await Invoker(30).delete(attached(network("bridge"), directory, netns_path=path))
+
+    assert cni_plugin.calls(directory)[0]["env"]["CNI_NETNS"] == ""
+
+
+async def test_del_stops_at_the_first_error_and_may_be_repeated(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={}, portmap={"DEL": [FAILS, {}]})
+    attachment = attached(network("bridge", "portmap"), directory)
+
+    with pytest.raises(PluginFailed, match="portmap failed on DEL"):
+        await Invoker(30).delete(attachment)
+    await Invoker(30).delete(attachment)
+
+    assert called(directory) == [("DEL", "portmap"), ("DEL", "portmap"), ("DEL", "bridge")]
+
+
+async def test_del_of_a_container_that_the_plugin_does_not_know_is_done(
+    plugins: Callable[..., str], records: list[steps.StepRecord]
+) -> None:
+    """Error code 3 says that there is nothing to clean up."""
+    directory = plugins(bridge={}, portmap={"DEL": [{"error": {"code": 3, "msg": "who?"}}]})
+
+    await Invoker(30).delete(attached(network("bridge", "portmap"), directory))
+
+    assert called(directory) == [("DEL", "portmap"), ("DEL", "bridge")]
+    assert records[0].detail["already_gone"] == "who?"
+
+
+@pytest.mark.parametrize("damage", [{"capability_args": b""}, {"capability_args": b"{"}, {"config": b"{"}])
+async def test_a_damaged_record_is_told_as_such(plugins: Callable[..., str], damage: dict[str, bytes]) -> None:
+    with pytest.raises(InvalidRequest):
+        await Invoker(30).delete(attached(network("bridge"), plugins(bridge={}), **damage))
+
+
+async def test_a_timeout_kills_the_plugin_with_its_children_and_keeps_what_it_said(
+    plugins: Callable[..., str], records: list[steps.StepRecord], tmp_path: Path
+) -> None:
+    directory = plugins(bridge={"DEL": [{"stderr": "waiting for the lock\n", "grandchild": "child", "hang": True}]})
+
+    with pytest.raises(TimedOut, match=r"bridge did not finish DEL within 2 seconds .*: waiting for the lock"):
+        await Invoker(2).delete(attached(network("bridge"), directory))
+
+    execution = records[0].plugin
+    assert execution is not None
+    assert (execution.timed_out, execution.exit_code, execution.stderr) == (True, -9, b"waiting for the lock\n")
+    grandchild = int((tmp_path / "child").read_text())
+    await until(lambda: not is_alive(grandchild))
+    assert not is_alive(cni_plugin.calls(directory)[0]["pid"])
+
+
+async def test_cancellation_kills_the_plugin_with_its_children(plugins: Callable[..., str], tmp_path: Path) -> None:
+    directory = plugins(bridge={"ADD": [{"grandchild": "child", "hang": True}]})
+    task = asyncio.create_task(Invoker(60).add(attached(network("bridge"), directory)))
+    await until((tmp_path / "child").exists)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    grandchild = int((tmp_path / "child").read_text())
+    await until(lambda: not is_alive(grandchild))
+    assert not is_alive(cni_plugin.calls(directory)[0]["pid"])
+
+
+async def test_a_child_left_behind_with_the_output_does_not_hold_up_the_plugin(
+    plugins: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    directory = plugins(bridge={"ADD": [{"grandchild": "child"}]})
+
+    try:
+        assert b"10.88.0.2" in await Invoker(60).add(attached(network("bridge"), directory))
+    finally:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((tmp_path / "child").read_text()), 9)
+
+
+async def test_a_binary_that_is_still_being_written_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses to execute a file that is open for writing (ETXTBSY); installers write in place."""
+    binary = tmp_path / "true"
+    binary.write_bytes(Path("/bin/true").read_bytes())
+    binary.chmod(0o755)
+    writer = os.open(binary, os.O_WRONLY)
+    pauses = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            os.close(writer)
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+
+    done = await Invoker(30).exec(str(binary), {"CNI_COMMAND": "ADD"}, b"", 30)
+
+    assert (done.exit_code, len(pauses)) == (0, 2)
+
+
+async def test_a_file_that_is_no_program_is_told_by_name(tmp_path: Path) -> None:
+    binary = tmp_path / "bridge"
+    binary.write_text("#!/nowhere/sh\n")
+    binary.chmod(0o755)
+
+    with pytest.raises(NotReady, match=f"{binary} cannot be executed: No such file or directory"):
+        await Invoker(30).exec(str(binary), {}, b"", 30)
+
+
+async def test_a_plugin_that_never_reads_stdin_is_no_problem(tmp_path: Path) -> None:
+    binary = tmp_path / "deaf"
+    binary.write_text("#!/bin/sh\nexit 0\n")
+    binary.chmod(0o755)
+
+    assert (await Invoker(30).exec(str(binary), {}, b"x" * (1 << 20), 30)).exit_code == 0
+
+
+async def test_output_beyond_the_limit_is_read_and_dropped(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={"DEL": [{"stdout": "x" * (3 << 20), "stderr": "y" * (3 << 20)}]})
+
+    done = await Invoker(30).exec(f"{directory}/bridge", {"CNI_COMMAND": "DEL"}, b"{}", 30)
+
+    assert (done.exit_code, len(done.stdout), len(done.stderr)) == (0, OUTPUT_LIMIT, OUTPUT_LIMIT)
+
+
+async def test_no_more_plugins_run_at_once_than_allowed(plugins: Callable[..., str], tmp_path: Path) -> None:
+    directory = plugins(bridge={"ADD": [{"wait_for": "go"}]})
+    invoker = Invoker(60, concurrency=2)
+    pods = [attached(network("bridge"), directory, sandbox_id=f"c{i}") for i in range(4)]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(invoker.add(pod)) for pod in pods]
+        await until(lambda: len(cni_plugin.calls(directory)) == 2)
+        assert invoker._slots.locked()
+        (tmp_path / "go").touch()
+
+    assert all(b"10.88.0.2" in task.result() for task in tasks)
+    assert len(cni_plugin.calls(directory)) == 4
+
+
+async def test_check_asks_in_order_with_the_final_result(
+    plugins: Callable[..., str], records: list[steps.StepRecord]
+) -> None:
+    directory = plugins(bridge={}, portmap={"CHECK": [{}, FAILS]})
+    attachment = attached(network("bridge", "portmap"), directory, result=b'{"cniVersion":"1.1.0"}')
+
+    assert await Invoker(30).check(attachment) is True
+    with pytest.raises(PluginFailed, match="portmap failed on CHECK"):
+        await Invoker(30).check(attachment)
+
+    assert called(directory)[:2] == [("CHECK", "bridge"), ("CHECK", "portmap")]
+    assert cni_plugin.calls(directory)[1]["stdin"]["prevResult"] == {"cniVersion": "1.1.0"}
+    assert {record.name for record in records} == {"cni.check"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "result"), [({"disable_check": True}, b"{}"), ({"versions": ("0.3.1",)}, b"{}"), ({}, b"")]
+)
+async def test_check_is_not_asked_where_the_spec_forbids_it(
+    plugins: Callable[..., str], changes: dict[str, Any], result: bytes
+) -> None:
+    directory = plugins(bridge={})
+
+    assert await Invoker(30).check(attached(network("bridge", **changes), directory, result=result)) is False
+    assert called(directory) == []
+
+
+async def test_status_asks_every_plugin_with_only_what_it_needs(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={}, portmap={"STATUS": [{}, {"error": {"code": 50, "msg": "no uplink"}}]})
+    invoker, config = Invoker(30), network("bridge", "portmap")
+
+    assert await invoker.status(config, [directory]) is True
+    with pytest.raises(NotReady, match="portmap failed on STATUS: no uplink"):
+        await invoker.status(config, [directory])
+
+    env = cni_plugin.calls(directory)[0]["env"]
+    assert {key: value for key, value in env.items() if key.startswith("CNI_")} == {
+        "CNI_COMMAND": "STATUS",
+        "CNI_PATH": directory,
+    }
+
+
+async def test_gc_names_the_valid_attachments_and_asks_everyone_even_after_a_failure(
+    plugins: Callable[..., str], records: list[steps.StepRecord]
+) -> None:
+    directory = plugins(bridge={"GC": [FAILS]}, tuning={"GC": [FAILS]}, portmap={})
+
+    with pytest.raises(PluginFailed, match="bridge failed on GC") as caught:
+        await Invoker(30).gc(network("bridge", "tuning", "portmap"), [directory], [("c1", "eth0")])
+
+    assert caught.value.__notes__ == ["CNI plugin tuning failed on GC: no luck: really (CNI error 999)"]
+    assert called(directory) == [("GC", "bridge"), ("GC", "tuning"), ("GC", "portmap")]
+    stdin = cni_plugin.calls(directory)[2]["stdin"]
+    assert stdin["cni.dev/valid-attachments"] == [{"containerID": "c1", "ifname": "eth0"}]
+    assert [record.name for record in records] == ["cni.gc"] * 3
+
+
+@pytest.mark.parametrize("ask", [
+    lambda invoker, directory: invoker.status(network("bridge", versions=("1.0.0",)), [directory]),
+    lambda invoker, directory: invoker.gc(network("bridge", versions=("1.0.0",)), [directory], []),
+    lambda invoker, directory: invoker.gc(network("bridge", disable_gc=True), [directory], []),
+])  # fmt: skip
+async def test_status_and_gc_are_not_asked_where_the_spec_forbids_it(
+    plugins: Callable[..., str], ask: Callable[[Invoker, str], Awaitable[bool]]
+) -> None:
+    directory = plugins(bridge={})
+
+    assert await ask(Invoker(30), directory) is False
+    assert called(directory) == []
+
+
+class Held(Invoker):
+    """Executes nothing: every execution lasts until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(60)
+        self.began: list[str] = []
+        self.let_go: asyncio.Queue[None] = asyncio.Queue()
+
+    async def exec(self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> steps.PluginExecution:
+        self.began.append(env["CNI_COMMAND"])
+        await self.let_go.get()
+        return steps.PluginExecution(
+            command=env["CNI_COMMAND"],
+            binary=binary,
+            env=env,
+            stdin=stdin,
+            stdout=b'{"ips": [{"address": "10.0.0.2/8"}]}',
+            stderr=b"",
+            exit_code=0,
+            duration=1,
+        )
+
+    async def next(self) -> list[str]:
+        """What has begun once nothing can go on by itself."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return self.began
+
+
+async def test_gc_never_overlaps_an_operation_on_its_network(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={})
+    invoker, attachment = Held(), attached(network("bridge"), directory, result=b"{}")
+
+    async with asyncio.TaskGroup() as group:
+        for operation in (invoker.add, invoker.delete, invoker.check):
+            group.create_task(operation(attachment))
+        assert await invoker.next() == ["ADD", "DEL", "CHECK"]
+        group.create_task(invoker.gc(network("bridge"), [directory], []))
+        group.create_task(invoker.add(attachment))
+        group.create_task(invoker.add(attached(network("bridge", name="other"), directory)))
+        assert await invoker.next() == ["ADD", "DEL", "CHECK", "ADD"]  # the last is the other network's
+        for _ in range(4):
+            invoker.let_go.put_nowait(None)
+        assert await invoker.next() == ["ADD", "DEL", "CHECK", "ADD", "GC"]
+        invoker.let_go.put_nowait(None)
+        assert await invoker.next() == ["ADD", "DEL", "CHECK", "ADD", "GC", "ADD"]
+        invoker.let_go.put_nowait(None)
+
+
+def test_the_scripted_plugin_can_be_executed_in_place() -> None:
+    assert os.stat(cni_plugin.__file__).st_mode & stat.S_IXUSR

@@ -1,0 +1,77 @@
+"""Finding plugin binaries before anything is created."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sandboxd.cni.conf import NetworkConfig
+from sandboxd.cni.lookup import find, preflight
+from sandboxd.errors import InvalidRequest, NotReady
+
+
+def install(directory: Path, name: str, mode: int = 0o755) -> str:
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text("#!/bin/sh\n")
+    (directory / name).chmod(mode)
+    return str(directory / name)
+
+
+def network(*plugins: dict[str, object]) -> NetworkConfig:
+    return NetworkConfig(name="x", versions=("1.0.0",), plugins=plugins, source="/etc/cni/net.d/10-x.conflist")
+
+
+def test_every_plugin_and_every_ipam_delegate_is_found_in_the_first_directory_that_has_it(tmp_path: Path) -> None:
+    (tmp_path / "a" / "bridge").mkdir(parents=True)  # a directory is no plugin
+    bridge, local = install(tmp_path / "b", "bridge"), install(tmp_path / "a", "host-local")
+    install(tmp_path / "b", "host-local")
+
+    found = preflight(
+        network({"type": "bridge", "ipam": {"type": "host-local"}}, {"type": "bridge", "ipam": {}}),
+        [str(tmp_path / "missing"), str(tmp_path / "a"), str(tmp_path / "b")],
+    )
+
+    assert found == {"bridge": bridge, "host-local": local}
+
+
+def test_a_missing_reference_plugin_is_told_with_where_it_was_sought_and_what_to_install() -> None:
+    with pytest.raises(NotReady) as caught:
+        preflight(network({"type": "bridge"}), ["/nowhere/a", "/nowhere/b"])
+
+    assert str(caught.value) == (
+        'CNI plugin "bridge" (network "x", from /etc/cni/net.d/10-x.conflist) was not found; '
+        "looked in /nowhere/a, /nowhere/b; on Debian it is in the package containernetworking-plugins"
+    )
+
+
+def test_a_missing_delegate_of_a_third_party_is_told_without_a_package(tmp_path: Path) -> None:
+    install(tmp_path, "bridge")
+
+    with pytest.raises(NotReady, match=r'"whereabouts" .* was not found; .*; put its binary in one of them'):
+        preflight(network({"type": "bridge", "ipam": {"type": "whereabouts"}}), [str(tmp_path)])
+
+
+def test_a_binary_that_is_not_executable_is_named_and_hides_later_ones_as_it_does_for_delegates(
+    tmp_path: Path,
+) -> None:
+    path = install(tmp_path / "a", "bridge", 0o644)
+    install(tmp_path / "b", "bridge")
+
+    with pytest.raises(NotReady, match=f"was found as {re.escape(path)}, which is not executable; run: chmod"):
+        preflight(network({"type": "bridge"}), [str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+@pytest.mark.parametrize("type_", ["../sh", "/bin/sh", "a\\b", "..", "", "a\0b"])
+def test_a_type_that_is_not_a_file_name_is_refused(type_: str) -> None:
+    with pytest.raises(InvalidRequest, match="named without path separators"):
+        find(type_, ["/bin"], network="x", source="")
+
+
+def test_relative_directories_are_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "bridge")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(NotReady):
+        find("bridge", ["", "."], network="x", source="")

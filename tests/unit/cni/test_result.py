@@ -1,0 +1,311 @@
+"""What plugins answer, in every version of the spec, and what failures mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sandboxd.cni.conf import SUPPORTED
+from sandboxd.cni.result import (
+    OUTPUT_LIMIT,
+    Address,
+    Dns,
+    Interface,
+    Result,
+    Route,
+    error_from,
+    parse_result,
+    pod_ips,
+    supported_versions,
+)
+from sandboxd.errors import Exhausted, NotReady, PluginFailed, SandboxdError, TimedOut, Unavailable
+
+OLD = {
+    "ip4": {"ip": "10.1.0.5/16", "gateway": "10.1.0.1", "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}]},
+    "ip6": {"ip": "fd00::5/64"},
+    "dns": {"nameservers": ["10.1.0.1"], "domain": "x", "search": ["a"], "options": ["ndots:5"]},
+}
+OLD_IPS = (Address(address="10.1.0.5/16", gateway="10.1.0.1"), Address(address="fd00::5/64"))
+DEFAULT_ROUTE = Route(dst="0.0.0.0/0", gw="10.1.0.1")
+DNS = Dns(nameservers=("10.1.0.1",), domain="x", search=("a",), options=("ndots:5",))
+
+INTERFACES = [{"name": "cni0", "mac": "02:00:00:00:00:02"}, {"name": "eth0", "sandbox": "/run/netns/x"}]
+NEW = {
+    "interfaces": INTERFACES,
+    "ips": [{"address": "10.1.0.5/16", "gateway": "10.1.0.1", "interface": 1}],
+    "routes": [{"dst": "0.0.0.0/0"}],
+    "dns": {},
+}
+NEW_INTERFACES = (Interface(name="cni0", mac="02:00:00:00:00:02"), Interface(name="eth0", sandbox="/run/netns/x"))
+
+
+def with_family(document: dict[str, Any]) -> dict[str, Any]:
+    return {**document, "ips": [{"version": "4", **ip} for ip in document["ips"]]}
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_the_oldest_versions_have_ip4_and_ip6(version: str) -> None:
+    raw = {**OLD, "cniVersion": version}
+
+    assert parse_result(json.dumps(raw).encode(), "bridge") == Result(
+        cni_version=version, ips=OLD_IPS, routes=(DEFAULT_ROUTE,), dns=DNS, raw=raw
+    )
+
+
+@pytest.mark.parametrize("version", SUPPORTED[2:])
+def test_newer_versions_have_lists(version: str) -> None:
+    raw = {**(with_family(NEW) if version.startswith("0.") else NEW), "cniVersion": version, "unknown": [1]}
+
+    assert parse_result(json.dumps(raw).encode(), "bridge") == Result(
+        cni_version=version,
+        interfaces=NEW_INTERFACES,
+        ips=(Address(address="10.1.0.5/16", gateway="10.1.0.1", interface=1),),
+        routes=(Route(dst="0.0.0.0/0"),),
+        raw=raw,
+    )
+
+
+@pytest.mark.parametrize("stated", [{}, {"cniVersion": ""}])
+def test_a_result_without_a_version_has_the_one_in_which_the_plugin_was_asked(stated: dict[str, str]) -> None:
+    parsed = parse_result(json.dumps({**NEW, **stated}).encode(), "bridge", version="1.0.0")
+
+    assert (parsed.cni_version, parsed.raw["cniVersion"]) == ("1.0.0", "1.0.0")
+
+
+def test_null_is_an_empty_list_and_no_gateway() -> None:
+    document = {"interfaces": None, "ips": [{"address": "10.1.0.5/16", "gateway": None}], "routes": None, "dns": None}
+
+    assert parse_result(json.dumps(document).encode(), "x", version="1.1.0").ips == (Address(address="10.1.0.5/16"),)
+
+
+def ip(**fields: Any) -> dict[str, Any]:
+    return {"interfaces": INTERFACES, "ips": [{"address": "10.1.0.5/16", **fields}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "wrong"),
+    [
+        (ip(address=None), r"ips\[0\]\.address: expected .*got nothing"),
+        (ip(address="10.1.0.5"), r"ips\[0\]\.address: expected .*got '10\.1\.0\.5'"),
+        (ip(address="10.1.0.5/99"), r"ips\[0\]\.address: "),
+        (ip(address=5), r"ips\[0\]\.address: expected .*got a number"),
+        (ip(gateway="router"), r"ips\[0\]\.gateway: expected an IP address, got 'router'"),
+        (ip(gateway=[]), r"ips\[0\]\.gateway: expected an IP address, got a list"),
+        (ip(interface=2), r"ips\[0\]\.interface: 2 points to none of the 2 interfaces"),
+        (ip(interface=-1), r"ips\[0\]\.interface: -1 points to none"),
+        (ip(interface="1"), r"ips\[0\]\.interface: expected an index"),
+        (ip(interface=True), r"ips\[0\]\.interface: expected an index"),
+        ({"ips": {}}, "ips: not a list of objects"),
+        ({"ips": ["10.1.0.5/16"]}, "ips: not a list of objects"),
+        ({"interfaces": [{}]}, r"interfaces\[0\]\.name: missing"),
+        ({"interfaces": [{"name": 1}]}, r"interfaces\[0\]\.name: expected text, got a number"),
+        ({"interfaces": [{"name": "x", "sandbox": 1}]}, r"interfaces\[0\]\.sandbox: expected text"),
+        ({"routes": [{}]}, r"routes\[0\]\.dst: expected an address"),
+        ({"routes": [{"dst": "0.0.0.0/0", "gw": "x"}]}, r"routes\[0\]\.gw: expected an IP address"),
+        ({"dns": []}, "dns: not an object"),
+        ({"dns": {"search": "x"}}, "dns.search: not a list of texts"),
+        ({"dns": {"domain": 1}}, "dns.domain: expected text"),
+        ({"cniVersion": "9.9.9"}, "cniVersion '9.9.9' is none of"),
+        ({"cniVersion": 1}, "cniVersion a number is none of"),
+        ({"cniVersion": "0.4.0", **ip()}, r"ips\[0\]\.version: expected \"4\" or \"6\", got nothing"),
+        ({"cniVersion": "0.4.0", **ip(version=4)}, r"ips\[0\]\.version: "),
+        ({"cniVersion": "0.4.0", **ip(version="6")}, "10.1.0.5/16 is not an IPv6 address"),
+        ({"cniVersion": "0.2.0", "ip4": []}, "ip4: not an object"),
+        ({"cniVersion": "0.2.0", "ip4": {"ip": "fd00::1/64"}}, "ip4.ip: fd00::1/64 is not an IPv4 address"),
+        ({"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.1/8", "routes": [{}]}}, r"ip4\.routes\[0\]\.dst"),
+        ({"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.1/8", "routes": 1}}, "ip4.routes: not a list"),
+    ],
+)
+def test_a_malformed_result_is_refused_at_the_place_that_is_wrong(document: dict[str, Any], wrong: str) -> None:
+    data = json.dumps(document).encode()
+
+    with pytest.raises(PluginFailed, match=f"CNI plugin bridge failed on ADD: malformed result: .*{wrong}"):
+        parse_result(data, "bridge", version="1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        (b"", "nothing was printed on stdout"),
+        (b"ready\n", "not valid JSON.*: ready"),
+        (b"[]", "expected a JSON object"),
+        (b'{"ips": [NaN]}', "NaN"),
+        (b" " * OUTPUT_LIMIT, f"more than {OUTPUT_LIMIT} bytes on stdout"),
+    ],
+)
+def test_what_is_not_a_result_at_all_is_refused_and_shown(data: bytes, wrong: str) -> None:
+    with pytest.raises(PluginFailed, match=wrong):
+        parse_result(data, "bridge")
+
+
+KEYS = ("name", "mac", "sandbox", "address", "gateway", "interface", "version", "dst", "gw", "ip", "routes", "domain")
+result_like = st.dictionaries(
+    st.sampled_from(["cniVersion", "interfaces", "ips", "routes", "dns", "ip4", "ip6"]),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.sampled_from(["10.0.0.1/8", "1.0.0"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(KEYS),
+                inner,
+                max_size=5,
+            )
+        ),
+        max_leaves=15,
+    ),
+)
+
+
+@given(
+    st.binary() | result_like.map(lambda value: json.dumps(value).encode()),
+    st.sampled_from(SUPPORTED),
+)
+@example(b'{"cniVersion": "\\ud800"}', "1.0.0")
+@example(b'{"ips": [{"address": "\\ud800/8"}]}', "1.0.0")
+@example(b"[" * 100_000, "1.0.0")
+def test_any_bytes_give_a_result_or_the_plugins_failure(data: bytes, version: str) -> None:
+    try:
+        parsed = parse_result(data, "bridge", version=version)
+    except PluginFailed as exc:
+        str(exc).encode()  # it can be sent to a client
+    else:
+        assert parse_result(json.dumps(parsed.raw).encode(), "bridge") == parsed
+        pod_ips(parsed, "eth0")
+
+
+HOST = Interface(name="veth1")
+POD = Interface(name="eth0", sandbox="/run/netns/x")
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "ips", "own"),
+    [
+        ((HOST, POD), [("10.0.0.2/8", 1), ("fd00::2/64", 1)], ("10.0.0.2", "fd00::2")),
+        ((HOST, POD), [("10.0.0.1/8", 0), ("10.0.0.2/8", 1)], ("10.0.0.2",)),
+        ((), [("10.0.0.2/8", None)], ("10.0.0.2",)),
+        ((HOST,), [("10.0.0.2/8", None)], ("10.0.0.2",)),
+        ((Interface(name="eth0"), POD), [("10.0.0.1/8", 0), ("10.0.0.2/8", 1)], ("10.0.0.2",)),
+        ((Interface(name="eth0"),), [("10.0.0.2/8", 0)], ("10.0.0.2",)),
+        ((POD, Interface(name="net1", sandbox="/run/netns/x")), [("10.9.0.2/8", 1)], ()),
+        ((POD,), [("10.0.0.2/8", 0), ("10.0.0.2/16", None)], ("10.0.0.2",)),
+        ((POD,), [], ()),
+    ],
+)
+def test_the_pods_addresses_are_those_of_its_interface(
+    interfaces: tuple[Interface, ...], ips: list[tuple[str, int | None]], own: tuple[str, ...]
+) -> None:
+    result = Result(
+        cni_version="1.0.0",
+        interfaces=interfaces,
+        ips=tuple(Address(address=address, interface=index) for address, index in ips),
+        raw={},
+    )
+
+    assert pod_ips(result, "eth0") == own
+
+
+def failure(
+    stdout: bytes = b"", stderr: bytes = b"", code: int = 1, timed_out: bool = False, **more: Any
+) -> SandboxdError:
+    context: dict[str, Any] = {"plugin": "bridge", "command": "ADD", "seconds": 60.0, **more}
+    return error_from(stdout, stderr, code, timed_out, **context)
+
+
+def error_json(code: int, msg: str, details: str = "") -> bytes:
+    return json.dumps({"cniVersion": "1.0.0", "code": code, "msg": msg, "details": details}).encode()
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "exit_code", "code", "msg", "details"),
+    [
+        (error_json(7, "bad subnet", "10.0.0.0/99"), b"log", 1, 7, "bad subnet", "10.0.0.0/99"),
+        (b'{"ips": []}\n' + error_json(999, "host netns"), b"", 1, 999, "host netns", ""),
+        (b"warning {0} {\n" + error_json(999, "boom"), b"", 1, 999, "boom", ""),
+        (b'{"code": 5}', b"disk full\n", 1, 5, "disk full", ""),
+        (b"", b"panic: x\n", 2, 0, "panic: x", ""),
+        (b"{}", b"", 2, 0, "exited with status 2 and said nothing", ""),
+        (b'{"code": "11", "msg": "x"}', b"", 1, 0, "exited with status 1 and said nothing", ""),
+        (b"", b"", -11, 0, "killed by SIGSEGV", ""),
+        (b"", b"", -99, 0, "killed by signal 99", ""),
+        (b"\xff{" * 10, b"\xff", 1, 0, "\ufffd", ""),
+    ],
+)
+def test_a_failure_is_told_in_the_plugins_own_words(
+    stdout: bytes, stderr: bytes, exit_code: int, code: int, msg: str, details: str
+) -> None:
+    failed = failure(stdout, stderr, exit_code)
+
+    assert isinstance(failed, PluginFailed)
+    assert (failed.plugin, failed.command) == ("bridge", "ADD")
+    assert (failed.code, failed.msg, failed.details) == (code, msg, details)
+
+
+def test_half_a_surrogate_pair_in_an_error_is_made_sendable() -> None:
+    assert str(failure(b'{"code": 5, "msg": "\\ud800"}')).encode()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "failed to allocate for range 0: no IP addresses available in range set: 10.0.0.1-10.0.0.2",
+        "Could not allocate IP in range: ip: 10.0.0.1",
+        "address pool is exhausted",
+        "no available IP addresses",
+    ],
+)
+def test_an_empty_pool_is_known_by_its_words(words: str) -> None:
+    for error in (
+        failure(error_json(999, words)),
+        failure(error_json(100, "ipam", words)),
+        failure(b"", words.encode()),
+    ):
+        assert isinstance(error, Exhausted)
+        assert isinstance(error.__cause__, PluginFailed)
+        assert words in str(error)
+
+
+def test_try_again_later_is_unavailable() -> None:
+    error = failure(error_json(11, "still starting"), command="DEL")
+
+    assert isinstance(error, Unavailable)
+    assert "CNI plugin bridge failed on DEL: still starting (CNI error 11)" in str(error)
+
+
+@pytest.mark.parametrize("code", [50, 51])
+def test_a_status_of_not_available_is_not_ready(code: int) -> None:
+    assert isinstance(failure(error_json(code, "no uplink"), command="STATUS"), NotReady)
+    assert isinstance(failure(error_json(code, "no uplink"), command="ADD"), PluginFailed)
+
+
+def test_a_timeout_names_the_plugin_the_verb_and_the_seconds() -> None:
+    error = failure(b"", b"waiting for the lock\n", -9, timed_out=True)
+
+    assert isinstance(error, TimedOut)
+    assert "CNI plugin bridge did not finish ADD within 60 seconds" in str(error)
+    assert "waiting for the lock" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("data", "versions"),
+    [
+        (b'{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0"]}', {"0.4.0", "1.0.0"}),
+        (b'{"cniVersion": "0.2.0"}', {"0.2.0"}),
+    ],
+)
+def test_version_answers_are_read(data: bytes, versions: set[str]) -> None:
+    assert supported_versions(data, "bridge") == versions
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"supportedVersions": "1.0.0"}', b'{"supportedVersions": [1]}'])
+def test_a_malformed_version_answer_is_the_plugins_failure(data: bytes) -> None:
+    with pytest.raises(PluginFailed, match="failed on VERSION: malformed answer"):
+        supported_versions(data, "bridge")
