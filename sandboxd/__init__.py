@@ -1,3 +1,32 @@
-"""placeholder"""
+"""sandboxd: a CRI-compatible pod sandbox daemon over containerd and CNI that shows what it does.
+
+The map, top to bottom; imports go down only and siblings on a line are blind to each other (.importlinter and
+tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clock, no environment, no async.
+
+    __main__                 `sandboxd serve | config | check`
+    daemon                   the composition root: build each object once, recover, serve, notify, drain
+    api/                     the gRPC edge: translate, never decide
+        edge                 every RPC passes here: gate, errors to codes, cancellation policy
+        runtime images host  one short method per RPC
+        views           P    records to CRI messages
+    insight/                 doctor: what a machine lacks
+    lifecycle/               what the daemon does, one verb a file; see its head for the list
+    netns  cni/  containerd/  logs/  ledger
+        netns                named network namespaces
+        cni/                 conf P, request P, result P, invoker: the plugins
+        containerd/          containerd's services over its socket; managed: a private containerd
+        logs/                format P, pump, reader, client: container output
+        ledger               SQLite: records, unique names, attachments, timelines
+    oci/                P    CRI config to OCI runtime spec; image formats
+    registry/           P    image references
+    model               P    records and the states they compute to
+    steps                    the one instrument
+    jobs  config  syscalls   owned background work; every default; the only ctypes
+    errors              P    the error tree
+    cli/                     sandboxctl: knows the wire contracts and itself only
+    pb/                      generated from proto/, never edited
+
+To read it for the first time: model, then lifecycle/run_sandbox with teardown, then cni/invoker, then daemon.
+"""
 
 __version__ = "0.1.0"
