@@ -20,6 +20,8 @@ from sandboxd.errors import InvalidRequest
 
 DEFAULT_FILE = "/etc/sandboxd/config.toml"
 
+_MOST = 2**31 - 1  # of any number: timers and buffers take no infinity, and TOML has both that and huge integers
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
@@ -183,8 +185,10 @@ def merge(tables: Mapping[str, Any], *, origin: str, flags: Mapping[str, str]) -
             problems.append(f"--set {flag}: unknown setting{_nearest(flag, known)}")
             continue
         section = getattr(config, section_name)
-        value = _from_text(section, key, text, problems)
-        if value is not None:
+        value, problem = _from_text(section, key, text)
+        if problem:
+            problems.append(f"--set {flag}: {problem}")
+        else:
             config = replace(config, **{section_name: replace(section, **{key: value})})
             sources[flag] = "flag"
     problems += _cross_checks(config)
@@ -219,7 +223,8 @@ def _read_table(
 
 
 def _read_handlers(tables: Any, origin: str, problems: list[str]) -> dict[str, Handler]:
-    handlers: dict[str, Handler] = {}
+    # Added to the default ones: whoever wants crun as well does not have to repeat runc.
+    handlers = dict(Runtime().handlers)
     if not isinstance(tables, dict):
         problems.append(f"{origin}: [runtime.handlers] must hold one table per handler")
         return handlers
@@ -239,7 +244,9 @@ def _typed(hint: Any, choices: Sequence[str] | None, value: Any) -> tuple[Any, s
     if hint is float or hint is int:
         if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
             return None, f"expected a number, got {value!r}"
-        return (hint(value), "") if value > 0 else (None, f"must be greater than 0, got {value!r}")
+        if not 0 < value <= _MOST:
+            return None, f"must be greater than 0 and at most {_MOST}, got {value!r}"
+        return hint(value), ""
     if hint is str:
         if not isinstance(value, str):
             return None, f"expected text, got {value!r}"
@@ -251,24 +258,23 @@ def _typed(hint: Any, choices: Sequence[str] | None, value: Any) -> tuple[Any, s
     return None, f"expected a list of texts, got {value!r}"
 
 
-def _from_text(section: Any, key: str, text: str, problems: list[str]) -> Any:
+def _from_text(section: Any, key: str, text: str) -> tuple[Any, str]:
+    """The flag's text as the field wants it, or what is wrong with it."""
+    if key == "handlers":
+        return None, "can be set in the file only"
     hint = typing.get_type_hints(type(section))[key]
     value: Any = text
     if hint is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
     elif hint is float or hint is int:
         try:
-            value = float(text) if hint is float else int(text)
+            value = hint(text)
         except ValueError:
-            value = text
+            pass
     elif hint is not str:
-        value = text.split(":") if key != "handlers" else text
+        value = text.split(":")
     choices = next(f for f in fields(section) if f.name == key).metadata.get("choices")
-    checked, problem = _typed(hint, choices, value)
-    if problem:
-        problems.append(f"--set {key}: {problem}")
-        return None
-    return checked
+    return _typed(hint, choices, value)
 
 
 def _cross_checks(config: Config) -> list[str]:

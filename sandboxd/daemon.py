@@ -35,10 +35,9 @@ from sandboxd.containerd.tasks import Tasks
 from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle import events, machine
+from sandboxd.lifecycle import events, load_image, machine
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageStore
-from sandboxd.lifecycle.load_image import Importer
+from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
 from sandboxd.lifecycle.recover import compare_forever, recover
 from sandboxd.logs.client import Logs
 from sandboxd.pb.cri.v1 import api_pb2_grpc
@@ -73,7 +72,6 @@ async def serve(config: Config) -> None:
         logs = Logs(max_line_bytes=config.logs.max_line_bytes)
         stack.callback(logs.close_all)
         images = ImageStore(client, config.containerd.snapshotter)
-        importer = Importer(client, images)
         host = Host(
             config=config,
             jobs=jobs,
@@ -84,14 +82,14 @@ async def serve(config: Config) -> None:
             runtime=Tasks(client),
             images=images,
             logs=logs,
-            facts=machine.facts(),
+            facts=machine.facts(config),
         )
         condition = _Condition()
-        server = _server(config, host, images, importer, client, condition)
+        server = _server(config, host, images, client, condition)
         await server.start()
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
-        jobs.start("start-up", lambda: _start_up(config, host, client, images, importer, condition))
+        jobs.start("start-up", lambda: _start_up(config, host, client, images, condition))
         await stop.wait()
         _notify("STOPPING=1")
         condition.trouble = "sandboxd is shutting down"
@@ -108,7 +106,6 @@ async def _start_up(
     host: Host,
     client: Containerd,
     images: ImageStore,
-    importer: Importer,
     condition: _Condition,
 ) -> None:
     """Bring everything up, again and again until it works or the daemon is stopped."""
@@ -118,7 +115,7 @@ async def _start_up(
             netns.prepare_directory(config.network.netns_dir)
             version = await _reach_containerd(config, client)
             await images.refresh()
-            host.pause = await importer.ensure_pause(config.runtime.pause_image, config.runtime.pause_binary)
+            host.pause = await _pause_image(config, images)
             await recover(host)
             break
         except (SandboxdError, OSError) as exc:
@@ -136,6 +133,15 @@ async def _start_up(
     condition.trouble = ""
     log.info("ready", containerd=version, pods=len(host.ledger.sandboxes), containers=len(host.ledger.containers))
     _notify("READY=1")
+
+
+async def _pause_image(config: Config, images: ImageStore) -> ImageRecord:
+    """The image of every pod's first container, ready before the first pod asks."""
+    if config.runtime.pause_image == "builtin":
+        return await load_image.ensure_pause(images, config.runtime.pause_binary)
+    record = images.resolve(config.runtime.pause_image)
+    await images.ensure_unpacked(record)
+    return record
 
 
 async def _reach_containerd(config: Config, client: Containerd) -> str:
@@ -162,7 +168,6 @@ def _server(
     config: Config,
     host: Host,
     images: ImageStore,
-    importer: Importer,
     client: Containerd,
     condition: _Condition,
 ) -> grpc.aio.Server:
@@ -173,10 +178,11 @@ def _server(
             ("grpc.max_send_message_length", MESSAGE_BYTES),
         ),
     )
-    runtime = RuntimeService(host, client.trouble)
-    api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)  # type: ignore[no-untyped-call, unused-ignore]
-    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)  # type: ignore[no-untyped-call, unused-ignore]
-    host_pb2_grpc.add_HostServicer_to_server(HostService(host, importer.load), server)  # type: ignore[no-untyped-call, unused-ignore]
+    # The stubs call RPCs that are not built yet abstract; the edge answers those.
+    runtime = RuntimeService(host, client.trouble)  # type: ignore[abstract]
+    api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
+    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)  # type: ignore[abstract]
+    host_pb2_grpc.add_HostServicer_to_server(HostService(host, images), server)
     _bind(server, config.socket, config.api.socket_group)
     return server
 

@@ -49,9 +49,7 @@ class Jobs:
         """Start a job nobody waits for, unless one with this key is running; a failure is logged."""
         self._spawn(key, work, unobserved=True)
 
-    def _spawn(
-        self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], unobserved: bool
-    ) -> asyncio.Task[T]:
+    def _spawn(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], unobserved: bool) -> asyncio.Task[T]:
         task = self._running.get(key)
         if task is None:
             task = asyncio.create_task(work(), name=f"job:{key}")
@@ -88,7 +86,10 @@ class Jobs:
             try:
                 await loop()
                 log.warning("loop ended, restarting it", loop=name, in_seconds=delay)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                # grpc.aio raises CancelledError for a call that it gave up; only drain cancels the loop itself.
+                if isinstance(error, asyncio.CancelledError) and _asked_to_end():
+                    raise
                 log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=str(error))
             if clock() - began > STEADY:
                 delay = RESTART_FIRST
@@ -113,13 +114,24 @@ class Jobs:
         return frozenset(self._locks)
 
     async def drain(self, grace: float) -> tuple[Hashable, ...]:
-        """Stop the loops, wait up to `grace` seconds for the jobs; return the keys still running."""
+        """Stop the loops, wait up to `grace` seconds for the jobs, and those that they start meanwhile.
+
+        Returns the keys still running.
+        """
         for task in tuple(self._loops):
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        if self._running:
-            await asyncio.wait(tuple(self._running.values()), timeout=grace)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + grace
+        while self._running and (left := deadline - clock()) > 0:
+            await asyncio.wait(tuple(self._running.values()), timeout=left)
         return tuple(self._running)
+
+
+def _asked_to_end() -> bool:
+    """Whether somebody cancelled the task that runs now."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Turnstile:

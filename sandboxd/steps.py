@@ -123,7 +123,7 @@ def step(name: str, **detail: object) -> Iterator[Step]:
             started_at=started_at,
             duration=time.perf_counter_ns() - began,
             error=error,
-            detail=this.detail,
+            detail=dict(this.detail),
             plugin=this.plugin,
         )
         for receive in tuple(_subscribers):

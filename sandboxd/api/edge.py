@@ -74,9 +74,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
             return make(self._streaming(name, behaviour), **arguments)
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
         make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
         return make(self._single(name, behaviour), **arguments)
 

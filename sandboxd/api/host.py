@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from sandboxd.api import views
 from sandboxd.cni import result as cni_result
 from sandboxd.errors import InvalidRequest, NotReady, PluginFailed
+from sandboxd.lifecycle import load_image
 from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.image_store import ImageStore
 from sandboxd.lifecycle.load_image import Loaded
 from sandboxd.logs import reader
 from sandboxd.model import Attachment, ContainerState, find
@@ -21,15 +23,13 @@ from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
 
 MOST_ARCHIVE_BYTES = 64 << 30
 
-Load = Callable[[Path, Callable[[str, int, int], None]], Awaitable[list[Loaded]]]
-
 
 class HostService(host_pb2_grpc.HostServicer):
     """See host.proto for what each RPC promises."""
 
-    def __init__(self, host: Host, load: Load) -> None:
+    def __init__(self, host: Host, images: ImageStore) -> None:
         self._host = host
-        self._load = load
+        self._images = images
 
     async def LoadImage(
         self, request: AsyncIterator[host_pb2.LoadImageRequest], context: Any
@@ -43,9 +43,7 @@ class HostService(host_pb2_grpc.HostServicer):
                 await _spool(request, file)
             updates: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
             # The job owns the archive from here on: a client that goes away does not stop the import.
-            job = self._host.jobs.spawn(
-                ("LoadImage", name), lambda: self._import(archive, updates)
-            )
+            job = self._host.jobs.spawn(("LoadImage", name), lambda: self._import(archive, updates))
             while (update := await updates.get()) is not None:
                 stage, done, total = update
                 progress = host_pb2.Progress(stage=stage, done_bytes=done, total_bytes=total)
@@ -63,7 +61,9 @@ class HostService(host_pb2_grpc.HostServicer):
 
     async def _import(self, archive: Path, updates: asyncio.Queue[Any]) -> list[Loaded]:
         try:
-            return await self._load(archive, lambda stage, done, total: updates.put_nowait((stage, done, total)))
+            return await load_image.load(
+                self._images, archive, lambda stage, done, total: updates.put_nowait((stage, done, total))
+            )
         finally:
             archive.unlink(missing_ok=True)
             updates.put_nowait(None)

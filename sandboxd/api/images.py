@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from sandboxd.api import views
@@ -37,16 +36,14 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         return cri.RemoveImageResponse()
 
     async def ImageFsInfo(self, request: cri.ImageFsInfoRequest, context: Any) -> cri.ImageFsInfoResponse:
-        usage = await self._images.fs_info()
+        usage = self._images.fs_info()
         return cri.ImageFsInfoResponse(
             image_filesystems=[
                 cri.FilesystemUsage(
-                    timestamp=time.time_ns(),
-                    fs_id=cri.FilesystemIdentifier(mountpoint=usage.mountpoint),
-                    used_bytes=cri.UInt64Value(value=usage.used_bytes),
-                    inodes_used=cri.UInt64Value(value=usage.inodes_used),
+                    timestamp=usage.at,
+                    fs_id=cri.FilesystemIdentifier(mountpoint=usage.directory),
+                    used_bytes=cri.UInt64Value(value=usage.bytes),
+                    inodes_used=cri.UInt64Value(value=usage.inodes),
                 )
             ]
         )
-
-

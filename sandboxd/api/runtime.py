@@ -63,9 +63,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         names = ["", *sorted(self._host.config.runtime.handlers)]
         answer = cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=conditions),
-            runtime_handlers=[
-                cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures()) for name in names
-            ],
+            runtime_handlers=[cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures()) for name in names],
         )
         if request.verbose:
             answer.info.update(self._status_info(choice))
@@ -96,23 +94,17 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             ),
         }
 
-    async def RuntimeConfig(
-        self, request: cri.RuntimeConfigRequest, context: Any
-    ) -> cri.RuntimeConfigResponse:
+    async def RuntimeConfig(self, request: cri.RuntimeConfigRequest, context: Any) -> cri.RuntimeConfigResponse:
         driver = cri.SYSTEMD if self._host.config.runtime.cgroup_driver == "systemd" else cri.CGROUPFS
         return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
     # Sandboxes
 
-    async def RunPodSandbox(
-        self, request: cri.RunPodSandboxRequest, context: Any
-    ) -> cri.RunPodSandboxResponse:
+    async def RunPodSandbox(self, request: cri.RunPodSandboxRequest, context: Any) -> cri.RunPodSandboxResponse:
         sandbox_id = await run_sandbox.run_sandbox(self._host, request.config, request.runtime_handler)
         return cri.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
 
-    async def StopPodSandbox(
-        self, request: cri.StopPodSandboxRequest, context: Any
-    ) -> cri.StopPodSandboxResponse:
+    async def StopPodSandbox(self, request: cri.StopPodSandboxRequest, context: Any) -> cri.StopPodSandboxResponse:
         if sandbox_id := self._known_sandbox(request.pod_sandbox_id):
             await teardown.stop_sandbox(self._host, sandbox_id)
         return cri.StopPodSandboxResponse()
@@ -159,9 +151,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         except SandboxdError:
             return None  # a status that lacks the spec is better than none
 
-    async def ListPodSandbox(
-        self, request: cri.ListPodSandboxRequest, context: Any
-    ) -> cri.ListPodSandboxResponse:
+    async def ListPodSandbox(self, request: cri.ListPodSandboxRequest, context: Any) -> cri.ListPodSandboxResponse:
         wanted = request.filter
         found = [
             views.sandbox(record)
@@ -175,36 +165,26 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
 
     # Containers
 
-    async def CreateContainer(
-        self, request: cri.CreateContainerRequest, context: Any
-    ) -> cri.CreateContainerResponse:
+    async def CreateContainer(self, request: cri.CreateContainerRequest, context: Any) -> cri.CreateContainerResponse:
         sandbox_id = self._sandbox(request.pod_sandbox_id).id
         container_id = await containers.create_container(self._host, sandbox_id, request.config)
         return cri.CreateContainerResponse(container_id=container_id)
 
-    async def StartContainer(
-        self, request: cri.StartContainerRequest, context: Any
-    ) -> cri.StartContainerResponse:
+    async def StartContainer(self, request: cri.StartContainerRequest, context: Any) -> cri.StartContainerResponse:
         await containers.start_container(self._host, self._container(request.container_id).id)
         return cri.StartContainerResponse()
 
-    async def StopContainer(
-        self, request: cri.StopContainerRequest, context: Any
-    ) -> cri.StopContainerResponse:
+    async def StopContainer(self, request: cri.StopContainerRequest, context: Any) -> cri.StopContainerResponse:
         if container_id := self._known_container(request.container_id):
             await processes.stop_container(self._host, container_id, request.timeout)
         return cri.StopContainerResponse()
 
-    async def RemoveContainer(
-        self, request: cri.RemoveContainerRequest, context: Any
-    ) -> cri.RemoveContainerResponse:
+    async def RemoveContainer(self, request: cri.RemoveContainerRequest, context: Any) -> cri.RemoveContainerResponse:
         if container_id := self._known_container(request.container_id):
             await containers.remove_container(self._host, container_id)
         return cri.RemoveContainerResponse()
 
-    async def ListContainers(
-        self, request: cri.ListContainersRequest, context: Any
-    ) -> cri.ListContainersResponse:
+    async def ListContainers(self, request: cri.ListContainersRequest, context: Any) -> cri.ListContainersResponse:
         wanted = request.filter
         entries = [
             views.container(record)
@@ -218,9 +198,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             entries = [entry for entry in entries if entry.state == wanted.state.state]
         return cri.ListContainersResponse(containers=entries)
 
-    async def ContainerStatus(
-        self, request: cri.ContainerStatusRequest, context: Any
-    ) -> cri.ContainerStatusResponse:
+    async def ContainerStatus(self, request: cri.ContainerStatusRequest, context: Any) -> cri.ContainerStatusResponse:
         record = self._container(request.container_id)
         answer = cri.ContainerStatusResponse(status=views.container_status(record))
         if request.verbose:

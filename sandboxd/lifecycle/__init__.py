@@ -1,15 +1,15 @@
 """What the daemon does with pods, one verb a file; the resources it does it with are bundled in `host`.
 
-    run_sandbox   RunPodSandbox: record, netns, network and pause at once, start
-    containers    CreateContainer, StartContainer, RemoveContainer
-    processes     how containers end: stopping them, seeing that they ended, recording it
-    teardown      the one way back: failed runs, Stop, Remove and recovery are this code
-    network       a sandbox's attachment: ADD, DEL, and the debts of DELs that failed
-    pod_files     hosts, hostname, resolv.conf, shared memory
-    events        containerd's events wake us; truth is looked up
-    reconcile     records and observations to repairs (pure)
-    recover       gather, reconcile, apply; at start, on reconnect, periodically
-    load_image, image_store
-                  images: importing archives, listing, rootfs for containers
-    machine       facts about this machine that specs depend on
+run_sandbox   RunPodSandbox: record, netns, network and pause at once, start
+containers    CreateContainer, StartContainer, RemoveContainer
+processes     how containers end: stopping them, seeing that they ended, recording it
+teardown      the one way back: failed runs, Stop, Remove and recovery are this code
+network       a sandbox's attachment: ADD, DEL, and the debts of DELs that failed
+pod_files     hosts, hostname, resolv.conf, shared memory
+events        containerd's events wake us; truth is looked up
+reconcile     records and observations to repairs (pure)
+recover       gather, reconcile, apply; at start, on reconnect, periodically
+load_image, image_store
+              images: importing archives, listing, rootfs for containers
+machine       facts about this machine that specs depend on
 """

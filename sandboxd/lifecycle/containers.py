@@ -7,7 +7,6 @@ the task and lets it run. Both hold the sandbox's lock, so neither can meet a te
 from __future__ import annotations
 
 import asyncio
-import os
 import posixpath
 import secrets
 import time
@@ -126,9 +125,7 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
             image=run_sandbox.image_name(image),
             snapshotter=host.config.containerd.snapshotter,
             snapshot_key=record.id,
-            labels=run_sandbox.labels(
-                sandbox.config, sandbox.id, kind="container", container=config.metadata.name
-            ),
+            labels=run_sandbox.labels(sandbox.config, sandbox.id, kind="container", container=config.metadata.name),
             runtime=run_sandbox.runtime_options(host, sandbox.runtime_handler),
         )
 
@@ -137,7 +134,9 @@ def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: Sequence[Moun
     """The user that the container runs as, looked up in the image's own files."""
     passwd = image_files.read(rootfs, "etc/passwd")
     group = image_files.read(rootfs, "etc/group")
-    return users.resolve(users.for_container(config.linux.security_context, image.user), passwd, group)
+    return users.resolve(
+        users.for_container(config.linux.security_context, image.config.get("User", "")), passwd, group
+    )
 
 
 def _target_pid(host: Host, sandbox: SandboxRecord, config: cri.ContainerConfig) -> int:

@@ -34,9 +34,7 @@ def _wake(host: Host, images: ImageStore, event: Event) -> None:
             pass
     elif event.topic == containerd_events.EXIT:
         if event.container_id in host.ledger.containers:
-            host.jobs.start(
-                ("settle", event.container_id), lambda: settle_container(host, event.container_id)
-            )
+            host.jobs.start(("settle", event.container_id), lambda: settle_container(host, event.container_id))
         elif event.container_id in host.ledger.sandboxes:
             host.jobs.start(("settle", event.container_id), lambda: settle_sandbox(host, event.container_id))
     else:

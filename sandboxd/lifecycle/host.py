@@ -104,5 +104,3 @@ class Host:
     logs: Logs
     facts: HostFacts
     pause: ImageRecord | None = None  # known once containerd has answered
-
-

@@ -25,9 +25,7 @@ def facts(config: Config) -> HostFacts:
     return HostFacts(
         hostname=os.uname().nodename,
         machine=os.uname().machine,
-        capabilities=frozenset(
-            name for number, name in enumerate(ALL_CAPABILITIES) if effective & (1 << number)
-        ),
+        capabilities=frozenset(name for number, name in enumerate(ALL_CAPABILITIES) if effective & (1 << number)),
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text(encoding="ascii")),
         can_lower_oom_score_adj=bool(effective & (1 << _SYS_RESOURCE)),
         cgroup_v2=unified,
@@ -129,13 +127,13 @@ def _device_nodes(path: str) -> Iterator[DeviceNode]:
     except (OSError, RuntimeError) as exc:
         raise InvalidRequest(f"device {path} cannot be used: {_words(exc)}") from exc
     if real.is_dir():
-        for node in _below(real, frozenset()):
-            yield replace(node, below=os.path.relpath(node.path, real))
-    else:
-        node = _node(real)
-        if node is None:
-            raise InvalidRequest(f"{path} is not a device")
-        yield node
+        for below in _below(real, frozenset()):
+            yield replace(below, below=os.path.relpath(below.path, real))
+        return
+    node = _node(real)
+    if node is None:
+        raise InvalidRequest(f"{path} is not a device")
+    yield node
 
 
 def _below(directory: Path, left_out: frozenset[str]) -> Iterator[DeviceNode]:

@@ -36,7 +36,9 @@ async def choose(host: Host) -> conf.NetworkConfig:
     return await host.cni.prepare(choice.config, host.config.network.plugin_dirs)
 
 
-async def attach(host: Host, sandbox: SandboxRecord, network: conf.NetworkConfig, cgroup_path: str) -> tuple[str, ...]:
+async def attach(
+    host: Host, sandbox: SandboxRecord, network: conf.NetworkConfig, cgroup_path: str
+) -> tuple[str, ...]:
     """ADD the sandbox to the network; return its addresses.
 
     On failure the attachment stays in the ledger, for teardown to DEL.

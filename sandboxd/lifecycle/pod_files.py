@@ -43,9 +43,7 @@ def write(host: Host, sandbox: SandboxRecord, ips: tuple[str, ...]) -> None:
             hosts = _read(HOST_HOSTS) or files.hosts_file(name, ips)
         (directory / "hosts").write_bytes(hosts)
         (directory / "hostname").write_bytes(files.hostname_file(name))
-        (directory / "resolv.conf").write_bytes(
-            files.resolv_conf(sandbox.config.dns_config, _read(HOST_RESOLV_CONF))
-        )
+        (directory / "resolv.conf").write_bytes(files.resolv_conf(sandbox.config.dns_config, _read(HOST_RESOLV_CONF)))
     except OSError as exc:
         raise NotReady(f"the files of pod {sandbox.id} cannot be written: {exc}") from exc
 

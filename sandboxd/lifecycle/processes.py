@@ -26,29 +26,28 @@ VANISHED = 255  # exit code of a container whose task nobody saw ending
 
 async def stop_container(host: Host, container_id: str, timeout: int) -> None:
     """StopContainer: the stop signal, `timeout` seconds of grace, then SIGKILL. Unknown or ended is done."""
-    await host.jobs.run_to_end(
-        ("StopContainer", container_id, timeout), lambda: _stop(host, container_id, timeout)
-    )
+    await host.jobs.run_to_end(("StopContainer", container_id, timeout), lambda: _stop(host, container_id, timeout))
 
 
 async def _stop(host: Host, container_id: str, timeout: int) -> None:
     container = host.ledger.containers.get(container_id)
     if container is None or container.state is not ContainerState.RUNNING:
         return
-    with steps.operation("StopContainer", sandbox_id=container.sandbox_id, container_id=container_id):
-        with steps.step("container.stop", container=container.name, grace=timeout) as step:
-            if timeout > 0:
-                number = signal_number(container.stop_signal or "SIGTERM")
-                try:
-                    await host.runtime.kill(container_id, number)
-                    ended = await host.runtime.wait(container_id, timeout=timeout)
-                    step.note(code=ended.code)
-                except TimedOut:
-                    step.note(killed="grace period over")
-                except NotFound:
-                    pass  # it ended meanwhile and its task is gone; settled below
-            await kill(host, container_id)
-            await settle_container(host, container_id)
+    with (
+        steps.operation("StopContainer", sandbox_id=container.sandbox_id, container_id=container_id),
+        steps.step("container.stop", container=container.name, grace=timeout) as step,
+    ):
+        if timeout > 0:
+            try:
+                await host.runtime.kill(container_id, signal_number(container.stop_signal or "SIGTERM"))
+                ended = await host.runtime.wait(container_id, timeout=timeout)
+                step.note(code=ended.code)
+            except TimedOut:
+                step.note(killed="grace period over")
+            except NotFound:
+                pass  # it ended meanwhile and its task is gone; settled below
+        await kill(host, container_id)
+        await settle_container(host, container_id)
 
 
 def signal_number(name: str) -> int:
@@ -56,10 +55,8 @@ def signal_number(name: str) -> int:
     text = name.upper().removeprefix("SIG")
     base, plus, offset = text.partition("+")
     try:
-        if text.isdigit():
-            number = int(text)
-        else:
-            number = signals.Signals[f"SIG{base}"].value + (int(offset) if plus else 0)
+        named = 0 if text.isdigit() else signals.Signals[f"SIG{base}"].value
+        number = named + int(offset) if plus else named or int(text)
         if 0 < number <= signals.SIGRTMAX:
             return number
     except (KeyError, ValueError):

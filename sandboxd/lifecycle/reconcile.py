@@ -18,7 +18,6 @@ from sandboxd.model import (
     SandboxState,
 )
 
-
 DEBT_FIRST = 5_000_000_000  # nanoseconds from the first failed DEL to the next attempt; doubled each time
 DEBT_MOST = 300_000_000_000
 

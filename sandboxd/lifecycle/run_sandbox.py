@@ -125,9 +125,7 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
     )
 
 
-async def _build(
-    host: Host, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord
-) -> None:
+async def _build(host: Host, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
     ips: tuple[str, ...] = ()
     if record.netns_path:
         with steps.step("netns.create", path=record.netns_path) as step:
@@ -173,11 +171,13 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
         rootfs = await host.images.prepare_rootfs(record.id, pause)
     name = image_name(pause)
     # Run as the image says; a name would have to be looked up in the image's files, which pause images lack.
-    user = users.resolve(users.for_sandbox(record.config.linux.security_context, pause.user), None, None)
+    user = users.resolve(
+        users.for_sandbox(record.config.linux.security_context, pause.config.get("User", "")), None, None
+    )
     spec = sandbox.sandbox_spec(
         record,
         sandbox_dir=host.config.sandbox_dir(record.id),
-        image=pause.config,
+        image={"config": pause.config},
         image_name=name,
         user=user,
         host=facts(host, record.id),

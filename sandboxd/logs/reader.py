@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 from sandboxd.logs.format import Entry, parse
 
@@ -78,7 +78,7 @@ def last(entries: Iterator[Entry], *, tail: int, since: int) -> Iterator[Entry]:
 
 async def read(
     path: str, *, tail: int, since: int, changes: AsyncIterator[None] | None
-) -> AsyncIterator[list[Entry]]:
+) -> AsyncGenerator[list[Entry], None]:
     """Batches of entries; with `changes`, goes on after each of them until they end."""
     file = LogFile(path)
     try:

@@ -82,18 +82,22 @@ class Archive:
         self._progress: Progress = lambda done, total: None
 
     def __enter__(self) -> Self:
-        try:
-            self._file = self._open()
-            self._read_entries(self._file)
-        except BaseException:
-            self.close()
-            raise
+        self.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Open the file and read what it holds. Raises as `images` does."""
+        try:
+            self._file = self._open()
+            self._read_entries(self._file)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the file; blobs can no longer be read."""
@@ -184,7 +188,7 @@ class Archive:
         def opened() -> BinaryIO:
             if self._file is None:
                 raise ValueError("the archive is closed")
-            section = _Section(self._file.fileno(), entry.offset, entry.size)
+            section = _Section(self._file, entry.offset, entry.size)
             return cast(BinaryIO, io.BufferedReader(section, buffer_size=layers.CHUNK))
 
         return opened
@@ -370,8 +374,8 @@ class _Entry:
 class _Section(io.RawIOBase):
     """Part of a file as a file of its own. Reads at positions, so that several can be used at once."""
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
-        self._fd, self._offset, self._size, self._at = fd, offset, size, 0
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
 
     def readable(self) -> bool:
         return True
@@ -387,7 +391,8 @@ class _Section(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), max(0, self._size - self._at))
-        data = os.pread(self._fd, wanted, self._offset + self._at)
+        # Asking for the number each time fails once the file is closed, rather than read a stranger's.
+        data = os.pread(self._file.fileno(), wanted, self._offset + self._at)
         view[: len(data)] = data
         self._at += len(data)
         return len(data)

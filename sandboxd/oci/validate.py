@@ -11,7 +11,7 @@ import ipaddress
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from google.protobuf.message import Message
 
@@ -35,6 +35,8 @@ _IPC_SYSCTLS = frozenset(
     f"kernel.{name}"
     for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
+
+C = TypeVar("C", cri.PodSandboxConfig, cri.ContainerConfig)
 
 
 def sandbox_config(config: cri.PodSandboxConfig) -> None:
@@ -74,9 +76,7 @@ def container_config(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig)
     _ids(context)
     _container_namespaces(context.namespace_options, sandbox)
     if context.privileged and not sandbox.linux.security_context.privileged:
-        _fail(
-            "config.linux.security_context.privileged", "the sandbox is not privileged, so its containers cannot be"
-        )
+        _fail("config.linux.security_context.privileged", "its sandbox is not privileged, so it cannot be")
     for name in (*context.capabilities.add_capabilities, *context.capabilities.drop_capabilities):
         linux.capability_name(name)
     for name in ("masked_paths", "readonly_paths"):
@@ -144,7 +144,7 @@ REFUSED_CONTAINERS: tuple[tuple[str, Callable[[cri.ContainerConfig], bool]], ...
 )
 
 
-def _offered[C](config: C, refused: Iterable[tuple[str, Callable[[C], bool]]]) -> None:
+def _offered(config: C, refused: Iterable[tuple[str, Callable[[C], bool]]]) -> None:
     for what, asked in refused:
         if asked(config):
             raise Unsupported(f"config.{what} are not offered by this version of sandboxd")
@@ -177,7 +177,7 @@ def _well_formed(message: Message, where: str) -> None:
 
 
 def _no_nul(text: str | bytes, field: str) -> None:
-    if (b"\0" if isinstance(text, bytes) else "\0") in text:
+    if "\0" in text if isinstance(text, str) else b"\0" in text:
         _fail(field, "holds a NUL character")
 
 

@@ -1,0 +1,258 @@
+"""Answers → what is printed: tables for people, JSON and YAML for programs. Pure; the time is an argument."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.table import Table
+from rich.text import Text
+
+from sandboxd.cli.names import SHORT_ID
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2 as host
+
+NONE = "-"
+
+# protobuf 5.26 gave the option that prints fields at their default another name.
+_ALL_FIELDS: dict[str, Any] = {
+    next(
+        name
+        for name in ("always_print_fields_with_no_presence", "including_default_value_fields")
+        if name in inspect.signature(json_format.MessageToDict).parameters
+    ): True
+}
+
+
+# ---- For programs
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """The message as protobuf's JSON has it: camelCase keys, every field, 64-bit numbers as strings."""
+    return json_format.MessageToDict(message, **_ALL_FIELDS)
+
+
+def info_dict(info: Mapping[str, str]) -> dict[str, Any]:
+    """A verbose answer's `info`, each value parsed where it is JSON."""
+    return {key: _parsed(value) for key, value in info.items()}
+
+
+def explain_dict(answer: host.ExplainResponse) -> dict[str, Any]:
+    """Explain's answer as protobuf's JSON, but with plugin input and output readable instead of in base64."""
+    data = as_dict(answer)
+    for given, step in zip(data["steps"], answer.steps, strict=True):
+        if step.HasField("plugin"):
+            plugin = step.plugin
+            given["plugin"] |= {
+                "stdin": _parsed(plugin.stdin),
+                "stdout": _parsed(plugin.stdout),
+                "stderr": plugin.stderr.decode(errors="replace"),
+            }
+    for given, attachment in zip(data["attachments"], answer.attachments, strict=True):
+        given |= {"config": _parsed(attachment.config), "result": _parsed(attachment.result)}
+    return data
+
+
+def dump(data: Any, form: str) -> str:
+    """`data` as "json" or "yaml", with sorted keys and a line end."""
+    if form == "yaml":
+        return yaml.safe_dump(data, sort_keys=True, allow_unicode=True, default_flow_style=False)
+    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _parsed(value: str | bytes) -> Any:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# ---- For people: single values
+
+
+def printable(text: str) -> str:
+    """The text with every character that a terminal might obey made visible; line ends and tabs stay."""
+    return "".join(
+        each if each in "\n\t" or each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def age(moment: int, now: int) -> str:
+    """How long ago, in the largest unit that fits: "now", "5s ago", "3h ago", "12d ago"."""
+    seconds = (now - moment) // 10**9
+    if moment <= 0:
+        return NONE
+    if seconds < 1:
+        return "now"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit} ago"
+    return f"{seconds}s ago"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units with three digits, as crictl and docker print images: "187MB", "4.27MB"."""
+    number = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}PB"
+
+
+def span(nanoseconds: int) -> str:
+    """A duration with three digits: "85.3 ms", "1.24 s", "250 µs"."""
+    number, unit = nanoseconds / 1000, "µs"
+    if number >= 999.5:
+        number, unit = number / 1000, "ms"
+    if unit == "ms" and number >= 999.5:
+        number, unit = number / 1000, "s"
+    digits = f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
+    return f"{digits} {unit}"
+
+
+def pod_state(state: cri.PodSandboxState.ValueType) -> str:
+    """ "Ready" or "NotReady"."""
+    return "Ready" if state == cri.SANDBOX_READY else "NotReady"
+
+
+def container_state(state: cri.ContainerState.ValueType, status: cri.ContainerStatus | None = None) -> str:
+    """ "Created", "Running", "Exited (3)" where the status is known, "Unknown"."""
+    word = cri.ContainerState.Name(state).removeprefix("CONTAINER_").capitalize()
+    if state == cri.CONTAINER_EXITED and status is not None:
+        return f"{word} ({status.exit_code})"
+    return word
+
+
+def address(status: cri.PodSandboxStatus | None) -> str:
+    """The pod's first IP; "host" when it shares the host's network, "-" when it has none."""
+    if status is None:
+        return NONE
+    if status.linux.namespaces.options.network == cri.NODE:
+        return "host"
+    return status.network.ip or NONE
+
+
+def addresses(status: cri.PodSandboxStatus) -> list[str]:
+    """All the pod's IPs, the first one first."""
+    return [ip for ip in (status.network.ip, *(each.ip for each in status.network.additional_ips)) if ip]
+
+
+def port(mapping: cri.PortMapping) -> str:
+    """ "8080→80/tcp", with the host address where there is one."""
+    protocol = cri.Protocol.Name(mapping.protocol).lower()
+    host_ip = f"[{mapping.host_ip}]" if ":" in mapping.host_ip else mapping.host_ip
+    front = f"{host_ip}:{mapping.host_port}" if host_ip else str(mapping.host_port)
+    return f"{front}→{mapping.container_port}/{protocol}"
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name fits one of the patterns (shell wildcards), or there are none."""
+    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+# ---- For people: tables
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Columns under their headings, without lines; cells are text, never markup."""
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", collapse_padding=True)
+    for heading in columns:
+        made.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        made.add_row(*(Text(printable(cell) or NONE) for cell in row))
+    return made
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and values, one a line, without headings."""
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(Text(name), Text(printable(value) or NONE))
+    return made
+
+
+def pods_table(pods: Iterable[cri.PodSandbox], statuses: Mapping[str, cri.PodSandboxStatus], now: int) -> Table:
+    """What `pods` prints."""
+    return table(
+        ("POD ID", "NAME", "NAMESPACE", "STATE", "IP", "CREATED", "RUNTIME"),
+        (
+            (
+                pod.id[:SHORT_ID],
+                pod.metadata.name,
+                pod.metadata.namespace,
+                pod_state(pod.state),
+                address(statuses.get(pod.id)),
+                age(pod.created_at, now),
+                pod.runtime_handler or "(default)",
+            )
+            for pod in pods
+        ),
+    )
+
+
+def containers_table(
+    containers: Iterable[cri.Container],
+    pods: Mapping[str, cri.PodSandbox],
+    pod_statuses: Mapping[str, cri.PodSandboxStatus],
+    statuses: Mapping[str, cri.ContainerStatus],
+    now: int,
+) -> Table:
+    """What `ps` prints."""
+    return table(
+        ("CONTAINER", "NAME", "POD", "IMAGE", "STATE", "IP", "CREATED"),
+        (
+            (
+                each.id[:SHORT_ID],
+                each.metadata.name,
+                pods[each.pod_sandbox_id].metadata.name if each.pod_sandbox_id in pods else NONE,
+                image_label(each.image),
+                container_state(each.state, statuses.get(each.id)),
+                address(pod_statuses.get(each.pod_sandbox_id)),
+                age(each.created_at, now),
+            )
+            for each in containers
+        ),
+    )
+
+
+def images_table(images: Iterable[cri.Image]) -> Table:
+    """What `images` prints: a line for each name of each image."""
+    rows = []
+    for image in images:
+        short = short_digest(image.id)
+        names = [split_tag(tag) for tag in image.repo_tags]
+        if not names:
+            names = [(digest.partition("@")[0], "<none>") for digest in image.repo_digests[:1]] or [
+                ("<none>", "<none>")
+            ]
+        rows += [(name, tag, short, size(image.size)) for name, tag in names]
+    return table(("IMAGE", "TAG", "IMAGE ID", "SIZE"), sorted(rows))
+
+
+def split_tag(reference: str) -> tuple[str, str]:
+    """ "host:5000/path:tag" → ("host:5000/path", "tag"); without a tag the second is empty."""
+    name, colon, tag = reference.rpartition(":")
+    if not colon or "/" in tag:
+        return reference, ""
+    return name, tag
+
+
+def short_digest(identity: str) -> str:
+    """A digest or an id, cut to what people compare."""
+    return identity.removeprefix("sha256:")[:SHORT_ID]
+
+
+def image_label(image: cri.ImageSpec) -> str:
+    """How the user called the image; a digest is cut."""
+    called = image.user_specified_image or image.image
+    return short_digest(called) if called.startswith("sha256:") else called

@@ -1,0 +1,116 @@
+"""Explain's answer → the story of a pod: what happened, in order, how long it took, and what the plugins said."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from rich.text import Text
+
+from sandboxd.cli.names import SHORT_ID
+from sandboxd.cli.render import printable, span
+from sandboxd.pb.host.v1 import host_pb2 as host
+
+_DEEP = 4 + 10 + 2 + 9 + 2  # where a step's name begins: indent, offset, gap, duration, gap
+
+
+def story(answer: host.ExplainResponse, title: str) -> Text:
+    """The whole of it. `title` names the pod; steps of one operation stand together under its name."""
+    lines = [*_pod(answer, title)]
+    for operation, group in itertools.groupby(answer.steps, key=lambda step: step.operation):
+        lines += [Text(), *_operation(operation, list(group))]
+    if answer.attachments:
+        lines += [Text(), Text("Networks", style="bold")]
+        for attachment in answer.attachments:
+            lines += _attachment(attachment)
+    return Text("\n").join(lines)
+
+
+def _pod(answer: host.ExplainResponse, title: str) -> Iterator[Text]:
+    yield _line(("Pod ", "bold"), title, f"  {answer.pod_sandbox_id[:SHORT_ID]}")
+    if not answer.netns_path:
+        yield _line("    netns  the host's own")
+    else:
+        inode = f"  inode {answer.netns_inode}" if answer.netns_inode else "  (gone)"
+        yield _line("    netns  ", answer.netns_path, inode)
+    yield _line("    pause  ", f"pid {answer.pid}" if answer.pid else "not running")
+
+
+def _operation(operation: str, steps: list[host.Step]) -> Iterator[Text]:
+    begin = min(step.started_at for step in steps)
+    end = max(step.started_at + step.duration for step in steps)
+    clock = datetime.fromtimestamp(begin // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    millis = begin // 10**6 % 1000
+    yield _line((operation, "bold"), f"  {clock}.{millis:03} UTC  took {span(end - begin)}")
+    for step in steps:
+        yield from _step(step, begin)
+
+
+def _step(step: host.Step, begin: int) -> Iterator[Text]:
+    offset = f"+{span(step.started_at - begin)}"
+    detail = "".join(f"  {key}={step.detail[key]}" for key in sorted(step.detail))
+    container = f"  container {step.container_id[:SHORT_ID]}" if step.container_id else ""
+    yield _line(
+        f"    {offset:>10}  {span(step.duration):>9}  ",
+        (step.name, "bold red" if step.error else "bold"),
+        container,
+        (detail, "dim"),
+    )
+    if step.HasField("plugin"):
+        yield from _plugin(step.plugin)
+    if step.error:
+        yield from _block("failed", step.error, style="red")
+
+
+def _plugin(plugin: host.PluginExecution) -> Iterator[Text]:
+    if plugin.timed_out:
+        ending = "ran out of time and was killed"
+    elif plugin.exit_code < 0:
+        ending = f"killed by signal {-plugin.exit_code}"
+    else:
+        ending = f"exit {plugin.exit_code}"
+    yield _line(" " * _DEEP, (f"{plugin.command} ", "cyan"), plugin.binary, f"  {ending}  {span(plugin.duration)}")
+    yield from _block("conf", _pretty(plugin.stdin))
+    if plugin.stdout:
+        yield from _block("result", _pretty(plugin.stdout))
+    if plugin.stderr:
+        yield from _block("stderr", plugin.stderr.decode(errors="replace").rstrip("\n"))
+
+
+def _attachment(attachment: host.Attachment) -> Iterator[Text]:
+    where = f"{attachment.network}  {attachment.ifname}"
+    ips = ", ".join(attachment.ips) or "no address"
+    tries = f"  DEL tried {attachment.attempts} times" if attachment.attempts > 1 else ""
+    yield _line("    ", (where, "bold"), f"  {attachment.state}  {ips}  from {attachment.conf_file}{tries}")
+    if attachment.error:
+        yield _line("        ", (attachment.error, "red"))
+
+
+def _block(label: str, text: str, style: str = "") -> Iterator[Text]:
+    """A label with the text beside it, or below it when it has several lines."""
+    lines = text.split("\n")
+    if len(lines) == 1:
+        yield _line(" " * _DEEP, (f"{label}  ", "dim"), (text, style))
+        return
+    yield _line(" " * _DEEP, (label, "dim"))
+    for line in lines:
+        yield _line(" " * (_DEEP + 2), (line, style))
+
+
+def _pretty(data: bytes) -> str:
+    text = data.decode(errors="replace").strip()
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        return text
+
+
+def _line(*parts: str | tuple[str, str]) -> Text:
+    """One line; what the daemon sent cannot reach the terminal as control characters, nor as markup."""
+    made = Text()
+    for part in parts:
+        text, style = part if isinstance(part, tuple) else (part, "")
+        made.append(printable(text), style=style)
+    return made

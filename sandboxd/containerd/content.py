@@ -1,0 +1,195 @@
+"""The content store: immutable blobs named by their digest, and the labels that keep them.
+
+containerd verifies each blob as it is written. Garbage collection follows labels from an image to its manifest,
+config and layers, and from a config to the snapshot that its layers were unpacked to; what no label leads to goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import grpc.aio
+from google.protobuf import field_mask_pb2
+
+from sandboxd.containerd.client import Containerd, translate
+from sandboxd.containerd.leases import metadata
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
+from sandboxd.oci.image import Descriptor
+from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_grpc
+
+CALL_SECONDS = 30.0
+WRITE_SECONDS = 120.0  # for one chunk, or for the commit, which waits for the disk
+CHUNK = 1 << 20  # bytes per message
+
+CHILD_LABEL = "containerd.io/gc.ref.content"
+SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentInfo:
+    """A blob in the store. `size` in bytes."""
+
+    digest: str
+    size: int
+    labels: Mapping[str, str]
+
+
+def child_labels(config: Descriptor, layers: tuple[Descriptor, ...]) -> dict[str, str]:
+    """The labels of a manifest that keep what it names."""
+    return {f"{CHILD_LABEL}.config": config.digest} | {
+        f"{CHILD_LABEL}.l.{number}": layer.digest for number, layer in enumerate(layers)
+    }
+
+
+def snapshot_label(snapshotter: str, chain_id: str) -> dict[str, str]:
+    """The label of a config that keeps the snapshot of its layers."""
+    return {f"{SNAPSHOT_LABEL}.{snapshotter}": chain_id}
+
+
+class Content:
+    """containerd's content service; blobs written belong to `lease` if there is one."""
+
+    def __init__(self, client: Containerd, lease: str = "") -> None:
+        self._meta = metadata(client, lease)
+        self._lease = lease
+        self._stub = content_pb2_grpc.ContentStub(client.channel)
+
+    async def info(self, digest: str) -> ContentInfo:
+        """Look a blob up; raises NotFound."""
+        with translate(f"content {digest}"):
+            answer = await self._stub.Info(
+                content_pb2.InfoRequest(digest=digest), metadata=self._meta, timeout=CALL_SECONDS
+            )
+        return _info(answer.info)
+
+    async def list(self) -> list[ContentInfo]:
+        """Every blob of this namespace."""
+        found = []
+        with translate("listing content"):
+            stream = self._stub.List(content_pb2.ListContentRequest(), metadata=self._meta, timeout=CALL_SECONDS)
+            async for answer in stream:
+                found += [_info(info) for info in answer.info]
+        return found
+
+    async def read(self, digest: str, most: int) -> bytes:
+        """A small blob; raises NotFound, and InvalidRequest when it is larger than `most` bytes."""
+        data = bytearray()
+        with translate(f"content {digest}"):
+            size = (await self.info(digest)).size
+            if size > most:
+                raise InvalidRequest(f"content {digest} has {size} bytes, more than the {most} allowed")
+            stream = self._stub.Read(
+                content_pb2.ReadContentRequest(digest=digest), metadata=self._meta, timeout=CALL_SECONDS
+            )
+            async for answer in stream:
+                data += answer.data
+        return bytes(data)
+
+    async def write(
+        self,
+        descriptor: Descriptor,
+        file: BinaryIO,
+        labels: Mapping[str, str] | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> bool:
+        """Store a blob, verified by containerd; `progress` is told each chunk's size. False when it was there.
+
+        `labels` are set in both cases. Raises InvalidRequest when the bytes are not those of the descriptor.
+        """
+        labels = dict(labels or {})
+        ref = f"sandboxd-{self._lease}-{descriptor.digest}"
+        try:
+            with translate(f"content {descriptor.digest}"):
+                await self._send(ref, descriptor, file, labels, progress)
+            return True
+        except AlreadyExists:
+            progress(descriptor.size)
+            if labels:
+                await self.set_labels(descriptor.digest, labels)
+            return False
+        except NotReady as exc:
+            await self._abort(ref)
+            # The precondition that containerd sees violated is the digest or the size.
+            raise InvalidRequest(str(exc)) from exc
+        except BaseException:
+            await self._abort(ref)
+            raise
+
+    async def _send(
+        self,
+        ref: str,
+        descriptor: Descriptor,
+        file: BinaryIO,
+        labels: dict[str, str],
+        progress: Callable[[int], None],
+    ) -> None:
+        call: grpc.aio.StreamStreamCall[content_pb2.WriteContentRequest, content_pb2.WriteContentResponse]
+        call = self._stub.Write(metadata=self._meta)
+        offset = 0
+        # Asking for the state first finds a blob that is there already before a byte is sent.
+        request = content_pb2.WriteContentRequest(
+            action=content_pb2.STAT, ref=ref, total=descriptor.size, expected=descriptor.digest
+        )
+        try:
+            while True:
+                # One message, one answer: containerd's pace is ours, and memory holds one chunk.
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await call.write(request)
+                    answer = await call.read()
+                if not isinstance(answer, content_pb2.WriteContentResponse):
+                    raise SandboxdError(f"content {descriptor.digest}: containerd ended the transfer early")
+                if request.action == content_pb2.COMMIT:
+                    return
+                data = await asyncio.to_thread(file.read, CHUNK)
+                progress(len(data))
+                offset += len(request.data)
+                request = content_pb2.WriteContentRequest(
+                    action=content_pb2.WRITE if data else content_pb2.COMMIT,
+                    ref=ref,
+                    total=descriptor.size,
+                    expected=descriptor.digest,
+                    offset=offset,
+                    data=data,
+                    labels={} if data else labels,
+                )
+        except TimeoutError as exc:
+            raise TimedOut(f"content {descriptor.digest}: containerd took no data for {WRITE_SECONDS:g} s") from exc
+        finally:
+            call.cancel()
+
+    async def _abort(self, ref: str) -> None:
+        """Drop a transfer that did not finish; the lease would, but later."""
+        try:
+            with translate(f"transfer {ref}"):
+                await self._stub.Abort(content_pb2.AbortRequest(ref=ref), metadata=self._meta, timeout=CALL_SECONDS)
+        except SandboxdError:
+            pass
+
+    async def set_labels(self, digest: str, labels: Mapping[str, str]) -> None:
+        """Add or replace labels of a blob, leaving its others; raises NotFound."""
+        with translate(f"labels of content {digest}"):
+            await self._stub.Update(
+                content_pb2.UpdateRequest(
+                    info=content_pb2.Info(digest=digest, labels=labels),
+                    update_mask=field_mask_pb2.FieldMask(paths=[f"labels.{name}" for name in sorted(labels)]),
+                ),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+
+    async def delete(self, digest: str) -> None:
+        """Remove a blob; gone is done."""
+        try:
+            with translate(f"content {digest}"):
+                await self._stub.Delete(
+                    content_pb2.DeleteContentRequest(digest=digest), metadata=self._meta, timeout=CALL_SECONDS
+                )
+        except NotFound:
+            pass
+
+
+def _info(info: content_pb2.Info) -> ContentInfo:
+    return ContentInfo(digest=info.digest, size=info.size, labels=dict(info.labels))

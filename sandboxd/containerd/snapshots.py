@@ -1,0 +1,262 @@
+"""Snapshots: layered file systems, and unpacking image layers into them.
+
+A committed snapshot is read-only and named by the chain id of the layers below and including its own; a container
+gets an active one on top, under its own id. containerd describes a snapshot by the mounts that show it; nothing is
+mounted here.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sandboxd.containerd.client import Containerd, translate
+from sandboxd.containerd.leases import metadata
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError
+from sandboxd.oci.image import Descriptor, chain_ids
+from sandboxd.pb.containerd.services.diff.v1 import diff_pb2, diff_pb2_grpc
+from sandboxd.pb.containerd.services.introspection.v1 import introspection_pb2, introspection_pb2_grpc
+from sandboxd.pb.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
+from sandboxd.pb.containerd.types import descriptor_pb2, mount_pb2
+
+CALL_SECONDS = 30.0
+UNPACK_SECONDS = 1800.0  # of one layer; large ones on slow disks take minutes
+
+# An active snapshot with this label is kept whether or not a container record refers to it yet, and so are the
+# snapshots below it; whoever prepared it removes it.
+ROOT_LABEL = "containerd.io/gc.root"
+
+
+class Kind(enum.Enum):
+    """What a snapshot can be used for."""
+
+    VIEW = "view"
+    ACTIVE = "active"
+    COMMITTED = "committed"
+
+
+_KINDS = {
+    snapshots_pb2.VIEW: Kind.VIEW,
+    snapshots_pb2.ACTIVE: Kind.ACTIVE,
+    snapshots_pb2.COMMITTED: Kind.COMMITTED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """How to mount (part of) a snapshot, in mount(8)'s words. `target` is relative to the root, mostly ""."""
+
+    type: str
+    source: str
+    target: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A snapshot. `parent` is "" for the lowest; times are unix nanoseconds."""
+
+    name: str
+    parent: str
+    kind: Kind
+    created_at: int
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a snapshot itself takes, without those below it."""
+
+    bytes: int
+    inodes: int
+
+
+class Snapshots:
+    """containerd's snapshot and diff services with one snapshotter; what is made belongs to `lease`."""
+
+    def __init__(self, client: Containerd, snapshotter: str, lease: str = "") -> None:
+        self.snapshotter = snapshotter
+        self._meta = metadata(client, lease)
+        self._stub = snapshots_pb2_grpc.SnapshotsStub(client.channel)
+        self._diff = diff_pb2_grpc.DiffStub(client.channel)
+        self._introspection = introspection_pb2_grpc.IntrospectionStub(client.channel)
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
+        """Make a writable snapshot on top of `parent`; raises AlreadyExists, or NotFound without the parent."""
+        with translate(f"snapshot {key}"):
+            answer = await self._stub.Prepare(
+                snapshots_pb2.PrepareSnapshotRequest(
+                    snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
+                ),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+        return _mounts(answer.mounts)
+
+    async def view(self, key: str, parent: str, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
+        """Make a read-only snapshot of `parent`; raises AlreadyExists, or NotFound without the parent."""
+        with translate(f"snapshot {key}"):
+            answer = await self._stub.View(
+                snapshots_pb2.ViewSnapshotRequest(
+                    snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
+                ),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+        return _mounts(answer.mounts)
+
+    async def mounts(self, key: str) -> tuple[Mount, ...]:
+        """How to mount an active snapshot or a view; raises NotFound."""
+        with translate(f"snapshot {key}"):
+            answer = await self._stub.Mounts(
+                snapshots_pb2.MountsRequest(snapshotter=self.snapshotter, key=key),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+        return _mounts(answer.mounts)
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+        """Turn the active snapshot `key` into the committed one `name`; raises AlreadyExists, NotFound."""
+        with translate(f"snapshot {name}"):
+            await self._stub.Commit(
+                snapshots_pb2.CommitSnapshotRequest(snapshotter=self.snapshotter, name=name, key=key, labels=labels),
+                metadata=self._meta,
+                timeout=UNPACK_SECONDS,
+            )
+
+    async def remove(self, key: str) -> None:
+        """Remove a snapshot; gone is done. Raises NotReady when another snapshot is on top of it."""
+        try:
+            with translate(f"snapshot {key}"):
+                await self._stub.Remove(
+                    snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key),
+                    metadata=self._meta,
+                    timeout=CALL_SECONDS,
+                )
+        except NotFound:
+            pass
+
+    async def stat(self, key: str) -> Snapshot:
+        """Look a snapshot up; raises NotFound."""
+        with translate(f"snapshot {key}"):
+            answer = await self._stub.Stat(
+                snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=key),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+        return _snapshot(answer.info)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such a snapshot."""
+        try:
+            await self.stat(key)
+        except NotFound:
+            return False
+        return True
+
+    async def list(self) -> list[Snapshot]:
+        """Every snapshot of this namespace and snapshotter."""
+        found = []
+        with translate("listing snapshots"):
+            stream = self._stub.List(
+                snapshots_pb2.ListSnapshotsRequest(snapshotter=self.snapshotter),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+            async for answer in stream:
+                found += [_snapshot(info) for info in answer.info]
+        return found
+
+    async def usage(self, key: str) -> Usage:
+        """What the snapshot takes on disk; for an active one containerd walks its files. Raises NotFound."""
+        with translate(f"usage of snapshot {key}"):
+            answer = await self._stub.Usage(
+                snapshots_pb2.UsageRequest(snapshotter=self.snapshotter, key=key),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+        return Usage(bytes=answer.size, inodes=answer.inodes)
+
+    async def root(self) -> str:
+        """The directory where the snapshotter keeps its files, "" when it does not say."""
+        with translate("asking containerd for its snapshotters"):
+            answer = await self._introspection.Plugins(
+                introspection_pb2.PluginsRequest(
+                    filters=[f"type==io.containerd.snapshotter.v1,id=={self.snapshotter}"]
+                ),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+        return next((plugin.exports.get("root", "") for plugin in answer.plugins), "")
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
+        """Unpack a layer of the content store onto `mounts`; return the digest of what was unpacked (its diff id)."""
+        with translate(f"unpacking layer {layer.digest}"):
+            answer = await self._diff.Apply(
+                diff_pb2.ApplyRequest(
+                    diff=descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size),
+                    mounts=[
+                        mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options)
+                        for m in mounts
+                    ],
+                ),
+                metadata=self._meta,
+                timeout=UNPACK_SECONDS,
+            )
+        return answer.applied.digest
+
+    async def unpack(
+        self,
+        layers: Sequence[Descriptor],
+        diff_ids: Sequence[str],
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> str:
+        """Unpack the layers, the lowest first, and return the chain id of the stack ("" without layers).
+
+        Layers that are there are skipped; several may unpack the same ones at once. `progress` is told each layer's
+        compressed size. Raises InvalidRequest when a layer is not what its diff id says.
+        """
+        parent = ""
+        chain = chain_ids(diff_ids)
+        for layer, diff_id, name in zip(layers, diff_ids, chain, strict=True):
+            if not await self.exists(name):
+                await self._unpack_one(layer, diff_id, name, parent)
+            progress(layer.size)
+            parent = name
+        return parent
+
+    async def _unpack_one(self, layer: Descriptor, diff_id: str, name: str, parent: str) -> None:
+        key = f"sandboxd-unpack-{secrets.token_hex(6)}-{name}"
+        try:
+            mounts = await self.prepare(key, parent)
+            found = await self.apply(layer, mounts)
+            if found != diff_id:
+                raise InvalidRequest(
+                    f"the uncompressed layer {layer.digest} has a wrong digest: expected {diff_id}, computed {found}"
+                )
+            await self.commit(name, key)
+        except AlreadyExists:
+            # Somebody else was faster; theirs is the same.
+            await self.remove(key)
+        except BaseException:
+            try:
+                await self.remove(key)
+            except SandboxdError:
+                pass  # the lease, or the next collection, takes it; the first error is the one to tell
+            raise
+
+
+def _mounts(mounts: Sequence[mount_pb2.Mount]) -> tuple[Mount, ...]:
+    return tuple(Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options)) for m in mounts)
+
+
+def _snapshot(info: snapshots_pb2.Info) -> Snapshot:
+    return Snapshot(
+        name=info.name,
+        parent=info.parent,
+        kind=_KINDS.get(info.kind, Kind.COMMITTED),
+        created_at=info.created_at.ToNanoseconds(),
+        labels=dict(info.labels),
+    )

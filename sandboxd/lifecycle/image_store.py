@@ -1,0 +1,326 @@
+"""The images of this machine, and root file systems made from them.
+
+containerd holds the truth; here is a copy of it in memory, so that listing and resolving never wait. It is
+refreshed after each change made here, and by `refresh` when containerd tells of others or time has passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from sandboxd import steps
+from sandboxd.containerd.client import Containerd
+from sandboxd.containerd.content import Content, snapshot_label
+from sandboxd.containerd.images import Image, Images
+from sandboxd.containerd.leases import Leases
+from sandboxd.containerd.snapshots import ROOT_LABEL, Kind, Mount, Snapshots, Usage
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound
+from sandboxd.oci import image as oci
+from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest, Platform
+from sandboxd.registry import reference
+
+log = structlog.get_logger(__name__)
+
+# Labels that other CRI implementations and tools on containerd know.
+MANAGED = {"io.cri-containerd.image": "managed"}
+PINNED = {"io.cri-containerd.pinned": "pinned"}
+
+UNPACK_LEASE_SECONDS = 24 * 3600.0
+_ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """An image that can be run on this machine; every name that leads to it is in one record."""
+
+    id: str  # digest of the config, "sha256:…"
+    names: tuple[str, ...]  # references in full, tags before digests; empty for an untagged image
+    repo_tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+    size: int  # bytes of manifest, config and compressed layers
+    username: str  # the image's user if it is a name
+    uid: int | None  # the image's user if it is a number
+    pinned: bool  # kubelet's image garbage collection must spare it
+    chain_id: str  # the committed snapshot of all layers, "" without layers
+    config: Mapping[str, Any]  # Entrypoint, Cmd, Env, User, WorkingDir, StopSignal, Volumes, Labels
+    digest: str  # of the manifest for this platform
+    records: tuple[str, ...] = ()  # containerd's names for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FsInfo:
+    """What unpacked images take, as of `at` (unix nanoseconds)."""
+
+    directory: str  # "" when the snapshotter does not say
+    bytes: int
+    inodes: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parsed:
+    """What an image record's target was found to be; it cannot change."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    config: ImageConfig
+
+
+@dataclass(slots=True)
+class _View:
+    """One consistent copy."""
+
+    records: tuple[ImageRecord, ...] = ()
+    parsed: Mapping[str, _Parsed] = field(default_factory=dict)  # by the target's digest
+
+
+def host_platform() -> Platform:
+    """What images must be for to run here."""
+    machine = os.uname().machine
+    variant = {"armv7l": "v7", "armv6l": "v6", "aarch64": "v8"}.get(machine, "")
+    return Platform(os="linux", architecture=oci.normal_architecture(machine), variant=variant)
+
+
+class ImageStore:
+    """Images in containerd, seen by CRI."""
+
+    def __init__(self, client: Containerd, snapshotter: str, platform: Platform | None = None) -> None:
+        self.client = client
+        self.platform = platform or host_platform()
+        self.content = Content(client)
+        self.images = Images(client)
+        self.snapshots = Snapshots(client, snapshotter)
+        self.leases = Leases(client)
+        self._refreshing = asyncio.Lock()
+        self._view = _View()
+        self._usage: dict[str, Usage] = {}
+        self._fs = FsInfo(directory="", bytes=0, inodes=0, at=0)
+
+    # Reads: from memory.
+
+    def list(self, filter_reference: str = "") -> tuple[ImageRecord, ...]:
+        """Every image, or the one that `filter_reference` names, sorted by name."""
+        if not filter_reference:
+            return self._view.records
+        try:
+            return (self.resolve(filter_reference),)
+        except (NotFound, InvalidRequest):
+            return ()
+
+    def resolve(self, text: str) -> ImageRecord:
+        """The image that a name, an id, an unambiguous beginning of an id or a digest means.
+
+        Raises NotFound, and InvalidRequest for what is no reference or fits several images.
+        """
+        return find(self._view.records, text)
+
+    def fs_info(self) -> FsInfo:
+        """What unpacked images take, as of the last refresh."""
+        return self._fs
+
+    async def refresh(self) -> None:
+        """Read containerd's state anew. Raises Unavailable; the copy stays as it was then."""
+        async with self._refreshing:
+            known, parsed = self._view.parsed, {}
+            listed = await self.images.list()
+            for image in listed:
+                key = image.target.digest
+                if key in parsed:
+                    continue
+                try:
+                    parsed[key] = known.get(key) or await self._parse(image.target)
+                except (NotFound, InvalidRequest) as exc:
+                    # Somebody's unfinished pull, an artifact, another platform: not something to run here.
+                    log.debug("an image is left out", image=image.name, error=str(exc))
+            self._view = _View(records=_records(listed, parsed), parsed=parsed)
+            await self._measure()
+
+    async def _parse(self, target: Descriptor) -> _Parsed:
+        """Read the manifest for this platform that `target` is or leads to, and its config."""
+        candidates = [target]
+        for _ in range(16):
+            if not candidates:
+                break
+            descriptor = candidates.pop(0)
+            try:
+                data = await self.content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
+            except NotFound:
+                if not candidates:
+                    raise
+                continue
+            document = oci.parse_manifest(data, descriptor.media_type)
+            if isinstance(document, Index):
+                candidates = [*oci.choose(document.manifests, self.platform), *candidates]
+                continue
+            config = oci.parse_config(await self.content.read(document.config.digest, oci.MOST_CONFIG_BYTES))
+            if not oci.runs_on(config.platform, self.platform):
+                raise InvalidRequest(f"the image is for {config.platform}")
+            return _Parsed(descriptor=descriptor, manifest=document, config=config)
+        raise NotFound(f"no manifest for {self.platform} in {target.digest}")
+
+    async def _measure(self) -> None:
+        """Sum what committed snapshots take; each is measured once, because it cannot change."""
+        committed = [s.name for s in await self.snapshots.list() if s.kind is Kind.COMMITTED]
+        usage = {}
+        for name in committed:
+            try:
+                usage[name] = self._usage.get(name) or await self.snapshots.usage(name)
+            except NotFound:
+                pass  # collected meanwhile
+        self._usage = usage
+        self._fs = FsInfo(
+            directory=self._fs.directory or await self.snapshots.root(),
+            bytes=sum(item.bytes for item in usage.values()),
+            inodes=sum(item.inodes for item in usage.values()),
+            at=time.time_ns(),
+        )
+
+    # Changes.
+
+    async def remove(self, text: str) -> None:
+        """Remove the image under all its names; unknown is done.
+
+        Containers that run from it keep what they need until they are removed.
+        """
+        try:
+            record = self.resolve(text)
+        except NotFound:
+            return
+        with steps.step("image.remove", image=record.id, names=", ".join(record.names)):
+            for number, name in enumerate(record.records, start=1):
+                # The last one waits for the collection, so that the space is free when the call returns.
+                await self.images.delete(name, sync=number == len(record.records))
+            await self.refresh()
+
+    async def ensure_unpacked(self, image: ImageRecord) -> None:
+        """Unpack the image unless it is; raises NotFound when its content is gone."""
+        if not image.chain_id or await self.snapshots.exists(image.chain_id):
+            return
+        parsed = next((p for p in self._view.parsed.values() if p.manifest.config.digest == image.id), None)
+        if parsed is None:
+            raise NotFound(f"image {image.id} was removed; load or pull it again")
+        with steps.step("image.unpack", image=image.id, layers=len(parsed.manifest.layers)):
+            async with self.leases.held("unpack", seconds=UNPACK_LEASE_SECONDS) as lease:
+                leased = Snapshots(self.client, self.snapshots.snapshotter, lease)
+                chain_id = await leased.unpack(parsed.manifest.layers, parsed.config.diff_ids)
+                await self.content.set_labels(image.id, snapshot_label(leased.snapshotter, chain_id))
+
+    async def prepare_rootfs(self, key: str, image: ImageRecord) -> tuple[Mount, ...]:
+        """Make the writable root file system `key` from the image; the same key again gives the same one.
+
+        It stays until `remove_rootfs`, whatever becomes of the image. Raises NotFound when the image is gone.
+        """
+        # An own root label rather than a lease: it lives exactly as long as the snapshot, and a container record
+        # that would refer to it does not exist yet.
+        labels = {ROOT_LABEL: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        try:
+            return await self.snapshots.prepare(key, image.chain_id, labels)
+        except AlreadyExists:
+            return await self.snapshots.mounts(key)
+        except NotFound:
+            await self.ensure_unpacked(image)
+        return await self.snapshots.prepare(key, image.chain_id, labels)
+
+    async def rootfs(self, key: str) -> tuple[Mount, ...]:
+        """How to mount a root file system that was prepared; raises NotFound."""
+        return await self.snapshots.mounts(key)
+
+    async def remove_rootfs(self, key: str) -> None:
+        """Remove a root file system; gone is done."""
+        await self.snapshots.remove(key)
+
+    async def rootfs_keys(self) -> set[str]:
+        """The keys of all root file systems that were prepared and not removed."""
+        return {
+            snapshot.name
+            for snapshot in await self.snapshots.list()
+            if snapshot.kind is Kind.ACTIVE and ROOT_LABEL in snapshot.labels
+        }
+
+
+def find(records: Sequence[ImageRecord], text: str) -> ImageRecord:
+    """The record that `text` means: a name, then an id, then the beginning of an id, then a manifest's digest.
+
+    Raises NotFound and InvalidRequest as `ImageStore.resolve`.
+    """
+    missing = NotFound(f"image {text!r} is not on this machine; load it with `sandboxctl load FILE`")
+    if not (prefix := _ID_PREFIX.fullmatch(text)):
+        name = reference.parse(text)
+        return _named(records, name, missing)
+    if not text.startswith("sha256:") and len(text) < 64:
+        try:
+            return _named(records, reference.parse(text), missing)
+        except NotFound:
+            pass
+    fitting = [record for record in records if record.id.startswith(f"sha256:{prefix[1]}")]
+    if len(fitting) > 1:
+        raise InvalidRequest(f"{text!r} is the beginning of {len(fitting)} image ids; give more digits")
+    fitting = fitting or [record for record in records if record.digest == f"sha256:{prefix[1]}"]
+    if not fitting:
+        raise missing
+    return fitting[0]
+
+
+def _named(records: Iterable[ImageRecord], name: reference.Reference, missing: NotFound) -> ImageRecord:
+    """The record with the name. A digest decides alone; the tag beside it is decoration."""
+    for record in records:
+        if name.digest:
+            if f"{name.repository}@{name.digest}" in record.repo_digests:
+                return record
+        elif str(name) in record.repo_tags:
+            return record
+    raise missing
+
+
+def user_of(config: Mapping[str, Any]) -> tuple[str, int | None]:
+    """(username, uid) of an image config's User, "user[:group]"; CRI wants exactly one of them, or none."""
+    user = str(config.get("User", "")).partition(":")[0]
+    if user.isascii() and user.isdigit():
+        return "", int(user)
+    return user, None
+
+
+def _records(listed: Iterable[Image], parsed: Mapping[str, _Parsed]) -> tuple[ImageRecord, ...]:
+    """One record for each image id, from containerd's records and what their targets are."""
+    groups: dict[str, list[Image]] = {}
+    for image in listed:
+        if image.target.digest in parsed:
+            groups.setdefault(parsed[image.target.digest].manifest.config.digest, []).append(image)
+    records = [_record(image_id, images, parsed) for image_id, images in groups.items()]
+    return tuple(sorted(records, key=lambda record: (not record.names, record.names, record.id)))
+
+
+def _record(image_id: str, images: Sequence[Image], parsed: Mapping[str, _Parsed]) -> ImageRecord:
+    tags, digests = set(), set()
+    for image in images:
+        try:
+            name = reference.parse(image.name)
+        except InvalidRequest:
+            continue  # named by its id, or by a tool with names of its own
+        if name.tag:
+            tags.add(f"{name.repository}:{name.tag}")
+        digests.add(f"{name.repository}@{image.target.digest}")
+    first = parsed[min(image.target.digest for image in images)]
+    username, uid = user_of(first.config.config)
+    return ImageRecord(
+        id=image_id,
+        names=(*sorted(tags), *sorted(digests)),
+        repo_tags=tuple(sorted(tags)),
+        repo_digests=tuple(sorted(digests)),
+        size=sum(d.size for d in (first.descriptor, first.manifest.config, *first.manifest.layers)),
+        username=username,
+        uid=uid,
+        pinned=any(PINNED.items() <= image.labels.items() for image in images),
+        chain_id=first.config.chain_id,
+        config=first.config.config,
+        digest=first.descriptor.digest,
+        records=tuple(sorted(image.name for image in images)),
+    )

@@ -1,0 +1,231 @@
+"""Bringing images in without a registry: archives, and the pause image that is made here.
+
+    read       the archive, verified to the last byte, before containerd sees any of it
+    store      the blobs, under a lease
+    unpack     the layers, under the same lease
+    name       the image records, last: from now on the images exist
+
+A failure before the names leaves nothing: the lease's end frees the rest. A failure among the names puts those
+back that were already changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from sandboxd import steps
+from sandboxd.containerd.content import Content, child_labels, snapshot_label
+from sandboxd.containerd.images import Image, Images
+from sandboxd.containerd.snapshots import Snapshots
+from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError
+from sandboxd.lifecycle.image_store import MANAGED, PINNED, ImageRecord, ImageStore
+from sandboxd.oci import archive, layers
+from sandboxd.oci import image as oci
+from sandboxd.oci.archive import Archive, Blob, ImageContent
+from sandboxd.oci.image import Descriptor, Platform
+from sandboxd.registry import reference
+
+log = structlog.get_logger(__name__)
+
+PAUSE_NAME = "sandboxd.local/pause:builtin"
+LEASE_SECONDS = 24 * 3600.0
+
+Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes altogether
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """An image that is complete and unpacked. `names` are in full; `digest` is the manifest's; `size` in bytes."""
+
+    names: tuple[str, ...]
+    image_id: str
+    digest: str
+    size: int
+
+
+async def load(store: ImageStore, path: Path, progress: Progress = lambda stage, done, total: None) -> list[Loaded]:
+    """Import every image of the archive at `path` that this machine can run; all of them or none.
+
+    The same archive again changes nothing and answers the same. Raises InvalidRequest or Unsupported for what is
+    wrong with the archive; no image record is left behind then that was not there before.
+    """
+    loop = asyncio.get_running_loop()
+
+    def tell(done: int, total: int) -> None:
+        loop.call_soon_threadsafe(progress, "verify", done, total)
+
+    opened = Archive(path)
+    try:
+        with steps.step("image.read", bytes=path.stat().st_size) as step:
+            contents = await asyncio.to_thread(_read, opened, store.platform, tell)
+            contents = [replace(content, names=full_names(content)) for content in contents]
+            step.note(images=", ".join(content.names[0] if content.names else "untagged" for content in contents))
+        await _bring_in(store, contents, MANAGED, progress)
+    finally:
+        opened.close()
+    return [
+        Loaded(
+            names=content.names,
+            image_id=content.config.descriptor.digest,
+            digest=content.manifest.descriptor.digest,
+            size=content.size,
+        )
+        for content in contents
+    ]
+
+
+async def ensure_pause(store: ImageStore, binary_path: str) -> ImageRecord:
+    """The built-in pause image, made from the static program at `binary_path` unless it is there already.
+
+    Raises NotReady when there is no such program or it is not static.
+    """
+    with steps.step("image.pause", binary=binary_path) as step:
+        try:
+            binary = await asyncio.to_thread(Path(binary_path).read_bytes)
+            content = await asyncio.to_thread(pause_content, binary, store.platform)
+        except OSError as exc:
+            raise NotReady(
+                f"the pause program {binary_path} cannot be read ({exc.strerror}); install catatonit"
+                " (on Debian: apt-get install catatonit) or set runtime.pause_binary"
+            ) from exc
+        except InvalidRequest as exc:
+            raise NotReady(f"{binary_path}: {exc}; install catatonit or set runtime.pause_binary") from exc
+        await store.refresh()
+        record = _present(store, content)
+        if record is None or not await store.snapshots.exists(record.chain_id):
+            await _bring_in(store, [content], MANAGED | PINNED, lambda stage, done, total: None)
+            record = store.resolve(PAUSE_NAME)
+        step.note(image=record.id)
+        return record
+
+
+def full_names(content: ImageContent) -> tuple[str, ...]:
+    """The archive's names for the image, completed. Raises InvalidRequest for one that cannot be a name.
+
+    A digest in a name says what the name's owner published; only the image's own is kept.
+    """
+    names = []
+    for text in content.names:
+        name = reference.parse(text)
+        if name.tag:
+            names.append(str(replace(name, digest="")))
+        elif name.digest == content.manifest.descriptor.digest:
+            names.append(str(name))
+    return tuple(dict.fromkeys(names))
+
+
+def pause_content(binary: bytes, platform: Platform) -> ImageContent:
+    """The built-in pause image; the same program gives the same bytes. Raises InvalidRequest if it is not static."""
+    layer = layers.pause_layer(binary)
+    document = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": {"Entrypoint": ["/catatonit", "-P"], "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": [oci.digest(layer)]},
+    }
+    config = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    layer_blob, config_blob = _in_memory(oci.OCI_LAYER, layer), _in_memory(oci.OCI_CONFIG, config)
+    return ImageContent(
+        names=(PAUSE_NAME,),
+        manifest=archive.manifest_blob(config_blob.descriptor, [layer_blob.descriptor]),
+        config=config_blob,
+        layers=(layer_blob,),
+        parsed=oci.parse_config(config),
+    )
+
+
+def _in_memory(media_type: str, data: bytes) -> Blob:
+    descriptor = Descriptor(media_type=media_type, digest=oci.digest(data), size=len(data))
+    return Blob(descriptor=descriptor, open=lambda: io.BytesIO(data))
+
+
+def _present(store: ImageStore, content: ImageContent) -> ImageRecord | None:
+    """The record under the content's first name, if it is this very image and pinned."""
+    try:
+        record = store.resolve(content.names[0])
+    except NotFound:
+        return None
+    same = record.digest == content.manifest.descriptor.digest
+    return record if same and record.pinned else None
+
+
+def _read(opened: Archive, platform: Platform, tell: archive.Progress) -> list[ImageContent]:
+    opened.open()
+    return list(opened.images(platform, tell))
+
+
+async def _bring_in(
+    store: ImageStore, contents: Sequence[ImageContent], labels: Mapping[str, str], progress: Progress
+) -> None:
+    """Store, unpack and name the images; then refresh the store's copy."""
+    total = sum(content.size for content in contents)
+    async with store.leases.held("import", seconds=LEASE_SECONDS) as lease:
+        with steps.step("image.store", bytes=total) as step:
+            written = await _store(store, lease, contents, _counter("store", total, progress))
+            step.note(new_blobs=written)
+        with steps.step("image.unpack") as step:
+            snapshots = Snapshots(store.client, store.snapshots.snapshotter, lease)
+            total = sum(blob.descriptor.size for content in contents for blob in content.layers)
+            count = _counter("unpack", total, progress)
+            for content in contents:
+                descriptors = [blob.descriptor for blob in content.layers]
+                await snapshots.unpack(descriptors, content.parsed.diff_ids, count)
+            step.note(layers=sum(len(content.layers) for content in contents))
+        with steps.step("image.name"):
+            await _name(store.images, contents, labels)
+    await store.refresh()
+
+
+async def _store(
+    store: ImageStore, lease: str, contents: Sequence[ImageContent], count: Callable[[int], None]
+) -> int:
+    """Write all blobs, children before the manifests whose labels keep them; return how many were new."""
+    content_store = Content(store.client, lease)
+    written = 0
+    for content in contents:
+        kept: list[tuple[Blob, dict[str, str]]] = [(blob, {}) for blob in content.layers]
+        snapshot = content.parsed.chain_id
+        kept.append((content.config, snapshot_label(store.snapshots.snapshotter, snapshot) if snapshot else {}))
+        children = tuple(blob.descriptor for blob in content.layers)
+        kept.append((content.manifest, child_labels(content.config.descriptor, children)))
+        for blob, labels in kept:
+            with blob.open() as file:
+                written += await content_store.write(blob.descriptor, file, labels, count)
+    return written
+
+
+async def _name(images: Images, contents: Sequence[ImageContent], labels: Mapping[str, str]) -> None:
+    """Create or move the image records; when one fails, put the others back."""
+    changed: list[tuple[str, Image | None]] = []
+    try:
+        for content in contents:
+            # containerd keeps only what has a name: an untagged image is named by its id.
+            for name in content.names or (content.config.descriptor.digest,):
+                image = Image(name=name, target=content.manifest.descriptor, labels=labels)
+                changed.append((name, await images.put(image)))
+    except BaseException:
+        for name, before in reversed(changed):
+            try:
+                await (images.delete(name) if before is None else images.put(before))
+            except SandboxdError as exc:
+                log.error("an image name could not be put back", image=name, error=str(exc))
+        raise
+
+
+def _counter(stage: str, total: int, progress: Progress) -> Callable[[int], None]:
+    """Adds up what is told and passes the sum on."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done = min(total, done + more)
+        progress(stage, done, total)
+
+    return count

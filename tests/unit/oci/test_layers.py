@@ -1,0 +1,253 @@
+"""Layers are measured exactly, and refused when they reach out of the root."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.oci import layers
+
+Entry = tuple[str, bytes, str, bytes]  # name, type, link target, content
+
+
+def file(name: str, content: bytes = b"x") -> Entry:
+    return (name, tarfile.REGTYPE, "", content)
+
+
+def symlink(name: str, target: str) -> Entry:
+    return (name, tarfile.SYMTYPE, target, b"")
+
+
+def hardlink(name: str, target: str) -> Entry:
+    return (name, tarfile.LNKTYPE, target, b"")
+
+
+def directory(name: str) -> Entry:
+    return (name, tarfile.DIRTYPE, "", b"")
+
+
+def tar(entries: Iterable[Entry]) -> bytes:
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, kind, target, content in entries:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return output.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_a_plain_layer_is_its_own_diff() -> None:
+    """Without compression both digests are the same."""
+    data = tar([directory("etc"), file("etc/passwd")])
+    scan = layers.scan(io.BytesIO(data))
+    assert (scan.digest, scan.size, scan.compression) == (sha256(data), len(data), "")
+    assert (scan.diff_id, scan.uncompressed, scan.entries) == (sha256(data), len(data), 2)
+
+
+def test_a_gzip_layer_has_two_digests() -> None:
+    """One of the bytes that travel, one of the tar inside; several gzip members are one stream."""
+    plain = tar([file("a", b"1" * 5000)])
+    data = gzip.compress(plain[:700], mtime=0) + gzip.compress(plain[700:], mtime=0)
+    scan = layers.scan(io.BytesIO(data))
+    assert (scan.digest, scan.size, scan.compression) == (sha256(data), len(data), "gzip")
+    assert (scan.diff_id, scan.uncompressed) == (sha256(plain), len(plain))
+
+
+def test_a_layer_without_entries_is_fine() -> None:
+    """Builders make them: two zero blocks, or nothing at all."""
+    assert layers.scan(io.BytesIO(tar([]))).entries == 0
+    assert layers.scan(io.BytesIO(gzip.compress(b""))).entries == 0
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [file("/etc/passwd")],
+        [file("./etc/passwd")],
+        [file("a/../b")],
+        [file("..data")],
+        [symlink("etc/mtab", "/proc/mounts")],
+        [symlink("a", "../../../etc")],
+        [symlink("lib", "usr/lib"), file("lib/libc.so")],
+        [symlink("usr/sbin", "../bin"), file("usr/sbin/x")],
+        [file("a"), hardlink("b", "a")],
+        [file("a"), hardlink("b", "/a")],
+        [symlink("a", "/etc"), symlink("a", "/run")],
+        [symlink("a", "/etc"), hardlink("b", "a")],
+        [symlink("a", "/etc"), file("a"), file("ab/c")],
+        [file("dir/.wh.gone"), file("dir/.wh..wh..opq")],
+        [file("n" * 300 + "/" + "m" * 200)],
+    ],
+)
+def test_ordinary_layers_are_accepted(entries: list[Entry]) -> None:
+    """Links may point anywhere; names may be written oddly."""
+    assert layers.scan(io.BytesIO(tar(entries))).entries == len(entries)
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([file("../x")], "climbs out"),
+        ([file("a/../../x")], "climbs out"),
+        ([file("/../x")], "climbs out"),
+        ([hardlink("x", "../../etc/shadow")], "climbs out"),
+        ([directory("..")], "climbs out"),
+        ([symlink("a", "/etc"), file("a/passwd")], "leads out"),
+        ([symlink("a", "/etc"), directory("a/x")], "leads out"),
+        ([symlink("a", "../../etc"), file("a/passwd")], "climbs out"),
+        ([symlink("d/a", "../.."), file("d/a/passwd")], "climbs out"),
+        ([symlink("a", "b"), symlink("b", "/etc"), file("a/passwd")], "leads out"),
+        ([symlink("a", "."), symlink("a/b", ".."), file("b/passwd")], "climbs out"),
+        ([symlink("a", "/etc"), hardlink("x", "a/shadow")], "leads out"),
+        ([symlink("a", "a"), file("a/x")], "leads out"),
+        ([file("d/.wh..")], "delete"),
+        ([file("d/.wh...")], "delete"),
+        ([file("d/.wh.")], "delete"),
+    ],
+)
+def test_what_reaches_out_of_the_root_is_refused(entries: list[Entry], reason: str) -> None:
+    """By name, by hard link, through a symbolic link, or by deleting a parent."""
+    with pytest.raises(InvalidRequest, match=reason):
+        layers.scan(io.BytesIO(tar(entries)))
+
+
+def test_a_damaged_layer_is_refused() -> None:
+    """Cut off, not a tar, or garbage in the compression."""
+    whole = gzip.compress(tar([file("a", b"1" * 50_000)]), compresslevel=0)
+    for data in (
+        whole[:-20],
+        whole[:3000],
+        b"hello" * 1000,
+        whole + b"garbage",
+        tar([file("a", b"1" * 5000)])[:2000],
+    ):
+        with pytest.raises(InvalidRequest, match="damaged"):
+            layers.scan(io.BytesIO(data))
+
+
+def test_entries_cannot_hide_behind_a_header_that_python_cannot_read() -> None:
+    """tarfile takes a bad header for the end; another reader might go on and find `../x`."""
+    first, hidden = tar([file("a")])[:1024], tar([file("../x")])
+    broken = b"a" + b"\xff" * 511
+    with pytest.raises(InvalidRequest, match="damaged"):
+        layers.scan(io.BytesIO(first + broken + hidden))
+
+
+def test_a_header_that_would_fill_the_memory_is_refused() -> None:
+    """An extended header is read whole, so its size is bounded."""
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, layers.MOST_HEADER_BYTES + 1
+    with pytest.raises(InvalidRequest, match="extended header"):
+        layers.scan(io.BytesIO(info.tobuf() + bytes(4096)))
+
+
+def test_zstd_is_read_or_clearly_unsupported() -> None:
+    """Python reads it from 3.14 on; until then the message says what to do."""
+    data = b"\x28\xb5\x2f\xfd" + bytes(100)
+    with pytest.raises(InvalidRequest, match=r"zstd.*gzip|damaged") as caught:
+        layers.scan(io.BytesIO(data))
+    assert isinstance(caught.value, Unsupported) or "damaged" in str(caught.value)
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "..", ".", "", ".wh.a"]), min_size=1, max_size=4).map("/".join)
+
+
+@given(
+    st.lists(
+        st.builds(file, NAMES)
+        | st.builds(symlink, NAMES, NAMES)
+        | st.builds(hardlink, NAMES, NAMES)
+        | st.builds(directory, NAMES),
+        max_size=6,
+    )
+)
+def test_what_is_accepted_never_leaves_the_root_when_unpacked_carelessly(entries: list[Entry]) -> None:
+    """A model of a careless unpacker that follows links as the kernel does: it stays inside, or we refused."""
+    entries = [entry for entry in entries if entry[0].strip("/.")]
+    try:
+        layers.scan(io.BytesIO(tar(entries)))
+    except InvalidRequest:
+        return
+    links: dict[tuple[str, ...], str] = {}
+    for name, kind, target, _ in entries:
+        for path in (name, target) if kind == tarfile.LNKTYPE else (name,):
+            where = _walk(path, links)
+            assert where is not None, f"{path} left the root"
+        where = _walk(name, links)
+        assert where is not None
+        links.pop(where, None)
+        if kind == tarfile.SYMTYPE:
+            links[where] = target
+
+
+def _walk(path: str, links: dict[tuple[str, ...], str], depth: int = 0) -> tuple[str, ...] | None:
+    """Where `path` leads from the root, None when it leaves it or never ends."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    at: tuple[str, ...] = ()
+    for number, part in enumerate(parts):
+        if part == "..":
+            if not at:
+                return None
+            at = at[:-1]
+            continue
+        at = (*at, part)
+        if number < len(parts) - 1 and at in links:
+            if links[at].startswith("/") or depth > 60:
+                return None
+            target = "/".join((*at[:-1], links[at]))
+            rest = "/".join(parts[number + 1 :])
+            return _walk(f"{target}/{rest}", links, depth + 1)
+    return at
+
+
+def test_the_pause_layer_is_deterministic_and_scans_clean() -> None:
+    """The same program gives the same bytes, so the image has the same id everywhere."""
+    binary = elf(interpreter=False)
+    data = layers.pause_layer(binary)
+    assert data == layers.pause_layer(binary)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        modes = {member.name: (member.mode, member.mtime, member.uid) for member in archive}
+        program = archive.extractfile("catatonit")
+        assert program is not None and program.read() == binary
+    assert modes["catatonit"] == (0o755, 0, 0)
+    assert modes["tmp"] == (0o1777, 0, 0)
+    assert {"dev", "proc", "sys", "etc"} <= set(modes)
+    assert layers.scan(io.BytesIO(data)).entries == len(modes)
+
+
+@pytest.mark.parametrize("binary", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + b"\xff" * 100])
+def test_a_pause_program_that_is_no_elf_is_refused(binary: bytes) -> None:
+    """There is neither a shell nor a loader in the image."""
+    with pytest.raises(InvalidRequest, match="static ELF"):
+        layers.pause_layer(binary)
+
+
+def test_a_pause_program_that_needs_a_loader_is_refused() -> None:
+    """PT_INTERP is what makes a program dynamic; this Python has one or the machine's shell does."""
+    with pytest.raises(InvalidRequest, match="static ELF"):
+        layers.pause_layer(elf(interpreter=True))
+    assert not layers.is_static_elf(Path("/bin/sh").read_bytes())
+
+
+def elf(*, interpreter: bool) -> bytes:
+    """The smallest thing that looks like a 64-bit little-endian ELF program with one segment."""
+    header = bytearray(64)
+    header[:6] = b"\x7fELF\x02\x01"
+    header[32:40] = (64).to_bytes(8, "little")
+    header[54:56], header[56:58] = (56).to_bytes(2, "little"), (1).to_bytes(2, "little")
+    segment = bytearray(56)
+    segment[0] = 3 if interpreter else 1
+    return bytes(header + segment)

@@ -1,0 +1,220 @@
+"""Linux sections: what is asked for, what the machine can give, and nothing in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.oci import linux
+from sandboxd.oci.linux import DeviceNode
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.unit.oci.golden.cases import HOST, V2_HOST, pod_config
+
+ALL = frozenset(linux.ALL_CAPABILITIES)
+
+
+def test_every_capability_of_linux_has_its_number() -> None:
+    assert len(linux.ALL_CAPABILITIES) == 41
+    assert linux.ALL_CAPABILITIES.index("CAP_SYS_ADMIN") == 21
+    assert linux.ALL_CAPABILITIES[40] == "CAP_CHECKPOINT_RESTORE"
+    assert linux.DEFAULT_CAPABILITIES < ALL
+
+
+@pytest.mark.parametrize(
+    ("add", "drop", "expected"),
+    [
+        ([], [], linux.DEFAULT_CAPABILITIES),
+        (["net_admin"], [], linux.DEFAULT_CAPABILITIES | {"CAP_NET_ADMIN"}),
+        (["CAP_NET_ADMIN"], ["KILL"], (linux.DEFAULT_CAPABILITIES | {"CAP_NET_ADMIN"}) - {"CAP_KILL"}),
+        (["ALL"], [], ALL),
+        (["all"], ["SYS_ADMIN"], ALL - {"CAP_SYS_ADMIN"}),
+        ([], ["ALL"], frozenset()),
+        (["CHOWN"], ["ALL"], frozenset({"CAP_CHOWN"})),
+        (["ALL"], ["ALL"], frozenset()),
+        (["CHOWN"], ["CHOWN"], linux.DEFAULT_CAPABILITIES - {"CAP_CHOWN"}),
+    ],
+)
+def test_capabilities_follow_add_then_drop(add: list[str], drop: list[str], expected: frozenset[str]) -> None:
+    names = linux.capability_names(add=add, drop=drop, own=ALL)
+    assert expected == frozenset(names)
+    assert sorted(names, key=linux.ALL_CAPABILITIES.index) == names
+
+
+def test_no_capability_is_given_that_the_daemon_lacks() -> None:
+    own = ALL - {"CAP_SYS_RESOURCE", "CAP_MKNOD"}
+    assert own == frozenset(linux.capability_names(add=["ALL"], drop=[], own=own))
+    assert "CAP_MKNOD" not in linux.capability_names(add=[], drop=[], own=own)
+    with pytest.raises(Unsupported, match="CAP_SYS_RESOURCE"):
+        linux.capability_names(add=["SYS_RESOURCE"], drop=[], own=own)
+
+
+def test_a_misspelt_capability_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="'NET_ADMN' is not"):
+        linux.capability_names(add=[], drop=["NET_ADMN"], own=ALL)
+
+
+def test_the_last_value_of_a_variable_wins_at_the_place_of_the_first() -> None:
+    entries = ["PATH=/a", "HOME=/root", "PATH=/b", "EMPTY=", "=x", "bare", "EQ=a=b"]
+    assert linux.environment(entries) == ["PATH=/b", "HOME=/root", "EMPTY=", "EQ=a=b"]
+
+
+@given(st.lists(st.text(alphabet="ab=", max_size=6)))
+def test_every_environment_entry_has_a_name_of_its_own(entries: list[str]) -> None:
+    names = [entry.partition("=")[0] for entry in linux.environment(entries)]
+    assert "" not in names
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "can_lower", "expected"),
+    [(-998, 0, True, -998), (-998, 0, False, 0), (-998, -500, False, -500), (900, -500, False, 900)],
+)
+def test_oom_score_never_falls_below_what_the_daemon_may_set(
+    wanted: int, own: int, can_lower: bool, expected: int
+) -> None:
+    host = replace(HOST, oom_score_adj=own, can_lower_oom_score_adj=can_lower)
+    assert expected == linux.oom_score_adj(wanted, host)
+
+
+def test_a_namespace_is_new_joined_or_left_out() -> None:
+    wanted = {"mount": linux.NEW, "network": "/run/netns/x", "ipc": linux.HOST}
+    assert linux.namespaces(wanted) == [{"type": "mount"}, {"type": "network", "path": "/run/netns/x"}]
+
+
+@pytest.mark.parametrize(
+    ("driver", "parent", "expected"),
+    [
+        ("cgroupfs", "/sandboxd", "/sandboxd/id"),
+        ("cgroupfs", "/a/b/", "/a/b/id"),
+        ("cgroupfs", "/", "/id"),
+        ("cgroupfs", "/test.slice", "/test.slice/id"),
+        ("systemd", "/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice:sandboxd:id"),
+        ("systemd", "user.slice", "user.slice:sandboxd:id"),
+    ],
+)
+def test_cgroups_path_speaks_the_drivers_language(driver: str, parent: str, expected: str) -> None:
+    assert expected == linux.cgroups_path(driver, parent, "id")
+
+
+def test_the_systemd_driver_needs_a_slice() -> None:
+    with pytest.raises(InvalidRequest, match="cgroup_parent"):
+        linux.cgroups_path("systemd", "/kubepods", "id")
+
+
+@pytest.mark.parametrize(
+    ("driver", "configured", "asked", "expected"),
+    [
+        ("cgroupfs", "/sandboxd", "", "/sandboxd"),
+        ("cgroupfs", "/sandboxd", "/pods", "/pods"),
+        ("systemd", "/sandboxd", "", "sandboxd.slice"),
+        ("systemd", "/my.slice", "", "/my.slice"),
+        ("systemd", "/", "", "system.slice"),
+    ],
+)
+def test_a_pod_without_a_cgroup_parent_gets_the_configured_one(
+    driver: str, configured: str, asked: str, expected: str
+) -> None:
+    host = replace(HOST, cgroup_driver=driver, cgroup_parent=configured)
+    assert expected == linux.pod_cgroup_parent(pod_config(cgroup_parent=asked), host)
+
+
+def test_what_is_not_specified_is_not_in_the_resources() -> None:
+    assert linux.resources(cri.LinuxContainerResources(), HOST) == {}
+
+
+@pytest.mark.parametrize(
+    ("controller", "limit", "swap", "expected"),
+    [
+        (True, 64, 0, {"limit": 64, "swap": 64}),
+        (True, 64, 128, {"limit": 64, "swap": 128}),
+        (True, 64, -1, {"limit": 64, "swap": -1}),
+        (False, 64, 0, {"limit": 64}),
+        (False, 64, 128, {"limit": 64}),
+    ],
+)
+def test_memory_does_not_move_to_swap_unless_asked(
+    controller: bool, limit: int, swap: int, expected: dict[str, int]
+) -> None:
+    wanted = cri.LinuxContainerResources(memory_limit_in_bytes=limit, memory_swap_limit_in_bytes=swap)
+    assert {"memory": expected} == linux.resources(wanted, replace(HOST, swap_controller=controller))
+
+
+def test_an_unlimited_quota_is_said() -> None:
+    assert linux.resources(cri.LinuxContainerResources(cpu_quota=-1), HOST) == {"cpu": {"quota": -1}}
+
+
+def test_unified_settings_need_cgroup_v2() -> None:
+    wanted = cri.LinuxContainerResources(unified={"memory.high": "1"})
+    assert linux.resources(wanted, V2_HOST) == {"unified": {"memory.high": "1"}}
+    with pytest.raises(Unsupported, match=r"memory\.high"):
+        linux.resources(wanted, HOST)
+
+
+def test_zero_hugepage_limits_are_no_request_where_there_is_no_controller() -> None:
+    none = cri.LinuxContainerResources(hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=0)])
+    some = cri.LinuxContainerResources(hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=1 << 21)])
+    assert linux.resources(none, HOST) == {}
+    with pytest.raises(Unsupported, match="2MB"):
+        linux.resources(some, HOST)
+    able = replace(HOST, hugetlb_controller=True)
+    assert linux.resources(some, able) == {"hugepageLimits": [{"pageSize": "2MB", "limit": 1 << 21}]}
+
+
+def test_a_requested_device_is_made_and_allowed_and_nothing_else_is() -> None:
+    host = replace(HOST, devices={"/dev/fuse": (DeviceNode(path="/dev/fuse", kind="c", major=10, minor=229),)})
+    device = cri.Device(container_path="/dev/f", host_path="/dev/fuse", permissions="rw")
+    nodes, rules = linux.devices([device], host, privileged=False)
+    assert [(n["path"], n["type"], n["major"], n["minor"], n["fileMode"]) for n in nodes] == [
+        ("/dev/f", "c", 10, 229, 0o660)
+    ]
+    assert rules == [
+        {"allow": False, "access": "rwm"},
+        {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
+    ]
+
+
+def test_a_directory_of_devices_keeps_its_shape() -> None:
+    found = (
+        DeviceNode(path="/dev/snd/seq", kind="c", major=116, minor=1, below="seq"),
+        DeviceNode(path="/dev/snd/by-id/x", kind="c", major=116, minor=2, below="by-id/x"),
+    )
+    device = cri.Device(container_path="/audio", host_path="/dev/snd", permissions="r")
+    nodes, rules = linux.devices([device], replace(HOST, devices={"/dev/snd": found}), privileged=False)
+    assert [node["path"] for node in nodes] == ["/audio/seq", "/audio/by-id/x"]
+    assert len(rules) == 3
+
+
+def test_a_pipe_needs_no_numbers_and_no_rule() -> None:
+    host = replace(HOST, devices={"/dev/p": (DeviceNode(path="/dev/p", kind="p", major=0, minor=0),)})
+    device = cri.Device(container_path="/dev/p", host_path="/dev/p", permissions="r")
+    nodes, rules = linux.devices([device], host, privileged=False)
+    assert "major" not in nodes[0]
+    assert linux.no_devices() == rules
+
+
+def test_an_absent_device_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="/dev/nope"):
+        linux.devices([cri.Device(host_path="/dev/nope")], HOST, privileged=False)
+
+
+def test_privileged_gets_all_devices_of_the_host_and_the_requests_names_win() -> None:
+    kvm = DeviceNode(path="/dev/kvm", kind="c", major=10, minor=232)
+    other = DeviceNode(path="/dev/other", kind="b", major=8, minor=0)
+    host = replace(HOST, host_devices=(kvm,), devices={"/dev/other": (other,)})
+    device = cri.Device(container_path="/dev/kvm", host_path="/dev/other", permissions="r")
+    nodes, rules = linux.devices([device], host, privileged=True)
+    assert [(node["path"], node["type"]) for node in nodes] == [("/dev/kvm", "b")]
+    assert rules == [{"allow": True, "access": "rwm"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "depth"),
+    [("/", "/", 0), ("//a//b/", "/a/b", 2), ("/a/../b", "/b", 1), ("/..", "/", 0), ("a", "/a", 1)],
+)
+def test_paths_have_one_spelling(path: str, expected: str, depth: int) -> None:
+    assert expected == linux.clean(path)
+    assert depth == linux.depth(expected)

@@ -1,0 +1,330 @@
+"""Jobs end whatever becomes of those who asked; loops live; locks are fair and forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+import structlog
+
+from sandboxd import jobs as module
+from sandboxd.jobs import Jobs
+
+_sleep = asyncio.sleep
+
+
+async def settle() -> None:
+    """Let every task run until it has nothing left to do but wait."""
+    for _ in range(20):
+        await _sleep(0)
+
+
+class Work:
+    """A job that waits until it is told how to end, and counts its runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self) -> str:
+        self.runs += 1
+        return await self.outcome
+
+
+async def test_a_job_gives_its_result_and_is_forgotten() -> None:
+    jobs, work = Jobs(), Work()
+    asked = asyncio.create_task(jobs.run_to_end("a", work))
+    await settle()
+    assert jobs.in_flight() == ("a",)
+
+    work.outcome.set_result("done")
+
+    assert await asked == "done"
+    assert jobs.in_flight() == ()
+
+
+async def test_cancelling_the_caller_does_not_stop_the_job() -> None:
+    jobs, work = Jobs(), Work()
+    asked = asyncio.create_task(jobs.run_to_end("a", work))
+    await settle()
+
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+    assert jobs.in_flight() == ("a",)
+    again = asyncio.create_task(jobs.run_to_end("a", work))
+    await settle()
+    work.outcome.set_result("done")
+    assert (await again, work.runs) == ("done", 1)
+
+
+async def test_the_same_key_joins_the_job_in_flight_and_shares_its_result() -> None:
+    jobs, work, other = Jobs(), Work(), Work()
+    asked = [asyncio.create_task(jobs.run_to_end("a", work)) for _ in range(3)]
+    elsewhere = asyncio.create_task(jobs.run_to_end("b", other))
+    await settle()
+    assert (work.runs, other.runs) == (1, 1)
+
+    asked[0].cancel()
+    work.outcome.set_result("done")
+    other.outcome.set_result("else")
+
+    assert await asyncio.gather(*asked[1:]) == ["done", "done"]
+    assert await elsewhere == "else"
+
+
+async def test_everybody_who_joined_gets_the_error() -> None:
+    jobs, work = Jobs(), Work()
+    asked = [asyncio.create_task(jobs.run_to_end("a", work)) for _ in range(2)]
+    await settle()
+
+    work.outcome.set_exception(ValueError("no"))
+
+    assert [str(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == ["no", "no"]
+
+
+async def test_after_its_end_the_same_key_is_a_new_job() -> None:
+    jobs = Jobs()
+    results = []
+    for text in ("first", "second"):
+        work = Work()
+        work.outcome.set_result(text)
+        results.append(await jobs.run_to_end("a", work))
+
+    assert results == ["first", "second"]
+
+
+async def test_a_failure_that_nobody_waits_for_is_logged_and_not_raised() -> None:
+    jobs, work = Jobs(), Work()
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    with structlog.testing.capture_logs() as logged:
+        jobs.start(("stop", "a"), work)
+        await settle()
+        work.outcome.set_exception(ValueError("no"))
+        await settle()
+
+    assert [(entry["event"], entry["job"], entry["error"]) for entry in logged] == [
+        ("job failed", "('stop', 'a')", "no")
+    ]
+    assert complaints == []
+
+
+async def test_a_failure_whose_caller_has_left_is_no_complaint_of_asyncio() -> None:
+    jobs, work = Jobs(), Work()
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    asked = asyncio.create_task(jobs.run_to_end("a", work))
+    await settle()
+    asked.cancel()
+    await settle()
+
+    work.outcome.set_exception(ValueError("no"))
+    await settle()
+    del work, asked
+
+    assert (complaints, jobs.in_flight()) == ([], ())
+
+
+async def test_start_joins_a_job_that_runs() -> None:
+    jobs, work = Jobs(), Work()
+    jobs.start("a", work)
+    jobs.start("a", work)
+    await settle()
+
+    assert work.runs == 1
+    work.outcome.set_result("")
+    await settle()
+
+
+class Visitor:
+    """Takes the lock and holds it until told to leave."""
+
+    def __init__(self, jobs: Jobs, key: str) -> None:
+        self._jobs, self._key = jobs, key
+        self.inside = asyncio.Event()
+        self._leave = asyncio.Event()
+        self.task = asyncio.create_task(self._visit())
+
+    async def _visit(self) -> None:
+        async with self._jobs.exclusive(self._key):
+            self.inside.set()
+            await self._leave.wait()
+
+    async def leave(self) -> None:
+        self._leave.set()
+        await self.task
+        await settle()
+
+
+async def test_exclusive_is_first_come_first_served_for_each_key() -> None:
+    jobs = Jobs()
+    visitors = [Visitor(jobs, "a") for _ in range(3)]
+    elsewhere = Visitor(jobs, "b")
+    await settle()
+    assert elsewhere.inside.is_set()
+    assert jobs.held() == {"a", "b"}
+
+    seen = []
+    for visitor in visitors:
+        seen.append([other.inside.is_set() for other in visitors])
+        await visitor.leave()
+    await elsewhere.leave()
+
+    assert seen == [[True, False, False], [True, True, False], [True, True, True]]
+    assert jobs.held() == frozenset()
+
+
+async def test_a_cancelled_wait_and_a_failure_inside_leave_the_lock_usable() -> None:
+    jobs = Jobs()
+    holder, waiting, next_one = (Visitor(jobs, "a") for _ in range(3))
+    await settle()
+    waiting.task.cancel()
+    holder.task.cancel()
+    await settle()
+
+    assert next_one.inside.is_set()
+    await next_one.leave()
+    with pytest.raises(ValueError, match="no"):
+        async with jobs.exclusive("a"):
+            raise ValueError("no")
+    assert jobs.held() == frozenset()
+
+
+class Sleeps:
+    """Stands for asyncio.sleep in a watched loop: remembers each wait, and ends it when told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waits: list[float] = []
+        self._turns = asyncio.Semaphore(0)
+        monkeypatch.setattr(module.asyncio, "sleep", self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        await self._turns.acquire()
+
+    async def pass_by(self, times: int) -> None:
+        for _ in range(times):
+            self._turns.release()
+            await settle()
+
+
+async def test_a_loop_that_fails_or_ends_is_logged_and_restarted_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs, sleeps, runs = Jobs(), Sleeps(monkeypatch), 0
+
+    async def loop() -> None:
+        nonlocal runs
+        runs += 1
+        if runs % 2:
+            raise ValueError("broken")
+
+    with structlog.testing.capture_logs() as logged:
+        jobs.watch("events", loop)
+        await settle()
+        await sleeps.pass_by(9)
+    await jobs.drain(0)
+
+    assert runs == 10
+    assert sleeps.waits[:3] == [module.RESTART_FIRST, module.RESTART_FIRST * 2, module.RESTART_FIRST * 4]
+    assert sleeps.waits[-1] == module.RESTART_MOST
+    assert [entry["event"] for entry in logged[:2]] == [
+        "loop failed, restarting it",
+        "loop ended, restarting it",
+    ]
+    assert {entry["loop"] for entry in logged} == {"events"}
+
+
+async def test_a_loop_that_lived_long_enough_starts_over_with_a_short_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs, sleeps = Jobs(), Sleeps(monkeypatch)
+    monkeypatch.setattr(module, "STEADY", -1.0)
+
+    async def loop() -> None:
+        raise ValueError("broken")
+
+    with structlog.testing.capture_logs():
+        jobs.watch("events", loop)
+        await settle()
+        await sleeps.pass_by(3)
+    await jobs.drain(0)
+
+    assert sleeps.waits == [module.RESTART_FIRST] * 4
+
+
+async def test_a_loop_whose_call_was_cancelled_by_others_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, sleeps, runs = Jobs(), Sleeps(monkeypatch), 0
+
+    async def loop() -> None:
+        nonlocal runs
+        runs += 1
+        raise asyncio.CancelledError
+
+    with structlog.testing.capture_logs():
+        jobs.watch("events", loop)
+        await settle()
+        await sleeps.pass_by(1)
+    await jobs.drain(0)
+
+    assert runs == 2
+
+
+async def test_drain_ends_the_loops_and_waits_for_the_jobs() -> None:
+    jobs, work = Jobs(), Work()
+    ended = asyncio.Event()
+
+    async def loop() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    jobs.watch("events", loop)
+    jobs.start("a", work)
+    await settle()
+    draining = asyncio.create_task(jobs.drain(3600))
+    await settle()
+    assert ended.is_set()
+    assert not draining.done()
+
+    work.outcome.set_result("")
+
+    assert await draining == ()
+
+
+async def test_drain_waits_for_what_a_job_starts_too() -> None:
+    jobs, first, second = Jobs(), Work(), Work()
+
+    async def chain() -> None:
+        await first()
+        jobs.start("b", second)
+
+    jobs.start("a", chain)
+    await settle()
+    draining = asyncio.create_task(jobs.drain(3600))
+    await settle()
+    first.outcome.set_result("")
+    await settle()
+    assert not draining.done()
+
+    second.outcome.set_result("")
+
+    assert await draining == ()
+
+
+async def test_drain_reports_what_did_not_end_and_leaves_it_running() -> None:
+    jobs, work = Jobs(), Work()
+    task = jobs.spawn("a", work)
+    await settle()
+
+    assert await jobs.drain(0.01) == ("a",)
+
+    assert not task.done()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert jobs.in_flight() == ()

@@ -1,0 +1,184 @@
+"""The one instrument: one record for each step that ends, and never a change to what it observes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from sandboxd import steps
+from sandboxd.jobs import Jobs
+from sandboxd.steps import PluginExecution, StepRecord
+
+EXECUTION = PluginExecution(
+    command="ADD", binary="/x", env={}, stdin=b"{}", stdout=b"", stderr=b"", exit_code=0, duration=1
+)
+
+
+@pytest.fixture
+def seen() -> Iterator[list[StepRecord]]:
+    """Every record made during the test."""
+    records: list[StepRecord] = []
+    stop = steps.subscribe(records.append)
+    yield records
+    stop()
+
+
+def test_a_step_is_recorded_when_it_ends_with_what_was_learnt_on_the_way(seen: list[StepRecord]) -> None:
+    with (
+        steps.operation("RunPodSandbox", sandbox_id="s", container_id="c"),
+        steps.step("netns.create", path="/n", left_out=None) as step,
+    ):
+        step.note(inode=7, also_left_out=None)
+        step.plugin = EXECUTION
+        assert seen == []
+
+    (record,) = seen
+    assert (record.operation, record.name, record.sandbox_id, record.container_id) == (
+        "RunPodSandbox",
+        "netns.create",
+        "s",
+        "c",
+    )
+    assert record.detail == {"path": "/n", "inode": "7"}
+    assert record.plugin is EXECUTION
+    assert record.error == ""
+    assert record.duration >= 0
+    assert record.started_at > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("too small"), "too small"),
+        (ValueError(), "ValueError"),
+        (asyncio.CancelledError(), "CancelledError"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_a_failed_step_is_recorded_with_its_error_which_passes_unchanged(
+    seen: list[StepRecord], error: BaseException, text: str
+) -> None:
+    with pytest.raises(type(error)) as caught, steps.step("x") as step:
+        step.note(known="before")
+        raise error
+
+    assert caught.value is error
+    assert [(record.error, record.detail) for record in seen] == [(text, {"known": "before"})]
+
+
+def test_a_step_outside_any_operation_belongs_to_nothing(seen: list[StepRecord]) -> None:
+    with steps.step("x"):
+        pass
+
+    assert [(r.operation, r.sandbox_id, r.container_id) for r in seen] == [("", "", "")]
+
+
+def test_a_nested_operation_keeps_the_outer_name_and_may_narrow_the_ids(seen: list[StepRecord]) -> None:
+    with steps.operation("RunPodSandbox", sandbox_id="s"):
+        with steps.operation("teardown", container_id="c"), steps.step("inner"):
+            pass
+        with steps.operation("teardown", sandbox_id="other"), steps.step("other"):
+            pass
+        with steps.step("outer"):
+            pass
+    with steps.step("after"):
+        pass
+
+    assert [(r.name, r.operation, r.sandbox_id, r.container_id) for r in seen] == [
+        ("inner", "RunPodSandbox", "s", "c"),
+        ("other", "RunPodSandbox", "other", ""),
+        ("outer", "RunPodSandbox", "s", ""),
+        ("after", "", "", ""),
+    ]
+
+
+def test_an_operation_that_fails_is_over(seen: list[StepRecord]) -> None:
+    with pytest.raises(ValueError, match="x"), steps.operation("RunPodSandbox"):
+        raise ValueError("x")
+    with steps.step("after"):
+        pass
+
+    assert seen[0].operation == ""
+
+
+def test_nested_steps_are_recorded_in_the_order_in_which_they_end(seen: list[StepRecord]) -> None:
+    with steps.step("outer"), steps.step("inner"):
+        pass
+
+    assert [record.name for record in seen] == ["inner", "outer"]
+    assert seen[1].duration >= seen[0].duration
+
+
+def test_a_broken_subscriber_changes_neither_the_step_nor_what_others_see(seen: list[StepRecord]) -> None:
+    def broken(record: StepRecord) -> None:
+        raise RuntimeError("disk full")
+
+    stop = steps.subscribe(broken)
+    later: list[StepRecord] = []
+    stop_later = steps.subscribe(later.append)
+    try:
+        with steps.step("x"):
+            pass
+        with pytest.raises(ValueError, match="own"), steps.step("y"):
+            raise ValueError("own")
+    finally:
+        stop()
+        stop_later()
+
+    assert [record.name for record in seen] == ["x", "y"]
+    assert later == seen
+
+
+def test_whoever_stopped_listening_hears_nothing() -> None:
+    heard: list[StepRecord] = []
+    steps.subscribe(heard.append)()
+
+    with steps.step("x"):
+        pass
+
+    assert heard == []
+
+
+def test_what_is_noted_after_the_end_does_not_change_the_record(seen: list[StepRecord]) -> None:
+    with steps.step("x") as step:
+        pass
+    step.note(late="news")
+
+    assert seen[0].detail == {}
+
+
+async def test_the_operation_follows_awaits_tasks_and_jobs(seen: list[StepRecord]) -> None:
+    jobs = Jobs()
+
+    async def work(name: str) -> None:
+        await asyncio.sleep(0)
+        with steps.step(name):
+            await asyncio.sleep(0)
+
+    async def request(sandbox_id: str) -> None:
+        with steps.operation("RunPodSandbox", sandbox_id=sandbox_id):
+            await work("awaited")
+            await jobs.run_to_end(sandbox_id, lambda: work("job"))
+
+    await asyncio.gather(request("a"), request("b"))
+
+    assert sorted((r.sandbox_id, r.name) for r in seen) == [
+        ("a", "awaited"),
+        ("a", "job"),
+        ("b", "awaited"),
+        ("b", "job"),
+    ]
+
+
+async def test_an_operation_inside_a_job_does_not_leak_into_the_caller(seen: list[StepRecord]) -> None:
+    async def work() -> None:
+        with steps.operation("StopPodSandbox", sandbox_id="s"), steps.step("inside"):
+            await asyncio.sleep(0)
+
+    await Jobs().run_to_end("s", work)
+    with steps.step("outside"):
+        pass
+
+    assert [(r.name, r.operation) for r in seen] == [("inside", "StopPodSandbox"), ("outside", "")]
