@@ -259,7 +259,7 @@ def _notify(message: str) -> None:
 
 def _log_step(record: steps.StepRecord) -> None:
     fields = {
-        "operation": record.operation,
+        "operation": record.operation or None,
         "sandbox": record.sandbox_id[:12] or None,
         "container": record.container_id[:12] or None,
         "ms": round(record.duration / 1e6, 2),

@@ -90,7 +90,8 @@ class Jobs:
                 # grpc.aio raises CancelledError for a call that it gave up; only drain cancels the loop itself.
                 if isinstance(error, asyncio.CancelledError) and _asked_to_end():
                     raise
-                log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=str(error))
+                words = str(error) or type(error).__name__
+                log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=words)
             if clock() - began > STEADY:
                 delay = RESTART_FIRST
             await asyncio.sleep(delay)

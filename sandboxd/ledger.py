@@ -5,7 +5,9 @@ Rules:
    nothing is left.
 2. Unique names are UNIQUE constraints, so that a reservation cannot outlive or precede its record.
 3. Reads come from memory; every change is committed before it is seen.
-4. A damaged row is moved to `quarantine` and reported; a damaged file is put aside. Neither is fatal.
+4. A damaged row is moved to `quarantine` and reported; a damaged file is put aside. Neither is fatal. A file
+   that is whole but cannot be used (locked, unreadable, of a newer sandboxd) is: to start without what it says
+   would be to forget pods that run.
 
 WAL with synchronous=NORMAL: a crash of the process loses nothing; a crash of the machine can lose the last
 instants, which `reconcile` repairs (https://www.sqlite.org/wal.html, "Performance Considerations").
@@ -17,6 +19,7 @@ import base64
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +28,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from sandboxd.errors import AlreadyExists, NotFound
+from sandboxd.errors import AlreadyExists, NotFound, NotReady
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import PluginExecution, StepRecord
@@ -34,6 +37,21 @@ log = structlog.get_logger(__name__)
 
 SCHEMA_VERSION = 1
 STEPS_KEPT = 400  # per sandbox; the oldest go first
+_TRIM_EVERY = 64  # steps of a sandbox: how many more may gather before the oldest go
+
+# Primary result codes that speak of the machine and not of the file (https://www.sqlite.org/rescode.html).
+_CIRCUMSTANCES = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    )
+)
 
 _SCHEMA = """
 CREATE TABLE sandboxes (
@@ -71,12 +89,16 @@ class Ledger:
     """The daemon's memory. All methods are synchronous; none waits for anything but the local disk."""
 
     def __init__(self, path: str) -> None:
-        """Open or create the database at `path` (":memory:" for tests) and read everything."""
+        """Open or create the database at `path` (":memory:" for tests) and read everything.
+
+        Raises NotReady when the file cannot be used although it is not damaged.
+        """
         self._db, self.replaced = _open(path)
         self._sandboxes = _Table(self._db, "sandboxes", SandboxRecord, cri.PodSandboxConfig.FromString)
         self._containers = _Table(self._db, "containers", ContainerRecord, cri.ContainerConfig.FromString)
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
         self._load_attachments()
+        self._appended: Counter[str] = Counter()
 
     def close(self) -> None:
         """Checkpoint and close the file."""
@@ -104,8 +126,10 @@ class Ledger:
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget the sandbox and its timeline. Its attachments stay until they are removed themselves."""
         with self._db:
-            self._sandboxes.remove(sandbox_id)
+            self._sandboxes.delete(sandbox_id)
             self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
+        self._sandboxes.forget(sandbox_id)
+        self._appended.pop(sandbox_id, None)
 
     # Containers
 
@@ -133,7 +157,8 @@ class Ledger:
     def remove_container(self, container_id: str) -> None:
         """Forget the container; unknown is done."""
         with self._db:
-            self._containers.remove(container_id)
+            self._containers.delete(container_id)
+        self._containers.forget(container_id)
 
     # Attachments
 
@@ -178,10 +203,11 @@ class Ledger:
         if record.sandbox_id not in self._sandboxes.rows:
             return
         with self._db:
-            cursor = self._db.execute(
+            self._db.execute(
                 "INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record))
             )
-            if cursor.lastrowid and cursor.lastrowid % 64 == 0:
+            self._appended[record.sandbox_id] += 1
+            if self._appended[record.sandbox_id] % _TRIM_EVERY == 1:
                 self._db.execute(
                     "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <= (SELECT seq FROM steps"
                     " WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
@@ -189,9 +215,15 @@ class Ledger:
                 )
 
     def timeline(self, sandbox_id: str) -> list[StepRecord]:
-        """The sandbox's steps in the order in which they ended."""
+        """The sandbox's steps in the order in which they ended; a damaged one is left out."""
         rows = self._db.execute("SELECT body FROM steps WHERE sandbox_id = ? ORDER BY seq", (sandbox_id,))
-        return [_step_from(json.loads(body)) for (body,) in rows]
+        steps = []
+        for (body,) in rows:
+            try:
+                steps.append(_step_from(json.loads(body)))
+            except Exception as exc:
+                log.warning("a step of the timeline cannot be read", sandbox=sandbox_id, error=str(exc))
+        return steps
 
     # Damage
 
@@ -211,8 +243,7 @@ class _Table(Generic[Record]):
         self._names: dict[str, str] = {}
         for rowid, id_, config, body in db.execute(f"SELECT rowid, id, config, body FROM {name}").fetchall():
             try:
-                known = {f.name for f in fields(kind)}
-                values = {k: v for k, v in json.loads(body).items() if k in known}
+                values = _known(kind, json.loads(body))
                 if "ips" in values:
                     values["ips"] = tuple(values["ips"])
                 self._keep(kind(id=id_, config=parse(config), **values))
@@ -251,8 +282,11 @@ class _Table(Generic[Record]):
         self.rows[id_] = record
         return record
 
-    def remove(self, id_: str) -> None:
+    def delete(self, id_: str) -> None:
+        """Delete the row; `forget` follows once that is committed."""
         self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", (id_,))
+
+    def forget(self, id_: str) -> None:
         record = self.rows.pop(id_, None)
         if record is not None:
             self._names.pop(record.name, None)
@@ -266,6 +300,8 @@ def _open(path: str) -> tuple[sqlite3.Connection, str]:
     try:
         return _connect(path), aside
     except sqlite3.DatabaseError as exc:
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _CIRCUMSTANCES:
+            raise NotReady(f"the ledger {path} cannot be opened: {exc}") from exc
         aside = _free_name(f"{path}.damaged")
         log.error("the ledger is damaged, starting an empty one", file=path, kept_as=aside, error=str(exc))
         os.replace(path, aside)
@@ -285,14 +321,17 @@ def _connect(path: str) -> sqlite3.Connection:
     # One thread (the event loop's) uses the connection; the check would only forbid closing it elsewhere.
     db = sqlite3.connect(path, check_same_thread=False)
     try:
+        # Bytes that are no UTF-8 become escapes that JSON does not know: the row is damaged, not the whole query.
+        db.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(
-                f"schema version {version}, this sandboxd knows {SCHEMA_VERSION}; was it downgraded?"
+            raise NotReady(
+                f"the ledger {path} has schema version {version}, this sandboxd knows {SCHEMA_VERSION}:"
+                " start the sandboxd that wrote it, or move the file away after removing its pods"
             )
         problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
@@ -334,7 +373,7 @@ def _attachment_from(values: dict[str, Any]) -> Attachment:
     values["state"] = AttachmentState(values["state"])
     for key in ("config", "capability_args", "result"):
         values[key] = base64.b64decode(values[key])
-    return Attachment(**values)
+    return Attachment(**_known(Attachment, values))
 
 
 def _step_json(record: StepRecord) -> str:
@@ -351,5 +390,10 @@ def _step_from(values: dict[str, Any]) -> StepRecord:
     if values["plugin"] is not None:
         for key in ("stdin", "stdout", "stderr"):
             values["plugin"][key] = base64.b64decode(values["plugin"][key])
-        values["plugin"] = PluginExecution(**values["plugin"])
-    return StepRecord(**values)
+        values["plugin"] = PluginExecution(**_known(PluginExecution, values["plugin"]))
+    return StepRecord(**_known(StepRecord, values))
+
+
+def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values that `kind` has fields for: a newer sandboxd of the same schema may have written more."""
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}

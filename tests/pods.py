@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ import grpc
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.testbed import Testbed
 
+# One directory for all: logs belong to the client that named their place, and outlive the pod.
 LOGS = "/var/lib/pod-logs"
 
 
@@ -21,7 +22,7 @@ def pod_config(name: str = "", **changes: Any) -> cri.PodSandboxConfig:
     config = cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(name=name, namespace="default", uid=secrets.token_hex(8)),
         hostname=name,
-        log_directory=f"{LOGS}/{name}",
+        log_directory=LOGS,
     )
     config.MergeFrom(cri.PodSandboxConfig(**changes))
     return config
@@ -59,7 +60,7 @@ def container_config(
         metadata=cri.ContainerMetadata(name=name),
         image=cri.ImageSpec(image=image),
         command=command,
-        log_path=f"{name}/0.log",
+        log_path=f"{name}-{secrets.token_hex(4)}.log",
         **changes,
     )
 
@@ -112,7 +113,3 @@ def refused(error: BaseException) -> tuple[grpc.StatusCode, str]:
     assert isinstance(error, grpc.Call)
     return error.code(), str(error.details())
 
-
-def labels(**pairs: str) -> Mapping[str, str]:
-    """Labels for a config."""
-    return pairs

@@ -206,7 +206,22 @@ class Tasks:
                 )
         except NotFound:
             return None
+        except SandboxdError:
+            # A shim that ended by itself meanwhile closes its connection in the middle of the call
+            # ("ttrpc: closed"); whether anything is left is what counts.
+            if await self._gone(container_id):
+                return None
+            raise
         return Exit(code=answer.exit_status, at=_nanoseconds(answer.exited_at))
+
+    async def _gone(self, container_id: str) -> bool:
+        try:
+            await self.get(container_id)
+        except NotFound:
+            return True
+        except SandboxdError:
+            return False
+        return False
 
     async def get(self, container_id: str) -> Task:
         """The task now; raises NotFound when there is none."""

@@ -78,6 +78,15 @@ async def kill(host: Host, task_id: str) -> None:
         raise CleanupIncomplete(f"the process of {task_id} did not end {KILL_SECONDS:g} s after SIGKILL") from exc
 
 
+async def free(host: Host, task_id: str) -> Exit | None:
+    """Free what an ended task holds, its shim when it was the last; gone is done.
+
+    One at a time with settling: two deletions at once see the shim vanish under each other.
+    """
+    async with host.jobs.exclusive(f"settle:{task_id}"):
+        return await host.runtime.delete(task_id)
+
+
 async def settle_container(host: Host, container_id: str) -> None:
     """If the container's task has ended, free it and record how. Running on is fine, unknown is done."""
     async with host.jobs.exclusive(f"settle:{container_id}"):
@@ -140,7 +149,7 @@ async def settle_sandbox(host: Host, sandbox_id: str) -> None:
 async def remove_container_remains(host: Host, container_id: str) -> None:
     """Everything of a container, its task to its record; each part gone already is done."""
     await kill(host, container_id)
-    await host.runtime.delete(container_id)
+    await free(host, container_id)
     await host.logs.drain(container_id, host.config.logs.drain_seconds)
     await host.runtime.delete_container(container_id)
     await host.images.remove_rootfs(container_id)

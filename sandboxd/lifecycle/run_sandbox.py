@@ -177,7 +177,7 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
     spec = sandbox.sandbox_spec(
         record,
         sandbox_dir=host.config.sandbox_dir(record.id),
-        image={"config": pause.config},
+        image=pause.config,
         image_name=name,
         user=user,
         host=facts(host, record.id),

@@ -19,7 +19,7 @@ from sandboxd import steps
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.lifecycle import network, pod_files
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.processes import kill, remove_container_remains, settle_container
+from sandboxd.lifecycle.processes import free, kill, remove_container_remains, settle_container
 
 
 async def stop_sandbox(host: Host, sandbox_id: str) -> None:
@@ -68,7 +68,7 @@ async def _stop(host: Host, sandbox_id: str) -> None:
                     raise end
     with steps.step("pause.stop"):
         await kill(host, sandbox_id)
-        await host.runtime.delete(sandbox_id)
+        await free(host, sandbox_id)
     record = host.ledger.sandboxes[sandbox_id]
     host.ledger.update_sandbox(sandbox_id, pid=0, exited_at=record.exited_at or time.time_ns())
     debts = await network.detach(host, sandbox_id)

@@ -159,6 +159,7 @@ class Archive:
         self._total = sum(entry.size for entry in self._entries.values())
 
     def _add_entry(self, member: tarfile.TarInfo, length: int) -> None:
+        layers.check_size(member)
         path = _inside(member.name, "", member.name)
         if member.isdir():
             return

@@ -56,14 +56,21 @@ class Scan:
 
 
 class BoundedTarInfo(tarfile.TarInfo):
-    """Reads headers, but not such as would fill the memory."""
+    """Reads headers, but not such as would fill the memory or lead the reader backwards (CVE-2025-8194)."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> BoundedTarInfo:
         info = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
         if info.type in _EXTENDED and info.size > MOST_HEADER_BYTES:
             raise InvalidRequest(f"the tar has an extended header of {info.size} bytes, which nothing needs")
+        check_size(info)
         return info
+
+
+def check_size(entry: tarfile.TarInfo) -> None:
+    """Refuse a negative size; extended headers can give one after the header itself was read."""
+    if entry.size < 0:
+        raise InvalidRequest(f"the tar has an entry of negative size, {entry.name!r}")
 
 
 class _Measured(io.RawIOBase):
@@ -151,6 +158,7 @@ def _check_entries(stream: _Measured, what: str) -> int:
         with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", bufsize=CHUNK, tarinfo=BoundedTarInfo) as tar:
             while (entry := tar.next()) is not None:
                 count += 1
+                check_size(entry)
                 # The list of members is kept for random access, which a stream does not have.
                 cast(Any, tar).members = []
                 path = _inside(entry.name, links, what)

@@ -87,7 +87,9 @@ def kinds(spec: dict[str, Any]) -> dict[str, str]:
         (cri.POD, cri.TARGET, "/proc/77/ns/pid"),
     ],
 )
-def test_pid_namespace(sandbox: cri.NamespaceMode, container: cri.NamespaceMode, expected: str | None) -> None:
+def test_pid_namespace(
+    sandbox: cri.NamespaceMode.ValueType, container: cri.NamespaceMode.ValueType, expected: str | None
+) -> None:
     config = in_context(namespace_options=cri.NamespaceOption(pid=container))
     pod = pod_context(namespace_options=cri.NamespaceOption(pid=sandbox))
     assert expected == kinds(workload(config, pod=pod, target_pid=77)).get("pid")
@@ -184,12 +186,12 @@ def test_mount_options(mount: cri.Mount, options: list[str]) -> None:
     ],
 )
 def test_propagation_needs_a_source_that_propagates(
-    propagation: cri.MountPropagation, source: MountSource, refused: bool
+    propagation: cri.MountPropagation.ValueType, source: MountSource, refused: bool
 ) -> None:
     config = mounting(cri.Mount(container_path="/m", host_path="/s", propagation=propagation))
     host = replace(HOST, mount_sources={"/s": source})
     if refused:
-        with pytest.raises(InvalidRequest, match="/s: .* propagation"):
+        with pytest.raises(InvalidRequest, match=r"/s: .* propagation"):
             workload(config, host=host)
     else:
         assert workload(config, host=host)
@@ -204,7 +206,7 @@ def test_propagation_needs_a_source_that_propagates(
     ],
 )
 def test_the_root_propagates_as_far_as_the_furthest_mount(
-    asked: list[cri.MountPropagation], expected: str | None
+    asked: list[cri.MountPropagation.ValueType], expected: str | None
 ) -> None:
     config = mounting(
         *(cri.Mount(container_path=f"/m{i}", host_path="/s", propagation=mode) for i, mode in enumerate(asked))
@@ -258,7 +260,7 @@ def test_no_new_privileges_only_when_asked() -> None:
 
 
 def test_volumes_of_the_image_are_listed_unless_mounted() -> None:
-    image = {"Volumes": {"/data/": {}, "/log": {}, "/": {}, "//log": {}}}
+    image: dict[str, Any] = {"Volumes": {"/data/": {}, "/log": {}, "/": {}, "//log": {}}}
     assert image_volumes(cri.ContainerConfig(), image) == ("/data", "/log")
     assert image_volumes(mounting(cri.Mount(container_path="/log/")), image) == ("/data",)
     assert image_volumes(cri.ContainerConfig(), {}) == ()

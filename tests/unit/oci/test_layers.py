@@ -154,6 +154,18 @@ def test_a_header_that_would_fill_the_memory_is_refused() -> None:
         layers.scan(io.BytesIO(info.tobuf() + bytes(4096)))
 
 
+def test_an_entry_of_negative_size_is_refused() -> None:
+    """Its successor would be itself."""
+    info = tarfile.TarInfo("a")
+    info.size = -512
+    with pytest.raises(InvalidRequest, match="negative"):
+        layers.scan(io.BytesIO(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096)))
+    info = tarfile.TarInfo("b")
+    info.pax_headers = {"size": "-1024"}
+    with pytest.raises(InvalidRequest, match="negative"):
+        layers.scan(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT) + bytes(4096)))
+
+
 def test_zstd_is_read_or_clearly_unsupported() -> None:
     """Python reads it from 3.14 on; until then the message says what to do."""
     data = b"\x28\xb5\x2f\xfd" + bytes(100)

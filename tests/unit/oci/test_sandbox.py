@@ -42,7 +42,7 @@ def test_host_network_means_the_hosts_names_too() -> None:
 @pytest.mark.parametrize(
     ("mode", "private"), [(cri.POD, True), (cri.CONTAINER, True), (cri.NODE, False)], ids=["pod", "container", "node"]
 )
-def test_only_pid_node_shares_the_hosts_processes(mode: cri.NamespaceMode, private: bool) -> None:
+def test_only_pid_node_shares_the_hosts_processes(mode: cri.NamespaceMode.ValueType, private: bool) -> None:
     modes = cri.NamespaceOption(pid=mode)
     assert private == ("pid" in kinds(pause(pod_context(namespace_options=modes))))
 
@@ -50,7 +50,7 @@ def test_only_pid_node_shares_the_hosts_processes(mode: cri.NamespaceMode, priva
 @pytest.mark.parametrize(
     ("mode", "source"), [(cri.POD, f"{cases.SANDBOX_DIR}/shm"), (cri.NODE, "/dev/shm")], ids=["pod", "node"]
 )
-def test_shared_memory_goes_with_the_ipc_namespace(mode: cri.NamespaceMode, source: str) -> None:
+def test_shared_memory_goes_with_the_ipc_namespace(mode: cri.NamespaceMode.ValueType, source: str) -> None:
     spec = pause(pod_context(namespace_options=cri.NamespaceOption(ipc=mode)))
     assert [source] == [mount["source"] for mount in spec["mounts"] if mount["destination"] == "/dev/shm"]
     assert (mode == cri.POD) == ("ipc" in kinds(spec))

@@ -1,0 +1,398 @@
+"""Archives of both formats are read in place, and everything that does not fit is refused."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sandboxd.errors import InvalidRequest, SandboxdError, Unsupported
+from sandboxd.oci import image
+from sandboxd.oci.archive import Archive, ImageContent
+from sandboxd.oci.image import Platform
+
+HOST = Platform(os="linux", architecture="amd64")
+
+
+def sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def encoded(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def layer(name: str = "etc/hello", content: bytes = b"hello\n") -> bytes:
+    return pack({name: content})
+
+
+def pack(files: dict[str, bytes], links: dict[str, str] | None = None, kind: bytes = tarfile.SYMTYPE) -> bytes:
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    return output.getvalue()
+
+
+def config(*layers: bytes, architecture: str = "amd64") -> bytes:
+    return encoded(
+        {
+            "os": "linux",
+            "architecture": architecture,
+            "config": {"Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [sha256(data) for data in layers]},
+        }
+    )
+
+
+class Layout:
+    """An OCI layout in the making: blobs, and what index.json lists."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {"oci-layout": encoded({"imageLayoutVersion": "1.0.0"})}
+        self.listed: list[dict[str, Any]] = []
+
+    def blob(self, media_type: str, data: bytes, **more: Any) -> dict[str, Any]:
+        self.files[f"blobs/{sha256(data).replace(':', '/')}"] = data
+        return {"mediaType": media_type, "digest": sha256(data), "size": len(data), **more}
+
+    def manifest(self, *layers: bytes, compress: bool = False, architecture: str = "amd64") -> dict[str, Any]:
+        suffix = "+gzip" if compress else ""
+        stored = [gzip.compress(data, mtime=0) if compress else data for data in layers]
+        document = {
+            "schemaVersion": 2,
+            "config": self.blob(image.OCI_CONFIG, config(*layers, architecture=architecture)),
+            "layers": [self.blob(image.OCI_LAYER + suffix, data) for data in stored],
+        }
+        platform = {"os": "linux", "architecture": architecture}
+        return self.blob(image.OCI_MANIFEST, encoded(document), platform=platform)
+
+    def add(self, descriptor: dict[str, Any], name: str = "", ref: str = "") -> None:
+        annotations = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": ref}
+        self.listed.append(descriptor | {"annotations": {k: v for k, v in annotations.items() if v}})
+
+    def tar(self) -> bytes:
+        index = encoded({"schemaVersion": 2, "manifests": self.listed})
+        return pack({**self.files, "index.json": index})
+
+
+def simple(**options: Any) -> Layout:
+    layout = Layout()
+    layout.add(layout.manifest(layer(), layer("etc/more"), **options), name="docker.io/library/x:latest")
+    return layout
+
+
+def docker_save(
+    layer_path: str = "{hex}/layer.tar", config_path: str = "{hex}.json", **item: Any
+) -> dict[str, bytes]:
+    data = layer()
+    conf = config(data)
+    at = layer_path.format(hex=sha256(data)[7:])
+    conf_at = config_path.format(hex=sha256(conf)[7:])
+    entry = {"Config": conf_at, "RepoTags": ["x:latest"], "Layers": [at]} | item
+    return {conf_at: conf, at: data, "manifest.json": encoded([entry])}
+
+
+def read(tmp_path: Path, data: bytes) -> tuple[ImageContent, ...]:
+    path = tmp_path / "image.tar"
+    path.write_bytes(data)
+    with Archive(path) as archive:
+        return archive.images(HOST)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["plain", "gzip-archive"])
+@pytest.mark.parametrize("compress", [False, True], ids=["tar-layers", "gzip-layers"])
+def test_an_oci_layout_is_read(tmp_path: Path, compress: bool, whole: bool) -> None:
+    """Layers plain or compressed, the archive plain or compressed as a whole."""
+    data = simple(compress=compress).tar()
+    path = tmp_path / "image.tar"
+    path.write_bytes(gzip.compress(data) if whole else data)
+    seen: list[tuple[int, int]] = []
+    with Archive(path) as archive:
+        (content,) = archive.images(HOST, lambda done, total: seen.append((done, total)))
+        assert content.names == ("docker.io/library/x:latest",)
+        assert content.parsed.diff_ids == (sha256(layer()), sha256(layer("etc/more")))
+        for blob in (content.manifest, content.config, *content.layers):
+            with blob.open() as file:
+                assert sha256(file.read()) == blob.descriptor.digest
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+    assert os.listdir(tmp_path) == ["image.tar"]
+
+
+def test_docker_save_is_read_and_gets_a_manifest(tmp_path: Path) -> None:
+    """The manifest is made from the parts, the same each time; the image id is docker's."""
+    files = docker_save()
+    (content,) = read(tmp_path, pack(files))
+    assert content.names == ("x:latest",)
+    assert content.config.descriptor.digest == sha256(config(layer()))
+    assert [blob.descriptor.media_type for blob in content.layers] == [image.OCI_LAYER]
+    (again,) = read(tmp_path, pack(files))
+    assert again.manifest.descriptor == content.manifest.descriptor
+
+
+def test_docker_save_links_layers_that_repeat(tmp_path: Path) -> None:
+    """Old dockers store a layer once and link to it; links stay inside the archive."""
+    files = docker_save(layer_path="one/layer.tar", Layers=["two/layer.tar"])
+    (content,) = read(tmp_path, pack(files, {"two/layer.tar": "../one/layer.tar"}))
+    assert content.layers[0].descriptor.digest == sha256(layer())
+
+
+def test_an_untagged_image_has_no_names(tmp_path: Path) -> None:
+    """RepoTags is null, or the annotation holds only a tag."""
+    assert read(tmp_path, pack(docker_save(RepoTags=None)))[0].names == ()
+    layout = Layout()
+    layout.add(layout.manifest(layer()), ref="latest")
+    assert read(tmp_path, layout.tar())[0].names == ()
+
+
+def test_a_name_may_come_from_either_annotation(tmp_path: Path) -> None:
+    """The one in full wins over the reference name."""
+    layout = Layout()
+    layout.add(layout.manifest(layer()), ref="r.test/a:1")
+    assert read(tmp_path, layout.tar())[0].names == ("r.test/a:1",)
+    layout = Layout()
+    layout.add(layout.manifest(layer()), name="r.test/b:2", ref="2")
+    assert read(tmp_path, layout.tar())[0].names == ("r.test/b:2",)
+
+
+def test_names_come_from_manifest_json_where_the_index_has_none(tmp_path: Path) -> None:
+    """An archive that is both formats is one image, not two."""
+    layout = Layout()
+    layout.add(layout.manifest(layer()))
+    conf = sha256(config(layer()))[7:]
+    entry = {"Config": f"blobs/sha256/{conf}", "RepoTags": ["x:1", "y:2"], "Layers": []}
+    layout.files["manifest.json"] = encoded([entry])
+    (content,) = read(tmp_path, layout.tar())
+    assert content.names == ("x:1", "y:2")
+
+
+def test_several_names_for_one_image_are_one_image(tmp_path: Path) -> None:
+    """An archive lists the manifest once for each name."""
+    layout = Layout()
+    manifest = layout.manifest(layer())
+    for name in ("x:1", "x:2", "x:1"):
+        layout.add(manifest, name=name)
+    (content,) = read(tmp_path, layout.tar())
+    assert content.names == ("x:1", "x:2")
+
+
+def test_this_machine_s_platform_is_taken_from_an_index(tmp_path: Path) -> None:
+    """Other platforms are left out, whether or not their blobs are there; so are attestations."""
+    layout = Layout()
+    mine = layout.manifest(layer())
+    other = layout.manifest(layer("etc/arm"), architecture="arm64")
+    del layout.files[f"blobs/{other['digest'].replace(':', '/')}"]
+    unknown = mine | {"digest": sha256(b"attestation"), "platform": {"os": "unknown", "architecture": "unknown"}}
+    index = encoded({"schemaVersion": 2, "mediaType": image.OCI_INDEX, "manifests": [other, unknown, mine]})
+    layout.add(layout.blob(image.OCI_INDEX, index), name="x:1")
+    (content,) = read(tmp_path, layout.tar())
+    assert content.manifest.descriptor.digest == mine["digest"]
+
+
+def test_an_archive_for_another_platform_is_refused_naming_both(tmp_path: Path) -> None:
+    """By its descriptor in the index, or by its config where nothing else says."""
+    with pytest.raises(InvalidRequest, match=r"no image for linux/amd64 .*linux/arm64"):
+        read(tmp_path, simple(architecture="arm64").tar())
+    layout = simple(architecture="arm64")
+    del layout.listed[0]["platform"]
+    with pytest.raises(InvalidRequest, match="is for linux/arm64, this machine is linux/amd64"):
+        read(tmp_path, layout.tar())
+
+
+def tampered(what: str) -> bytes:
+    """A layout in which one blob is not what its digest says."""
+    layout = simple()
+    document = json.loads(layout.files[f"blobs/{layout.listed[0]['digest'].replace(':', '/')}"])
+    victim = {
+        "manifest": layout.listed[0]["digest"],
+        "config": document["config"]["digest"],
+        "layer": document["layers"][0]["digest"],
+    }[what]
+    path = f"blobs/{victim.replace(':', '/')}"
+    other = layer("etc/evil") if what == "layer" else layout.files[path] + b" "
+    layout.files[path] = other
+    return layout.tar()
+
+
+@pytest.mark.parametrize("what", ["manifest", "config", "layer"])
+def test_a_wrong_digest_is_refused_naming_both(tmp_path: Path, what: str) -> None:
+    """The message has the digest that was expected and the one that was computed."""
+    with pytest.raises(InvalidRequest, match=r"expected sha256:[0-9a-f]{64}, computed sha256:[0-9a-f]{64}"):
+        read(tmp_path, tampered(what))
+
+
+def test_a_layer_that_is_not_the_config_s_is_refused(tmp_path: Path) -> None:
+    """Its own digest is right, the uncompressed one is not."""
+    layout = Layout()
+    document = {
+        "schemaVersion": 2,
+        "config": layout.blob(image.OCI_CONFIG, config(layer("etc/other"))),
+        "layers": [layout.blob(image.OCI_LAYER, layer())],
+    }
+    layout.add(layout.blob(image.OCI_MANIFEST, encoded(document)))
+    with pytest.raises(InvalidRequest, match=r"uncompressed layer .* wrong digest"):
+        read(tmp_path, layout.tar())
+
+
+def test_a_size_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """containerd would wait for bytes that never come."""
+    layout = simple()
+    layout.listed[0]["size"] += 1
+    with pytest.raises(InvalidRequest, match=r"expected .* bytes, found"):
+        read(tmp_path, layout.tar())
+
+
+def test_docker_save_files_named_by_a_wrong_digest_are_refused(tmp_path: Path) -> None:
+    """Config and blobs carry their digest in their path."""
+    with pytest.raises(InvalidRequest, match=r"config .* wrong digest"):
+        read(tmp_path, pack(docker_save(config_path="a" * 64 + ".json")))
+    with pytest.raises(InvalidRequest, match=r"layer .* wrong digest"):
+        read(tmp_path, pack(docker_save(layer_path="blobs/sha256/" + "a" * 64)))
+
+
+@pytest.mark.parametrize(
+    ("files", "links"),
+    [
+        ({"../x": b""}, {}),
+        ({"/etc/x": b""}, {}),
+        ({"a/../../x": b""}, {}),
+        ({}, {"a": "/etc/passwd"}),
+        ({}, {"a/b": "../../x"}),
+    ],
+)
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symlink", "hardlink"])
+def test_an_archive_whose_entries_escape_is_refused(
+    tmp_path: Path, files: dict[str, bytes], links: dict[str, str], kind: bytes
+) -> None:
+    """Nothing is extracted, but such an archive was made to hurt."""
+    with pytest.raises(InvalidRequest, match="outside the archive"):
+        read(tmp_path, pack(docker_save() | files, links, kind))
+
+
+def test_an_archive_whose_parts_are_named_outside_it_is_refused(tmp_path: Path) -> None:
+    """manifest.json names files by path."""
+    with pytest.raises(InvalidRequest, match="outside the archive"):
+        read(tmp_path, pack(docker_save(Config="../../etc/shadow")))
+
+
+def test_a_layer_that_escapes_is_refused_before_anything_is_unpacked(tmp_path: Path) -> None:
+    """Its digests are right, its entries are not."""
+    layout = Layout()
+    layout.add(layout.manifest(layer("../../etc/cron.d/evil")), name="x")
+    with pytest.raises(InvalidRequest, match="climbs out of the root file system"):
+        read(tmp_path, layout.tar())
+
+
+def test_links_that_go_in_circles_are_refused(tmp_path: Path) -> None:
+    """Following them is bounded."""
+    files = docker_save(Layers=["a"])
+    with pytest.raises(InvalidRequest, match="lacks 'a'"):
+        read(tmp_path, pack(files, {"a": "b", "b": "a"}))
+
+
+def test_devices_are_refused(tmp_path: Path) -> None:
+    """An image archive holds files."""
+    with pytest.raises(InvalidRequest, match="neither a file"):
+        read(tmp_path, pack(docker_save(), {"dev": ""}, tarfile.CHRTYPE))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"index.json": b"[]"}, "JSON object"),
+        ({"index.json": b"{"}, "not valid JSON"),
+        ({"oci-layout": b"{}"}, "version None is not supported"),
+    ],
+)
+def test_a_layout_with_broken_documents_is_refused(tmp_path: Path, change: dict[str, bytes], reason: str) -> None:
+    """The message names the file."""
+    layout = simple()
+    index = encoded({"schemaVersion": 2, "manifests": layout.listed})
+    with pytest.raises(InvalidRequest, match=reason):
+        read(tmp_path, pack({**layout.files, "index.json": index, **change}))
+
+
+@pytest.mark.parametrize("document", [{}, ["x"], [{}], [{"Config": 1}], [{"Config": "a", "RepoTags": "x"}], []])
+def test_a_broken_manifest_json_is_refused(tmp_path: Path, document: Any) -> None:
+    """Whatever its shape."""
+    with pytest.raises(InvalidRequest, match=r"manifest\.json"):
+        read(tmp_path, pack({"manifest.json": encoded(document)}))
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    """The path within the archive is in the message."""
+    layout = simple()
+    del layout.files[f"blobs/{sha256(layer()).replace(':', '/')}"]
+    with pytest.raises(InvalidRequest, match=f"lacks 'blobs/sha256/{sha256(layer())[7:]}'"):
+        read(tmp_path, layout.tar())
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", bytes(10240), pack({"readme": b"x"}), b"\x1f\x8bxx"])
+def test_what_is_no_image_archive_is_refused(tmp_path: Path, data: bytes) -> None:
+    """Anything can be handed to load."""
+    with pytest.raises(InvalidRequest, match="archive"):
+        read(tmp_path, data)
+
+
+def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    """Anywhere: plain or compressed."""
+    data = simple().tar()
+    for cut in (data[: len(data) // 2], gzip.compress(data)[:-30]):
+        with pytest.raises(InvalidRequest):
+            read(tmp_path, cut)
+    assert os.listdir(tmp_path) == ["image.tar"]
+
+
+def test_an_entry_of_negative_size_is_refused(tmp_path: Path) -> None:
+    """tarfile would go back and read the same entries for ever, whichever header says it."""
+    for info in (tarfile.TarInfo("a"), tarfile.TarInfo("b")):
+        info.size = -512 if info.name == "a" else 0
+        info.pax_headers = {"size": "-1024"} if info.name == "b" else {}
+        header = info.tobuf(tarfile.GNU_FORMAT if info.name == "a" else tarfile.PAX_FORMAT)
+        with pytest.raises(InvalidRequest, match="negative"):
+            read(tmp_path, header + bytes(4096))
+
+
+def test_zstd_archives_are_clearly_unsupported_before_python_3_14(tmp_path: Path) -> None:
+    """The message says what to do instead."""
+    with pytest.raises(InvalidRequest, match=r"zstd|damaged") as caught:
+        read(tmp_path, b"\x28\xb5\x2f\xfd" + bytes(100))
+    assert isinstance(caught.value, Unsupported) or "damaged" in str(caught.value)
+
+
+def test_blobs_cannot_be_read_once_the_archive_is_closed(tmp_path: Path) -> None:
+    """The file's number may belong to another file by then."""
+    (content,) = read(tmp_path, simple().tar())
+    with pytest.raises(ValueError, match="closed"):
+        content.manifest.open()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(st.integers(0, 30000), st.integers(0, 255), st.booleans())
+def test_a_flipped_byte_is_found_or_harmless(tmp_path: Path, at: int, value: int, save: bool) -> None:
+    """Whatever byte changes: refused with our own error, or the blobs are still exactly the originals."""
+    data = bytearray(pack(docker_save()) if save else simple().tar())
+    originals = {sha256(layer()), sha256(layer("etc/more"))}
+    data[at % len(data)] = value
+    try:
+        found = read(tmp_path, bytes(data))
+    except SandboxdError:
+        return
+    for content in found:
+        assert {blob.descriptor.digest for blob in content.layers} <= originals

@@ -1,0 +1,479 @@
+"""What is refused before anything exists, and that it is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.oci import validate
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+Edit = Callable[[Any], object]
+
+
+def sandbox() -> cri.PodSandboxConfig:
+    """A config that is accepted and uses most fields."""
+    return cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name="web", namespace="default", uid="u-1"),
+        hostname="web-0.example_x",
+        log_directory="/var/log/pods/web",
+        dns_config=cri.DNSConfig(servers=["10.0.0.10", "fd00::a"], searches=["a.local"], options=["ndots:5"]),
+        port_mappings=[
+            cri.PortMapping(container_port=80, host_port=8080, host_ip="127.0.0.1"),
+            cri.PortMapping(container_port=80, host_port=8080, protocol=cri.UDP),
+            cri.PortMapping(container_port=80),
+            cri.PortMapping(container_port=80),
+        ],
+        linux=cri.LinuxPodSandboxConfig(
+            cgroup_parent="/pods/a",
+            sysctls={"net.ipv4.ip_forward": "1", "net/core/somaxconn": "9", "kernel.sem": "1 2 3 4"},
+            resources=cri.LinuxContainerResources(cpu_shares=2),
+            security_context=cri.LinuxSandboxSecurityContext(
+                namespace_options=cri.NamespaceOption(
+                    pid=cri.CONTAINER, userns_options=cri.UserNamespace(mode=cri.NODE)
+                ),
+                run_as_user=cri.Int64Value(value=0),
+                run_as_group=cri.Int64Value(value=0),
+                seccomp=cri.SecurityProfile(),
+                apparmor=cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined),
+                selinux_options=cri.SELinuxOption(),
+                privileged=True,
+            ),
+        ),
+    )
+
+
+def container() -> cri.ContainerConfig:
+    """A config that is accepted and uses most fields."""
+    return cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="nginx"),
+        image=cri.ImageSpec(image="sha256:abc"),
+        command=["sh"],
+        args=["-c", "line one\nline two"],
+        working_dir="/srv",
+        envs=[cri.KeyValue(key="A", value=b"1=2\n"), cri.KeyValue(key="EMPTY")],
+        mounts=[
+            cri.Mount(container_path="/data", host_path="/srv", selinux_relabel=True, image=cri.ImageSpec()),
+            cri.Mount(container_path="/data/ro", host_path="/srv", readonly=True, recursive_read_only=True),
+        ],
+        devices=[cri.Device(container_path="/dev/a", host_path="/dev/b", permissions="mrw")],
+        log_path="nginx/0.log",
+        stop_signal=cri.SIGQUIT,
+        linux=cri.LinuxContainerConfig(
+            resources=cri.LinuxContainerResources(
+                cpu_period=100_000,
+                cpu_quota=-1,
+                cpu_shares=1024,
+                memory_limit_in_bytes=64 << 20,
+                memory_swap_limit_in_bytes=64 << 20,
+                oom_score_adj=-998,
+                cpuset_cpus="0-1,3",
+                cpuset_mems="0",
+                hugepage_limits=[cri.HugepageLimit(page_size="2MB")],
+                unified={"memory.high": "max"},
+            ),
+            security_context=cri.LinuxContainerSecurityContext(
+                capabilities=cri.Capability(add_capabilities=["ALL"], drop_capabilities=["net_raw"]),
+                namespace_options=cri.NamespaceOption(pid=cri.TARGET, target_id="abc"),
+                run_as_username="web",
+                run_as_group=cri.Int64Value(value=5),
+                supplemental_groups=[0, 2**31 - 1],
+                supplemental_groups_policy=cri.Strict,
+                masked_paths=["/proc/kcore"],
+                privileged=True,
+                seccomp_profile_path="runtime/default",
+                apparmor_profile="unconfined",
+            ),
+        ),
+    )
+
+
+def test_good_configs_are_accepted() -> None:
+    validate.sandbox_config(sandbox())
+    validate.container_config(container(), sandbox())
+    minimal = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="a", namespace="b", uid="c"))
+    validate.sandbox_config(minimal)
+    config = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c"), image=cri.ImageSpec(image="i"))
+    validate.container_config(config, minimal)
+
+
+def _modes(config: Any) -> cri.NamespaceOption:
+    modes: cri.NamespaceOption = config.linux.security_context.namespace_options
+    return modes
+
+
+def _pod(name: str, value: object) -> Edit:
+    return lambda config: setattr(config.metadata, name, value)
+
+
+def _set(path: str, value: Any) -> Edit:
+    """Set a field given as a.b.c; lists and maps are extended."""
+
+    def edit(config: Any) -> None:
+        *parents, last = path.split(".")
+        for name in parents:
+            config = getattr(config, name)
+        if isinstance(value, list):
+            getattr(config, last).extend(value)
+        elif isinstance(value, dict):
+            getattr(config, last).update(value)
+        elif hasattr(value, "ListFields"):
+            getattr(config, last).CopyFrom(value)
+        else:
+            setattr(config, last, value)
+
+    return edit
+
+
+CONTEXT = "linux.security_context"
+MODES = f"{CONTEXT}.namespace_options"
+RESOURCES = "linux.resources"
+
+BAD_SANDBOXES: list[tuple[Edit, str]] = [
+    (lambda c: c.ClearField("metadata"), "config.metadata.name: is empty"),
+    (_pod("namespace", ""), "config.metadata.namespace: is empty"),
+    (_pod("uid", ""), "config.metadata.uid: is empty"),
+    (_pod("name", "a/b"), "config.metadata.name: 'a/b' holds a slash"),
+    (_pod("uid", "a\nb"), "config.metadata.uid: 'a\\nb' holds a control character"),
+    (_pod("namespace", "é" * 127), "config.metadata.namespace: is longer than 253 bytes"),
+    (_pod("name", "a;IgnoreUnknown=1"), "config.metadata.name: 'a;IgnoreUnknown=1' holds ';' or '='"),
+    (_pod("name", "a\0"), "config.metadata.name: holds a NUL"),
+    (_set("hostname", "-a"), "config.hostname: '-a'"),
+    (_set("hostname", "a b"), "config.hostname: 'a b'"),
+    (_set("hostname", "a\n"), "config.hostname:"),
+    (_set("hostname", "a" * 65), "config.hostname: is longer than the kernel's 64"),
+    (_set("log_directory", "logs"), "config.log_directory: 'logs' is not an absolute path"),
+    (_set("dns_config.servers", ["1.1.1.1\nnameserver 6.6.6.6"]), "config.dns_config.servers[2]:"),
+    (_set("dns_config.servers", ["dns.example"]), "config.dns_config.servers[2]: 'dns.example' is not an IP"),
+    (_set("dns_config.searches", ["a b"]), "config.dns_config.searches[1]: 'a b' is not one word"),
+    (_set("dns_config.options", [""]), "config.dns_config.options[1]: '' is not one word"),
+    (_set("dns_config.options", ["a\x1b"]), "config.dns_config.options[1]:"),
+    (_set("port_mappings", [cri.PortMapping(container_port=65536)]), "config.port_mappings[4].container_port: 65536"),
+    (_set("port_mappings", [cri.PortMapping(host_port=-1)]), "config.port_mappings[4].host_port: -1"),
+    (_set("port_mappings", [cri.PortMapping(host_port=1)]), "config.port_mappings[4].container_port: is not set"),
+    (_set("port_mappings", [cri.PortMapping(host_ip="x")]), "config.port_mappings[4].host_ip: 'x' is not an IP"),
+    (
+        _set("port_mappings", [cri.PortMapping(container_port=1, host_port=8080, protocol=cri.UDP)]),
+        "config.port_mappings[4].host_port: UDP port 8080 is mapped twice",
+    ),
+    (_set("linux.cgroup_parent", "pods"), "config.linux.cgroup_parent: 'pods' is not an absolute path"),
+    (_set("linux.cgroup_parent", "/a/../b"), "config.linux.cgroup_parent: '/a/../b' holds '..'"),
+    (_set("linux.cgroup_parent", "../x.slice"), "config.linux.cgroup_parent:"),
+    (_set("linux.sysctls", {"net..x": "1"}), "config.linux.sysctls['net..x']: is not a sysctl name"),
+    (_set("linux.sysctls", {"net": "1"}), "config.linux.sysctls['net']: is not"),
+    (_set("linux.sysctls", {"../../etc/passwd": "1"}), "config.linux.sysctls['../../etc/passwd']: is not"),
+    (_set("linux.sysctls", {"vm.swappiness": "1"}), "config.linux.sysctls['vm.swappiness']: does not belong"),
+    (_set(f"{MODES}.network", cri.NODE), "config.linux.sysctls['net.ipv4.ip_forward']: would change the machine"),
+    (_set(f"{MODES}.ipc", cri.NODE), "config.linux.sysctls['kernel.sem']: would change the machine"),
+    (_set(f"{MODES}.network", cri.CONTAINER), f"config.{MODES}.network: CONTAINER is not possible"),
+    (_set(f"{MODES}.ipc", cri.TARGET), f"config.{MODES}.ipc: TARGET is not possible"),
+    (_set(f"{MODES}.pid", cri.TARGET), f"config.{MODES}.pid: TARGET is not possible for a sandbox"),
+    (_set(f"{MODES}.pid", 9), f"config.{MODES}.pid: 9 is not a NamespaceMode"),
+    (_set(f"{MODES}.userns_options.mode", cri.CONTAINER), f"config.{MODES}.userns_options.mode: CONTAINER"),
+    (_set(f"{MODES}.userns_options.mode", cri.TARGET), f"config.{MODES}.userns_options.mode: TARGET"),
+    (_set(f"{MODES}.userns_options.mode", cri.POD), f"config.{MODES}.userns_options.uids: must be exactly one"),
+    (
+        _set(f"{MODES}.userns_options.uids", [cri.IDMapping(length=1)]),
+        f"config.{MODES}.userns_options.uids: there are mappings",
+    ),
+    (_set(f"{CONTEXT}.run_as_user", cri.Int64Value(value=-1)), f"config.{CONTEXT}.run_as_user: -1 is not between"),
+    (_set(f"{CONTEXT}.supplemental_groups", [2**31]), f"config.{CONTEXT}.supplemental_groups[0]: 2147483648"),
+    (
+        lambda c: c.linux.security_context.ClearField("run_as_user"),
+        f"config.{CONTEXT}.run_as_group: is set without run_as_user",
+    ),
+    (
+        _set(f"{CONTEXT}.seccomp.profile_type", cri.SecurityProfile.Localhost),
+        f"config.{CONTEXT}.seccomp.localhost_ref: is empty",
+    ),
+    (_set(f"{CONTEXT}.seccomp.profile_type", 7), f"config.{CONTEXT}.seccomp.profile_type: 7 is not a ProfileType"),
+    (_set("linux.overhead.memory_limit_in_bytes", -5), "config.linux.overhead.memory_limit_in_bytes: -5"),
+    (_set("labels", {"a\0": "b"}), "config.labels: holds a NUL"),
+    (_set("annotations", {"a": "\0"}), "config.annotations['a']: holds a NUL"),
+]
+
+BAD_CONTAINERS: list[tuple[Edit, str]] = [
+    (lambda c: c.ClearField("metadata"), "config.metadata.name: is empty"),
+    (_pod("name", "a/b"), "config.metadata.name: 'a/b' holds a slash"),
+    (lambda c: c.ClearField("image"), "config.image.image: is empty"),
+    (_set("working_dir", "srv"), "config.working_dir: 'srv'"),
+    (_set("args", ["a\0b"]), "config.args[2]: holds a NUL"),
+    (_set("envs", [cri.KeyValue(key="", value=b"x")]), "config.envs[2].key: ''"),
+    (_set("envs", [cri.KeyValue(key="A=B")]), "config.envs[2].key: 'A=B'"),
+    (_set("envs", [cri.KeyValue(key="A\0")]), "config.envs[2].key: holds a NUL"),
+    (_set("envs", [cri.KeyValue(key="A", value=b"\0")]), "config.envs[2].value: holds a NUL"),
+    (_set("envs", [cri.KeyValue(key="A", value=b"\xff")]), "config.envs[2].value: the value of A is not UTF-8"),
+    (_set("log_path", "/abs.log"), "config.log_path: '/abs.log' is absolute"),
+    (_set("log_path", "../other/0.log"), "config.log_path: '../other/0.log' names no file inside"),
+    (_set("log_path", "a/../../b"), "config.log_path: 'a/../../b' names no file inside"),
+    (_set("log_path", "a/.."), "config.log_path: 'a/..' names no file"),
+    (_set("mounts", [cri.Mount(container_path="rel", host_path="/a")]), "config.mounts[2].container_path: 'rel'"),
+    (_set("mounts", [cri.Mount(container_path="/x")]), "config.mounts[2].host_path: is empty"),
+    (_set("mounts", [cri.Mount(container_path="/x", host_path="a")]), "config.mounts[2].host_path: 'a'"),
+    (
+        _set("mounts", [cri.Mount(container_path="/x/..", host_path="/")]),
+        "config.mounts[2].container_path: is the root",
+    ),
+    (
+        _set("mounts", [cri.Mount(container_path="//data/x/..", host_path="/a")]),
+        "config.mounts[2].container_path: /data is mounted twice",
+    ),
+    (
+        _set("mounts", [cri.Mount(container_path="/x", host_path="/a", recursive_read_only=True)]),
+        "config.mounts[2].recursive_read_only: is set, and readonly is not",
+    ),
+    *(
+        (
+            _set(
+                "mounts",
+                [
+                    cri.Mount(
+                        container_path="/x",
+                        host_path="/a",
+                        readonly=True,
+                        recursive_read_only=True,
+                        propagation=propagation,
+                    )
+                ],
+            ),
+            "config.mounts[2].recursive_read_only: is set, and propagation is not PRIVATE",
+        )
+        for propagation in (cri.PROPAGATION_HOST_TO_CONTAINER, cri.PROPAGATION_BIDIRECTIONAL)
+    ),
+    (
+        _set("mounts", [cri.Mount(container_path="/x", host_path="/a", image=cri.ImageSpec(image="i"))]),
+        "config.mounts[2].host_path: is set together with image",
+    ),
+    (lambda c: setattr(c.mounts[0], "propagation", 5), "config.mounts[0].propagation: 5 is not a MountPropagation"),
+    (_set("devices", [cri.Device(host_path="/dev/a")]), "config.devices[1].container_path: ''"),
+    (_set("devices", [cri.Device(container_path="/a", host_path="b")]), "config.devices[1].host_path: 'b'"),
+    (
+        _set("devices", [cri.Device(container_path="/a", host_path="/b", permissions="x")]),
+        "config.devices[1].permissions: 'x'",
+    ),
+    (_set("stop_signal", 999), "config.stop_signal: 999 is not a Signal"),
+    (_set(f"{RESOURCES}.cpu_shares", -1), f"config.{RESOURCES}.cpu_shares: -1"),
+    (_set(f"{RESOURCES}.cpu_period", 10), f"config.{RESOURCES}.cpu_period: 10"),
+    (_set(f"{RESOURCES}.cpu_quota", -2), f"config.{RESOURCES}.cpu_quota: -2"),
+    (_set(f"{RESOURCES}.memory_limit_in_bytes", -1), f"config.{RESOURCES}.memory_limit_in_bytes: -1"),
+    (_set(f"{RESOURCES}.memory_swap_limit_in_bytes", 1), f"config.{RESOURCES}.memory_swap_limit_in_bytes: 1 is less"),
+    (_set(f"{RESOURCES}.oom_score_adj", 1001), f"config.{RESOURCES}.oom_score_adj: 1001"),
+    (_set(f"{RESOURCES}.cpuset_cpus", "all"), f"config.{RESOURCES}.cpuset_cpus: 'all'"),
+    (
+        _set(f"{RESOURCES}.hugepage_limits", [cri.HugepageLimit(page_size="2M")]),
+        f"config.{RESOURCES}.hugepage_limits[1].page_size: '2M'",
+    ),
+    (_set(f"{RESOURCES}.unified", {"../x": "1"}), f"config.{RESOURCES}.unified: '../x'"),
+    (_set(f"{CONTEXT}.capabilities.drop_capabilities", ["NET_ADMN"]), "'NET_ADMN' is not a Linux capability"),
+    (_set(f"{CONTEXT}.masked_paths", ["proc"]), f"config.{CONTEXT}.masked_paths[1]: 'proc'"),
+    (_set(f"{CONTEXT}.readonly_paths", [""]), f"config.{CONTEXT}.readonly_paths[0]: ''"),
+    (
+        _set(f"{CONTEXT}.run_as_user", cri.Int64Value(value=1)),
+        f"config.{CONTEXT}.run_as_username: is set together with run_as_user",
+    ),
+    (_set(f"{CONTEXT}.run_as_username", ""), f"config.{CONTEXT}.run_as_group: is set without"),
+    (_set(f"{CONTEXT}.supplemental_groups_policy", 3), f"config.{CONTEXT}.supplemental_groups_policy: 3 is not"),
+    (_set(f"{CONTEXT}.seccomp_profile_path", "what"), f"config.{CONTEXT}.seccomp_profile_path: 'what'"),
+    (_set(f"{MODES}.target_id", ""), f"config.{MODES}.target_id: is empty"),
+    (_set(f"{MODES}.pid", cri.POD), f"config.{MODES}.target_id: is set, and pid is POD"),
+    (_set(f"{MODES}.network", cri.NODE), f"config.{MODES}.network: is NODE, and the sandbox's is POD"),
+    (_set(f"{MODES}.ipc", cri.NODE), f"config.{MODES}.ipc: is NODE, and the sandbox's is POD"),
+]
+
+
+@pytest.mark.parametrize(("edit", "words"), BAD_SANDBOXES, ids=[words for _, words in BAD_SANDBOXES])
+def test_a_bad_sandbox_config_is_refused_by_field(edit: Edit, words: str) -> None:
+    config = sandbox()
+    edit(config)
+    with pytest.raises(InvalidRequest) as raised:
+        validate.sandbox_config(config)
+    assert str(raised.value).startswith(words)
+
+
+@pytest.mark.parametrize(("edit", "words"), BAD_CONTAINERS, ids=[words for _, words in BAD_CONTAINERS])
+def test_a_bad_container_config_is_refused_by_field(edit: Edit, words: str) -> None:
+    config = container()
+    edit(config)
+    with pytest.raises(InvalidRequest) as raised:
+        validate.container_config(config, sandbox())
+    assert str(raised.value).startswith(words)
+
+
+def test_a_log_path_needs_the_sandboxs_log_directory() -> None:
+    pod = sandbox()
+    pod.log_directory = ""
+    with pytest.raises(InvalidRequest, match=r"config\.log_path: .* is not set"):
+        validate.container_config(container(), pod)
+
+
+def test_a_privileged_container_needs_a_privileged_sandbox() -> None:
+    pod = sandbox()
+    pod.linux.security_context.privileged = False
+    with pytest.raises(InvalidRequest, match="its sandbox is not privileged"):
+        validate.container_config(container(), pod)
+
+
+def test_node_is_accepted_in_a_sandbox_that_has_it() -> None:
+    pod, config = sandbox(), container()
+    _modes(pod).pid = cri.NODE
+    _modes(config).CopyFrom(cri.NamespaceOption(pid=cri.NODE))
+    validate.container_config(config, pod)
+
+
+def test_a_bare_slice_is_a_cgroup_parent() -> None:
+    config = sandbox()
+    config.linux.cgroup_parent = "system.slice"
+    validate.sandbox_config(config)
+
+
+ONE_MAPPING = [cri.IDMapping(host_id=1000, container_id=0, length=1)]
+LOCALHOST = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref="p")
+USERNS = cri.UserNamespace(mode=cri.POD, uids=ONE_MAPPING, gids=ONE_MAPPING)
+
+NOT_OFFERED: list[tuple[Edit, str]] = [
+    (_set(f"{MODES}.userns_options", USERNS), "user namespaces"),
+    (_set(f"{CONTEXT}.selinux_options.level", "s0,c4,c5"), "SELinux"),
+    (_set(f"{CONTEXT}.seccomp", LOCALHOST), "Localhost seccomp"),
+    (_set(f"{CONTEXT}.apparmor", LOCALHOST), "Localhost AppArmor"),
+    (lambda c: c.windows.SetInParent(), "Windows"),
+]
+NOT_OFFERED_TO_CONTAINERS: list[tuple[Edit, str]] = [
+    *NOT_OFFERED,
+    (_set(f"{CONTEXT}.apparmor_profile", "localhost/p"), "Localhost AppArmor"),
+    (_set(f"{CONTEXT}.capabilities.add_ambient_capabilities", ["KILL"]), "ambient"),
+    (_set("CDI_devices", [cri.CDIDevice(name="vendor/gpu=0")]), "CDI"),
+    (_set("mounts", [cri.Mount(container_path="/i", image=cri.ImageSpec(image="i"))]), "image mounts"),
+    (_set("mounts", [cri.Mount(container_path="/i", host_path="/i", uidMappings=ONE_MAPPING)]), "id-mapped"),
+]
+
+
+@pytest.mark.parametrize(("edit", "words"), NOT_OFFERED)
+def test_what_is_not_offered_to_sandboxes_is_said(edit: Edit, words: str) -> None:
+    config = sandbox()
+    config.linux.security_context.privileged = False
+    edit(config)
+    with pytest.raises(Unsupported, match=words):
+        validate.sandbox_config(config)
+
+
+@pytest.mark.parametrize(("edit", "words"), NOT_OFFERED_TO_CONTAINERS)
+def test_what_is_not_offered_to_containers_is_said(edit: Edit, words: str) -> None:
+    config = container()
+    config.linux.security_context.privileged = False
+    edit(config)
+    with pytest.raises(Unsupported, match=words):
+        validate.container_config(config, sandbox())
+
+
+def test_every_refusal_has_a_test() -> None:
+    """A line added to a list of refusals needs a case above, and one taken away leaves none behind."""
+    assert len(validate.REFUSED_SANDBOXES) == len(NOT_OFFERED)
+    assert len(validate.REFUSED_CONTAINERS) == len(NOT_OFFERED_TO_CONTAINERS)
+
+
+def test_a_filter_that_a_privileged_container_would_not_get_is_no_reason_to_refuse() -> None:
+    config = container()
+    config.linux.security_context.seccomp.CopyFrom(LOCALHOST)
+    validate.container_config(config, sandbox())
+
+
+TEXT = st.one_of(st.text(max_size=8), st.sampled_from(["/a", "a/b", "..", "/../x.slice", "net.x", "\0", "é"]))
+NUMBERS = st.one_of(st.integers(-3, 3), st.sampled_from([2**31 - 1, 2**31, -(2**63), 2**63 - 1]))
+SMALL = st.integers(-(2**31), 2**31 - 1)
+PROFILES = st.builds(cri.SecurityProfile, profile_type=st.integers(0, 4), localhost_ref=TEXT)
+OPTIONS = st.builds(
+    cri.NamespaceOption,
+    network=st.integers(0, 4),
+    pid=st.integers(0, 4),
+    ipc=st.integers(0, 4),
+    target_id=TEXT,
+    userns_options=st.none() | st.builds(cri.UserNamespace, mode=st.integers(0, 4)),
+)
+ANY_RESOURCES = st.builds(
+    cri.LinuxContainerResources,
+    cpu_period=NUMBERS,
+    memory_limit_in_bytes=NUMBERS,
+    memory_swap_limit_in_bytes=NUMBERS,
+    cpuset_cpus=TEXT,
+    unified=st.dictionaries(TEXT, TEXT, max_size=2),
+)
+ANY_SANDBOX = st.builds(
+    cri.PodSandboxConfig,
+    metadata=st.builds(cri.PodSandboxMetadata, name=TEXT, uid=TEXT, namespace=TEXT),
+    hostname=TEXT,
+    log_directory=TEXT,
+    dns_config=st.builds(cri.DNSConfig, servers=st.lists(TEXT, max_size=2), searches=st.lists(TEXT, max_size=2)),
+    port_mappings=st.lists(
+        st.builds(cri.PortMapping, protocol=st.integers(0, 4), container_port=SMALL, host_port=SMALL, host_ip=TEXT),
+        max_size=2,
+    ),
+    linux=st.builds(
+        cri.LinuxPodSandboxConfig,
+        cgroup_parent=TEXT,
+        sysctls=st.dictionaries(TEXT, TEXT, max_size=2),
+        resources=ANY_RESOURCES,
+        security_context=st.builds(
+            cri.LinuxSandboxSecurityContext,
+            namespace_options=OPTIONS,
+            seccomp=PROFILES,
+            seccomp_profile_path=TEXT,
+            run_as_user=st.none() | st.builds(cri.Int64Value, value=NUMBERS),
+        ),
+    ),
+)
+ANY_CONTAINER = st.builds(
+    cri.ContainerConfig,
+    metadata=st.builds(cri.ContainerMetadata, name=TEXT),
+    image=st.builds(cri.ImageSpec, image=TEXT),
+    args=st.lists(TEXT, max_size=2),
+    working_dir=TEXT,
+    envs=st.lists(st.builds(cri.KeyValue, key=TEXT, value=st.binary(max_size=4)), max_size=2),
+    mounts=st.lists(
+        st.builds(
+            cri.Mount,
+            container_path=TEXT,
+            host_path=TEXT,
+            propagation=st.integers(0, 4),
+            readonly=st.booleans(),
+            recursive_read_only=st.booleans(),
+        ),
+        max_size=3,
+    ),
+    log_path=TEXT,
+    stop_signal=st.integers(0, 200),
+    linux=st.builds(
+        cri.LinuxContainerConfig,
+        resources=ANY_RESOURCES,
+        security_context=st.builds(
+            cri.LinuxContainerSecurityContext,
+            namespace_options=OPTIONS,
+            apparmor=PROFILES,
+            capabilities=st.builds(cri.Capability, add_capabilities=st.lists(TEXT, max_size=2)),
+            run_as_username=TEXT,
+            supplemental_groups=st.lists(NUMBERS, max_size=2),
+        ),
+    ),
+)
+
+
+@given(ANY_SANDBOX)
+def test_any_sandbox_config_is_accepted_or_refused(config: cri.PodSandboxConfig) -> None:
+    before = config.SerializeToString(deterministic=True)
+    try:
+        validate.sandbox_config(config)
+    except InvalidRequest as exc:
+        assert str(exc)
+    assert before == config.SerializeToString(deterministic=True)
+
+
+@given(ANY_CONTAINER)
+def test_any_container_config_is_accepted_or_refused(config: cri.ContainerConfig) -> None:
+    try:
+        validate.container_config(config, sandbox())
+    except InvalidRequest as exc:
+        assert str(exc)
