@@ -20,7 +20,8 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from sandboxd.errors import AlreadyExists, NotFound, NotReady
+from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import PluginExecution, StepRecord
@@ -86,7 +87,10 @@ class Quarantined:
 
 
 class Ledger:
-    """The daemon's memory. All methods are synchronous; none waits for anything but the local disk."""
+    """The daemon's memory. All methods are synchronous; none waits for anything but the local disk.
+
+    Changes raise Unavailable when the disk does not take them; nothing has changed then.
+    """
 
     def __init__(self, path: str) -> None:
         """Open or create the database at `path` (":memory:" for tests) and read everything.
@@ -125,7 +129,7 @@ class Ledger:
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget the sandbox and its timeline. Its attachments stay until they are removed themselves."""
-        with self._db:
+        with _committed(self._db):
             self._sandboxes.delete(sandbox_id)
             self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
         self._sandboxes.forget(sandbox_id)
@@ -156,7 +160,7 @@ class Ledger:
 
     def remove_container(self, container_id: str) -> None:
         """Forget the container; unknown is done."""
-        with self._db:
+        with _committed(self._db):
             self._containers.delete(container_id)
         self._containers.forget(container_id)
 
@@ -174,7 +178,7 @@ class Ledger:
     def put_attachment(self, attachment: Attachment) -> Attachment:
         """Add or replace an attachment."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with self._db:
+        with _committed(self._db):
             self._db.execute(
                 "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", (*key, _attachment_json(attachment))
             )
@@ -184,7 +188,7 @@ class Ledger:
     def remove_attachment(self, attachment: Attachment) -> None:
         """Forget an attachment: its DEL succeeded, or no plugin ever ran."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with self._db:
+        with _committed(self._db):
             self._db.execute("DELETE FROM attachments WHERE sandbox_id = ? AND network = ? AND ifname = ?", key)
         self._attachments.pop(key, None)
 
@@ -202,7 +206,7 @@ class Ledger:
         """Add a step to its sandbox's timeline; steps without a known sandbox are not kept."""
         if record.sandbox_id not in self._sandboxes.rows:
             return
-        with self._db:
+        with _committed(self._db):
             self._db.execute(
                 "INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record))
             )
@@ -248,7 +252,7 @@ class _Table(Generic[Record]):
                     values["ips"] = tuple(values["ips"])
                 self._keep(kind(id=id_, config=parse(config), **values))
             except Exception as exc:
-                _quarantine(db, name, rowid, id_, str(body), exc)
+                _quarantine(db, name, rowid, id_, f"{body}\n{config!r}", exc)
 
     def _keep(self, record: Record) -> None:
         self.rows[record.id] = record
@@ -259,7 +263,7 @@ class _Table(Generic[Record]):
 
     def add(self, record: Record) -> None:
         try:
-            with self._db:
+            with _committed(self._db):
                 self._db.execute(
                     f"INSERT INTO {self._name} VALUES (?, ?, ?, ?)",
                     (record.id, record.name, record.config.SerializeToString(), _body(record)),
@@ -272,7 +276,7 @@ class _Table(Generic[Record]):
         if id_ not in self.rows:
             raise NotFound(f"{id_} is gone")
         record = replace(self.rows[id_], **changes)
-        with self._db:
+        with _committed(self._db):
             if "config" in changes:
                 self._db.execute(
                     f"UPDATE {self._name} SET config = ? WHERE id = ?",
@@ -342,10 +346,20 @@ def _connect(path: str) -> sqlite3.Connection:
     return db
 
 
+@contextmanager
+def _committed(db: sqlite3.Connection) -> Iterator[None]:
+    """One transaction; raises Unavailable when the disk does not take it."""
+    try:
+        with db:
+            yield
+    except sqlite3.OperationalError as exc:
+        raise Unavailable(f"the ledger cannot be written: {exc}") from exc
+
+
 def _quarantine(db: sqlite3.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:
     reason = f"{type(exc).__name__}: {exc}"
     log.error("a record cannot be read and is put aside", kind=kind, id=str(id_), reason=reason)
-    with db:
+    with _committed(db):
         db.execute(
             "INSERT INTO quarantine (kind, id, content, reason) VALUES (?, ?, ?, ?)",
             (kind, str(id_), body, reason),

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -37,6 +37,7 @@ import grpc
 
 from sandboxd.pb.cri.v1.api_pb2 import VersionRequest
 from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
+from sandboxd.pb.host.v1.host_pb2 import LoadedImage, LoadImageRequest
 from sandboxd.pb.host.v1.host_pb2_grpc import HostStub
 from tests.processes import Inside, processes_in, until
 
@@ -280,6 +281,10 @@ class Testbed:
             self.kill_daemon()
         else:
             self.stop_daemon()
+        self.relaunch_daemon(within=within)
+
+    def relaunch_daemon(self, *, within: float = 60.0) -> None:
+        """Start the daemon again after it was stopped or killed, with the same configuration."""
         self._launch(ready=True, within=within)
 
     @property
@@ -312,12 +317,22 @@ class Testbed:
         return HostStub(self.channel)
 
     def load_image(self, name: str, *, timeout: float = 120.0) -> None:
-        """Load build/images/NAME.tar through sandboxctl; deploy/images/build.py makes it where it is missing."""
+        """Load build/images/NAME.tar through the host API; deploy/images/build.py makes it where it is missing."""
         archive = ROOT / "build" / "images" / f"{name}.tar"
         if not archive.is_file():
             self._machine([sys.executable, str(ROOT / "deploy" / "images" / "build.py"), name], timeout)
-        argv = [str(Path(sys.executable).parent / "sandboxctl"), "--socket", str(self.socket)]
-        self._machine([*argv, "load", str(archive)], timeout)
+        self.load_archive(archive, timeout=timeout)
+
+    def load_archive(self, archive: Path, *, timeout: float = 120.0) -> list[LoadedImage]:
+        """Load an image archive; what was loaded."""
+
+        def chunks() -> Iterator[LoadImageRequest]:
+            with archive.open("rb") as file:
+                while chunk := file.read(1 << 18):
+                    yield LoadImageRequest(chunk=chunk)
+
+        events = self.host.LoadImage(chunks(), timeout=timeout)
+        return [event.loaded for event in events if event.HasField("loaded")]
 
     # The end.
 

@@ -14,7 +14,7 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
 import click
 import grpc
@@ -42,29 +42,27 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class Failure(click.ClickException):
+class Failure(Exception):
     """The command cannot do what was asked. `code` is the gRPC status, where a call failed."""
 
     def __init__(
         self, message: str, *, exit_code: int = Exit.FAILED, hint: str = "", code: grpc.StatusCode | None = None
     ) -> None:
         super().__init__(message)
+        self.message = message
         self.exit_code = exit_code
         self.hint = hint
         self.code = code
 
-    def show(self, file: IO[Any] | None = None) -> None:
+    def show(self) -> None:
         """Print it to stderr, the next step on a line of its own."""
-        click.echo(f"sandboxctl: {printable(self.message)}", err=True, file=file)
+        click.echo(f"sandboxctl: {printable(self.message)}", err=True)
         if self.hint:
-            click.echo(f"  {printable(self.hint)}", err=True, file=file)
+            click.echo(f"  {printable(self.hint)}", err=True)
 
 
 class Daemon:
-    """The daemon behind a unix socket. Connects at the first call.
-
-    `timeout` is how many seconds one call may take; None for each kind of call its own default.
-    """
+    """The daemon behind a unix socket. Connects at the first call; one call may take `timeout` seconds."""
 
     def __init__(self, path: str, timeout: float) -> None:
         self.path = path

@@ -10,10 +10,9 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import grpc
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -160,8 +159,13 @@ def working(text: str) -> Iterator[None]:
 
 # ---- Flags
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]  # generic in the stubs of click 8.4, and not at run time before
+else:
+    _ParamType = click.ParamType
 
-class Parsed(click.ParamType):
+
+class Parsed(_ParamType):
     """A flag whose text one of parse.py's functions reads."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
@@ -195,8 +199,3 @@ def with_network(message: cri.PodSandbox | cri.Container, status: cri.PodSandbox
     """The JSON of a listed pod or container, and the pod's network as its status has it."""
     network = status.network if status is not None else cri.PodSandboxNetworkStatus()
     return {**render.as_dict(message), "network": render.as_dict(network)}
-
-
-def is_code(failure: Failure, *codes: grpc.StatusCode) -> bool:
-    """Whether a call failed with one of these."""
-    return failure.code in codes

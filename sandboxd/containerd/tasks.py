@@ -16,7 +16,7 @@ from google.protobuf import any_pb2, timestamp_pb2
 
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.snapshots import Mount
-from sandboxd.errors import NotFound, NotReady, SandboxdError
+from sandboxd.errors import NotFound, NotReady, SandboxdError, TimedOut
 from sandboxd.pb.containerd.runc.options import oci_pb2 as runc_options
 from sandboxd.pb.containerd.services.containers.v1 import containers_pb2, containers_pb2_grpc
 from sandboxd.pb.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
@@ -186,13 +186,24 @@ class Tasks:
                 )
         except NotFound:
             pass
+        except SandboxdError:
+            if await self._running(container_id):
+                raise
 
     async def wait(self, container_id: str, timeout: float | None = None) -> Exit:
         """Wait for the task to end; raises NotFound when there is none, TimedOut after `timeout` seconds."""
-        with translate(f"waiting for the task of {container_id}"):
-            answer = await self._tasks.Wait(
-                tasks_pb2.WaitRequest(container_id=container_id), metadata=self._meta, timeout=timeout
-            )
+        try:
+            with translate(f"waiting for the task of {container_id}"):
+                answer = await self._tasks.Wait(
+                    tasks_pb2.WaitRequest(container_id=container_id), metadata=self._meta, timeout=timeout
+                )
+        except (NotFound, TimedOut):
+            raise
+        except SandboxdError:
+            task = await self.get(container_id)
+            if task.exit is None:
+                raise
+            return task.exit
         return Exit(code=answer.exit_status, at=_nanoseconds(answer.exited_at))
 
     async def delete(self, container_id: str) -> Exit | None:
@@ -207,21 +218,30 @@ class Tasks:
         except NotFound:
             return None
         except SandboxdError:
-            # A shim that ended by itself meanwhile closes its connection in the middle of the call
-            # ("ttrpc: closed"); whether anything is left is what counts.
-            if await self._gone(container_id):
-                return None
-            raise
+            if await self._known(container_id):
+                raise
+            return None
         return Exit(code=answer.exit_status, at=_nanoseconds(answer.exited_at))
 
-    async def _gone(self, container_id: str) -> bool:
+    # A shim that ends by itself closes its connection in the middle of whatever is being asked of it ("ttrpc:
+    # closed"). What became of the task is then looked up: that counts, not how the call ended.
+
+    async def _known(self, container_id: str) -> bool:
         try:
             await self.get(container_id)
         except NotFound:
-            return True
-        except SandboxdError:
             return False
-        return False
+        except SandboxdError:
+            return True  # as far as anybody can tell
+        return True
+
+    async def _running(self, container_id: str) -> bool:
+        try:
+            return (await self.get(container_id)).exit is None
+        except NotFound:
+            return False
+        except SandboxdError:
+            return True
 
     async def get(self, container_id: str) -> Task:
         """The task now; raises NotFound when there is none."""

@@ -82,7 +82,10 @@ async def _create(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> s
             stop_signal=_stop_signal(config, image),
         )
         existing = host.ledger.container_named(record.name)
-        if existing is not None:
+        if existing is not None and existing.state is ContainerState.CREATING:
+            # We hold the pod's lock, so nobody is creating it: an earlier attempt could not be undone then.
+            await remove_container_remains(host, existing.id)
+        elif existing is not None:
             if existing.config == config and existing.state is not ContainerState.EXITED:
                 return existing.id
             raise AlreadyExists(f"container {existing.name} exists as {existing.id}; remove it first")
@@ -91,11 +94,19 @@ async def _create(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> s
             try:
                 with steps.step("container.create", container=config.metadata.name, image=config.image.image):
                     await _build(host, sandbox, record, image)
-            except BaseException:
-                await remove_container_remains(host, record.id)
+            except BaseException as exc:
+                await _undo_create(host, record.id, exc)
                 raise
         host.ledger.update_container(record.id, created_at=time.time_ns())
         return record.id
+
+
+async def _undo_create(host: Host, container_id: str, cause: BaseException) -> None:
+    """Undo a failed creation; what cannot be undone now keeps its record, and the next attempt or start tries."""
+    try:
+        await remove_container_remains(host, container_id)
+    except SandboxdError as left:
+        cause.add_note(f"cleaning up: {left}")
 
 
 async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:

@@ -76,6 +76,7 @@ class Logs:
             return
         more = asyncio.Event()
         stop = pump.on_more(more.set)
+        more.set()  # for what was written before we listened
         try:
             while not pump.ended and self._pumps.get(container_id) is pump:
                 await more.wait()

@@ -98,7 +98,7 @@ def parse_time(text: bytes) -> int | None:
     if match is None:
         return None
     year, month, day, hour, minute, second = (int(g) for g in match.groups()[:6])
-    if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
+    if not (year and 1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
         return None
     seconds = calendar.timegm((year, month, day, hour, minute, second))
     if match[8]:

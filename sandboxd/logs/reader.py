@@ -25,6 +25,7 @@ class LogFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._held = b""
 
     def more(self) -> Iterator[Entry]:
         """The entries written since the last call."""
@@ -60,20 +61,23 @@ class LogFile:
 def last(entries: Iterator[Entry], *, tail: int, since: int) -> Iterator[Entry]:
     """Of what is there: the entries not older than `since`, of those the last `tail` lines (-1: all).
 
-    Partial entries belong to the line that their stream's next full entry ends, and count as one with it.
+    Partial entries belong to the line that their stream's next full entry ends, and count as one with it; those of
+    a line that has not ended come in addition.
     """
     recent = (entry for entry in entries if entry.timestamp >= since)
     if tail < 0:
         yield from recent
         return
-    kept: deque[Entry] = deque()
-    lines = 0
-    for entry in recent:
-        kept.append(entry)
-        lines += not entry.partial
-        while lines > tail or (not tail and kept):
-            lines -= not kept.popleft().partial
-    yield from kept
+    # Streams interleave, so a line's parts need not be neighbours; the numbers restore the file's order.
+    lines: deque[list[tuple[int, Entry]]] = deque(maxlen=tail)
+    parts: dict[str, list[tuple[int, Entry]]] = {}
+    for number, entry in enumerate(recent):
+        parts.setdefault(entry.stream, []).append((number, entry))
+        if not entry.partial:
+            lines.append(parts.pop(entry.stream))
+    kept = chain(*lines, *parts.values()) if tail else ()
+    for _, entry in sorted(kept, key=itemgetter(0)):
+        yield entry
 
 
 async def read(

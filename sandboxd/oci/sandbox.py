@@ -62,7 +62,8 @@ def sandbox_spec(
         "mounts": [
             linux.proc(),
             linux.dev(),
-            linux.sysfs(),
+            # A network namespace has one sysfs superblock, which stays read-only if its first mount is: this one.
+            linux.sysfs(writable=context.privileged),
             linux.bind(shm(sandbox, sandbox_dir), "/dev/shm", _READONLY_BIND),
             linux.bind(f"{sandbox_dir}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
         ],

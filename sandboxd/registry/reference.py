@@ -52,7 +52,7 @@ class Reference:
 def parse(text: str) -> Reference:
     """Read a name as people write it; the result is complete.
 
-    Raises InvalidRequest naming the part that is wrong. A bare id (64 hex digits) is not a name.
+    Raises InvalidRequest naming the part that is wrong. A bare id or digest is not a name.
     """
 
     def wrong(reason: str) -> InvalidRequest:
@@ -63,6 +63,8 @@ def parse(text: str) -> Reference:
         raise wrong("it is empty")
     if len(text) > MOST_CHARACTERS:
         raise wrong(f"it is longer than {MOST_CHARACTERS} characters")
+    if _DIGEST.fullmatch(text):
+        raise wrong("it is an image id or digest")
     name, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
         raise wrong("after @ comes a digest like sha256:<64 hex digits>")

@@ -33,6 +33,11 @@ pytestmark = pytest.mark.e2e
 FAKE = ROOT / "tests" / "fakes" / "cni_plugin.py"
 
 
+HOST_NETWORK = cri.LinuxPodSandboxConfig(
+    security_context=cri.LinuxSandboxSecurityContext(namespace_options=cri.NamespaceOption(network=cri.NODE))
+)
+
+
 def changed(**metadata: Any) -> cri.PodSandboxConfig:
     """A good pod but for its metadata."""
     config = pod_config()
@@ -198,6 +203,7 @@ def scripted(bed: Testbed, script: dict[str, Any]) -> None:
 
 def run_is_refused(bed: Testbed) -> tuple[grpc.StatusCode, str]:
     """RunPodSandbox must fail and leave nothing; how it failed."""
+    remove_pod(bed, run_pod(bed, pod_config(linux=HOST_NETWORK)))  # containerd's own directories are there after it
     before = observe(bed)
     with pytest.raises(grpc.RpcError) as error:
         run_pod(bed)

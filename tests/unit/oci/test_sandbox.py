@@ -105,3 +105,9 @@ def test_limits_are_annotated_when_the_pod_has_them() -> None:
     assert annotations["io.kubernetes.cri.sandbox-cpu-shares"] == "512"
     assert annotations["io.kubernetes.cri.sandbox-memory"] == "64"
     assert "io.kubernetes.cri.sandbox-memory" not in pause()["annotations"]
+
+
+def test_sys_is_writable_in_a_privileged_pod_so_that_its_containers_can_have_it() -> None:
+    for privileged, access in ((False, "ro"), (True, "rw")):
+        mounts = {mount["destination"]: mount for mount in pause(pod_context(privileged=privileged))["mounts"]}
+        assert access in mounts["/sys"]["options"]

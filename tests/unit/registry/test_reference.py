@@ -56,6 +56,7 @@ def test_a_name_is_completed_with_the_usual_defaults(text: str, full: str) -> No
         ("a/../b", "path"),
         ("nginx\n", "path"),
         ("ab" * 32, "image id"),
+        (DIGEST, "image id"),
         ("registry.test/" + "a/" * 130 + "b", "longer than 255"),
         ("a" * 2000, "longer than 1024"),
     ],

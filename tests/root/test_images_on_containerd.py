@@ -1,0 +1,512 @@
+"""Images on a real containerd: loading, listing, unpacking, removing; failures leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sandboxd import steps
+from sandboxd.containerd import managed, rootfs
+from sandboxd.containerd.client import Containerd
+from sandboxd.containerd.content import Content
+from sandboxd.containerd.images import Image
+from sandboxd.containerd.snapshots import Snapshots
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, Unavailable
+from sandboxd.lifecycle import load_image
+from sandboxd.lifecycle.image_store import ImageStore
+from sandboxd.oci import image as oci
+from sandboxd.oci.image import Descriptor
+from sandboxd.steps import StepRecord
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+ROOT = Path(__file__).resolve().parents[2]
+PAUSE_BINARY = "/usr/bin/catatonit"
+UNSHARE = ("unshare", "--mount", "--net", "--propagation", "private")
+NAMESPACES = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Private:
+    """A containerd of the test's own."""
+
+    socket: str
+    ctr: str
+
+    def run_ctr(self, namespace: str, *argv: str) -> str:
+        """Ask containerd's own client."""
+        done = subprocess.run(
+            [self.ctr, "--address", self.socket, "--namespace", namespace, *argv],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def private(containerd_bin: Path | None) -> Iterator[Private]:
+    """A containerd in mount and network namespaces of its own, ended with the module."""
+    path = f"{containerd_bin}:{os.environ['PATH']}" if containerd_bin else os.environ["PATH"]
+    with tempfile.TemporaryDirectory(prefix="sbx-img-") as base:
+        places = managed.Places(root=f"{base}/root", state=f"{base}/state", socket=f"{base}/containerd.sock")
+        Path(places.state).mkdir()
+        Path(places.config_file).write_text(managed.configuration(places))
+        with open(f"{base}/log", "wb") as log:
+            process = subprocess.Popen(
+                [*UNSHARE, "containerd", "--config", places.config_file],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": path},
+            )
+        try:
+            ctr = f"{containerd_bin}/ctr" if containerd_bin else "ctr"
+            yield Private(socket=places.socket, ctr=ctr)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=20)
+    assert not os.path.exists(base)
+
+
+@pytest.fixture
+async def client(private: Private) -> AsyncIterator[Containerd]:
+    """A connection in a namespace of the test's own."""
+    connected = Containerd(private.socket, f"test-{next(NAMESPACES)}")
+    try:
+        await connected.wait_until_serving(30)
+        yield connected
+    finally:
+        await connected.close()
+
+
+@pytest.fixture
+async def store(client: Containerd) -> ImageStore:
+    """A store that has seen containerd once."""
+    made = ImageStore(client, "overlayfs")
+    await made.refresh()
+    return made
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """nginx and busybox, built from this machine's packages."""
+    script = ROOT / "deploy" / "images" / "build.py"
+    spec = importlib.util.spec_from_file_location("image_build_root", script)
+    assert spec is not None and spec.loader is not None
+    build: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = build
+    spec.loader.exec_module(build)
+    out = tmp_path_factory.mktemp("images")
+    return {name: build.build(name, out) for name in ("nginx", "busybox")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Everything a namespace holds."""
+
+    images: frozenset[str]
+    content: frozenset[str]
+    snapshots: frozenset[str]
+    leases: frozenset[str]
+    transfers: str
+
+
+NOTHING = Held(images=frozenset(), content=frozenset(), snapshots=frozenset(), leases=frozenset(), transfers="")
+
+
+async def held(private: Private, store: ImageStore) -> Held:
+    """What is there after a whole garbage collection."""
+    await store.leases.create("collect", seconds=60)
+    await store.leases.delete("collect", sync=True)
+    return Held(
+        images=frozenset(image.name for image in await store.images.list()),
+        content=frozenset(info.digest for info in await store.content.list()),
+        snapshots=frozenset(snapshot.name for snapshot in await store.snapshots.list()),
+        leases=frozenset(await store.leases.ids()),
+        # The header line is not of interest.
+        transfers="\n".join(private.run_ctr(store.client.namespace, "content", "active").splitlines()[1:]),
+    )
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return output.getvalue()
+
+
+def save(path: Path, *images: tuple[str | None, list[bytes]]) -> Path:
+    """A `docker save` archive of (tag, layers)."""
+    files: dict[str, bytes] = {}
+    listed = []
+    platform = {"os": "linux", "architecture": oci.normal_architecture(os.uname().machine)}
+    for tag, layers in images:
+        diff_ids = [oci.digest(layer) for layer in layers]
+        document = {**platform, "config": {"User": "7"}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+        config = json.dumps(document).encode()
+        files[f"{oci.digest(config)[7:]}.json"] = config
+        paths = [f"{diff_id[7:]}/layer.tar" for diff_id in diff_ids]
+        files |= dict(zip(paths, layers, strict=True))
+        name = f"{oci.digest(config)[7:]}.json"
+        listed.append({"Config": name, "RepoTags": [tag] if tag else None, "Layers": paths})
+    path.write_bytes(pack({**files, "manifest.json": json.dumps(listed).encode()}))
+    return path
+
+
+async def test_a_loaded_image_is_listed_unpacked_and_usable(
+    private: Private, store: ImageStore, archives: dict[str, Path]
+) -> None:
+    """Names, size, ids; what is in it can be read from a root file system made of it."""
+    told: list[tuple[str, int, int]] = []
+    recorded: list[StepRecord] = []
+    stop = steps.subscribe(recorded.append)
+    try:
+        (loaded,) = await load_image.load(store, archives["busybox"], lambda *event: told.append(event))
+    finally:
+        stop()
+    assert loaded.names == ("docker.io/library/busybox:latest",)
+    (record,) = store.list()
+    assert (record.id, record.digest, record.size) == (loaded.image_id, loaded.digest, loaded.size)
+    assert record.repo_tags == loaded.names
+    assert record.repo_digests == (f"docker.io/library/busybox@{loaded.digest}",)
+    assert store.resolve("busybox") is record
+    assert store.list("busybox:latest") == (record,)
+    assert store.list("nginx") == ()
+    assert [step.name for step in recorded] == ["image.read", "image.store", "image.unpack", "image.name"]
+    assert [stage for stage, _ in itertools.groupby(told, lambda event: event[0])] == ["verify", "store", "unpack"]
+    for stage, events in itertools.groupby(told, lambda event: event[0]):
+        last = list(events)[-1]
+        assert last[1] == last[2], f"{stage} did not reach its end"
+    listing = private.run_ctr(store.client.namespace, "images", "ls")
+    assert loaded.names[0] in listing and loaded.digest in listing
+    check = private.run_ctr(store.client.namespace, "images", "check")
+    assert "complete" in check and check.rstrip().endswith("true")
+
+    mounts = await store.prepare_rootfs("one", record)
+    passwd = rootfs.read(mounts, "etc/passwd")
+    assert passwd is not None and passwd.startswith(b"root:x:0:0")
+    assert rootfs.read(mounts, "bin/busybox") == Path("/bin/busybox").read_bytes()
+    assert await store.prepare_rootfs("one", record) == mounts
+    assert await store.rootfs("one") == mounts
+    assert await store.rootfs_keys() == {"one"}
+    await store.remove_rootfs("one")
+    await store.remove_rootfs("one")
+    with pytest.raises(NotFound):
+        await store.rootfs("one")
+
+
+async def test_loading_again_changes_nothing_and_answers_the_same(
+    private: Private, store: ImageStore, archives: dict[str, Path]
+) -> None:
+    """Also when several loads of the same archive run at once."""
+    first, *others = await asyncio.gather(*(load_image.load(store, archives["nginx"]) for _ in range(4)))
+    assert others == [first] * 3
+    before = await held(private, store)
+    assert await load_image.load(store, archives["nginx"]) == first
+    assert await held(private, store) == before
+    assert before.leases == frozenset()
+    (record,) = store.list()
+    assert before.snapshots == {record.chain_id}
+    assert record.config["StopSignal"] == "SIGQUIT"
+
+
+async def test_removing_an_image_frees_everything(
+    private: Private, store: ImageStore, archives: dict[str, Path]
+) -> None:
+    """All its names at once; unknown is done."""
+    (loaded,) = await load_image.load(store, archives["busybox"])
+    record = store.resolve("busybox")
+    await store.images.put(Image(name="r.test/other:1", target=(await store.images.get(loaded.names[0])).target))
+    await store.refresh()
+    assert store.resolve("r.test/other:1").id == record.id
+    assert store.fs_info().bytes > 0 and store.fs_info().inodes > 0
+    assert store.fs_info().directory.endswith("overlayfs")
+    await store.remove(record.id)
+    assert store.list() == ()
+    assert await held(private, store) == NOTHING
+    await store.remove(record.id)
+    await store.remove("busybox")
+    assert store.fs_info().bytes == 0
+
+
+async def test_a_root_file_system_outlives_its_image(
+    private: Private, store: ImageStore, archives: dict[str, Path]
+) -> None:
+    """What a container needs stays until the container goes, and goes then."""
+    await load_image.load(store, archives["busybox"])
+    record = store.resolve("busybox")
+    mounts = await store.prepare_rootfs("kept", record)
+    await store.remove("busybox")
+    left = await held(private, store)
+    assert left.snapshots == {"kept", record.chain_id}
+    assert left.content == frozenset()
+    assert rootfs.read(mounts, "etc/group") is not None
+    await store.remove_rootfs("kept")
+    assert await held(private, store) == NOTHING
+    with pytest.raises(NotFound, match="removed"):
+        await store.prepare_rootfs("new", record)
+
+
+async def test_an_image_whose_snapshots_are_gone_is_unpacked_again(
+    store: ImageStore, archives: dict[str, Path]
+) -> None:
+    """Preparing a root file system does it by itself."""
+    await load_image.load(store, archives["busybox"])
+    record = store.resolve("busybox")
+    await store.snapshots.remove(record.chain_id)
+    assert not await store.snapshots.exists(record.chain_id)
+    mounts = await store.prepare_rootfs("again", record)
+    assert rootfs.read(mounts, "etc/passwd") is not None
+    await store.remove_rootfs("again")
+
+
+async def test_several_images_with_shared_layers_and_one_untagged(
+    private: Private, store: ImageStore, tmp_path: Path
+) -> None:
+    """docker save archives; whiteouts and replacements in upper layers hold."""
+    base = pack({"etc/a": b"a", "etc/b": b"b"})
+    upper = pack({"etc/.wh.a": b"", "etc/b": b"B"})
+    path = save(tmp_path / "two.tar", ("x:1", [base, upper]), (None, [base]))
+    two, one = await load_image.load(store, path)
+    assert (two.names, one.names) == (("docker.io/library/x:1",), ())
+    assert len(store.list()) == 2
+    untagged = store.resolve(one.image_id)
+    assert untagged.names == () and untagged.uid == 7
+    assert store.resolve(one.image_id[7:20]) is untagged
+    mounts = await store.prepare_rootfs("x", store.resolve("x:1"))
+    assert (rootfs.read(mounts, "etc/a"), rootfs.read(mounts, "etc/b")) == (None, b"B")
+    await store.remove_rootfs("x")
+    await store.remove("x:1")
+    left = await held(private, store)
+    assert left.snapshots == {untagged.chain_id}
+    assert left.images == {untagged.id}
+    await store.remove(untagged.id)
+    assert await held(private, store) == NOTHING
+
+
+def with_blob_changed(archive: Path, path: Path) -> Path:
+    """The archive with one bit of its layer flipped."""
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("what", ["wrong digest", "layer escapes", "entry escapes", "second image is bad"])
+async def test_a_bad_archive_is_refused_and_leaves_nothing(
+    private: Private, store: ImageStore, archives: dict[str, Path], tmp_path: Path, what: str
+) -> None:
+    """Nothing reaches containerd before the whole archive was verified."""
+    bad = tmp_path / "bad.tar"
+    good, evil = pack({"a": b"a"}), pack({"../../evil": b"x"})
+    match what:
+        case "wrong digest":
+            with_blob_changed(archives["busybox"], bad)
+        case "layer escapes":
+            save(bad, ("x:1", [evil]))
+        case "entry escapes":
+            bad.write_bytes(pack({"../x": b"", "manifest.json": b"[]"}))
+        case _:
+            save(bad, ("x:1", [good]), ("x:2", [good, evil]))
+    with pytest.raises(InvalidRequest, match=r"expected sha256:|climbs out|outside the archive"):
+        await load_image.load(store, bad)
+    assert await held(private, store) == NOTHING
+    assert not (tmp_path.parent / "evil").exists()
+
+
+async def test_a_failed_unpack_leaves_nothing(
+    private: Private, client: Containerd, archives: dict[str, Path]
+) -> None:
+    """Blobs were written by then; the lease's end takes them."""
+    broken = ImageStore(client, "no-such-snapshotter")
+    with pytest.raises(SandboxdError, match="no-such-snapshotter"):
+        await load_image.load(broken, archives["busybox"])
+    assert await held(private, ImageStore(client, "overlayfs")) == NOTHING
+
+
+async def test_a_failure_among_the_names_puts_the_others_back(
+    private: Private, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that moved points where it did before; a new one is gone."""
+    await load_image.load(store, save(tmp_path / "old.tar", ("x:1", [pack({"a": b"old"})])))
+    before = await held(private, store)
+    target = (await store.images.get("docker.io/library/x:1")).target
+    put = store.images.put
+
+    async def fails_on_the_third(image: Image) -> Image | None:
+        if image.name.endswith("x:3"):
+            raise Unavailable("containerd went away")
+        return await put(image)
+
+    monkeypatch.setattr(store.images, "put", fails_on_the_third)
+    layers = [pack({"a": b"new"})]
+    path = save(tmp_path / "new.tar", ("x:1", layers), ("x:2", [*layers, layers[0]]), ("x:3", layers * 3))
+    with pytest.raises(Unavailable):
+        await load_image.load(store, path)
+    assert (await store.images.get("docker.io/library/x:1")).target == target
+    assert await held(private, store) == before
+
+
+async def test_a_name_moves_to_the_image_that_was_loaded_last(
+    private: Private, store: ImageStore, tmp_path: Path
+) -> None:
+    """The image that lost its only name is collected."""
+    await load_image.load(store, save(tmp_path / "old.tar", ("x:1", [pack({"a": b"old"})])))
+    (loaded,) = await load_image.load(store, save(tmp_path / "new.tar", ("x:1", [pack({"a": b"new"})])))
+    (record,) = store.list()
+    assert record.id == loaded.image_id
+    assert (await held(private, store)).snapshots == {record.chain_id}
+
+
+async def test_the_pause_image_is_made_once(private: Private, store: ImageStore, tmp_path: Path) -> None:
+    """Pinned; made again only when it is gone or the program changed."""
+    record = await load_image.ensure_pause(store, PAUSE_BINARY)
+    assert record.pinned
+    assert record.repo_tags == (load_image.PAUSE_NAME,)
+    assert record.config["Entrypoint"] == ["/catatonit", "-P"]
+    before = await held(private, store)
+    recorded: list[StepRecord] = []
+    stop = steps.subscribe(recorded.append)
+    try:
+        assert await load_image.ensure_pause(store, PAUSE_BINARY) == record
+    finally:
+        stop()
+    assert [step.name for step in recorded] == ["image.pause"]
+    assert await held(private, store) == before
+    mounts = await store.prepare_rootfs("pause", record)
+    assert rootfs.read(mounts, "catatonit") == Path(PAUSE_BINARY).read_bytes()
+    await store.remove_rootfs("pause")
+    await store.remove(load_image.PAUSE_NAME)
+    assert (await load_image.ensure_pause(store, PAUSE_BINARY)).id == record.id
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\n")
+    for path, reason in ((str(tmp_path / "none"), "install catatonit"), (str(script), "static ELF")):
+        with pytest.raises(NotReady, match=reason):
+            await load_image.ensure_pause(store, path)
+
+
+async def test_what_other_tools_do_is_seen_after_a_refresh(
+    private: Private, store: ImageStore, archives: dict[str, Path]
+) -> None:
+    """Images that ctr imported, tagged and removed."""
+    namespace = store.client.namespace
+    private.run_ctr(namespace, "images", "import", "--snapshotter", "overlayfs", str(archives["busybox"]))
+    assert store.list() == ()
+    await store.refresh()
+    (record,) = store.list()
+    assert "docker.io/library/busybox:latest" in record.repo_tags
+    private.run_ctr(namespace, "images", "tag", "docker.io/library/busybox:latest", "r.test/b:2")
+    await store.refresh()
+    assert store.resolve("r.test/b:2").id == record.id
+    private.run_ctr(namespace, "images", "rm", "--sync", "docker.io/library/busybox:latest", "r.test/b:2")
+    await store.refresh()
+    assert not store.list("busybox")
+
+
+async def test_an_index_and_an_unfinished_image_are_read_as_far_as_they_are_there(
+    client: Containerd, store: ImageStore, tmp_path: Path
+) -> None:
+    """An index leads to this platform's manifest; an image without content is left out."""
+    (loaded,) = await load_image.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"a": b"a"})])))
+    manifest = (await store.images.get(loaded.names[0])).target
+    platform = {"os": "linux", "architecture": store.platform.architecture}
+    absent = {"os": "linux", "architecture": "s390x"}
+
+    def entry(digest: str, where: dict[str, str]) -> dict[str, Any]:
+        return {"mediaType": manifest.media_type, "digest": digest, "size": manifest.size, "platform": where}
+
+    entries = [entry("sha256:" + "a" * 64, absent), entry(manifest.digest, platform)]
+    document = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
+    data = json.dumps(document).encode()
+    index = Descriptor(media_type=oci.OCI_INDEX, digest=oci.digest(data), size=len(data))
+    labels = {"containerd.io/gc.ref.content.m.0": manifest.digest}
+    async with store.leases.held("test", seconds=60) as lease:
+        await Content(client, lease).write(index, io.BytesIO(data), labels)
+        await store.images.put(Image(name="r.test/many:1", target=index))
+        only_other = json.dumps({**document, "manifests": entries[:1]}).encode()
+        other = Descriptor(media_type=oci.OCI_INDEX, digest=oci.digest(only_other), size=len(only_other))
+        await Content(client, lease).write(other, io.BytesIO(only_other))
+        await store.images.put(Image(name="r.test/elsewhere:1", target=other))
+    await store.refresh()
+    many = store.resolve("r.test/many:1")
+    assert many.id == loaded.image_id
+    assert many.digest == manifest.digest
+    assert f"r.test/many@{index.digest}" in many.repo_digests
+    assert not store.list("r.test/elsewhere:1")
+
+
+async def test_containerd_verifies_what_is_written(private: Private, client: Containerd, store: ImageStore) -> None:
+    """Wrong bytes or a wrong size are refused, and no transfer is left; what is there is not sent again."""
+    data = os.urandom(3 << 20)
+    descriptor = Descriptor(media_type=oci.OCI_LAYER, digest=oci.digest(data), size=len(data))
+    async with store.leases.held("test", seconds=60) as lease:
+        content = Content(client, lease)
+        for wrong in (bytes(len(data)), data[:-1], data + b"x"):
+            with pytest.raises(InvalidRequest):
+                await content.write(descriptor, io.BytesIO(wrong))
+        counted: list[int] = []
+        assert await content.write(descriptor, io.BytesIO(data), {"a": "1"}, counted.append)
+        assert sum(counted) == len(data)
+        assert not await content.write(descriptor, io.BytesIO(b""), {"b": "2"})
+        info = await content.info(descriptor.digest)
+        assert (info.size, info.labels["a"], info.labels["b"]) == (len(data), "1", "2")
+        assert await content.read(descriptor.digest, len(data)) == data
+        with pytest.raises(InvalidRequest, match="more than"):
+            await content.read(descriptor.digest, len(data) - 1)
+        empty = Descriptor(media_type=oci.OCI_LAYER, digest=oci.digest(b""), size=0)
+        assert await content.write(empty, io.BytesIO(b""))
+        await content.delete(empty.digest)
+        await content.delete(empty.digest)
+    assert await held(private, store) == NOTHING
+
+
+async def test_snapshots_answer_as_their_docstrings_say(
+    client: Containerd, store: ImageStore, tmp_path: Path
+) -> None:
+    """Errors by meaning; a view is read-only."""
+    await load_image.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"a": b"a"})])))
+    record = store.resolve("x:1")
+    snapshots = store.snapshots
+    with pytest.raises(NotFound):
+        await snapshots.prepare("k", "no-such-parent")
+    await snapshots.prepare("k", record.chain_id)
+    with pytest.raises(AlreadyExists):
+        await snapshots.prepare("k", record.chain_id)
+    with pytest.raises(NotReady):
+        await snapshots.remove(record.chain_id)
+    (mount,) = await snapshots.view("v", record.chain_id)
+    assert "ro" in mount.options or mount.type == "overlay"
+    assert (await snapshots.stat("k")).parent == record.chain_id
+    assert (await snapshots.usage("k")).inodes >= 0
+    await snapshots.remove("k")
+    await snapshots.remove("v")
+    layer = (await store._parse((await store.images.get("docker.io/library/x:1")).target)).manifest.layers[0]
+    leased = Snapshots(client, "overlayfs")
+    with pytest.raises(InvalidRequest, match="wrong digest"):
+        await leased.unpack([layer], ["sha256:" + "0" * 64])
+    assert {snapshot.name for snapshot in await snapshots.list()} == {record.chain_id}
