@@ -32,6 +32,7 @@ _OWN_CONTAINERD = "sandboxd/containerd"
 # Below containerd's root: the contents of images and its database; its own commands tell what matters of them.
 _IMAGE_STORE = (
     f"{_OWN_CONTAINERD}/io.containerd.content.",
+    f"{_OWN_CONTAINERD}/io.containerd.grpc.v1.introspection",  # the uuid that 2.x gives itself when first asked
     f"{_OWN_CONTAINERD}/io.containerd.metadata.",
     f"{_OWN_CONTAINERD}/io.containerd.snapshotter.",
 )

@@ -36,6 +36,9 @@ CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
     errors.SandboxdError: grpc.StatusCode.INTERNAL,
 }
 
+# Of a status message: percent-encoding can triple it, and a client takes 8 KiB of trailers.
+MESSAGE_BYTES = 2500
+
 
 def code_of(error: errors.SandboxdError) -> grpc.StatusCode:
     """The gRPC code that a client sees for `error`."""
@@ -45,6 +48,18 @@ def code_of(error: errors.SandboxdError) -> grpc.StatusCode:
 def message_of(error: BaseException) -> str:
     """The error's sentence and what was noted on it on the way up."""
     return "; ".join((str(error) or type(error).__name__, *getattr(error, "__notes__", ())))
+
+
+def _on_the_wire(message: str) -> str:
+    """The message as gRPC can send it; the log has it whole.
+
+    With a lone surrogate (from a file name that is no UTF-8) it would send no status at all, and of one that is too
+    long it makes an error of its own.
+    """
+    data = message.encode("utf-8", "backslashreplace")
+    if len(data) <= MESSAGE_BYTES:
+        return data.decode("utf-8")
+    return data[:MESSAGE_BYTES].decode("utf-8", "ignore") + " … (cut off, sandboxd's log has the rest)"
 
 
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
@@ -120,7 +135,8 @@ async def _answer(name: str, error: BaseException, context: grpc.aio.ServicerCon
     if isinstance(error, errors.SandboxdError):
         code = code_of(error)
         log.info("request refused", method=name, code=code.name, error=message_of(error))
-        await context.abort(code, message_of(error))
+        await context.abort(code, _on_the_wire(message_of(error)))
     log.error("request failed unexpectedly", method=name, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, f"internal error, see sandboxd's log: {message_of(error)}")
+    words = f"internal error, see sandboxd's log: {message_of(error)}"
+    await context.abort(grpc.StatusCode.INTERNAL, _on_the_wire(words))
     raise AssertionError("abort raises")

@@ -256,3 +256,26 @@ def image_label(image: cri.ImageSpec) -> str:
     """How the user called the image; a digest is cut."""
     called = image.user_specified_image or image.image
     return short_digest(called) if called.startswith("sha256:") else called
+
+
+def info_facts(
+    status: cri.StatusResponse, config: cri.RuntimeConfigResponse, details: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """What `info` prints: conditions, handlers, cgroup driver, then `details`, one line for each value."""
+    rows = []
+    for condition in status.status.conditions:
+        why = " ".join(each for each in (condition.reason, condition.message) if each)
+        word = "yes" if condition.status else "no"
+        rows.append((condition.type, f"{word}: {why}" if why else word))
+    handlers = [each.name or "(default)" for each in status.runtime_handlers]
+    rows.append(("Handlers", ", ".join(handlers)))
+    rows.append(("CgroupDriver", cri.CgroupDriver.Name(config.linux.cgroup_driver).lower()))
+    return rows + [line for name, value in sorted(details.items()) for line in _flat(name, value)]
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [line for key, inner in value.items() for line in _flat(f"{name}.{key}", inner)]
+    if isinstance(value, str):
+        return [(name, value)]
+    return [(name, json.dumps(value, ensure_ascii=False))]

@@ -16,7 +16,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from sandboxd.cli import names, render
+from sandboxd.cli import names, parse, render
 from sandboxd.cli.client import Daemon, Exit, Failure
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
@@ -87,6 +87,37 @@ class Session:
         """The pod or container that is meant."""
         with named():
             return names.find(reference, self.pods(), self.containers())
+
+    # ---- What more than one command does. `label` is what messages call the object.
+
+    def stop_pod(self, pod_id: str, label: str) -> None:
+        """Stop all that runs in the pod, and free its network."""
+        with working(f"Stopping {label}"):
+            request = cri.StopPodSandboxRequest(pod_sandbox_id=pod_id)
+            self.daemon.call(self.daemon.runtime.StopPodSandbox, request, f"stop pod {label}")
+
+    def remove_pod(self, pod_id: str, label: str, *, running: bool) -> None:
+        """Remove the pod and its containers, stopping it first when it runs."""
+        if running:
+            self.stop_pod(pod_id, label)
+        with working(f"Removing {label}"):
+            request = cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id)
+            self.daemon.call(self.daemon.runtime.RemovePodSandbox, request, f"remove pod {label}")
+
+    def stop_container(self, container_id: str, label: str, grace: int) -> None:
+        """Stop the container; it has `grace` seconds to end by itself."""
+        with working(f"Stopping {label}"):
+            request = cri.StopContainerRequest(container_id=container_id, timeout=grace)
+            doing = f"stop container {label}"
+            self.daemon.call(self.daemon.runtime.StopContainer, request, doing, extra=grace)
+
+    def remove_container(self, container_id: str, label: str, *, running: bool) -> None:
+        """Remove the container, killing it first when it runs."""
+        if running:
+            self.stop_container(container_id, label, grace=0)
+        with working(f"Removing {label}"):
+            request = cri.RemoveContainerRequest(container_id=container_id)
+            self.daemon.call(self.daemon.runtime.RemoveContainer, request, f"remove container {label}")
 
 
 @contextlib.contextmanager
@@ -180,6 +211,8 @@ class Parsed(_ParamType):
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
+
+PAIR = Parsed("KEY=VALUE", parse.pair)
 
 pass_session = click.make_pass_decorator(Session)
 

@@ -8,6 +8,7 @@ it needs on disk derives from sandboxd's own directories.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from sandboxd.containerd.client import Containerd, Version
-from sandboxd.errors import NotReady, Unavailable
+from sandboxd.errors import NotReady, TimedOut, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -64,18 +65,23 @@ class Places:
 
 def configuration(places: Places) -> str:
     """The configuration file; version 2 is read by containerd 1.3 to 2.x."""
-    disabled = ", ".join(f'"{name}"' for name in _DISABLED)
+    disabled = ", ".join(_quoted(name) for name in _DISABLED)
     return (
         "# Written by sandboxd at each start; changes here are lost.\n"
         "version = 2\n"
-        f'root = "{places.root}"\n'
-        f'state = "{places.state}/state"\n'
+        f"root = {_quoted(places.root)}\n"
+        f"state = {_quoted(f'{places.state}/state')}\n"
         f"disabled_plugins = [{disabled}]\n"
         "[grpc]\n"
-        f'address = "{places.socket}"\n'
+        f"address = {_quoted(places.socket)}\n"
         "[ttrpc]\n"
-        f'address = "{places.socket}.ttrpc"\n'
+        f"address = {_quoted(f'{places.socket}.ttrpc')}\n"
     )
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: JSON's, which differs only in that it takes DEL as it is (toml.io, "String")."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 async def ensure_running(client: Containerd, binary: str, places: Places, timeout: float) -> Version:
@@ -87,6 +93,10 @@ async def ensure_running(client: Containerd, binary: str, places: Places, timeou
         return await client.version(timeout=2.0)
     except Unavailable:
         pass
+    except TimedOut:
+        # It is there and slow: ours is waited for, and there is no room for a second one.
+        if not running_pid(places):
+            raise
     if pid := running_pid(places):
         log.info("the private containerd is starting or stuck, waiting for it", pid=pid)
         return await client.wait_until_serving(timeout)

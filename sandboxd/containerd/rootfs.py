@@ -9,6 +9,7 @@ kernel would: the upper layers first, whiteouts honoured, links followed inside 
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -53,8 +54,8 @@ def read(mounts: Sequence[Mount], path: str) -> bytes | None:
         else:
             return None
     file = _find(layers, posixpath.join(*done)) if done else None
-    if file is None:
-        return None
+    if file is None or not stat.S_ISREG(file.lstat().st_mode):
+        return None  # a link that ends in ".." or "." leads to a directory
     if file.stat().st_size > MOST_BYTES:
         raise NotReady(f"{path} in the image is larger than {MOST_BYTES} bytes")
     return file.read_bytes()
@@ -83,7 +84,9 @@ def _find(layers: Sequence[Path], path: str) -> Path | None:
             entry = entry / part
             try:
                 info = entry.lstat()
-            except FileNotFoundError:
+            except OSError as exc:
+                if exc.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+                    raise
                 break
             if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
                 return None  # a whiteout: deleted here, whatever is below

@@ -199,7 +199,7 @@ async def _start(host: Host, container_id: str) -> None:
                 raise
             host.ledger.update_container(container_id, pid=pid, started_at=time.time_ns())
     # A process that ended at once did so before it was known to run; its exit event found nothing to record.
-    host.jobs.start(("settle", container_id), lambda: settle_container(host, container_id))
+    host.jobs.start(("started", container_id), lambda: settle_container(host, container_id))
 
 
 async def _run(host: Host, container: ContainerRecord) -> int:

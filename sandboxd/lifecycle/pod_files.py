@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,21 +89,39 @@ def remove_directory(path: str) -> None:
 
 
 async def remove_cgroup(cgroup: str) -> None:
-    """Remove a pod's empty cgroup from every hierarchy; gone is done.
+    """Remove a pod's own cgroup and all below it from every hierarchy, with whatever still runs there.
 
-    The kernel says EBUSY until the last dead process has been reaped, so it is asked a few times.
+    Normally it is empty by now. An OCI runtime that was cut off while it created a container leaves a cgroup that
+    nobody else knows of, and sometimes a process in it. The kernel says EBUSY until the last dead process has
+    been reaped, so it is asked again for a while. Raises CleanupIncomplete.
     """
-    for path in _cgroup_directories(cgroup):
-        for attempt in range(_EBUSY_TRIES):
+    for attempt in range(_EBUSY_TRIES):
+        left = [path for top in _cgroup_directories(cgroup) for path in _deepest_first(top)]
+        problem: OSError | None = None
+        for path in left:
             try:
+                _kill_members(path)
                 path.rmdir()
-                break
             except FileNotFoundError:
-                break
+                pass
             except OSError as exc:
-                if attempt == _EBUSY_TRIES - 1:
-                    raise CleanupIncomplete(f"cgroup {path} cannot be removed: {exc}") from exc
-                await asyncio.sleep(0.01 * (attempt + 1))
+                problem = exc
+        if problem is None:
+            return
+        await asyncio.sleep(0.01 * (attempt + 1))
+    raise CleanupIncomplete(f"cgroup {cgroup} cannot be removed: {problem}") from problem
+
+
+def _deepest_first(top: Path) -> list[Path]:
+    return [Path(directory) for directory, _, _ in os.walk(top, topdown=False)]
+
+
+def _kill_members(cgroup: Path) -> None:
+    for pid in (cgroup / "cgroup.procs").read_text(encoding="ascii").split():
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 def _cgroup_directories(cgroup: str) -> Iterator[Path]:

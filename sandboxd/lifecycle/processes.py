@@ -88,31 +88,29 @@ async def free(host: Host, task_id: str) -> Exit | None:
 
 
 async def settle_container(host: Host, container_id: str) -> None:
-    """If the container's task has ended, free it and record how. Running on is fine, unknown is done."""
+    """If a running container's task has ended, free it and record how. Running on is fine, unknown is done.
+
+    A container that is only being started is left alone: StartContainer settles it once it is known to run.
+    Freed before that, nobody would learn how it ended.
+    """
     async with host.jobs.exclusive(f"settle:{container_id}"):
         container = host.ledger.containers.get(container_id)
-        if container is None:
+        if container is None or container.state is not ContainerState.RUNNING:
             return
         end = await _ended(host, container_id)
         if end is None:
             return
         await host.logs.drain(container_id, host.config.logs.drain_seconds)
-        if container.state is ContainerState.RUNNING:
-            vanished = end.code == VANISHED and not end.at
-            host.ledger.update_container(
-                container_id,
-                pid=0,
-                finished_at=end.at or time.time_ns(),
-                exit_code=end.code,
-                reason=_reason(end, vanished, container.reason),
-                message="its process ended while nobody watched" if vanished else "",
-            )
-            log.info(
-                "container ended",
-                sandbox=container.sandbox_id,
-                container=container_id,
-                code=end.code,
-            )
+        vanished = end.code == VANISHED and not end.at
+        host.ledger.update_container(
+            container_id,
+            pid=0,
+            finished_at=end.at or time.time_ns(),
+            exit_code=end.code,
+            reason=_reason(end, vanished, container.reason),
+            message="its process ended while nobody watched" if vanished else "",
+        )
+        log.info("container ended", sandbox=container.sandbox_id, container=container_id, code=end.code)
 
 
 def _reason(end: Exit, vanished: bool, noted: str) -> str:

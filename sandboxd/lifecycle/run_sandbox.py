@@ -29,6 +29,7 @@ from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavai
 from sandboxd.lifecycle import network, pod_files
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
+from sandboxd.lifecycle.processes import settle_sandbox
 from sandboxd.lifecycle.teardown import teardown
 from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
 from sandboxd.oci import linux, sandbox, users, validate
@@ -110,6 +111,8 @@ async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
             except BaseException as exc:
                 await _roll_back(host, record, exc)
                 raise
+    # A pause that ended at once did so before it was known to run; its exit event found nothing to record.
+    host.jobs.start(("started", sandbox_id), lambda: settle_sandbox(host, sandbox_id))
     return sandbox_id
 
 

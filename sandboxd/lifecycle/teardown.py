@@ -83,6 +83,7 @@ async def _stop(host: Host, sandbox_id: str) -> None:
 async def _end_container(host: Host, container_id: str) -> None:
     await kill(host, container_id)
     await settle_container(host, container_id)
+    await free(host, container_id)  # what was created but never ran has nothing to settle
 
 
 async def _remove(host: Host, sandbox_id: str) -> None:

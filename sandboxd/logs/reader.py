@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from itertools import chain
+from operator import itemgetter
 
 from sandboxd.logs.format import Entry, parse
 

@@ -92,6 +92,15 @@ def test_exit_codes_and_reasons_are_seen_without_asking(
     remove(bed, container_id)
 
 
+def test_a_container_that_ends_at_once_is_seen_to_have_ended(bed: Testbed, pod: str) -> None:
+    """Its exit event may come before StartContainer has recorded that it runs."""
+    for _ in range(20):
+        container_id = run_container(bed, pod, shell("exit 4"))
+        until(lambda: exited(bed, container_id), within=5, what="the container ends")  # noqa: B023
+        assert container_status(bed, container_id).exit_code == 4
+        remove(bed, container_id)
+
+
 def test_stop_sends_the_stop_signal_and_grants_the_grace_period(bed: Testbed, pod: str) -> None:
     container_id = run_container(bed, pod, shell("trap 'exit 7' TERM; while :; do sleep 0.05; done"))
     until(lambda: container_info(bed, container_id)["pid"], within=10, what="it runs")

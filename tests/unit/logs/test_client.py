@@ -136,7 +136,7 @@ async def test_what_is_unknown_is_closed_and_drained_already(logs: Logs) -> None
 
 async def follow(logs: Logs, output: Output) -> AsyncIterator[bytes]:
     """The texts, one at a time, as ReadLogs of the host API gets them."""
-    async with aclosing(read(output.log, tail=-1, since=0, changes=logs.changes("c"))) as batches:  # type: ignore[type-var]
+    async with aclosing(read(output.log, tail=-1, since=0, changes=logs.changes("c"))) as batches:
         async for batch in batches:
             for entry in batch:
                 yield entry.text

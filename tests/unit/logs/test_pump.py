@@ -274,10 +274,9 @@ async def test_closing_writes_what_is_held_and_leaves_no_descriptor_open(
     before = set(os.listdir("/proc/self/fd"))
     running = pump()
     writer.write(b"no newline")
-    told = asyncio.Event()
-    running._open = {fd: splitter for fd, splitter in running._open.items()}
     (fd,) = running._open
     running._readable(fd)
+    told = asyncio.Event()
     running.on_more(told.set)
 
     running.close()

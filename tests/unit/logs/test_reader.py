@@ -200,7 +200,7 @@ async def test_a_reader_that_leaves_early_closes_the_file(log: Path) -> None:
 
     endless = changes()
     batches = read(str(log), tail=-1, since=0, changes=endless)
-    async with aclosing(batches):  # type: ignore[type-var]
+    async with aclosing(batches):
         async for _ in batches:
             break
     await endless.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,144 @@
+"""sandboxctl itself: its global flags, how it ends, and the commands about the daemon."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from sandboxd.cli import commands_images, commands_life, commands_pods, commands_run, parse, render
+from sandboxd.cli.client import Daemon, Exit, Failure
+from sandboxd.cli.session import Parsed, Session, emit, output_option, pass_session, show
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+DEFAULT_SOCKET = "/run/sandboxd/sandboxd.sock"
+DEFAULT_TIMEOUT = "2m"
+
+_COMPLETION_VARIABLE = "_SANDBOXCTL_COMPLETE"
+
+
+class Program(click.Group):
+    """The command group that ends with sandboxctl's exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Failure as failure:
+            failure.show()
+            raise click.exceptions.Exit(failure.exit_code) from failure
+        except KeyboardInterrupt as error:
+            click.echo("sandboxctl: interrupted", err=True)
+            raise click.exceptions.Exit(Exit.INTERRUPTED) from error
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "-s",
+    "--socket",
+    default=DEFAULT_SOCKET,
+    envvar="SANDBOXD_SOCKET",
+    show_default=True,
+    show_envvar=True,
+    metavar="PATH",
+    help="Where the daemon listens.",
+)
+@click.option(
+    "--timeout",
+    type=Parsed("TIME", parse.duration),
+    default=DEFAULT_TIMEOUT,
+    show_default=True,
+    help="How long one request may take, like 30s.",
+)
+@click.pass_context
+def cli(ctx: click.Context, socket: str, timeout: int) -> None:
+    """Run pods on this machine and look at them.
+
+    Pods go by NAME, NAMESPACE/NAME or the beginning of their id; containers by NAME, POD/NAME or the beginning
+    of theirs.
+
+    Exit codes: 0 done, 1 the request failed, 2 usage, 3 not found, 4 the daemon cannot be reached or is not
+    ready, 130 interrupted.
+    """
+    daemon = Daemon(socket.removeprefix("unix://"), timeout / 10**9)
+    ctx.call_on_close(daemon.close)
+    ctx.obj = Session(daemon)
+
+
+@cli.command()
+@output_option
+@pass_session
+def version(session: Session, form: str | None) -> None:
+    """Print the versions of sandboxctl and of the daemon."""
+    answer = session.daemon.call(
+        session.daemon.runtime.Version, cri.VersionRequest(version="v1"), "ask for the version"
+    )
+    if form:
+        emit({"client": _own_version(), **render.as_dict(answer)}, form)
+        return
+    show(
+        render.facts(
+            [
+                ("sandboxctl", _own_version()),
+                (answer.runtime_name, answer.runtime_version),
+                ("CRI", answer.runtime_api_version),
+            ]
+        )
+    )
+
+
+@cli.command()
+@output_option
+@pass_session
+def info(session: Session, form: str | None) -> None:
+    """Show whether the daemon is ready, why not, and how it is set up."""
+    runtime = session.daemon.runtime
+    status = session.daemon.call(runtime.Status, cri.StatusRequest(verbose=True), "ask for the status")
+    config = session.daemon.call(runtime.RuntimeConfig, cri.RuntimeConfigRequest(), "ask for the configuration")
+    details = render.info_dict(status.info)
+    if form:
+        emit({**render.as_dict(status), "info": details, "runtimeConfig": render.as_dict(config)}, form)
+        return
+    show(render.facts(render.info_facts(status, config, details)))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+def completion(shell: str) -> None:
+    """Print a shell's completion script: source <(sandboxctl completion bash)."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"this click knows no completion for {shell}")
+    click.echo(kind(cli, {}, "sandboxctl", _COMPLETION_VARIABLE).source())
+
+
+for _command in (
+    commands_run.run,
+    commands_run.runp,
+    commands_run.create,
+    commands_pods.pods,
+    commands_pods.ps,
+    commands_pods.inspect_one,
+    commands_pods.explain,
+    commands_life.start,
+    commands_life.stop,
+    commands_life.rm,
+    commands_life.logs,
+    commands_images.images,
+    commands_images.rmi,
+    commands_images.load,
+):
+    cli.add_command(_command)
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("sandboxd")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def main() -> None:
+    """The console script `sandboxctl`."""
+    cli(prog_name="sandboxctl", complete_var=_COMPLETION_VARIABLE)

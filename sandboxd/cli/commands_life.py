@@ -1,0 +1,170 @@
+"""`start`, `stop`, `rm` and `logs`: what is done with pods and containers that exist."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+import click
+
+from sandboxd.cli import names, parse
+from sandboxd.cli.client import Failure
+from sandboxd.cli.session import Parsed, Session, for_each, note, now, pass_session, working
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2 as host
+
+_REFERENCES = "[POD|CONTAINER]..."
+
+
+@click.command()
+@click.argument("references", metavar="CONTAINER...", nargs=-1, required=True)
+@pass_session
+def start(session: Session, references: tuple[str, ...]) -> None:
+    """Start containers that were created."""
+
+    def one(reference: str) -> str:
+        container = session.container(reference)
+        with working(f"Starting {reference}"):
+            session.daemon.call(
+                session.daemon.runtime.StartContainer,
+                cri.StartContainerRequest(container_id=container.id),
+                f"start container {reference}",
+            )
+        return reference
+
+    for_each(references, one)
+
+
+@click.command()
+@click.argument("references", metavar=_REFERENCES, nargs=-1)
+@click.option("-a", "--all", "every", is_flag=True, help="All pods.")
+@click.option(
+    "-t",
+    "--grace",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a container may take to end by itself before it is killed.",
+)
+@pass_session
+def stop(session: Session, references: tuple[str, ...], every: bool, grace: int) -> None:
+    """Stop pods, with all that runs in them, or single containers. They stay until they are removed."""
+    _require_some(references, every)
+    if every:
+        ready = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
+        references = tuple(pod.id for pod in session.pods(ready))
+
+    def one(reference: str) -> str:
+        thing = session.pod_or_container(reference)
+        if isinstance(thing, cri.PodSandbox):
+            session.stop_pod(thing.id, names.pod_name(thing))
+        else:
+            session.stop_container(thing.id, reference, grace)
+        return reference
+
+    for_each(references, one)
+
+
+@click.command()
+@click.argument("references", metavar=_REFERENCES, nargs=-1)
+@click.option("-f", "--force", is_flag=True, help="Stop what runs, at once.")
+@click.option("-a", "--all", "every", is_flag=True, help="All that is stopped; with -f everything.")
+@pass_session
+def rm(session: Session, references: tuple[str, ...], force: bool, every: bool) -> None:
+    """Remove pods, with their containers, or single containers."""
+    _require_some(references, every)
+    things = _all_removable(session, force) if every else references
+
+    def one(thing: str | cri.PodSandbox | cri.Container) -> str:
+        label = thing if isinstance(thing, str) else thing.id
+        found = session.pod_or_container(thing) if isinstance(thing, str) else thing
+        is_pod = isinstance(found, cri.PodSandbox)
+        runs = found.state == (cri.SANDBOX_READY if is_pod else cri.CONTAINER_RUNNING)
+        if runs and not force:
+            hint = f"`sandboxctl stop {label}` first, or `sandboxctl rm -f {label}`"
+            raise Failure(f"{'pod' if is_pod else 'container'} {label} is running", hint=hint)
+        if isinstance(found, cri.PodSandbox):
+            session.remove_pod(found.id, names.pod_name(found), running=runs)
+        else:
+            session.remove_container(found.id, label, running=runs)
+        return label
+
+    for_each(things, one)
+
+
+@click.command()
+@click.argument("reference", metavar="CONTAINER")
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines arrive, until the container ends.")
+@click.option("--tail", type=click.IntRange(min=0), default=None, metavar="N", help="Only the last N lines.")
+@click.option(
+    "--since",
+    type=Parsed("10m|TIME", lambda text: parse.since(text, now())),
+    default=0,
+    help="Only lines from then on: a length of time, or a moment like 2026-01-31T12:00:00Z.",
+)
+@click.option("--timestamps", is_flag=True, help="Begin each line with its time.")
+@pass_session
+def logs(session: Session, reference: str, follow: bool, tail: int | None, since: int, timestamps: bool) -> None:
+    """Print what a container wrote: its stdout to stdout, its stderr to stderr.
+
+    A pod's name stands for its only container.
+    """
+    container = session.container(reference)
+    request = host.ReadLogsRequest(
+        container_id=container.id, follow=follow, tail=-1 if tail is None else tail, since=since
+    )
+    streams = {
+        "stdout": _Lines(click.get_binary_stream("stdout"), timestamps),
+        "stderr": _Lines(click.get_binary_stream("stderr"), timestamps),
+    }
+    limit = None if follow else session.daemon.timeout
+    with session.daemon.translating(f"read the log of {reference}"):
+        for answer in session.daemon.host.ReadLogs(request, timeout=limit):
+            for line in answer.lines:
+                streams["stderr" if line.stream == "stderr" else "stdout"].write(line)
+            for stream in streams.values():
+                stream.flush()
+
+
+class _Lines:
+    """Puts the parts of split lines together again as they are printed."""
+
+    def __init__(self, out: BinaryIO, timestamps: bool) -> None:
+        self._out = out
+        self._timestamps = timestamps
+        self._within_line = False
+
+    def write(self, line: host.LogLine) -> None:
+        if self._timestamps and not self._within_line:
+            self._out.write(f"{_rfc3339(line.timestamp)} ".encode())
+        self._out.write(line.text if line.partial else line.text + b"\n")
+        self._within_line = line.partial
+
+    def flush(self) -> None:
+        self._out.flush()
+
+
+def _rfc3339(moment: int) -> str:
+    seconds, rest = divmod(moment, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
+
+
+def _require_some(references: tuple[str, ...], every: bool) -> None:
+    if bool(references) == every:
+        raise click.UsageError(
+            "name pods or containers, or say --all, not both" if every else "name a pod or container"
+        )
+
+
+def _all_removable(session: Session, force: bool) -> list[cri.PodSandbox | cri.Container]:
+    """Every stopped pod, and every container that does not run in a pod that stays; with force every pod."""
+    pods = session.pods()
+    going: list[cri.PodSandbox | cri.Container] = [pod for pod in pods if force or pod.state != cri.SANDBOX_READY]
+    gone = {each.id for each in going}
+    containers = [each for each in session.containers() if each.pod_sandbox_id not in gone]
+    going += [each for each in containers if each.state in (cri.CONTAINER_EXITED, cri.CONTAINER_CREATED)]
+    kept = sum(pod.id not in gone for pod in pods)
+    if kept:
+        note(f"sandboxctl: {kept} running {'pod stays' if kept == 1 else 'pods stay'}; -f removes those too")
+    return going

@@ -1,0 +1,182 @@
+"""Credentials and challenges: what a registry asks for and what it is told. No IO here.
+
+    401 with WWW-Authenticate → challenge → Basic: the password itself
+                                          → Bearer: a token, fetched from the realm with the password or the
+                                                    identity token, or as nobody
+(https://distribution.github.io/distribution/spec/auth/, RFC 9110 section 11, RFC 6749 section 6).
+
+A secret is shown by no `repr`, and belongs to exactly one host.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from sandboxd.errors import InvalidRequest, SandboxdError
+from sandboxd.registry.hosts import DOCKER_DOMAIN, DOCKER_HOST
+
+CLIENT_ID = "sandboxd"
+
+_DOCKER_NAMES = (DOCKER_DOMAIN, DOCKER_HOST, f"index.{DOCKER_DOMAIN}")
+_CHALLENGE_START = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s+|\Z|(?=,))")
+_PARAMETER = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))""")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+class AccessDenied(SandboxdError):
+    """The registry refused the credentials, or wants some."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What somebody may show to one registry; all empty is nobody."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)  # an OAuth 2 refresh token
+    registry_token: str = field(default="", repr=False)  # a bearer token, shown as it is
+    server_address: str = ""  # the one registry that these are for; "" is the image's own
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.username or self.password or self.identity_token or self.registry_token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """One way to authenticate that a server offers. `scheme` and the parameters' names are in lower case."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """The HTTP request that gets a bearer token. Everything but `realm` may be secret."""
+
+    realm: str  # scheme, host and path: fit for messages
+    url: str = field(repr=False)
+    authorization: str = field(default="", repr=False)
+    form: bytes = field(default=b"", repr=False)  # POSTed when not empty
+
+
+def decode(auth: str) -> tuple[str, str]:
+    """(username, password) of docker's base64 "username:password". Raises InvalidRequest, without the secret."""
+    try:
+        text = base64.b64decode(auth, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as exc:
+        raise InvalidRequest("auth must be base64 of username:password") from exc
+    username, colon, password = text.partition(":")
+    if not colon or not username:
+        raise InvalidRequest("auth must be base64 of username:password")
+    # Some tools pad with NULs.
+    return username, password.rstrip("\0")
+
+
+def host_of(address: str) -> str:
+    """The registry that an address (a host, or a URL as docker's config.json has them) means, spelled in one way."""
+    host = address.strip().lower().partition("://")[2] or address.strip().lower()
+    host = host.partition("/")[0].rpartition("@")[2]
+    return DOCKER_DOMAIN if host in _DOCKER_NAMES else host
+
+
+def applies(credentials: Credentials, names: Iterable[str], *, own: bool) -> bool:
+    """Whether the credentials may be shown to a server with these names; `own`: it is the image's own registry."""
+    if not credentials.server_address:
+        return own
+    return host_of(credentials.server_address) in {host_of(name) for name in names}
+
+
+def parse_challenges(values: Iterable[str]) -> tuple[Challenge, ...]:
+    """Every challenge of the WWW-Authenticate headers; what cannot be read is left out."""
+    found = []
+    for value in values:
+        at = 0
+        while at < len(value):
+            if value[at] in ", \t":
+                at += 1
+                continue
+            start = _CHALLENGE_START.match(value, at)
+            if start is None:
+                break
+            at = start.end()
+            parameters: dict[str, str] = {}
+            while (match := _PARAMETER.match(value, at)) is not None:
+                quoted, plain = match[2], match[3]
+                text = re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL) if quoted is not None else plain
+                parameters.setdefault(match[1].lower(), text)
+                at = match.end()
+                while at < len(value) and value[at] in " \t":
+                    at += 1
+                if at < len(value) and value[at] == ",":
+                    at += 1
+                while at < len(value) and value[at] in ", \t":
+                    at += 1
+            found.append(Challenge(scheme=start[1].lower(), parameters=parameters))
+            if not parameters:
+                # A token68 or something unknown: the next challenge follows a comma.
+                comma = value.find(",", at)
+                at = len(value) if comma < 0 else comma
+    return tuple(found)
+
+
+def choose(challenges: Iterable[Challenge]) -> Challenge | None:
+    """The one to answer: a token is worth less to a thief than a password."""
+    by_scheme = {challenge.scheme: challenge for challenge in reversed(tuple(challenges))}
+    return by_scheme.get("bearer") or by_scheme.get("basic")
+
+
+def basic(credentials: Credentials) -> str:
+    """The Authorization header for a Basic challenge (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
+
+
+def token_request(challenge: Challenge, credentials: Credentials, scope: str, *, plain_allowed: bool) -> TokenRequest:
+    """How to get the token that a Bearer challenge wants. `scope` is asked for when the challenge names none.
+
+    `plain_allowed`: the registry itself is reached without TLS, so its realm may be too. Raises AccessDenied for a
+    realm that is no place to send a password to.
+    """
+    parts = urlsplit(challenge.parameters.get("realm", ""))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise AccessDenied("the registry asks for a token, but does not say where to get one (no usable realm)")
+    realm = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    if parts.scheme == "http" and not plain_allowed:
+        raise AccessDenied(f"the registry wants credentials to be sent to {realm} without encryption")
+    wanted = {"scope": challenge.parameters.get("scope") or scope}
+    if service := challenge.parameters.get("service"):
+        wanted["service"] = service
+    if credentials.identity_token:
+        fields = {"grant_type": "refresh_token", "client_id": CLIENT_ID, **wanted}
+        form = urlencode({**fields, "refresh_token": credentials.identity_token}).encode()
+        return TokenRequest(realm=realm, url=realm, form=form)
+    scopes = [("scope", item) for item in wanted.pop("scope").split(" ") if item]
+    query = [*parse_qsl(parts.query), *wanted.items(), *scopes]
+    if credentials.username:
+        query += [("account", credentials.username), ("client_id", CLIENT_ID)]
+    return TokenRequest(
+        realm=realm,
+        url=urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query), "")),
+        authorization=basic(credentials) if credentials.username else "",
+    )
+
+
+def parse_token(data: bytes, realm: str) -> str:
+    """The bearer token in a token server's answer. Raises AccessDenied when there is none."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise AccessDenied(f"{realm} did not answer with a token") from exc
+    if isinstance(document, dict):
+        for name in ("token", "access_token"):
+            value = document.get(name)
+            if isinstance(value, str) and _TOKEN.fullmatch(value):
+                return value
+    raise AccessDenied(f"{realm} did not answer with a token")

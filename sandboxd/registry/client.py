@@ -1,0 +1,435 @@
+"""The registry API, the part that pulls (https://github.com/opencontainers/distribution-spec).
+
+A `Repository` is open for one pull. Each question goes to the endpoints in order until one answers; what a mirror
+cannot do, the next one is asked for. What is fetched is verified here against its digest when it is small; blobs
+are streamed on, in order and without gaps, and verified by whoever stores them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from sandboxd.errors import Exhausted, InvalidRequest, NotFound, SandboxdError, Unavailable
+from sandboxd.registry import auth
+from sandboxd.registry.auth import AccessDenied, Credentials
+from sandboxd.registry.docker_config import DockerConfig
+from sandboxd.registry.hosts import Endpoint
+from sandboxd.registry.hosts_dir import HostsDir
+from sandboxd.registry.login import Login
+from sandboxd.registry.patience import Broken, Limits, Patience, Stalled, retry_after
+from sandboxd.registry.proxies import Proxies
+from sandboxd.registry.reference import Reference
+from sandboxd.registry.transport import Answer, Request, Transport
+
+MOST_MANIFEST_BYTES = 4 << 20  # what registries accept
+MOST_ERROR_BYTES = 64 << 10
+MOST_WORDS = 200  # of a registry's own explanation
+
+Sink = Callable[[bytes], Awaitable[None]]
+
+_TRY_AGAIN = (429, 500, 502, 503, 504)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """Fetching one blob over several connections. `count` 1 is off; memory holds `count` times `bytes`."""
+
+    count: int = 1
+    bytes: int = 8 << 20
+    least: int = 64 << 20  # smaller blobs are not worth it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A manifest or index as the registry has it. `media_type` is what it was served as."""
+
+    data: bytes
+    digest: str
+    media_type: str
+
+
+class Registries:
+    """How this machine reaches registries; makes a `Repository` for each pull."""
+
+    def __init__(
+        self,
+        *,
+        hosts: HostsDir,
+        docker_config: DockerConfig,
+        proxies: Proxies | None = None,
+        limits: Limits | None = None,
+        ranges: Ranges | None = None,
+        user_agent: str = "sandboxd",
+    ) -> None:
+        self._hosts = hosts
+        self._docker_config = docker_config
+        self._proxies = proxies or Proxies()
+        self.limits = limits or Limits()
+        self.ranges = ranges or Ranges()
+        self._user_agent = user_agent
+
+    @asynccontextmanager
+    async def open(
+        self, reference: Reference, credentials: Credentials, accept: Sequence[str]
+    ) -> AsyncIterator[Repository]:
+        """The reference's repository; `accept` are the media types of manifests that are understood.
+
+        Raises InvalidRequest for a configuration file that is wrong.
+        """
+        endpoints = self._hosts.endpoints(reference.domain)
+        async with Transport(self._proxies, self._user_agent) as transport:
+            logins = {}
+            for endpoint in endpoints:
+                logins[endpoint] = Login(
+                    transport=transport,
+                    endpoint=endpoint,
+                    scope=f"repository:{reference.path}:pull",
+                    credentials=await self._credentials(endpoint, reference.domain, credentials),
+                )
+            yield Repository(reference, logins, transport, accept, self.limits, self.ranges)
+
+    async def _credentials(self, endpoint: Endpoint, domain: str, given: Credentials) -> Credentials:
+        """What may be shown to the endpoint: the request's if they are for it, else the machine's."""
+        names = (domain, endpoint.host) if endpoint.upstream else (endpoint.host,)
+        if not given.anonymous and auth.applies(given, names, own=endpoint.upstream):
+            return given
+        return await self._docker_config.credentials(names) or Credentials()
+
+
+class Repository:
+    """One repository, wherever it is served. Use it through `Registries.open`."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        logins: dict[Endpoint, Login],
+        transport: Transport,
+        accept: Sequence[str],
+        limits: Limits,
+        ranges: Ranges,
+    ) -> None:
+        self._reference = reference
+        self._logins = logins
+        self._transport = transport
+        self._accept = ", ".join(accept)
+        self._limits = limits
+        self._ranges = ranges
+        self._distrusted: set[Endpoint] = set()
+        self._no_ranges: set[Endpoint] = set()
+        self.retries = 0  # attempts beyond the first ones
+
+    # Manifests.
+
+    async def resolve(self, name: str) -> str:
+        """The digest that a tag (or digest) means now, without fetching it; "" when no endpoint tells.
+
+        Raises NotFound, AccessDenied, Unavailable and so on when it cannot be asked.
+        """
+
+        async def ask(endpoint: Endpoint) -> str:
+            answer = await self._request(endpoint, "HEAD", f"manifests/{name}", self._patience())
+            digest = answer.header("Docker-Content-Digest")
+            answer.close()
+            return digest
+
+        return await self._first(self._askable(name), ask)
+
+    async def manifest(self, name: str) -> Manifest:
+        """The manifest or index with this tag or digest.
+
+        Raises NotFound; AccessDenied; InvalidRequest when it is too large, is no manifest, or its digest is wrong.
+        """
+
+        async def fetch(endpoint: Endpoint) -> Manifest:
+            patience = self._patience()
+            while True:
+                answer = await self._request(endpoint, "GET", f"manifests/{name}", patience)
+                try:
+                    data = await answer.read(MOST_MANIFEST_BYTES)
+                except (Broken, Stalled) as exc:
+                    await self._again(patience, exc)
+                    continue
+                finally:
+                    answer.close()
+                return self._verified(name, data, answer)
+
+        return await self._first(self._askable(name), fetch)
+
+    def _verified(self, name: str, data: bytes, answer: Answer) -> Manifest:
+        computed = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        said = answer.header("Docker-Content-Digest")
+        expected = name if ":" in name else said if said.startswith("sha256:") else computed
+        if computed != expected:
+            raise InvalidRequest(
+                f"{answer.where}: the manifest has a wrong digest: expected {expected}, computed {computed}"
+            )
+        media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
+        if media_type in ("", "application/json", "application/octet-stream", "text/plain"):
+            media_type = ""  # said by servers that do not know; the document itself decides
+        elif media_type not in self._accept.split(", ") and not media_type.startswith("application/vnd."):
+            raise InvalidRequest(f"{answer.where}: {media_type!r} is not a manifest; is this a registry?")
+        return Manifest(data=data, digest=computed, media_type=media_type)
+
+    # Blobs.
+
+    async def blob(self, digest: str, size: int, offset: int, sink: Sink) -> tuple[Endpoint, ...]:
+        """Give the bytes of a blob from `offset` to its end to `sink`, in order; return who served them.
+
+        A broken connection is taken up where it stopped. Raises InvalidRequest for a blob of another size,
+        Unavailable or TimedOut when nobody brings it to its end; `sink` keeps what it has then.
+        """
+        at = offset
+        served: list[Endpoint] = []
+
+        async def pass_on(data: bytes) -> None:
+            nonlocal at
+            await sink(data)
+            at += len(data)
+
+        async def fetch(endpoint: Endpoint) -> None:
+            before = at
+            try:
+                await self._fetch(endpoint, digest, size, at, pass_on)
+            finally:
+                if at > before:
+                    served.append(endpoint)
+
+        endpoints = [e for e in self._logins if e.pull and e not in self._distrusted]
+        await self._first(endpoints, fetch)
+        return tuple(served)
+
+    def distrust(self, endpoints: Sequence[Endpoint]) -> bool:
+        """Ask these no more for blobs, as one of them served wrong ones; False when nobody would be left."""
+        remaining = [e for e in self._logins if e.pull and e not in self._distrusted and e not in endpoints]
+        if not remaining:
+            return False
+        self._distrusted.update(endpoints)
+        return True
+
+    async def _fetch(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> None:
+        """The rest of a blob from one endpoint."""
+        wide = self._ranges.count > 1 and size - offset >= self._ranges.least and endpoint not in self._no_ranges
+        if wide and not await self._fetch_wide(endpoint, digest, size, offset, sink):
+            # It ignored the range and nothing was passed on: one connection, then, for all its blobs.
+            self._no_ranges.add(endpoint)
+            wide = False
+        if not wide:
+            await self._fetch_part(endpoint, digest, size, offset, size, sink)
+
+    async def _fetch_part(
+        self, endpoint: Endpoint, digest: str, size: int, start: int, end: int, sink: Sink, *, strict: bool = False
+    ) -> bool:
+        """Bytes `start` to `end` (not included). `strict`: return False at once when ranges are ignored."""
+        at = start
+        patience = self._patience()
+        while at < end:
+            partial = at > 0 or end < size
+            headers = {"Range": f"bytes={at}-{end - 1}"} if partial else {}
+            answer = await self._request(endpoint, "GET", f"blobs/{digest}", patience, headers)
+            try:
+                skip = _body_start(answer, digest, size, at) if partial else _whole(answer, digest, size)
+                if skip and strict:
+                    return False
+                while at < end:
+                    data = await answer.chunk(patience.seconds)
+                    if not data:
+                        raise Broken(f"{answer.where}: the blob ended after {at} of {size} bytes")
+                    patience.progressed(len(data))
+                    if skip:
+                        data, skip = data[skip:], max(0, skip - len(data))
+                        if not data:
+                            continue
+                    # What follows `end` belongs to nobody; a blob that is longer than said shows in its digest.
+                    data = data[: end - at]
+                    await sink(data)
+                    at += len(data)
+                if end == size and not partial and await answer.chunk(patience.seconds):
+                    raise InvalidRequest(f"{answer.where}: the blob is larger than the {size} bytes announced")
+            except (Broken, Stalled) as exc:
+                if at < end:
+                    await self._again(patience, exc)
+            finally:
+                answer.close()
+        return True
+
+    async def _fetch_wide(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> bool:
+        """Several ranges at once, passed on in order; False when the server does not know ranges."""
+        starts = deque(range(offset, size, self._ranges.bytes))
+
+        async def segment(start: int) -> bytes | None:
+            data = bytearray()
+
+            async def collect(piece: bytes) -> None:
+                data.extend(piece)
+
+            end = min(size, start + self._ranges.bytes)
+            done = await self._fetch_part(endpoint, digest, size, start, end, collect, strict=True)
+            return bytes(data) if done else None
+
+        first = await segment(starts.popleft())
+        if first is None:
+            return False
+        try:
+            async with asyncio.TaskGroup() as group:
+                ahead: deque[asyncio.Task[bytes | None]] = deque()
+
+                def fill() -> None:
+                    while starts and len(ahead) < self._ranges.count:
+                        ahead.append(group.create_task(segment(starts.popleft())))
+
+                fill()
+                await sink(first)
+                while ahead:
+                    data = await ahead.popleft()
+                    if data is None:
+                        raise Unavailable(f"{endpoint.host} stopped to serve ranges of {digest}")
+                    fill()
+                    await sink(data)
+        except BaseExceptionGroup as exc:
+            raise first_cause(exc) from exc
+        return True
+
+    # Requests.
+
+    def _askable(self, name: str) -> list[Endpoint]:
+        """Who may be asked for a manifest: by digest everybody who has content, by tag who may say what it means."""
+        return [e for e in self._logins if (e.pull if ":" in name else e.resolve)]
+
+    async def _first[T](self, endpoints: Sequence[Endpoint], ask: Callable[[Endpoint], Awaitable[T]]) -> T:
+        """The first answer; when nobody has one, the error of the last (the registry itself) and notes on the others."""
+        failed: list[SandboxdError] = []
+        for endpoint in endpoints:
+            try:
+                return await ask(endpoint)
+            except SandboxdError as exc:
+                failed.append(exc)
+        if not failed:
+            raise InvalidRequest(
+                f"no endpoint in hosts.toml for {self._reference.domain} has the capability for this"
+            )
+        error = failed.pop()
+        for earlier in failed:
+            error.add_note(f"before that, {earlier}")
+        raise error
+
+    def _patience(self) -> Patience:
+        return Patience(self._limits)
+
+    async def _again(self, patience: Patience, error: SandboxdError, after: float | None = None) -> None:
+        self.retries += 1
+        await patience.again(error, after)
+
+    async def _request(
+        self, endpoint: Endpoint, method: str, path: str, patience: Patience, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """The answer to a question, authenticated and tried again as far as `patience` goes; it was a success."""
+        url = f"{endpoint.base}/{self._reference.path}/{path}"
+        if not endpoint.upstream:
+            # Mirrors of several registries learn from this which one is meant.
+            url += f"?ns={self._reference.domain}"
+        if path.startswith("manifests/"):
+            headers = {"Accept": self._accept, **(headers or {})}
+        login = self._logins[endpoint]
+        while True:
+            try:
+                answer = await self._authorized(
+                    login, Request(method=method, url=url, headers=headers or {}), patience
+                )
+            except (Broken, Stalled) as exc:
+                await self._again(patience, exc)
+                continue
+            if answer.status in (200, 206):
+                return answer
+            try:
+                error = await refusal(answer)
+                wait = retry_after(answer.header("Retry-After"), time.time())
+            finally:
+                answer.close()
+            if answer.status not in _TRY_AGAIN:
+                raise error
+            await self._again(patience, error, wait)
+
+    async def _authorized(self, login: Login, request: Request, patience: Patience) -> Answer:
+        """The answer with what the server wants to see, once it has said so."""
+        shown = login.authorization
+        answer = await login.send(request, patience.seconds)
+        if answer.status == 401:
+            challenges = answer.headers("WWW-Authenticate")
+            if await login.renew(challenges, shown, patience):
+                answer.close()
+                answer = await login.send(request, patience.seconds)
+        return answer
+
+
+async def refusal(answer: Answer) -> SandboxdError:
+    """What an answer that is no success means; the registry's own words are added."""
+    try:
+        words = explanation(await answer.read(MOST_ERROR_BYTES))
+    except SandboxdError:
+        words = ""
+    said = f"{answer.where}: HTTP status {answer.status}{f' ({words})' if words else ''}"
+    match answer.status:
+        case 401:
+            return AccessDenied(f"{said}: it does not exist, or these credentials are not enough for it")
+        case 403:
+            return AccessDenied(f"{said}: access is denied")
+        case 404:
+            return NotFound(f"{said}: it does not exist there")
+        case 429:
+            return Exhausted(f"{said}: too many requests")
+        case 400:
+            return InvalidRequest(said)
+        case _:
+            return Unavailable(said)
+
+
+def explanation(body: bytes) -> str:
+    """The messages of a registry's error document, printable and short; "" when it is none."""
+    try:
+        errors = json.loads(body)["errors"]
+        words = "; ".join(str(item.get("message") or item.get("code") or "") for item in errors)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
+    return "".join(c if c.isprintable() else " " for c in words)[:MOST_WORDS].strip()
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to tell of those of a task group: one that says why, rather than that something was cancelled."""
+    leaves: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        error = todo.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            todo += error.exceptions
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, SandboxdError)), leaves[0])
+
+
+def _whole(answer: Answer, digest: str, size: int) -> int:
+    length = answer.header("Content-Length")
+    if length.isdigit() and int(length) != size:
+        raise InvalidRequest(f"{answer.where}: blob {digest} has {length} bytes there, the manifest says {size}")
+    return 0
+
+
+def _body_start(answer: Answer, digest: str, size: int, at: int) -> int:
+    """How many bytes of the answer to a range request precede `at`: all of them if the range was ignored."""
+    if answer.status == 200:
+        _whole(answer, digest, size)
+        return at
+    match = _CONTENT_RANGE.fullmatch(answer.header("Content-Range").strip())
+    if match is None or int(match[1]) != at:
+        raise Broken(f"{answer.where}: another part came than the one asked for")
+    if match[3] != "*" and int(match[3]) != size:
+        raise InvalidRequest(f"{answer.where}: blob {digest} has {match[3]} bytes there, the manifest says {size}")
+    return 0

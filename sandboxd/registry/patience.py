@@ -1,0 +1,98 @@
+"""How long a transfer is tried: bounded in attempts and in time without a byte, never in its whole length."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from sandboxd.errors import Exhausted, SandboxdError, TimedOut, Unavailable
+
+
+class Broken(Unavailable):
+    """A connection was closed or damaged on the way: the same request may succeed at once."""
+
+
+class Stalled(TimedOut):
+    """Nothing came for too long on one connection: another one may be luckier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one transfer may cost. Times in seconds."""
+
+    progress_seconds: float = 60.0  # without a byte, over all attempts: then it fails
+    stall_seconds: float = 20.0  # without a byte on one connection: then another one is made
+    attempts: int = 5  # in a row without progress
+    first_delay: float = 0.5  # doubled with each attempt
+    most_delay: float = 10.0
+    most_retry_after: float = 60.0  # that a registry may ask us to wait
+    progress_bytes: int = 1 << 20  # that an attempt must bring to count as progress
+
+
+class Patience:
+    """The patience with one transfer; a new one starts with all of it."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.limits = limits
+        self._sleep, self._clock, self._jitter = sleep, clock, jitter
+        self._failures = 0
+        self._arrived = 0
+        self._last = clock()
+
+    def progressed(self, count: int) -> None:
+        """`count` bytes came."""
+        self._last = self._clock()
+        self._arrived += count
+        if self._arrived >= self.limits.progress_bytes:
+            self._failures = self._arrived = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long to wait for the next byte on this connection."""
+        left = self._last + self.limits.progress_seconds - self._clock()
+        return max(0.001, min(self.limits.stall_seconds, left))
+
+    async def again(self, error: SandboxdError, retry_after: float | None = None) -> None:
+        """Wait before the next attempt, or raise `error` when there is to be none.
+
+        `retry_after` is what the server asked for; it counts as an answer, not as silence.
+        """
+        self._failures += 1
+        self._arrived = 0
+        if self._failures >= self.limits.attempts:
+            error.add_note(f"gave up after {self._failures} attempts")
+            raise error
+        if retry_after is not None:
+            if retry_after > self.limits.most_retry_after:
+                raise Exhausted(f"{error}; it asks to come back in {retry_after:.0f} s") from error
+            # A little more than asked, so that not everybody comes back in the same instant.
+            await self._sleep(retry_after + self._jitter() * min(1.0, self.limits.first_delay))
+            self._last = self._clock()
+            return
+        delay = min(self.limits.most_delay, self.limits.first_delay * 2 ** (self._failures - 1))
+        delay *= 0.5 + self._jitter() / 2
+        if self._clock() + delay - self._last > self.limits.progress_seconds:
+            raise TimedOut(f"{error}; no progress for {self.limits.progress_seconds:g} s") from error
+        await self._sleep(delay)
+
+
+def retry_after(value: str, now: float) -> float | None:
+    """Seconds to wait from a Retry-After header (RFC 9110, 10.2.3); None when it says nothing usable."""
+    text = value.strip()
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,234 @@
+"""HTTP to registries: the only module that imports aiohttp.
+
+One `Transport` serves one pull, so that certificates and keys on disk count anew for the next. Rules:
+
+1. What is private (Authorization, configured headers, a client certificate) goes to the origin that it is meant
+   for. A redirect to another origin gets none of it, and never leaves TLS.
+2. Every wait is bounded by the caller's `seconds`; the length of a body is not.
+3. Messages name host and path. Queries are left out: those of signed URLs are secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from sandboxd.errors import InvalidRequest, NotReady, SandboxdError, Unavailable
+from sandboxd.registry.hosts import Endpoint
+from sandboxd.registry.patience import Broken, Stalled
+from sandboxd.registry.proxies import Proxies
+
+MOST_REDIRECTS = 10
+BUFFER_BYTES = 512 << 10  # read ahead for each connection; aiohttp holds up to twice that
+HEADER_BYTES = 64 << 10  # signed URLs in redirects are long
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to ask. `private` headers go to the URL's own origin only; `form` makes it a POST."""
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    form: bytes = field(default=b"", repr=False)
+
+
+class Answer:
+    """A response whose body is not read yet; `close` it."""
+
+    def __init__(self, response: aiohttp.ClientResponse, seconds: float) -> None:
+        self._response = response
+        self._seconds = seconds
+        self.status = response.status
+        self.where = _shown(response.url)  # scheme, host and path
+
+    def header(self, name: str) -> str:
+        """A header's value, "" when it is not there."""
+        return self._response.headers.get(name, "")
+
+    def headers(self, name: str) -> tuple[str, ...]:
+        """Every value of a header."""
+        return tuple(self._response.headers.getall(name, ()))
+
+    async def chunk(self, seconds: float | None = None) -> bytes:
+        """The next bytes, b"" at the end. Raises Broken, Stalled."""
+        wait = self._seconds if seconds is None else seconds
+        try:
+            async with asyncio.timeout(wait):
+                return await self._response.content.readany()
+        except TimeoutError as exc:
+            raise Stalled(f"{self.where}: nothing came for {wait:.3g} s") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise Broken(f"{self.where}: the connection broke in the middle of the answer") from exc
+
+    async def read(self, most: int) -> bytes:
+        """The whole body. Raises InvalidRequest when it is larger than `most` bytes, Broken, Stalled."""
+        data = bytearray()
+        while chunk := await self.chunk():
+            data += chunk
+            if len(data) > most:
+                raise InvalidRequest(f"{self.where}: the answer is larger than the {most} bytes allowed")
+        return bytes(data)
+
+    def close(self) -> None:
+        """Let go of the connection: kept for the next request if the body was read, closed if not."""
+        self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+
+class Transport:
+    """Connections of one pull; an async context manager."""
+
+    def __init__(self, proxies: Proxies, user_agent: str) -> None:
+        self._proxies = proxies
+        self._user_agent = user_agent
+        self._contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=64, resolver=aiohttp.ThreadedResolver()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
+            # Blobs are hashed as they are sent.
+            auto_decompress=False,
+            read_bufsize=BUFFER_BYTES,
+            max_line_size=HEADER_BYTES,
+            max_field_size=HEADER_BYTES,
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(self, endpoint: Endpoint, request: Request, seconds: float) -> Answer:
+        """Send the request and return the answer's head, redirects followed; `seconds` bounds each wait.
+
+        `endpoint` says how its host is trusted. Raises Broken and Stalled for what may work at the next attempt,
+        Unavailable for a host that cannot be reached, NotReady for certificates that are wrong on either side.
+        """
+        url = URL(request.url, encoded=True)
+        origin = url.origin()
+        for _ in range(MOST_REDIRECTS):
+            home = url.origin() == origin
+            answer = await self._send(endpoint, request, url, home=home, seconds=seconds)
+            if answer.status not in _REDIRECTS or request.method not in ("GET", "HEAD"):
+                return answer
+            location = answer.header("Location")
+            answer.close()
+            url = self._next(url, location)
+        raise Unavailable(f"{_shown(url)}: redirected more than {MOST_REDIRECTS} times")
+
+    def _next(self, url: URL, location: str) -> URL:
+        try:
+            # The URL may be signed: not a character of it may be written in another way.
+            target = url.join(URL(location, encoded=True))
+            if not location or target.scheme not in ("http", "https") or not target.host:
+                raise ValueError
+        except ValueError as exc:
+            raise Unavailable(f"{_shown(url)}: redirected to something that is not a URL") from exc
+        if url.scheme == "https" and target.scheme != "https":
+            raise Unavailable(f"{_shown(url)}: redirected to {_shown(target)}, which is not encrypted")
+        return target
+
+    async def _send(self, endpoint: Endpoint, request: Request, url: URL, *, home: bool, seconds: float) -> Answer:
+        assert self._session is not None, "used outside its context"
+        headers = [*request.headers.items(), *(request.private if home else ())]
+        if request.form:
+            headers.append(("Content-Type", "application/x-www-form-urlencoded"))
+        at_endpoint = url.authority.lower() == URL(endpoint.base).authority.lower()
+        context = self._tls(endpoint, full=at_endpoint) if url.scheme == "https" else True
+        proxy = self._proxies.of(str(url.origin()))
+        try:
+            async with asyncio.timeout(max(seconds, endpoint.dial_seconds)):
+                response = await self._session.request(
+                    request.method,
+                    url,
+                    headers=headers,
+                    data=request.form or None,
+                    allow_redirects=False,
+                    ssl=context,
+                    proxy=proxy or None,
+                    timeout=aiohttp.ClientTimeout(
+                        total=None, sock_connect=endpoint.dial_seconds, sock_read=seconds, connect=None
+                    ),
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
+            raise _meaning(exc, url, seconds) from exc
+        return Answer(response, seconds)
+
+    def _tls(self, endpoint: Endpoint, *, full: bool) -> ssl.SSLContext:
+        """How a server is trusted. Other hosts get the endpoint's authorities, not its exceptions and keys."""
+        key = (endpoint.ca, endpoint.client if full else (), endpoint.skip_verify and full)
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = _tls_context(*key)
+        return context
+
+
+def _tls_context(
+    authorities: tuple[str, ...], clients: tuple[tuple[str, str], ...], skip_verify: bool
+) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    path = ""
+    try:
+        for path in authorities:
+            context.load_verify_locations(cafile=path)
+        for certificate, key in clients:
+            path = certificate
+            context.load_cert_chain(certificate, key or None)
+    except (OSError, ssl.SSLError) as exc:
+        words = exc.strerror if isinstance(exc, FileNotFoundError) else "not a usable PEM file"
+        raise NotReady(f"{path}: {words}; hosts.toml names it") from exc
+    if skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _shown(url: URL) -> str:
+    """A URL fit for messages."""
+    return f"{url.scheme}://{url.host_port_subcomponent or ''}{url.raw_path}"
+
+
+def _meaning(exc: Exception, url: URL, seconds: float) -> SandboxdError:
+    """What a failure to send means, in words that hold no secret."""
+    host = f"{url.scheme}://{url.host_port_subcomponent or ''}"
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            reason = getattr(exc.certificate_error, "verify_message", "") or "it is not trusted"
+            return NotReady(
+                f"{host}: its certificate was refused: {reason}; if it is right, name its authority as `ca` in hosts.toml"
+            )
+        case aiohttp.ClientConnectorDNSError():
+            return Unavailable(f"{host}: the host is unknown ({exc.os_error.strerror or 'no address'})")
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            return Unavailable(f"{host}: the proxy could not be used")
+        case aiohttp.ClientSSLError():
+            reason = getattr(exc.os_error, "reason", None) or "no secure connection"
+            return NotReady(f"{host}: TLS failed ({reason})")
+        case aiohttp.ClientConnectorError():
+            return Unavailable(f"{host}: cannot be connected to ({exc.os_error.strerror or 'refused'})")
+        case TimeoutError():
+            return Stalled(f"{_shown(url)}: no answer within {seconds:.3g} s")
+        case aiohttp.InvalidURL() | ValueError():
+            return Unavailable(f"{host}: not a URL that can be asked")
+        case aiohttp.ClientResponseError():
+            return Broken(f"{_shown(url)}: what came is not HTTP")
+        case _:
+            return Broken(f"{_shown(url)}: the connection was closed without an answer")

@@ -1,0 +1,173 @@
+"""The channel to containerd, over a real socket: the namespace goes along, errors come back as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import empty_pb2
+
+from sandboxd import errors
+from sandboxd.containerd.client import Containerd, Version, translate
+from sandboxd.pb.containerd.services.version.v1 import version_pb2, version_pb2_grpc
+
+
+class VersionService(version_pb2_grpc.VersionServicer):
+    """Answers with the version, or with the next of the errors that it was given."""
+
+    def __init__(self) -> None:
+        self.failures: list[grpc.StatusCode] = []
+        self.calls = 0
+
+    async def Version(self, request: empty_pb2.Empty, context: Any) -> version_pb2.VersionResponse:
+        self.calls += 1
+        if self.failures:
+            await context.abort(self.failures.pop(0), "its own words")
+        return version_pb2.VersionResponse(version="1.2.3", revision="abc")
+
+
+@pytest.fixture
+def service() -> VersionService:
+    return VersionService()
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[Containerd]:
+    made = Containerd(str(tmp_path / "c.sock"), "test")
+    yield made
+    await made.close()
+
+
+async def start(service: VersionService, socket_path: str) -> grpc.aio.Server:
+    server = grpc.aio.server()
+    version_pb2_grpc.add_VersionServicer_to_server(service, server)
+    server.add_insecure_port(f"unix:{socket_path}")
+    await server.start()
+    return server
+
+
+@pytest.fixture
+async def serving(service: VersionService, client: Containerd) -> AsyncIterator[VersionService]:
+    server = await start(service, client.socket)
+    yield service
+    await server.stop(None)
+
+
+async def test_the_version_is_what_containerd_says(client: Containerd, serving: VersionService) -> None:
+    assert await client.version() == Version(version="1.2.3", revision="abc")
+    assert client.trouble() == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.NOT_FOUND, errors.NotFound),
+        (grpc.StatusCode.ALREADY_EXISTS, errors.AlreadyExists),
+        (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequest),
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.NotReady),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Exhausted),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.TimedOut),
+        (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.Unsupported),
+        (grpc.StatusCode.UNKNOWN, errors.SandboxdError),
+        (grpc.StatusCode.INTERNAL, errors.SandboxdError),
+        (grpc.StatusCode.ABORTED, errors.SandboxdError),
+    ],
+)
+async def test_each_of_containerds_errors_becomes_ours_with_its_words_and_its_cause(
+    client: Containerd, serving: VersionService, code: grpc.StatusCode, kind: type[errors.SandboxdError]
+) -> None:
+    serving.failures = [code]
+
+    with pytest.raises(errors.SandboxdError, match="its own words") as caught:
+        await client.version()
+
+    assert type(caught.value) is kind
+    assert client.socket in str(caught.value)
+    assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)
+
+
+def test_an_error_without_words_says_its_code() -> None:
+    with pytest.raises(errors.NotFound, match="^task x: NOT_FOUND$"), translate("task x"):
+        raise grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), asyncio.CancelledError(), errors.NotReady("x")])
+def test_what_is_not_containerds_error_passes_unchanged(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, translate("task x"):
+        raise error
+
+    assert caught.value is error
+
+
+async def test_the_namespace_is_the_one_that_was_asked_for(client: Containerd) -> None:
+    assert client.metadata == (("containerd-namespace", "test"),)
+
+
+async def test_nobody_on_the_socket_is_unavailable_and_known_as_trouble(client: Containerd) -> None:
+    assert client.trouble() == ""
+
+    with pytest.raises(errors.Unavailable, match="containerd does not answer"):
+        await client.version()
+
+    assert client.trouble() == f"containerd at {client.socket} does not answer"
+
+
+async def test_somebody_who_accepts_but_never_speaks_is_an_error_in_time(client: Containerd) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(client.socket)
+        silent.listen()
+        with pytest.raises((errors.Unavailable, errors.TimedOut)):
+            await client.version(timeout=0.3)
+
+
+async def test_waiting_ends_when_containerd_comes_up(client: Containerd, service: VersionService) -> None:
+    waiting = asyncio.create_task(client.wait_until_serving(30))
+    with pytest.raises(errors.Unavailable):
+        await client.version()
+    server = await start(service, client.socket)
+
+    assert (await waiting).version == "1.2.3"
+    await server.stop(None)
+
+
+async def test_a_socket_that_answers_before_the_service_is_ready_is_asked_again(
+    client: Containerd, serving: VersionService
+) -> None:
+    serving.failures = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED]
+
+    assert (await client.wait_until_serving(30)).version == "1.2.3"
+    assert serving.calls == 3
+
+
+async def test_waiting_has_a_limit_and_says_where(client: Containerd) -> None:
+    with pytest.raises(errors.Unavailable, match=r"did not answer within 0\.05 s") as caught:
+        await client.wait_until_serving(0.05)
+
+    assert client.socket in str(caught.value)
+
+
+async def test_an_error_that_waiting_cannot_cure_ends_it(client: Containerd, serving: VersionService) -> None:
+    serving.failures = [grpc.StatusCode.UNIMPLEMENTED]
+
+    with pytest.raises(errors.Unsupported):
+        await client.wait_until_serving(30)
+
+
+async def test_a_restarted_containerd_is_found_again(client: Containerd, service: VersionService) -> None:
+    first = await start(service, client.socket)
+    await client.version()
+    await first.stop(None)
+    with pytest.raises(errors.Unavailable):
+        await client.version()
+    second = await start(service, client.socket)
+
+    assert (await client.wait_until_serving(30)).version == "1.2.3"
+    assert client.trouble() == ""
+    await second.stop(None)

@@ -1,0 +1,192 @@
+"""The private containerd: what it is told, how it is recognised, and that only ours is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxd.containerd.client import Containerd, Version
+from sandboxd.containerd.managed import Places, configuration, ensure_running, running_pid, stop
+from sandboxd.errors import NotReady, TimedOut, Unavailable
+
+_PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20).map("/".__add__)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(root=f"{tmp_path}/root", state=f"{tmp_path}/state", socket=f"{tmp_path}/state/c.sock")
+
+
+@pytest.fixture
+async def lookalike(places: Places) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process with the command line of the private containerd, recorded as it; it ignores SIGTERM if told."""
+    Path(places.state).mkdir(parents=True)
+    code = "import signal, sys; sys.stdin.read() if len(sys.argv) < 3 else signal.pause()"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, places.config_file, stdin=asyncio.subprocess.PIPE
+    )
+    Path(places.pid_file).write_text(f"{process.pid}\n")
+    yield process
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
+class Answers(Containerd):
+    """A client whose version is scripted: an error is raised, anything else returned."""
+
+    def __init__(self, *answers: Version | Exception) -> None:
+        self.answers = list(answers)
+        self.waited = 0
+
+    async def version(self, timeout: float = 5.0) -> Version:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def wait_until_serving(self, timeout: float) -> Version:
+        self.waited += 1
+        return await self.version()
+
+
+VERSION = Version(version="2.0", revision="r")
+
+
+def test_the_configuration_says_where_everything_is_and_what_is_not_wanted(places: Places) -> None:
+    parsed = tomllib.loads(configuration(places))
+
+    assert parsed.pop("disabled_plugins")
+    assert parsed == {
+        "version": 2,
+        "root": places.root,
+        "state": f"{places.state}/state",
+        "grpc": {"address": places.socket},
+        "ttrpc": {"address": f"{places.socket}.ttrpc"},
+    }
+
+
+def test_containerds_own_cri_plugin_is_off_in_every_version(places: Places) -> None:
+    disabled = tomllib.loads(configuration(places))["disabled_plugins"]
+
+    assert {"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"} <= set(
+        disabled
+    )
+    assert not [name for name in disabled if "overlayfs" in name or "native" in name]
+
+
+@given(root=_PATHS, state=_PATHS, socket=_PATHS)
+def test_any_path_is_written_so_that_it_is_read_back(root: str, state: str, socket: str) -> None:
+    parsed = tomllib.loads(configuration(Places(root=root, state=state, socket=socket)))
+
+    assert (parsed["root"], parsed["state"], parsed["grpc"]["address"]) == (root, f"{state}/state", socket)
+
+
+async def test_the_private_containerd_is_told_by_its_command_line(
+    places: Places, lookalike: asyncio.subprocess.Process
+) -> None:
+    assert running_pid(places) == lookalike.pid
+
+
+@pytest.mark.parametrize("content", [None, "", "no number", "-1", "0", "99999999999999999999", f"{os.getpid()}\n"])
+def test_a_missing_damaged_or_recycled_pid_is_nobody(places: Places, content: str | None) -> None:
+    Path(places.state).mkdir(parents=True)
+    if content is not None:
+        Path(places.pid_file).write_text(content)
+
+    assert running_pid(places) == 0
+
+
+async def test_one_of_other_places_is_not_ours(
+    places: Places, lookalike: asyncio.subprocess.Process, tmp_path: Path
+) -> None:
+    other = Places(root=places.root, state=f"{tmp_path}/other", socket=places.socket)
+    Path(other.state).mkdir()
+    Path(other.pid_file).write_text(f"{lookalike.pid}\n")
+
+    assert running_pid(other) == 0
+    assert await stop(other, 1) is False
+    assert lookalike.returncode is None
+
+
+async def test_one_that_has_ended_is_nobody(places: Places, lookalike: asyncio.subprocess.Process) -> None:
+    lookalike.kill()
+    await lookalike.wait()
+
+    assert running_pid(places) == 0
+    assert await stop(places, 1) is False
+
+
+async def test_stop_ends_it_and_forgets_its_pid(places: Places, lookalike: asyncio.subprocess.Process) -> None:
+    assert await stop(places, 30) is True
+
+    assert await lookalike.wait() == -signal.SIGTERM
+    assert not Path(places.pid_file).exists()
+    assert await stop(places, 30) is False
+
+
+async def test_one_that_does_not_listen_is_killed(places: Places) -> None:
+    Path(places.state).mkdir(parents=True)
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, places.config_file, stdout=asyncio.subprocess.PIPE
+    )
+    Path(places.pid_file).write_text(f"{process.pid}\n")
+    assert process.stdout is not None
+    await process.stdout.readline()
+
+    assert await stop(places, 0.05) is True
+
+    assert await process.wait() == -signal.SIGKILL
+
+
+async def test_one_that_answers_is_used(places: Places) -> None:
+    client = Answers(VERSION)
+
+    assert await ensure_running(client, "no-such-binary", places, 1) == VERSION
+    assert not Path(places.state).exists()
+
+
+@pytest.mark.parametrize("error", [Unavailable("no"), TimedOut("slow")])
+async def test_ours_that_does_not_answer_yet_is_waited_for_and_no_second_one_started(
+    places: Places, lookalike: asyncio.subprocess.Process, error: Exception
+) -> None:
+    client = Answers(error, VERSION)
+
+    assert await ensure_running(client, "no-such-binary", places, 1) == VERSION
+    assert client.waited == 1
+
+
+async def test_a_stranger_that_does_not_answer_in_time_is_not_challenged(places: Places) -> None:
+    with pytest.raises(TimedOut):
+        await ensure_running(Answers(TimedOut("slow")), "no-such-binary", places, 1)
+
+
+async def test_a_missing_binary_says_what_to_install(places: Places) -> None:
+    with pytest.raises(NotReady, match="no-such-binary was not found; install containerd"):
+        await ensure_running(Answers(Unavailable("no")), "no-such-binary", places, 1)
+
+
+async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Places, tmp_path: Path) -> None:
+    binary = tmp_path / "containerd"
+    binary.write_text('#!/bin/sh\necho "$1 $2: no such plugin" >&2\nexec sleep 60\n')
+    binary.chmod(0o755)
+    client = Answers(Unavailable("no"), Unavailable("not within 1 s"))
+    try:
+        with pytest.raises(Unavailable, match=r"not within 1 s; the end of .*containerd\.log"):
+            await ensure_running(client, str(binary), places, 1)
+        pid = int(Path(places.pid_file).read_text())
+
+        assert tomllib.loads(Path(places.config_file).read_text())["root"] == places.root
+        assert os.getsid(pid) == pid
+    finally:
+        os.kill(int(Path(places.pid_file).read_text()), signal.SIGKILL)

@@ -1,0 +1,265 @@
+"""From records and what containerd knows to the repairs: every row of the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxd.lifecycle.reconcile import DEBT_FIRST, DEBT_MOST, Action, Repair, Seen, due, reconcile
+from sandboxd.model import (
+    Attachment,
+    AttachmentState,
+    ContainerRecord,
+    ContainerState,
+    SandboxRecord,
+    SandboxState,
+)
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+NOW = 10**18
+_TIMES: dict[SandboxState, dict[str, Any]] = {
+    SandboxState.CREATING: {},
+    SandboxState.READY: {"started_at": 2},
+    SandboxState.NOTREADY: {"started_at": 2, "exited_at": 3},
+}
+_CONTAINER_TIMES: dict[ContainerState, dict[str, Any]] = {
+    ContainerState.CREATING: {},
+    ContainerState.CREATED: {"created_at": 1},
+    ContainerState.RUNNING: {"created_at": 1, "started_at": 2},
+    ContainerState.EXITED: {"created_at": 1, "started_at": 2, "finished_at": 3},
+}
+
+
+def sandbox(state: SandboxState, id_: str = "s") -> SandboxRecord:
+    record = SandboxRecord(
+        id=id_,
+        config=cri.PodSandboxConfig(),
+        runtime_handler="",
+        netns_path="",
+        created_at=1,
+        **_TIMES[state],
+    )
+    assert record.state is state
+    return record
+
+
+def container(state: ContainerState, id_: str = "c", sandbox_id: str = "s") -> ContainerRecord:
+    record = ContainerRecord(
+        id=id_,
+        sandbox_id=sandbox_id,
+        config=cri.ContainerConfig(),
+        sandbox_name="",
+        image_ref="",
+        image_id="",
+        log_path="",
+        **_CONTAINER_TIMES[state],
+    )
+    assert record.state is state
+    return record
+
+
+def debt(sandbox_id: str, network: str = "net", *, attempts: int = 1, tried_at: int = 0) -> Attachment:
+    return Attachment(
+        sandbox_id=sandbox_id,
+        network=network,
+        ifname="eth0",
+        netns_path="",
+        state=AttachmentState.OWED,
+        conf_file="",
+        config=b"",
+        plugin_path="",
+        args="",
+        capability_args=b"",
+        attempts=attempts,
+        tried_at=tried_at,
+    )
+
+
+def repairs(
+    *records: SandboxRecord | ContainerRecord | Attachment,
+    tasks: dict[str, Seen] | None = None,
+    busy: frozenset[str] = frozenset(),
+    starting_up: bool = True,
+    now: int = NOW,
+) -> list[tuple[Action, str]]:
+    """What is to be done, as (action, id)."""
+    found = reconcile(
+        {r.id: r for r in records if isinstance(r, SandboxRecord)},
+        {r.id: r for r in records if isinstance(r, ContainerRecord)},
+        tuple(r for r in records if isinstance(r, Attachment)),
+        tasks or {},
+        busy=busy,
+        starting_up=starting_up,
+        now=now,
+    )
+    return [(repair.action, repair.id) for repair in found]
+
+
+ANY = (None, Seen.CREATED, Seen.RUNNING, Seen.STOPPED)
+
+
+@pytest.mark.parametrize("starting_up", [True, False])
+@pytest.mark.parametrize("task", ANY)
+@pytest.mark.parametrize("state", list(SandboxState))
+def test_what_is_done_about_a_sandbox(state: SandboxState, task: Seen | None, starting_up: bool) -> None:
+    expected = None
+    if state is SandboxState.CREATING and starting_up:
+        expected = Action.REMOVE_SANDBOX
+    if state is SandboxState.READY and task is not Seen.RUNNING:
+        expected = Action.SETTLE_SANDBOX
+
+    found = repairs(sandbox(state), tasks={"s": task} if task else {}, starting_up=starting_up)
+
+    assert found == ([(expected, "s")] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("state", "task", "at_start", "later"),
+    [
+        (ContainerState.CREATING, None, Action.REMOVE_CONTAINER, None),
+        (ContainerState.CREATING, Seen.CREATED, Action.REMOVE_CONTAINER, None),
+        (ContainerState.CREATING, Seen.RUNNING, Action.REMOVE_CONTAINER, None),
+        (ContainerState.CREATING, Seen.STOPPED, Action.REMOVE_CONTAINER, None),
+        (ContainerState.CREATED, None, None, None),
+        (ContainerState.CREATED, Seen.CREATED, Action.UNDO_START, None),
+        (ContainerState.CREATED, Seen.RUNNING, Action.CONFIRM_RUNNING, None),
+        (ContainerState.CREATED, Seen.STOPPED, Action.CONFIRM_RUNNING, None),
+        (ContainerState.RUNNING, None, Action.SETTLE_CONTAINER, Action.SETTLE_CONTAINER),
+        (ContainerState.RUNNING, Seen.CREATED, Action.SETTLE_CONTAINER, Action.SETTLE_CONTAINER),
+        (ContainerState.RUNNING, Seen.RUNNING, Action.REOPEN_LOG, None),
+        (ContainerState.RUNNING, Seen.STOPPED, Action.SETTLE_CONTAINER, Action.SETTLE_CONTAINER),
+        (ContainerState.EXITED, None, None, None),
+        (ContainerState.EXITED, Seen.CREATED, None, None),
+        (ContainerState.EXITED, Seen.RUNNING, None, None),
+        (ContainerState.EXITED, Seen.STOPPED, None, None),
+    ],
+)
+def test_what_is_done_about_a_container(
+    state: ContainerState, task: Seen | None, at_start: Action | None, later: Action | None
+) -> None:
+    records = (sandbox(SandboxState.READY), container(state))
+    tasks = {"s": Seen.RUNNING, **({"c": task} if task else {})}
+
+    assert repairs(*records, tasks=tasks, starting_up=True) == ([(at_start, "c")] if at_start else [])
+    assert repairs(*records, tasks=tasks, starting_up=False) == ([(later, "c")] if later else [])
+
+
+def test_a_busy_sandbox_and_all_that_is_its_own_are_left_alone() -> None:
+    records = (
+        sandbox(SandboxState.READY, "busy"),
+        container(ContainerState.RUNNING, "c1", "busy"),
+        debt("busy-and-gone"),
+        sandbox(SandboxState.READY, "idle"),
+        container(ContainerState.RUNNING, "c2", "idle"),
+    )
+
+    assert repairs(*records, busy=frozenset({"busy", "busy-and-gone"}), starting_up=False) == [
+        (Action.SETTLE_SANDBOX, "idle"),
+        (Action.SETTLE_CONTAINER, "c2"),
+    ]
+
+
+def test_containers_of_a_sandbox_that_is_removed_go_with_it() -> None:
+    records = (
+        sandbox(SandboxState.CREATING),
+        container(ContainerState.CREATING, "c1"),
+        container(ContainerState.RUNNING, "c2"),
+        container(ContainerState.RUNNING, "c3", "elsewhere"),
+    )
+
+    assert repairs(*records) == [(Action.REMOVE_SANDBOX, "s"), (Action.SETTLE_CONTAINER, "c3")]
+
+
+def test_sandboxes_come_before_containers_and_both_before_debts() -> None:
+    records = (
+        debt("gone2"),
+        debt("gone1"),
+        container(ContainerState.RUNNING, "c1", "s2"),
+        sandbox(SandboxState.CREATING, "s1"),
+        sandbox(SandboxState.READY, "s2"),
+    )
+
+    assert repairs(*records) == [
+        (Action.REMOVE_SANDBOX, "s1"),
+        (Action.SETTLE_SANDBOX, "s2"),
+        (Action.SETTLE_CONTAINER, "c1"),
+        (Action.PAY_DEBT, "gone1"),
+        (Action.PAY_DEBT, "gone2"),
+    ]
+
+
+def test_an_attachment_of_a_living_sandbox_is_no_debt() -> None:
+    assert repairs(sandbox(SandboxState.NOTREADY), debt("s")) == []
+
+
+def test_two_debts_of_a_sandbox_are_one_repair() -> None:
+    assert repairs(debt("gone", "a"), debt("gone", "b")) == [(Action.PAY_DEBT, "gone")]
+
+
+def test_at_start_a_debt_is_tried_without_waiting() -> None:
+    fresh = debt("gone", attempts=9, tried_at=NOW)
+
+    assert repairs(fresh, starting_up=True) == [(Action.PAY_DEBT, "gone")]
+    assert repairs(fresh, starting_up=False) == []
+
+
+@pytest.mark.parametrize(
+    ("attempts", "wait"),
+    [
+        (0, DEBT_FIRST),
+        (1, DEBT_FIRST),
+        (2, DEBT_FIRST * 2),
+        (3, DEBT_FIRST * 4),
+        (6, DEBT_FIRST * 32),
+        (7, DEBT_MOST),
+        (60, DEBT_MOST),
+        (10**9, DEBT_MOST),
+    ],
+)
+def test_the_pause_before_the_next_attempt_doubles_up_to_a_limit(attempts: int, wait: int) -> None:
+    attachment = debt("gone", attempts=attempts, tried_at=NOW)
+
+    assert not due(attachment, NOW + wait - 1)
+    assert due(attachment, NOW + wait)
+
+
+def test_a_debt_that_was_never_tried_is_due() -> None:
+    assert due(debt("gone", attempts=0, tried_at=0), NOW)
+
+
+@pytest.mark.parametrize("action", list(Action))
+def test_every_repair_describes_itself_with_its_object(action: Action) -> None:
+    assert Repair(action=action, id="abc").describe() == f"{action.value}: abc"
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.sampled_from(list(SandboxState))),
+    st.dictionaries(
+        st.sampled_from("wxyz"), st.tuples(st.sampled_from(list(ContainerState)), st.sampled_from("abcd"))
+    ),
+    st.dictionaries(st.sampled_from("abcdwxyz"), st.sampled_from([Seen.CREATED, Seen.RUNNING, Seen.STOPPED])),
+    st.frozensets(st.sampled_from("abcd")),
+    st.booleans(),
+)
+def test_no_object_gets_two_repairs_and_none_that_is_busy_gets_one(
+    sandboxes: dict[str, SandboxState],
+    containers: dict[str, tuple[ContainerState, str]],
+    tasks: dict[str, Seen],
+    busy: frozenset[str],
+    starting_up: bool,
+) -> None:
+    found = repairs(
+        *(sandbox(state, id_) for id_, state in sandboxes.items()),
+        *(container(state, id_, owner) for id_, (state, owner) in containers.items()),
+        tasks=tasks,
+        busy=busy,
+        starting_up=starting_up,
+    )
+
+    ids = [id_ for _, id_ in found]
+    assert len(set(ids)) == len(ids)
+    assert not busy & set(ids)
+    assert not {id_ for id_ in ids if id_ in containers and containers[id_][1] in busy}
