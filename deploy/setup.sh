@@ -58,7 +58,10 @@ want="$("$PYTHON" -c 'import sys; print(sys.version)') $(sha256sum pyproject.tom
 if [ ! -x .venv/bin/sandboxd ] || [ "$(cat $stamp 2>/dev/null)" != "$want" ]; then
     printf 'setup: installing the Python packages into .venv\n'
     [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || die "$PYTHON cannot make a virtual environment"
-    .venv/bin/python -m pip install -q --disable-pip-version-check --root-user-action=ignore -e '.[dev]' ||
-        die "pip could not install the Python packages; is there a network?"
+    log=$(mktemp)
+    .venv/bin/python -m pip install -q --disable-pip-version-check --root-user-action=ignore -e '.[dev]' \
+        >"$log" 2>&1 || die "pip could not install the Python packages; is there a network? The whole story is in $log, \
+its last words: $(grep -v '^ *$' "$log" | tail -n 1)"
+    rm -f "$log"
     printf '%s\n' "$want" > $stamp
 fi

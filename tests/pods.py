@@ -52,9 +52,7 @@ def pod_info(bed: Testbed, pod_id: str) -> dict[str, Any]:
     return parsed
 
 
-def container_config(
-    name: str, image: str, command: Sequence[str] = (), **changes: Any
-) -> cri.ContainerConfig:
+def container_config(name: str, image: str, command: Sequence[str] = (), **changes: Any) -> cri.ContainerConfig:
     """A container; `changes` are fields of ContainerConfig."""
     return cri.ContainerConfig(
         metadata=cri.ContainerMetadata(name=name),
@@ -112,4 +110,3 @@ def refused(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The code and the words of a failed call."""
     assert isinstance(error, grpc.Call)
     return error.code(), str(error.details())
-

@@ -317,11 +317,15 @@ class Testbed:
         return HostStub(self.channel)
 
     def load_image(self, name: str, *, timeout: float = 120.0) -> None:
-        """Load build/images/NAME.tar through the host API; deploy/images/build.py makes it where it is missing."""
+        """Load build/images/NAME.tar through the host API."""
+        self.load_archive(self.build_image(name), timeout=timeout)
+
+    def build_image(self, name: str) -> Path:
+        """build/images/NAME.tar; deploy/images/build.py makes it where it is missing."""
         archive = ROOT / "build" / "images" / f"{name}.tar"
         if not archive.is_file():
-            self._machine([sys.executable, str(ROOT / "deploy" / "images" / "build.py"), name], timeout)
-        self.load_archive(archive, timeout=timeout)
+            self._machine([sys.executable, str(ROOT / "deploy" / "images" / "build.py"), name], 120)
+        return archive
 
     def load_archive(self, archive: Path, *, timeout: float = 120.0) -> list[LoadedImage]:
         """Load an image archive; what was loaded."""

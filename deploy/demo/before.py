@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo import places
+from sandboxd import syscalls
 
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 IPAM = Path("/var/lib/cni")
 NETNS = Path("/run/netns")
-SHIM_SOCKETS = Path("/run/containerd")
+SHIM_SOCKETS = Path("/run/containerd")  # shims and runc use it whatever containerd's own directories are
 PORTMAP_CHAINS = ("CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK")
 
 
@@ -39,8 +40,9 @@ def look() -> dict[str, Any]:
 def remember() -> None:
     """Write down how the machine is, unless an earlier demo has."""
     if not places.BEFORE.exists():
+        seen = json.dumps(look())
         places.BEFORE.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        places.BEFORE.write_text(json.dumps(look()), encoding="utf-8")
+        places.BEFORE.write_text(seen, encoding="utf-8")
 
 
 def recall() -> dict[str, Any] | None:
@@ -65,7 +67,7 @@ def restore(before: dict[str, Any]) -> list[str]:
     for directory in (places.STATE, places.ROOT):
         shutil.rmtree(directory, ignore_errors=True)
     if str(NETNS) in _mounts() and str(NETNS) not in before["mounts"] and not list(NETNS.iterdir()):
-        _quiet("umount", str(NETNS))
+        syscalls.umount2(str(NETNS), 0)  # umount(8) would leave /run/mount behind
     for path in sorted(_watched(), key=lambda p: len(p.parts), reverse=True):
         if str(path) not in before["directories"] and path.is_dir() and not list(path.iterdir()):
             path.rmdir()
@@ -97,6 +99,8 @@ def _watched() -> list[Path]:
         NETNS,
         SHIM_SOCKETS,
         SHIM_SOCKETS / "s",
+        SHIM_SOCKETS / "runc",
+        SHIM_SOCKETS / "runc" / "sandboxd",
         Path("/opt/containerd"),
         Path("/var/lib/containerd"),
     ]

@@ -54,7 +54,7 @@ def _remove_pods(channel: grpc.Channel) -> None:
             runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id))
             runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
         except grpc.RpcError as exc:
-            words = exc.details()  # type: ignore[attr-defined]
+            words = exc.details()
             raise DemoError(f"pod {pod.id} could not be removed: {words}; see {places.DAEMON_LOG}") from exc
 
 

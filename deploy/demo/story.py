@@ -33,7 +33,9 @@ class Teller:
         """One step: its title, the time it took, what there is to know."""
         self._number += 1
         took = f"[dim]{seconds * 1000:8.1f} ms[/dim]" if seconds is not None else " " * 11
-        self.console.print(f"[bold cyan]{self._number:2}[/bold cyan] {took}  [bold]{escape(title)}[/bold]")
+        self.console.print(
+            f"[bold cyan]{self._number:2}[/bold cyan] {took}  [bold]{escape(title)}[/bold]", soft_wrap=True
+        )
         for line in lines:
             self.console.print(f"                  {escape(line)}", soft_wrap=True, highlight=False)
 

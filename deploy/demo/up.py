@@ -48,9 +48,7 @@ def up(console: Console) -> None:
     container_id = _start_nginx(runtime, pod_id, pod, image)
     story = host.Explain(host_pb2.ExplainRequest(pod_sandbox_id=pod_id))
     pid = json.loads(
-        runtime.ContainerStatus(
-            cri.ContainerStatusRequest(container_id=container_id, verbose=True)
-        ).info["info"]
+        runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container_id, verbose=True)).info["info"]
     )["pid"]
     teller.tell(story.steps, {"task.start": pid})
     ip = runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id)).status.network.ip
@@ -108,7 +106,7 @@ def _wait_ready(channel: grpc.Channel) -> None:
             runtime.Version(cri.VersionRequest(), timeout=5, wait_for_ready=True)
             return
         except grpc.RpcError as exc:
-            words = exc.details()  # type: ignore[attr-defined]
+            words = str(exc.details())
         time.sleep(0.1)
     raise DemoError(f"sandboxd did not become ready in {START_SECONDS:g} s: {words}; see {places.DAEMON_LOG}")
 
@@ -174,14 +172,12 @@ def _run(teller: Teller, runtime: api_pb2_grpc.RuntimeServiceStub, pod: cri.PodS
     try:
         pod_id = runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod)).pod_sandbox_id
     except grpc.RpcError as exc:
-        raise DemoError(f"the pod could not be started: {exc.details()}") from exc  # type: ignore[attr-defined]
+        raise DemoError(f"the pod could not be started: {exc.details()}") from exc
     teller.say("RunPodSandbox, whole; its steps follow", f"pod {pod_id[:12]}", seconds=time.monotonic() - began)
     return pod_id
 
 
-def _start_nginx(
-    runtime: api_pb2_grpc.RuntimeServiceStub, pod_id: str, pod: cri.PodSandboxConfig, image: str
-) -> str:
+def _start_nginx(runtime: api_pb2_grpc.RuntimeServiceStub, pod_id: str, pod: cri.PodSandboxConfig, image: str) -> str:
     config = cri.ContainerConfig(
         metadata=cri.ContainerMetadata(name="nginx"),
         image=cri.ImageSpec(image=image),
@@ -192,7 +188,7 @@ def _start_nginx(
         container_id = runtime.CreateContainer(request).container_id
         runtime.StartContainer(cri.StartContainerRequest(container_id=container_id))
     except grpc.RpcError as exc:
-        raise DemoError(f"nginx could not be started: {exc.details()}") from exc  # type: ignore[attr-defined]
+        raise DemoError(f"nginx could not be started: {exc.details()}") from exc
     return container_id
 
 
@@ -223,9 +219,7 @@ def _fetch(teller: Teller, ip: str) -> None:
         except OSError as exc:
             raise DemoError(f"http://{ip}/ cannot be fetched: {exc}") from exc
     lines = [line for line in body.splitlines() if line.strip()][:3]
-    teller.say(
-        f"GET http://{ip}/", f"HTTP {answer.status} {answer.reason}", *lines, seconds=time.monotonic() - began
-    )
+    teller.say(f"GET http://{ip}/", f"HTTP {answer.status} {answer.reason}", *lines, seconds=time.monotonic() - began)
     if answer.status != 200:
         raise DemoError(f"http://{ip}/ answered {answer.status}, not 200")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -115,8 +116,8 @@ def logs(session: Session, reference: str, follow: bool, tail: int | None, since
         container_id=container.id, follow=follow, tail=-1 if tail is None else tail, since=since
     )
     streams = {
-        "stdout": _Lines(click.get_binary_stream("stdout"), timestamps),
-        "stderr": _Lines(click.get_binary_stream("stderr"), timestamps),
+        "stdout": _Lines(sys.stdout.buffer, timestamps),
+        "stderr": _Lines(sys.stderr.buffer, timestamps),
     }
     limit = None if follow else session.daemon.timeout
     with session.daemon.translating(f"read the log of {reference}"):

@@ -49,6 +49,9 @@ def translate(what: str) -> Iterator[None]:
     except grpc.aio.AioRpcError as exc:
         kind = _MEANING.get(exc.code(), errors.SandboxdError)
         words = exc.details() or exc.code().name
+        if kind is errors.SandboxdError and "context deadline exceeded" in words:
+            # Our own deadline, which reached the shim before it ran out here.
+            kind = errors.TimedOut
         if kind is errors.Unavailable:
             words = f"containerd does not answer ({words})"
         raise kind(f"{what}: {words}") from exc

@@ -51,6 +51,14 @@ class Leases:
                 timeout=CALL_SECONDS,
             )
 
+    async def add_snapshot(self, lease: str, snapshotter: str, name: str) -> None:
+        """Keep a snapshot, and those below it, for the time of the lease. Raises NotFound without the lease."""
+        resource = leases_pb2.Resource(id=name, type=f"snapshots/{snapshotter}")
+        with translate(f"lease {lease}"):
+            await self._stub.AddResource(
+                leases_pb2.AddResourceRequest(id=lease, resource=resource), metadata=self._meta, timeout=CALL_SECONDS
+            )
+
     async def delete(self, lease: str, *, sync: bool = False) -> None:
         """End a lease; `sync` waits until what only it held is gone. Unknown is done."""
         try:

@@ -222,12 +222,17 @@ class Snapshots:
         chain = chain_ids(diff_ids)
         for layer, diff_id, name in zip(layers, diff_ids, chain, strict=True):
             if not await self.exists(name):
-                await self._unpack_one(layer, diff_id, name, parent)
+                await self.unpack_layer(layer, diff_id, name, parent)
             progress(layer.size)
             parent = name
         return parent
 
-    async def _unpack_one(self, layer: Descriptor, diff_id: str, name: str, parent: str) -> None:
+    async def unpack_layer(self, layer: Descriptor, diff_id: str, name: str, parent: str) -> None:
+        """Unpack one layer on top of the committed snapshot `parent` ("" for the lowest) into `name`.
+
+        Somebody else's snapshot of that name is as good. Raises InvalidRequest when the layer is not what its diff
+        id says.
+        """
         key = f"sandboxd-unpack-{secrets.token_hex(6)}-{name}"
         try:
             mounts = await self.prepare(key, parent)

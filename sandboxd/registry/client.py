@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sandboxd.errors import Exhausted, InvalidRequest, NotFound, SandboxdError, Unavailable
 from sandboxd.registry import auth
@@ -34,6 +35,7 @@ MOST_ERROR_BYTES = 64 << 10
 MOST_WORDS = 200  # of a registry's own explanation
 
 Sink = Callable[[bytes], Awaitable[None]]
+T = TypeVar("T")
 
 _TRY_AGAIN = (429, 500, 502, 503, 504)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -304,8 +306,8 @@ class Repository:
         """Who may be asked for a manifest: by digest everybody who has content, by tag who may say what it means."""
         return [e for e in self._logins if (e.pull if ":" in name else e.resolve)]
 
-    async def _first[T](self, endpoints: Sequence[Endpoint], ask: Callable[[Endpoint], Awaitable[T]]) -> T:
-        """The first answer; when nobody has one, the error of the last (the registry itself) and notes on the others."""
+    async def _first(self, endpoints: Sequence[Endpoint], ask: Callable[[Endpoint], Awaitable[T]]) -> T:
+        """The first answer; without one the error of the last, the registry itself, with notes on the others."""
         failed: list[SandboxdError] = []
         for endpoint in endpoints:
             try:
@@ -339,11 +341,10 @@ class Repository:
         if path.startswith("manifests/"):
             headers = {"Accept": self._accept, **(headers or {})}
         login = self._logins[endpoint]
+        request = Request(method=method, url=url, headers=headers or {})
         while True:
             try:
-                answer = await self._authorized(
-                    login, Request(method=method, url=url, headers=headers or {}), patience
-                )
+                answer = await self._authorized(login, request, patience)
             except (Broken, Stalled) as exc:
                 await self._again(patience, exc)
                 continue

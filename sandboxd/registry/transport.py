@@ -213,7 +213,7 @@ def _meaning(exc: Exception, url: URL, seconds: float) -> SandboxdError:
         case aiohttp.ClientConnectorCertificateError():
             reason = getattr(exc.certificate_error, "verify_message", "") or "it is not trusted"
             return NotReady(
-                f"{host}: its certificate was refused: {reason}; if it is right, name its authority as `ca` in hosts.toml"
+                f"{host}: its certificate was refused: {reason}; a private authority is named as ca in hosts.toml"
             )
         case aiohttp.ClientConnectorDNSError():
             return Unavailable(f"{host}: the host is unknown ({exc.os_error.strerror or 'no address'})")

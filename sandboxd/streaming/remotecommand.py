@@ -96,14 +96,14 @@ def choose(client: Sequence[str], server: Iterable[str]) -> str | None:
     return next((name for name in client if name in known), None)
 
 
-def expected(version: int, streams: Streams) -> frozenset[str]:
-    """The streams that a SPDY client of this version opens before anything starts."""
+def expected(version: int, streams: Streams, *, websocket: bool = False) -> frozenset[str]:
+    """The streams that a client of this version has: opened by it over SPDY, fixed channels over WebSocket."""
     wanted = {
         "error": True,
         "stdin": streams.stdin,
         "stdout": streams.stdout,
         "stderr": streams.stderr and not streams.tty,
-        "resize": streams.tty and version >= 3,
+        "resize": streams.tty and (websocket or version >= 3),
     }
     return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
 

@@ -8,9 +8,9 @@ soon as it is there. `open` and every method may raise any SandboxdError; its se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sandboxd.streaming.remotecommand import Streams, TerminalSize
 
@@ -76,7 +76,7 @@ class ExecRequest:
 
     subject: str
     streams: Streams
-    open: Callable[[], Awaitable[ExecSession]]
+    open: Callable[[], Coroutine[Any, Any, ExecSession]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class AttachRequest:
 
     subject: str
     streams: Streams
-    open: Callable[[], Awaitable[AttachSession]]
+    open: Callable[[], Coroutine[Any, Any, AttachSession]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

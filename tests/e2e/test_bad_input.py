@@ -78,12 +78,12 @@ def test_an_unknown_runtime_handler_is_refused_with_the_known_ones(bed: Testbed)
 
 def test_unknown_ids_are_not_found_on_status_and_done_on_stop_and_remove(bed: Testbed) -> None:
     unknown = "0" * 64
-    for call, request in (
-        (bed.runtime.PodSandboxStatus, cri.PodSandboxStatusRequest(pod_sandbox_id=unknown)),
-        (bed.runtime.ContainerStatus, cri.ContainerStatusRequest(container_id=unknown)),
+    for ask in (
+        lambda: bed.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=unknown)),
+        lambda: bed.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=unknown)),
     ):
         with pytest.raises(grpc.RpcError) as error:
-            call(request)  # type: ignore[operator]
+            ask()
         assert refused(error.value)[0] is grpc.StatusCode.NOT_FOUND
     bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=unknown))
     bed.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=unknown))

@@ -200,9 +200,8 @@ def test_env_args_workdir_user_and_readonly_root_are_as_asked(bed: Testbed, pod:
 
 def test_cpu_and_memory_limits_reach_the_cgroup(bed: Testbed, pod: str) -> None:
     config = shell("exec sleep 1000")
-    config.linux.resources.MergeFrom(
-        cri.LinuxContainerResources(cpu_period=100000, cpu_quota=50000, cpu_shares=512, memory_limit_in_bytes=64 << 20)
-    )
+    limits = cri.LinuxContainerResources(cpu_period=100000, cpu_quota=50000, memory_limit_in_bytes=64 << 20)
+    config.linux.resources.CopyFrom(limits)
     container_id = run_container(bed, pod, config)
     lines = (bed.proc / str(container_info(bed, container_id)["pid"]) / "cgroup").read_text().splitlines()
     groups = {controller: line.split(":")[2] for line in lines for controller in line.split(":")[1].split(",")}

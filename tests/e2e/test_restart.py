@@ -126,8 +126,7 @@ def test_a_pod_whose_creation_was_cut_off_is_gone_after_the_restart(fresh_bed: S
 
 
 def _hanging(bed: Testbed) -> list[str]:
-    found = bed.run(["pgrep", "-f", "/opt/cni/bin/scripted"], check=False).stdout.split()
-    return found
+    return bed.run(["pgrep", "-f", "/opt/cni/bin/scripted"], check=False).stdout.split()
 
 
 def _end_hanging(bed: Testbed) -> None:

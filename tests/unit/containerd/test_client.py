@@ -94,7 +94,7 @@ async def test_each_of_containerds_errors_becomes_ours_with_its_words_and_its_ca
 
 
 def test_an_error_without_words_says_its_code() -> None:
-    with pytest.raises(errors.NotFound, match="^task x: NOT_FOUND$"), translate("task x"):
+    with pytest.raises(errors.NotFound, match=r"^task x: NOT_FOUND$"), translate("task x"):
         raise grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata())
 
 

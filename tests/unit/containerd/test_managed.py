@@ -28,11 +28,10 @@ def places(tmp_path: Path) -> Places:
 
 @pytest.fixture
 async def lookalike(places: Places) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process with the command line of the private containerd, recorded as it; it ignores SIGTERM if told."""
+    """A process with the command line of the private containerd, recorded as it."""
     Path(places.state).mkdir(parents=True)
-    code = "import signal, sys; sys.stdin.read() if len(sys.argv) < 3 else signal.pause()"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, places.config_file, stdin=asyncio.subprocess.PIPE
+        sys.executable, "-c", "input()", places.config_file, stdin=asyncio.subprocess.PIPE
     )
     Path(places.pid_file).write_text(f"{process.pid}\n")
     yield process
@@ -189,4 +188,10 @@ async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Places
         assert tomllib.loads(Path(places.config_file).read_text())["root"] == places.root
         assert os.getsid(pid) == pid
     finally:
-        os.kill(int(Path(places.pid_file).read_text()), signal.SIGKILL)
+        pid = int(Path(places.pid_file).read_text())
+        gone, fd = asyncio.Event(), os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(fd, gone.set)
+        os.kill(pid, signal.SIGKILL)
+        await gone.wait()
+        asyncio.get_running_loop().remove_reader(fd)
+        os.close(fd)

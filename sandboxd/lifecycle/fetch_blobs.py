@@ -1,0 +1,350 @@
+"""Bringing one image's parts into containerd: fetched, verified, examined and unpacked, each part once.
+
+    manifests   small; fetched whole, verified, then stored
+    layers      streamed into the content store while they are examined; committed when the examination is over
+
+A layer that was examined carries `CHECKED` in the content store. One without it (another tool's, or one whose
+transfer was taken up in the middle) is read back and examined before it is unpacked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from sandboxd.containerd import ingest
+from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snapshot_label
+from sandboxd.containerd.ingest import Ingest
+from sandboxd.containerd.snapshots import Snapshots
+from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, SandboxdError, Unsupported
+from sandboxd.jobs import Jobs
+from sandboxd.lifecycle.image_store import ImageStore
+from sandboxd.lifecycle.layer_check import LayerCheck
+from sandboxd.oci import image as oci
+from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
+from sandboxd.registry.client import Manifest as Served
+from sandboxd.registry.client import Repository
+from sandboxd.registry.hosts import Endpoint
+
+log = structlog.get_logger(__name__)
+
+CHECKED = {"sandboxd.io/layer": "checked"}
+ACCEPT = (*oci.MANIFESTS, *oci.INDEXES)
+MOST_NESTING = 4  # indexes in indexes
+SMALL_BYTES = 1 << 20  # layers below this are stored in one message
+
+Progress = Callable[[str, str, int, int], None]  # stage, digest, bytes done, bytes altogether
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """What all pulls of this daemon did so far."""
+
+    started: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    bytes_fetched: int = 0
+    blobs_fetched: int = 0
+    blobs_reused: int = 0  # there already, or brought by another pull at the same time
+    blobs_resumed: int = 0  # begun by an attempt that did not finish
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all pulls of one daemon share."""
+
+    store: ImageStore
+    jobs: Jobs
+    executor: Executor
+    layers: asyncio.Semaphore  # layers under way at once, over all pulls
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a reference turned out to be. `chain` leads from the topmost document to the manifest."""
+
+    chain: tuple[tuple[Descriptor, bytes], ...]
+    manifest: Manifest
+
+    @property
+    def target(self) -> Descriptor:
+        """What the image's names point at: the index if there is one."""
+        return self.chain[0][0]
+
+
+class Damaged(InvalidRequest):
+    """A layer is what its digest says, and unfit to be unpacked."""
+
+
+class Fetch:
+    """One image's parts, under one lease."""
+
+    def __init__(self, shared: Shared, repository: Repository, lease: str, at_once: int, progress: Progress) -> None:
+        self._shared = shared
+        self._store = shared.store
+        self._repository = repository
+        self._lease = lease
+        self._progress = progress
+        self._mine = asyncio.Semaphore(at_once)
+        self._content = Content(shared.store.client, lease)
+        self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, lease)
+
+    # Documents.
+
+    async def find(self, served: Served) -> Found:
+        """Follow a document that the registry served down to the manifest for this platform.
+
+        Raises Unsupported when there is none, InvalidRequest for what cannot be understood.
+        """
+        data, media_type = served.data, served.media_type if served.media_type in ACCEPT else ""
+        document = _parsed(data, media_type, served)
+        descriptor = Descriptor(media_type=document.media_type, digest=served.digest, size=len(data))
+        chain = [(descriptor, data)]
+        while isinstance(document, Index):
+            if len(chain) > MOST_NESTING:
+                raise InvalidRequest(f"indexes are nested more than {MOST_NESTING} deep")
+            fitting = oci.choose(document.manifests, self._store.platform)
+            if not fitting:
+                there = ", ".join(sorted({str(item.platform) for item in document.manifests if item.platform}))
+                raise Unsupported(
+                    f"the image is not made for {self._store.platform} (platforms: {there or 'none named'})"
+                )
+            data = await self._document(fitting[0])
+            document = oci.parse_manifest(data, fitting[0].media_type)
+            chain.append((fitting[0], data))
+        return Found(chain=tuple(chain), manifest=document)
+
+    async def _document(self, descriptor: Descriptor) -> bytes:
+        """A manifest that an index names, from the content store or the registry."""
+        try:
+            return await self._content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
+        except NotFound:
+            data = (await self._repository.manifest(descriptor.digest)).data
+        if len(data) != descriptor.size:
+            raise InvalidRequest(f"{descriptor.digest}: expected {descriptor.size} bytes, found {len(data)}")
+        return data
+
+    async def config(self, manifest: Manifest) -> ImageConfig:
+        """The image's config, stored. Raises InvalidRequest when it does not fit the manifest or this machine."""
+        descriptor = manifest.config
+        try:
+            data = await self._content.read(descriptor.digest, oci.MOST_CONFIG_BYTES)
+        except NotFound:
+            data = await self._small_blob(descriptor)
+        parsed = oci.parse_config(data)
+        if len(parsed.diff_ids) != len(manifest.layers):
+            raise InvalidRequest(f"image config: {len(parsed.diff_ids)} diff_ids for {len(manifest.layers)} layers")
+        if not oci.runs_on(parsed.platform, self._store.platform):
+            raise Unsupported(f"the image is for {parsed.platform}, this machine is {self._store.platform}")
+        labels = snapshot_label(self._snapshots.snapshotter, parsed.chain_id) if parsed.chain_id else {}
+        await self._content.write(descriptor, io.BytesIO(data), labels)
+        return parsed
+
+    async def _small_blob(self, descriptor: Descriptor) -> bytes:
+        data = bytearray()
+
+        async def collect(piece: bytes) -> None:
+            data.extend(piece)
+            self._shared.counters.bytes_fetched += len(piece)
+
+        await self._repository.blob(descriptor.digest, descriptor.size, 0, collect)
+        if (computed := oci.digest(bytes(data))) != descriptor.digest:
+            raise InvalidRequest(f"the blob has a wrong digest: expected {descriptor.digest}, computed {computed}")
+        self._shared.counters.blobs_fetched += 1
+        return bytes(data)
+
+    async def keep_documents(self, found: Found) -> None:
+        """Store manifest and indexes, the lowest first, with the labels that keep what they name."""
+        labels: Mapping[str, str] = child_labels(found.manifest.config, found.manifest.layers)
+        for descriptor, data in reversed(found.chain):
+            await self._content.write(descriptor, io.BytesIO(data), labels)
+            labels = {f"{CHILD_LABEL}.m.0": descriptor.digest}
+
+    # Layers.
+
+    async def layers(self, manifest: Manifest, config: ImageConfig) -> None:
+        """Fetch all layers and unpack them in order; one is unpacked while those above it are still under way."""
+        unpacked = await self._unpacked(config)
+        chain = oci.chain_ids(config.diff_ids)
+        arrived = [asyncio.Event() for _ in manifest.layers]
+        for layer in manifest.layers:
+            self._progress("wait", layer.digest, 0, layer.size)
+
+        async def bring(number: int) -> None:
+            layer = manifest.layers[number]
+            async with self._mine:
+                await self._bring(layer, config.diff_ids[number], examine=number >= unpacked)
+            arrived[number].set()
+
+        async def unpack() -> None:
+            for number, layer in enumerate(manifest.layers):
+                await arrived[number].wait()
+                if number >= unpacked:
+                    self._progress("unpack", layer.digest, 0, layer.size)
+                    below = chain[number - 1] if number else ""
+                    # Another pull may be about to unpack the very same one.
+                    async with self._shared.jobs.exclusive(f"layer {chain[number]}"):
+                        await self._unpack(layer, config.diff_ids[number], chain[number], below)
+                self._progress("done", layer.digest, layer.size, layer.size)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(unpack())
+            # Each digest once: an image may have the same layer several times.
+            first = {layer.digest: number for number, layer in reversed(list(enumerate(manifest.layers)))}
+            for number, layer in enumerate(manifest.layers):
+                if first[layer.digest] == number:
+                    group.create_task(bring(number))
+                else:
+                    group.create_task(_after(arrived[first[layer.digest]], arrived[number]))
+
+    async def _unpacked(self, config: ImageConfig) -> int:
+        """How many layers from below are unpacked; the lease keeps them from now on."""
+        chain = oci.chain_ids(config.diff_ids)
+        if not chain:
+            return 0
+        count = 0
+        if await self._snapshots.exists(chain[-1]):
+            count = len(chain)
+        else:
+            while await self._snapshots.exists(chain[count]):
+                count += 1
+        if count:
+            try:
+                await self._store.leases.add_snapshot(self._lease, self._snapshots.snapshotter, chain[count - 1])
+            except NotFound:
+                return 0  # collected this instant
+        return count
+
+    async def _unpack(self, layer: Descriptor, diff_id: str, name: str, below: str) -> None:
+        if await self._snapshots.exists(name):
+            await self._store.leases.add_snapshot(self._lease, self._snapshots.snapshotter, name)
+            return
+        with no_space(f"unpacking layer {layer.digest}"):
+            await self._snapshots.unpack_layer(layer, diff_id, name, below)
+
+    async def _bring(self, layer: Descriptor, diff_id: str, *, examine: bool) -> None:
+        """Have the layer in the content store, examined if it is to be unpacked."""
+        async with self._shared.jobs.exclusive(f"blob {layer.digest}"):
+            try:
+                with no_space(f"storing layer {layer.digest}"):
+                    async with ingest.writing(self._store.client, self._lease, layer) as writer:
+                        async with self._shared.layers:
+                            checked = await self._fetch(writer, layer, diff_id)
+                self._shared.counters.blobs_fetched += 1
+            except AlreadyExists:
+                self._shared.counters.blobs_reused += 1
+                checked = CHECKED.items() <= (await self._content.info(layer.digest)).labels.items()
+                self._progress("exists", layer.digest, layer.size, layer.size)
+            if examine and not checked:
+                await self._examine_stored(layer, diff_id)
+
+    async def _fetch(self, writer: Ingest, layer: Descriptor, diff_id: str) -> bool:
+        """Fetch the rest of the layer into `writer`; tell whether it was examined on the way.
+
+        Bytes that turn out wrong are fetched once more, from the beginning, if the mistake can be that of an
+        earlier attempt or of one of several servers.
+        """
+        while True:
+            resumed = writer.offset > 0
+            served: list[Endpoint] = []
+            try:
+                checked = await self._attempt(writer, layer, diff_id, served)
+                self._shared.counters.blobs_resumed += resumed
+                return checked
+            except Damaged:
+                raise
+            except InvalidRequest as exc:
+                await writer.abort()
+                if not resumed and not (served and self._repository.distrust(served)):
+                    raise
+                log.warning("a layer is fetched again from its beginning", layer=layer.digest, error=str(exc))
+                await writer.restart()
+
+    async def _attempt(self, writer: Ingest, layer: Descriptor, diff_id: str, served: list[Endpoint]) -> bool:
+        check = None if writer.offset else LayerCheck(self._shared.executor, f"layer {layer.digest}")
+        last = b""
+        at = writer.offset
+
+        async def take(piece: bytes) -> None:
+            nonlocal last, at
+            at += len(piece)
+            self._shared.counters.bytes_fetched += len(piece)
+            self._progress("fetch", layer.digest, at, layer.size)
+            if check is not None:
+                await check.feed(piece)
+            if layer.size <= SMALL_BYTES and writer.offset == 0:
+                last += piece  # goes with the commit, in one message
+            else:
+                await writer.write(piece)
+
+        try:
+            if at < layer.size:
+                served += await self._repository.blob(layer.digest, layer.size, at, take)
+            failure: InvalidRequest | None = None
+            if check is not None:
+                try:
+                    scan = await check.finish()
+                    _same_diff_id(layer, diff_id, scan.diff_id)
+                except InvalidRequest as exc:
+                    failure = exc
+            # Damage shows in the digest first, and that is the better explanation: it names who is to blame.
+            await writer.commit(CHECKED if check is not None and failure is None else {}, last)
+            if failure is not None:
+                raise Damaged(str(failure)) from failure
+            return check is not None
+        finally:
+            if check is not None:
+                check.stop()
+
+    async def _examine_stored(self, layer: Descriptor, diff_id: str) -> None:
+        """Examine a layer of the content store, and remember that."""
+        self._progress("check", layer.digest, 0, layer.size)
+        check = LayerCheck(self._shared.executor, f"layer {layer.digest}")
+        try:
+            async for piece in ingest.read(self._store.client, layer.digest):
+                await check.feed(piece)
+            _same_diff_id(layer, diff_id, (await check.finish()).diff_id)
+        finally:
+            check.stop()
+        await self._content.set_labels(layer.digest, CHECKED)
+
+
+@contextmanager
+def no_space(what: str) -> Iterator[None]:
+    """Tell a full disk from containerd's other unclassified errors: raises Exhausted for it."""
+    try:
+        yield
+    except SandboxdError as exc:
+        if type(exc) is SandboxdError and "no space left on device" in str(exc):
+            raise Exhausted(f"{what}: no space is left on the disk; remove images with `sandboxctl rmi`") from exc
+        raise
+
+
+def _parsed(data: bytes, media_type: str, served: Served) -> Manifest | Index:
+    try:
+        return oci.parse_manifest(data, media_type)
+    except Unsupported:
+        raise
+    except InvalidRequest as exc:
+        raise InvalidRequest(f"{exc} (served as {served.media_type or 'nothing in particular'})") from exc
+
+
+def _same_diff_id(layer: Descriptor, expected: str, computed: str) -> None:
+    if computed != expected:
+        raise InvalidRequest(
+            f"the uncompressed layer {layer.digest} has a wrong digest: expected {expected}, computed {computed}"
+        )
+
+
+async def _after(first: asyncio.Event, then: asyncio.Event) -> None:
+    await first.wait()
+    then.set()

@@ -1,0 +1,137 @@
+"""Examining a layer while it arrives: `oci.layers.scan` in a thread, fed from the event loop.
+
+The scan reads a file that must not end before the layer does; `LayerCheck` is that file. The thread waits for
+bytes, the event loop waits when the thread is behind; neither holds more than `AHEAD` bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Executor, Future
+from typing import BinaryIO, cast
+
+from sandboxd.errors import InvalidRequest
+from sandboxd.oci import layers
+
+AHEAD = 4 << 20  # bytes
+
+
+class LayerCheck:
+    """One layer's examination. `feed` it whole, then `finish`; `stop` in any case."""
+
+    def __init__(self, executor: Executor, what: str) -> None:
+        self._source = _Source(asyncio.get_running_loop())
+        self._scan: Future[layers.Scan] = executor.submit(self._run, what)
+
+    def _run(self, what: str) -> layers.Scan:
+        try:
+            return layers.scan(cast(BinaryIO, self._source), what)
+        finally:
+            self._source.abandon()
+
+    async def feed(self, data: bytes) -> None:
+        """The next bytes. After the scan has failed they are ignored: `finish` tells why."""
+        await self._source.put(data)
+
+    async def finish(self) -> layers.Scan:
+        """The layer has ended: what it was. Raises as `layers.scan`."""
+        self._source.end()
+        return await asyncio.wrap_future(self._scan)
+
+    def stop(self) -> None:
+        """End the thread's work, if it still goes on."""
+        self._source.cut()
+
+
+class _Source:
+    """A pipe with the face of a file that can be rewound as long as only its first bytes were read."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Condition()
+        self._chunks: deque[memoryview] = deque()
+        self._held = 0
+        self._ended = self._cut = self._abandoned = False
+        self._head = b""
+        self._position = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    # The event loop's side.
+
+    async def put(self, data: bytes) -> None:
+        with self._lock:
+            if self._abandoned:
+                return
+            self._chunks.append(memoryview(data))
+            self._held += len(data)
+            if self._held > AHEAD:
+                self._room.clear()
+            self._lock.notify()
+        await self._room.wait()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            self._lock.notify()
+
+    def cut(self) -> None:
+        with self._lock:
+            self._cut = self._ended = True
+            self._chunks.clear()
+            self._lock.notify()
+
+    # The thread's side.
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, exactly as many until the end comes (as a buffered file does)."""
+        parts = []
+        wanted = size if size >= 0 else 1 << 62
+        if self._position < len(self._head):
+            part = self._head[self._position : self._position + wanted]
+            self._position += len(part)
+            wanted -= len(part)
+            parts.append(part)
+        while wanted:
+            chunk = self._next(wanted)
+            if not chunk:
+                break
+            if self._position < 4:
+                self._head += chunk
+            self._position += len(chunk)
+            wanted -= len(chunk)
+            parts.append(chunk)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def seek(self, offset: int) -> int:
+        if offset != 0 or self._position > len(self._head):
+            raise OSError("a stream cannot be rewound")
+        self._position = 0
+        return 0
+
+    def _next(self, most: int) -> bytes:
+        with self._lock:
+            while not self._chunks and not self._ended:
+                self._lock.wait()
+            if self._cut:
+                raise InvalidRequest("the layer was not read to its end")
+            if not self._chunks:
+                return b""
+            # Views, because gzip asks for a few KiB at a time of chunks of a MiB.
+            view = self._chunks.popleft()
+            if len(view) > most:
+                self._chunks.appendleft(view[most:])
+                view = view[:most]
+            self._held -= len(view)
+            if self._held <= AHEAD and not self._room.is_set():
+                self._loop.call_soon_threadsafe(self._room.set)
+        return bytes(view)
+
+    def abandon(self) -> None:
+        """Nobody reads on; nobody shall wait for room."""
+        with self._lock:
+            self._abandoned = True
+            self._chunks.clear()
+        self._loop.call_soon_threadsafe(self._room.set)

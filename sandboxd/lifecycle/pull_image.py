@@ -1,0 +1,303 @@
+"""PullImage: from a reference to an image that can be run.
+
+    resolve    what the reference means; an image that is there already and has not changed ends here
+    documents  index, manifest, config: is it for this machine, can it be stored
+    layers     fetched, examined and unpacked at the same time (`fetch_blobs`)
+    name       the image records, last: from now on the image exists
+
+Rules:
+
+1. The same reference with the same credentials is pulled once, however many ask; each of them may go away, and
+   when the last has, the pull stops. Other credentials are another pull: who may not have an image must not get it
+   by asking at the right moment.
+2. What was fetched belongs to a lease. A pull that was stopped, or that a registry or the network let down, leaves
+   its lease for the next attempt, for `KEEP_SECONDS` at most. Wrong content and a full disk leave nothing.
+3. No name exists before everything that it needs does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from sandboxd import steps
+from sandboxd.containerd.images import Image
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
+from sandboxd.jobs import Jobs
+from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Progress, Shared, no_space
+from sandboxd.lifecycle.image_store import MANAGED, ImageRecord, ImageStore
+from sandboxd.oci.image import Descriptor, is_digest
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.registry import auth, reference
+from sandboxd.registry.auth import AccessDenied, Credentials
+from sandboxd.registry.client import Registries, Repository, first_cause
+from sandboxd.registry.reference import Reference
+
+log = structlog.get_logger(__name__)
+
+KEEP_SECONDS = 24 * 3600.0
+LAYERS_OF_ALL = 12  # under way at once, over all pulls; each may hold a thread and some MiB
+
+# The next attempt can go on from what these left; it says nothing against the content.
+_WORTH_KEEPING = (asyncio.CancelledError, Unavailable, TimedOut, NotReady, AccessDenied)
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A pull under way and those who wait for it."""
+
+    task: asyncio.Task[ImageRecord] | None = None
+    waiting: int = 0
+    listeners: list[Progress] = field(default_factory=list)
+
+    def tell(self, stage: str, digest: str, done: int, total: int) -> None:
+        for listener in tuple(self.listeners):
+            listener(stage, digest, done, total)
+
+
+class Pulls:
+    """All pulls of one daemon."""
+
+    def __init__(self, store: ImageStore, jobs: Jobs, registries: Registries, *, layers_at_once: int = 3) -> None:
+        """`layers_at_once` is for each pull."""
+        self._store = store
+        self._jobs = jobs
+        self._registries = registries
+        self._at_once = layers_at_once
+        self._flights: dict[tuple[str, Credentials], _Flight] = {}
+        self._leases: set[str] = set()  # of pulls under way
+        self._stopping = False
+        # Threads of their own: an examination waits for the network, and the network must not wait for a thread.
+        self._executor = ThreadPoolExecutor(max_workers=LAYERS_OF_ALL, thread_name_prefix="layer-check")
+        self.counters = Counters()
+        self._shared = Shared(
+            store=store,
+            jobs=jobs,
+            executor=self._executor,
+            layers=asyncio.Semaphore(LAYERS_OF_ALL),
+            counters=self.counters,
+        )
+
+    async def pull(
+        self,
+        text: str,
+        credentials: Credentials | None = None,
+        progress: Progress = lambda stage, digest, done, total: None,
+    ) -> ImageRecord:
+        """Fetch what `text` names and return the image, unpacked.
+
+        `progress` is told (stage, digest, bytes done, bytes altogether) of each layer: wait, exists, fetch, check,
+        unpack, done. Cancelling is how a caller goes away.
+
+        Raises InvalidRequest or Unsupported for a reference or an image that cannot be used, NotFound, AccessDenied,
+        TimedOut without progress, Exhausted for too many requests or a full disk, NotReady for certificates and
+        credential helpers, Unavailable for what did not answer.
+        """
+        name = reference.parse(text)
+        if name.digest and not is_digest(name.digest):
+            raise InvalidRequest(f"{text}: only sha256 digests are supported")
+        key = (str(name), credentials or Credentials())
+        flight = await self._board(key, name)
+        flight.waiting += 1
+        flight.listeners.append(progress)
+        assert flight.task is not None
+        try:
+            return await asyncio.shield(flight.task)
+        except asyncio.CancelledError as exc:
+            if flight.task.cancelled() and self._stopping:
+                raise Unavailable(f"{name}: the pull was stopped, as sandboxd is shutting down") from exc
+            raise
+        finally:
+            flight.waiting -= 1
+            flight.listeners.remove(progress)
+            if not flight.waiting and not flight.task.done():
+                flight.task.cancel()
+
+    async def _board(self, key: tuple[str, Credentials], name: Reference) -> _Flight:
+        """The flight for this key: one under way that is not being stopped, or a new one."""
+        while (flight := self._flights.get(key)) is not None:
+            assert flight.task is not None
+            if not flight.task.done() and not flight.task.cancelling():
+                return flight
+            # It was given up: wait until it has let go of what it held.
+            await asyncio.wait((flight.task,))
+        if self._stopping:
+            raise Unavailable("sandboxd is shutting down")
+        flight = self._flights[key] = _Flight()
+        flight.task = self._jobs.spawn(("PullImage", key[0], id(flight)), lambda: self._run(key, name, flight))
+        return flight
+
+    def in_flight(self) -> tuple[str, ...]:
+        """The references that are being pulled now."""
+        return tuple(key[0] for key in self._flights)
+
+    async def stop(self) -> None:
+        """End all pulls, at shutdown: what is complete is kept for the next attempt."""
+        self._stopping = True
+        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, key: tuple[str, Credentials], name: Reference, flight: _Flight) -> ImageRecord:
+        self.counters.started += 1
+        try:
+            with steps.operation("PullImage"):
+                record = await self._pull(name, key[1], flight.tell)
+        except asyncio.CancelledError:
+            self.counters.cancelled += 1
+            raise
+        except BaseException:
+            self.counters.failed += 1
+            raise
+        finally:
+            del self._flights[key]
+        self.counters.succeeded += 1
+        return record
+
+    async def _pull(self, name: Reference, credentials: Credentials, progress: Progress) -> ImageRecord:
+        async with self._registries.open(name, credentials, ACCEPT) as repository:
+            try:
+                if (record := await self._unchanged(name, repository)) is not None:
+                    return record
+                async with self._lease(str(name)) as lease:
+                    fetch = Fetch(self._shared, repository, lease, self._at_once, progress)
+                    target = await self._fetch(fetch, name, repository)
+                    with steps.step("image.name", image=str(name)):
+                        await self._name(name, target)
+            except BaseExceptionGroup as exc:
+                raise first_cause(exc) from exc
+            finally:
+                self.counters.retries += repository.retries
+        await self._store.refresh()
+        return self._store.resolve(str(name))
+
+    async def _unchanged(self, name: Reference, repository: Repository) -> ImageRecord | None:
+        """The image, if it is here under this very name and the registry still means it.
+
+        The registry is asked even for a digest: having the image is no permission to have it.
+        """
+        try:
+            record = self._store.resolve(str(name))
+        except NotFound:
+            return None
+        with steps.step("image.resolve", image=str(name)) as step:
+            digest = await repository.resolve(name.digest or name.tag)
+            step.note(digest=digest)
+        if f"{name.repository}@{digest}" not in record.repo_digests:
+            return None
+        try:
+            await self._store.ensure_unpacked(record)
+        except NotFound:
+            return None
+        return record
+
+    async def _fetch(self, fetch: Fetch, name: Reference, repository: Repository) -> Descriptor:
+        """Everything that the reference leads to, in containerd; returns what its names will point at."""
+        with steps.step("image.documents", image=str(name)) as step:
+            found = await fetch.find(await repository.manifest(name.digest or name.tag))
+            config = await fetch.config(found.manifest)
+            step.note(digest=found.target.digest, layers=len(found.manifest.layers))
+        before = replace(self.counters)
+        with steps.step("image.layers", image=str(name), bytes=sum(d.size for d in found.manifest.layers)) as step:
+            await fetch.layers(found.manifest, config)
+            await fetch.keep_documents(found)
+            # Of all pulls at this time; mostly there is one.
+            step.note(fetched=self.counters.blobs_fetched - before.blobs_fetched)
+            step.note(reused=self.counters.blobs_reused - before.blobs_reused)
+        return found.target
+
+    async def _name(self, name: Reference, target: Descriptor) -> None:
+        """Make the image records; when one fails, put the others back."""
+        # The digest keeps the image when the tag moves on to another one.
+        names = [f"{name.repository}@{target.digest}"]
+        if not name.digest:
+            names.insert(0, f"{name.repository}:{name.tag}")
+        images = self._store.images
+        changed: list[tuple[str, Image | None]] = []
+        try:
+            for full in names:
+                try:
+                    labels = {**(await images.get(full)).labels, **MANAGED}
+                except NotFound:
+                    labels = dict(MANAGED)
+                changed.append((full, await images.put(Image(name=full, target=target, labels=labels))))
+        except BaseException:
+            for full, before in reversed(changed):
+                try:
+                    await (images.delete(full) if before is None else images.put(before))
+                except SandboxdError as exc:
+                    log.error("an image name could not be put back", image=full, error=str(exc))
+            raise
+
+    # The lease.
+
+    @asynccontextmanager
+    async def _lease(self, name: str) -> AsyncIterator[str]:
+        """Hold a lease of this reference: the one that an earlier attempt left, or a new one."""
+        prefix = f"sandboxd-pull-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
+        leases = self._store.leases
+        now = time.time()
+        left = sorted(lease for lease in await leases.ids() if lease.startswith(prefix))
+        # Its end is in its id. One that might end under our hands is replaced; what is touched moves over.
+        usable = [lease for lease in left if lease not in self._leases and _end(lease) > now + KEEP_SECONDS / 2]
+        lease = usable[-1] if usable else f"{prefix}{int(now + KEEP_SECONDS):x}-{len(self._leases):x}"
+        self._leases.add(lease)
+        try:
+            if not usable:
+                try:
+                    await leases.create(lease, seconds=KEEP_SECONDS)
+                except AlreadyExists:
+                    pass
+            try:
+                with no_space(name):
+                    yield lease
+            except BaseException as exc:
+                error = first_cause(exc) if isinstance(exc, BaseExceptionGroup) else exc
+                if not isinstance(error, _WORTH_KEEPING):
+                    await self._drop([lease, *left], sync=True)
+                raise
+            await self._drop([lease, *left], sync=False)
+        finally:
+            self._leases.discard(lease)
+
+    async def _drop(self, leases: list[str], *, sync: bool) -> None:
+        """Give up what leases of one reference hold, except for those of others under way."""
+        mine = [lease for number, lease in enumerate(leases) if not number or lease not in self._leases]
+        for number, lease in enumerate(dict.fromkeys(mine)):
+            try:
+                # One collection frees what all held.
+                await self._store.leases.delete(lease, sync=sync and number == len(mine) - 1)
+            except SandboxdError as exc:
+                log.warning("a lease could not be deleted, it will expire", lease=lease, error=str(exc))
+
+
+def _end(lease: str) -> int:
+    """When a pull's lease ends, unix seconds; 0 for an id that does not say."""
+    try:
+        return int(lease.split("-")[3], 16)
+    except (IndexError, ValueError):
+        return 0
+
+
+def credentials_of(message: cri.AuthConfig) -> Credentials:
+    """CRI's AuthConfig; `auth` counts when there is no user name. Raises InvalidRequest when it cannot be decoded."""
+    username, password = message.username, message.password
+    if message.auth and not username:
+        username, password = auth.decode(message.auth)
+    return Credentials(
+        username=username,
+        password=password,
+        identity_token=message.identity_token,
+        registry_token=message.registry_token,
+        server_address=message.server_address,
+    )

@@ -1,0 +1,175 @@
+"""Port-forward: any number of connections into one pod over one link.
+
+Every connection is a task of its own; one that fails tells its error stream and ends alone. A connection whose
+target does not read holds up the others of the same client once its inbox is full, because SPDY as its clients
+speak it has no flow control of a single stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from sandboxd.errors import InvalidRequest, SandboxdError
+from sandboxd.streaming.inbox import Inbox
+from sandboxd.streaming.link import READ, Broken, Gone, Idle, Link, first_leaf
+from sandboxd.streaming.portforward import Pair, Pairing
+from sandboxd.streaming.sessions import PortForwardRequest
+from sandboxd.streaming.streams import Data, Event, StreamOpened, StreamReset
+
+
+class Forwarding:
+    """One client's port-forward, from the upgrade to the goodbye."""
+
+    def __init__(self, link: Link, request: PortForwardRequest, *, connections: int | None = None) -> None:
+        """`connections`: so many are there from the start, and the session ends with the last of them."""
+        self._link = link
+        self._request = request
+        self._connections = connections
+        self._finished = 0
+        self._pairing = Pairing()
+        self._late: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # by data stream
+        self._all_done = asyncio.Event()
+        self.inboxes: dict[int, Inbox] = {}  # by data stream
+
+    async def run(self) -> str:
+        """Serve the client until it leaves. Returns why it ended, for the log."""
+        try:
+            ended = await self._attended()
+        except asyncio.CancelledError:
+            self._link.mux.close()
+            self._link.push()
+            raise
+        finally:
+            for timer in self._late.values():
+                timer.cancel()
+        if isinstance(ended, Gone):
+            self._link.close()
+        else:
+            await self._link.finish(str(ended) if isinstance(ended, Broken) else "")
+        return str(ended)
+
+    async def _attended(self) -> Gone | Broken | Idle | str:
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(self._link.read(lambda event: self._handle(event, group))),
+                    group.create_task(self._link.watch_idle()),
+                ]
+                await self._all_done.wait()
+                for task in beside:
+                    task.cancel()
+        except BaseExceptionGroup as errors:
+            match first_leaf(errors):
+                case Gone() | Broken() | Idle() as ended:
+                    return ended
+                case _:
+                    raise
+        return "all forwarded connections have ended"
+
+    async def _handle(self, event: Event, group: asyncio.TaskGroup) -> None:
+        match event:
+            case StreamOpened():
+                self._opened(event, group)
+            case Data(stream=stream, data=data, fin=fin) if stream in self.inboxes:
+                inbox = self.inboxes[stream]
+                await inbox.put(data)
+                if fin:
+                    inbox.close()
+            case StreamReset(stream=stream):
+                if stream in self._tasks:
+                    self._tasks[stream].cancel()
+                elif stream in self.inboxes:
+                    self.inboxes[stream].close()
+
+    def _opened(self, event: StreamOpened, group: asyncio.TaskGroup) -> None:
+        mux = self._link.mux
+        try:
+            request, pair = self._pairing.add(event.stream, event.headers)
+        except InvalidRequest:
+            mux.reset(event.stream, refused=True)
+            return
+        mux.reply(event.stream)
+        if event.headers.get("streamtype") == "data":
+            inbox = self.inboxes[event.stream] = Inbox()
+            if event.fin:
+                inbox.close()
+        if pair is None:
+            loop = asyncio.get_running_loop()
+            self._late[request] = loop.call_later(self._link.limits.streams, self._expire, request)
+            return
+        if timer := self._late.pop(request, None):
+            timer.cancel()
+        task = group.create_task(self._forward(pair))
+        self._tasks[pair.data] = task
+        task.add_done_callback(lambda _task: self._forget(pair))
+
+    def _expire(self, request: str) -> None:
+        self._late.pop(request, None)
+        data, error = self._pairing.drop(request)
+        if error is not None:
+            text = f"request {request[:60]}: the client did not open its data stream"
+            self._link.mux.send_data(error, text.encode(), fin=True)
+        if data is not None:
+            self._drop_inbox(data)
+            self._link.mux.reset(data)
+        self._link.push()
+
+    def _forget(self, pair: Pair) -> None:
+        self._tasks.pop(pair.data, None)
+        self._drop_inbox(pair.data)
+        self._finished += 1
+        if self._finished == self._connections:
+            self._all_done.set()
+
+    def _drop_inbox(self, data: int) -> None:
+        inbox = self.inboxes.pop(data, None)
+        if inbox is not None:
+            inbox.discard()  # whoever is putting must not wait for ever
+
+    async def _forward(self, pair: Pair) -> None:
+        mux = self._link.mux
+        try:
+            reader, writer = await self._request.target.open(pair.port)
+            try:
+                await self._copy(pair, reader, writer)
+            finally:
+                writer.close()
+        except (SandboxdError, OSError) as exc:
+            await self._fail(pair, exc)
+        finally:
+            # Also after the client gave the data stream up: it waits for the end of the error stream.
+            mux.send_data(pair.data, b"", fin=True)
+            mux.send_data(pair.error, b"", fin=True)
+            self._link.push()
+
+    async def _fail(self, pair: Pair, error: Exception) -> None:
+        text = f"{self._request.subject}: port {pair.port}: {error}"
+        self._link.mux.send_data(pair.error, text.encode(), fin=True)
+        self._link.mux.reset(pair.data)
+        await self._link.flush()
+
+    async def _copy(self, pair: Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                upward = group.create_task(_pour(self.inboxes[pair.data], writer))
+                while data := await reader.read(READ):
+                    await self._link.send(pair.data, data)
+                await self._link.send(pair.data, b"", fin=True)
+                await asyncio.wait({upward}, timeout=self._link.limits.half_closed)
+                upward.cancel()
+        except BaseExceptionGroup as errors:
+            raise first_leaf(errors) from errors
+
+
+async def _pour(inbox: Inbox, writer: asyncio.StreamWriter) -> None:
+    """Client to target, up to the client's end of data, which the target sees as such."""
+    try:
+        while data := await inbox.take():
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+    except OSError:
+        # The target takes no more; it may still have something to say, and its reader tells how it ended.
+        inbox.discard()

@@ -1,0 +1,200 @@
+"""One client's TCP connection: bytes to events, stream data to bytes, and everything that can end it.
+
+Reading waits for whoever handles an event, writing for the client: that is the back-pressure, in both directions.
+A connection that is not read does not tell that the client has hung up, so the kernel is asked for that separately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxd.streaming.streams import Event, GoneAway, Multiplexer, ProtocolError
+
+READ = 64 * 1024  # bytes at a time
+MOST_REPLIES = 256 * 1024  # bytes of pongs and resets that may wait for the client before reading waits for it too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long things may take, in seconds, and how many sessions there may be."""
+
+    head: float = 10.0  # for the HTTP request to arrive
+    streams: float = 30.0  # for the client to open the streams that it needs
+    idle: float = 4 * 3600.0  # without a byte in either direction
+    silence: float = 5.0  # of a process that has ended, before its output counts as ended too
+    linger: float = 5.0  # for the client to take what is left and hang up; for input after it has hung up
+    half_closed: float = 1.0  # for a client to finish after the pod's side of a forwarded connection has
+    sessions: int = 1000
+    token: float = 60.0
+    tokens: int = 1000
+
+
+class Gone(Exception):
+    """The client has left, or the connection to it is lost."""
+
+
+class Broken(Exception):
+    """The client broke the protocol."""
+
+
+class Idle(Exception):
+    """Nothing has moved for too long."""
+
+
+def first_leaf(errors: BaseExceptionGroup[Any]) -> BaseException:
+    """The error that ended a task group; the others follow from it."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class Link:
+    """A connection after its upgrade. Only one task may `read`, any may `send`."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        mux: Multiplexer,
+        *,
+        limits: Limits,
+        received: bytes = b"",
+    ) -> None:
+        """`received` has already been read from the connection."""
+        self.mux = mux
+        self.limits = limits
+        self._reader = reader
+        self._writer = writer
+        self._received = received
+        self._loop = asyncio.get_running_loop()
+        self._moved = self._loop.time()
+        self._hung_up = False
+        self._blocked: asyncio.Timeout | None = None
+
+    async def read(self, handle: Callable[[Event], Awaitable[None]]) -> None:
+        """Hand every event to `handle`, one after the other. Ends only by raising Gone or Broken."""
+        watch = _HangUpWatch(self._writer, self._on_hang_up)
+        try:
+            await self._handle(self.mux.begin(), handle)
+            data = self._received
+            while True:
+                await self._handle(self.mux.receive_data(data), handle)
+                data = await self._reader.read(READ)
+                if not data:
+                    await self._handle(self.mux.receive_eof(), handle)
+                    raise Gone("the client closed the connection")
+                self._moved = self._loop.time()
+        except OSError as exc:
+            raise Gone(f"the connection is lost: {exc}") from exc
+        finally:
+            watch.close()
+
+    async def send(self, stream: int, data: bytes, *, fin: bool = False) -> None:
+        """Send on a stream, at the speed of the client. Raises Gone."""
+        for start in range(0, len(data) or 1, READ):
+            self.mux.send_data(stream, data[start : start + READ], fin=fin and start + READ >= len(data))
+            await self.flush()
+        self._moved = self._loop.time()
+
+    async def flush(self) -> None:
+        """Write what the multiplexer has queued; wait while the client is behind. Raises Gone."""
+        self.push()
+        try:
+            await self._writer.drain()
+        except OSError as exc:
+            raise Gone(f"the connection is lost: {exc}") from exc
+
+    def push(self) -> None:
+        """Write what the multiplexer has queued, without waiting."""
+        data = self.mux.data_to_send()
+        if data and not self._writer.is_closing():
+            self._writer.write(data)
+
+    async def watch_idle(self) -> None:
+        """Raises Idle once nothing has moved for the limit."""
+        while True:
+            left = self._moved + self.limits.idle - self._loop.time()
+            if left <= 0:
+                raise Idle(f"nothing was sent or received for {self.limits.idle:g} s")
+            await asyncio.sleep(left)
+
+    async def finish(self, reason: str = "") -> None:
+        """End the connection so that the client gets everything that was sent: say goodbye, wait for it to hang up.
+
+        Closing at once would throw away what is on its way, because unread input turns the close into a reset.
+        """
+        self.mux.close(reason)
+        try:
+            async with asyncio.timeout(self.limits.linger):
+                await self.flush()
+                if self._writer.can_write_eof():
+                    self._writer.write_eof()
+                while data := await self._reader.read(READ):
+                    if any(isinstance(event, GoneAway) for event in self.mux.receive_data(data)):
+                        break
+        except (Gone, OSError, TimeoutError):
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """End the connection now; what was written is still sent, if the client takes it."""
+        self._writer.close()
+
+    async def _handle(self, events: list[Event], handle: Callable[[Event], Awaitable[None]]) -> None:
+        for event in events:
+            if isinstance(event, ProtocolError):
+                self.push()
+                raise Broken(event.reason)
+            if isinstance(event, GoneAway):
+                if event.final:
+                    self.push()
+                    raise Gone("the client said goodbye")
+                continue
+            try:
+                async with asyncio.timeout(self.limits.linger if self._hung_up else None) as self._blocked:
+                    await handle(event)
+            except TimeoutError as exc:
+                raise Gone("the client hung up while its data waited to be taken") from exc
+            finally:
+                self._blocked = None
+        self.push()
+        if self._writer.transport.get_write_buffer_size() > MOST_REPLIES:
+            await self.flush()
+
+    def _on_hang_up(self) -> None:
+        self._hung_up = True
+        if self._blocked is not None:
+            self._blocked.reschedule(self._loop.time() + self.limits.linger)
+
+
+class _HangUpWatch:
+    """Calls back once when the other end of a TCP connection has been closed, whether or not anybody reads.
+
+    epoll(7) reports EPOLLRDHUP also with unread data, and an epoll descriptor can itself be watched by the loop.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self._loop = asyncio.get_running_loop()
+        self._epoll: select.epoll | None = None
+        socket = writer.get_extra_info("socket")
+        if socket is not None and socket.fileno() >= 0:
+            self._epoll = select.epoll()
+            self._epoll.register(socket.fileno(), select.EPOLLRDHUP)
+            self._loop.add_reader(self._epoll.fileno(), self._fired)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._epoll is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _fired(self) -> None:
+        self.close()
+        self._callback()

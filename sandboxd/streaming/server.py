@@ -1,0 +1,257 @@
+"""The streaming server: where the URLs of Exec, Attach and PortForward lead.
+
+    /exec/TOKEN  /attach/TOKEN  /portforward/TOKEN      GET or POST, with an upgrade to SPDY/3.1 or WebSocket
+
+A token is all the right that a client needs, so the server listens on loopback unless told otherwise. A token is
+used up by the first upgrade request for it. Refusals: 400 not HTTP, 403 no common protocol, 404 unknown token,
+405 other methods, 426 no upgrade, 429 too many sessions at once, 503 shutting down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from sandboxd.errors import InvalidRequest, NotFound, Unavailable
+from sandboxd.jobs import Jobs
+from sandboxd.streaming import portforward, remotecommand, spdy, upgrade
+from sandboxd.streaming.forwarding import Forwarding
+from sandboxd.streaming.link import READ, Limits, Link
+from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest, Request
+from sandboxd.streaming.stdio import Stdio
+from sandboxd.streaming.streams import Multiplexer
+from sandboxd.streaming.tokens import Tokens
+from sandboxd.streaming.upgrade import Asked, Exchange, Refused
+from sandboxd.streaming.websocket import Channels, Tunnel, WebSocket
+
+log = structlog.get_logger(__name__)
+
+_KINDS: Mapping[type[Request], str] = {
+    ExecRequest: "exec",
+    AttachRequest: "attach",
+    PortForwardRequest: "portforward",
+}
+
+Session = Stdio | Forwarding
+
+
+class StreamingServer:
+    """Hands out URLs and serves whoever comes with one."""
+
+    def __init__(
+        self,
+        *,
+        jobs: Jobs,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        """Port 0 is any free one. With `tls` the URLs are https."""
+        self._jobs = jobs
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._limits = limits or Limits()
+        self._tokens: Tokens[Request] = Tokens(
+            random=random, clock=clock, seconds=self._limits.token, most=self._limits.tokens
+        )
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self.sessions: set[Session] = set()
+
+    async def start(self) -> None:
+        """Listen. Raises Unavailable if the address cannot be had."""
+        try:
+            self._server = await asyncio.start_server(self._accepted, self._host, self._port, ssl=self._tls)
+        except OSError as exc:
+            raise Unavailable(
+                f"streaming: cannot listen on {self._host} port {self._port}: {exc.strerror or exc}; "
+                f"free it or configure another"
+            ) from exc
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Stop accepting, let sessions end for `grace` seconds, then end them. What they close are jobs."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._connections and grace > 0:
+            await asyncio.wait(tuple(self._connections), timeout=grace)
+        for task in tuple(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    @property
+    def base_url(self) -> str:
+        """What every URL begins with, without a slash at the end."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{self._port}"
+
+    def url_for(self, request: Request) -> str:
+        """A URL that serves this request once, within a minute.
+
+        Raises InvalidRequest for streams that exclude each other, Exhausted if too many URLs are unused,
+        Unavailable when the server does not listen.
+        """
+        if self._server is None:
+            raise Unavailable("streaming: the server is not listening; try again once sandboxd is ready")
+        if not isinstance(request, PortForwardRequest):
+            remotecommand.check(request.streams)
+        return f"{self.base_url}/{_KINDS[type(request)]}/{self._tokens.issue(request)}"
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio.start_server made this task, and it ends with the connection.
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, TimeoutError) as exc:
+            log.debug("streaming connection lost", error=str(exc))
+        except Exception:
+            log.exception("streaming connection failed")
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        exchange = Exchange()
+        try:
+            asked = await self._asked(exchange, reader)
+            if asked is None:
+                return
+            request = self._request(asked)
+            session = self._session(asked, request, exchange, reader, writer)
+        except Refused as refused:
+            async with asyncio.timeout(self._limits.linger):
+                writer.write(exchange.refuse(refused))
+                await writer.drain()
+                if writer.can_write_eof():
+                    writer.write_eof()
+                while await reader.read(READ):
+                    pass
+            return
+        kind = _KINDS[type(request)]
+        self.sessions.add(session)
+        log.info("stream opened", kind=kind, subject=request.subject, transport=asked.transport)
+        ended = "sandboxd stopped"
+        try:
+            ended = await session.run()
+        finally:
+            self.sessions.discard(session)
+            log.info("stream closed", kind=kind, subject=request.subject, ended=ended)
+
+    async def _asked(self, exchange: Exchange, reader: asyncio.StreamReader) -> Asked | None:
+        try:
+            async with asyncio.timeout(self._limits.head):
+                while data := await reader.read(READ):
+                    if asked := exchange.receive_data(data):
+                        return asked
+        except TimeoutError:
+            raise Refused(408, f"no request within {self._limits.head:g} s") from None
+        return None
+
+    def _request(self, asked: Asked) -> Request:
+        """What the token stands for; from here on it is used up."""
+        if len(self.sessions) >= self._limits.sessions:
+            raise Refused(
+                429,
+                f"{self._limits.sessions} streams are open; close one and try again",
+                [("Retry-After", "5")],
+            )
+        kind, _, token = asked.path.removeprefix("/").partition("/")
+        try:
+            request = self._tokens.redeem(token)
+        except NotFound as exc:
+            raise Refused(404, str(exc)) from exc
+        if _KINDS[type(request)] != kind:
+            raise Refused(404, "no such streaming session: its URL is of another kind")
+        return request
+
+    def _session(
+        self,
+        asked: Asked,
+        request: Request,
+        exchange: Exchange,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> Session:
+        """Choose the protocol, write the answer to the upgrade, and build what serves it."""
+        websocket = asked.transport == upgrade.WEBSOCKET
+        if isinstance(request, PortForwardRequest):
+            if websocket:
+                served = portforward.TUNNEL_PROTOCOLS + portforward.CHANNEL_PROTOCOLS
+            else:
+                served = portforward.SPDY_PROTOCOLS
+        else:
+            versions = remotecommand.WEBSOCKET_PROTOCOLS if websocket else remotecommand.SPDY_PROTOCOLS
+            served = tuple(versions)
+        chosen = _chosen(asked, served)
+        mux: Multiplexer
+        if not websocket:
+            mux = spdy.Connection()
+            headers = [("Connection", "Upgrade"), ("Upgrade", upgrade.SPDY)]
+            if chosen is not None:
+                headers.append((upgrade.PROTOCOL_HEADER, chosen))
+            answer = exchange.switch(headers)
+        else:
+            socket = WebSocket(chosen)
+            if not socket.accept(asked.head):
+                # Its own words tell what the handshake lacks; the connection ends with them.
+                writer.write(socket.data_to_send())
+                raise ConnectionAbortedError("not an acceptable WebSocket handshake")
+            answer = socket.data_to_send()
+            mux = _websocket_mux(socket, chosen, request)
+        writer.write(answer)
+        link = Link(reader, writer, mux, limits=self._limits, received=asked.rest)
+        if isinstance(request, PortForwardRequest):
+            fixed = isinstance(mux, Channels)
+            return Forwarding(link, request, connections=len(request.ports) if fixed else None)
+        version = versions[chosen] if chosen is not None else remotecommand.UNNAMED_VERSION
+        return Stdio(link, request, version=version, websocket=websocket, jobs=self._jobs)
+
+
+def _chosen(asked: Asked, served: tuple[str, ...]) -> str | None:
+    """The protocol to speak; None if the client offers none, which old ones do."""
+    if not asked.protocols:
+        return None
+    chosen = remotecommand.choose(asked.protocols, served)
+    if chosen is None:
+        raise Refused(
+            403,
+            f"no common protocol: the client offers {', '.join(asked.protocols)}; served are {', '.join(served)}",
+            [(upgrade.ACCEPTED_HEADER, protocol) for protocol in served],
+        )
+    return chosen
+
+
+def _websocket_mux(socket: WebSocket, chosen: str | None, request: Request) -> Multiplexer:
+    if chosen in portforward.TUNNEL_PROTOCOLS:
+        return Tunnel(socket, spdy.Connection())
+    base64_text = chosen is not None and "base64" in chosen
+    if isinstance(request, PortForwardRequest):
+        try:
+            streams = portforward.channel_headers(request.ports)
+        except InvalidRequest as exc:
+            raise Refused(400, str(exc)) from exc
+        prefixes = {channel: portforward.port_prefix(int(h[portforward.PORT])) for channel, h in streams.items()}
+        return Channels(socket, streams=streams, greetings=prefixes, base64_text=base64_text)
+    version = remotecommand.WEBSOCKET_PROTOCOLS[chosen] if chosen is not None else remotecommand.UNNAMED_VERSION
+    names = remotecommand.expected(version, request.streams, websocket=True)
+    channels = {channel: name for channel, name in remotecommand.CHANNELS.items() if name in names}
+    first = next(channel for channel, name in channels.items() if name in ("stdout", "stderr", "error"))
+    return Channels(
+        socket,
+        streams={channel: {remotecommand.STREAM_TYPE: name} for channel, name in channels.items()},
+        greetings={first: b""},  # tells the client that the session is there
+        base64_text=base64_text,
+        half_close=version >= 5,
+    )

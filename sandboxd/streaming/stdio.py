@@ -1,0 +1,242 @@
+"""Exec and attach: one process's standard streams over one link.
+
+1. The client opens its streams; what it sends early waits in a bounded inbox.
+2. The session is opened, then input, sizes and output flow, each in its own task.
+3. The process ends, its output is sent to the last byte, then the outcome, then goodbye.
+Whatever goes wrong on the way becomes the outcome, if the client is still there to read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+from sandboxd.errors import SandboxdError
+from sandboxd.jobs import Jobs
+from sandboxd.streaming import remotecommand
+from sandboxd.streaming.inbox import Inbox
+from sandboxd.streaming.link import Broken, Gone, Idle, Link, first_leaf
+from sandboxd.streaming.remotecommand import Exited, Failed, Outcome, ResizeReader, StreamSet, TerminalSize
+from sandboxd.streaming.sessions import AttachRequest, AttachSession, ExecRequest, ExecSession
+from sandboxd.streaming.streams import Data, Event, StreamOpened, StreamReset
+
+log = structlog.get_logger(__name__)
+
+Session = ExecSession | AttachSession
+
+SHUTDOWN = "sandboxd is shutting down; open the stream again once it is back"
+
+
+class Stdio:
+    """One exec or attach, from the upgrade to the goodbye."""
+
+    def __init__(
+        self, link: Link, request: ExecRequest | AttachRequest, *, version: int, websocket: bool, jobs: Jobs
+    ) -> None:
+        self._link = link
+        self._request = request
+        self._version = version
+        self._jobs = jobs
+        self._set = StreamSet(remotecommand.expected(version, request.streams, websocket=websocket))
+        self._complete = asyncio.Event()
+        self._resizes = ResizeReader()
+        self._size: TerminalSize | None = None  # the newest; older ones mean nothing
+        self._resized = asyncio.Event()
+        self._exited = False
+        self._waiting: set[asyncio.Timeout] = set()  # of the output readers
+        self.stdin = Inbox()
+
+    async def run(self) -> str:
+        """Serve the client to its end. Returns why it ended, for the log."""
+        try:
+            outcome = await self._attended()
+        except asyncio.CancelledError:
+            self._report(Failed(message=SHUTDOWN))
+            self._link.mux.close()
+            self._link.push()
+            raise
+        if isinstance(outcome, Gone):
+            self._link.close()
+            return str(outcome)
+        if isinstance(outcome, Broken):
+            await self._link.finish(str(outcome))
+            return str(outcome)
+        self._report(outcome)
+        await self._link.finish()
+        return outcome.message if isinstance(outcome, Failed) else f"exit code {outcome.code}"
+
+    async def _attended(self) -> Outcome | Gone | Broken:
+        """The session with the connection read beside it; reading ends the session, never the other way round."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(self._link.read(self._handle)),
+                    group.create_task(self._link.watch_idle()),
+                ]
+                outcome = await self._session()
+                for task in beside:
+                    task.cancel()
+        except BaseExceptionGroup as errors:
+            match first_leaf(errors):
+                case Gone() | Broken() as ended:
+                    return ended
+                case Idle() as idle:
+                    return Failed(message=str(idle))
+                case _:
+                    raise
+        return outcome
+
+    async def _handle(self, event: Event) -> None:
+        mux = self._link.mux
+        match event:
+            case StreamOpened(stream=stream, headers=headers, fin=fin):
+                name = self._set.add(stream, headers)
+                if name is None:
+                    mux.reset(stream, refused=True)
+                    return
+                mux.reply(stream)
+                if fin and name == "stdin":
+                    self.stdin.close()
+                if not self._set.missing:
+                    self._complete.set()
+            case Data(stream=stream, data=data, fin=fin):
+                name = self._set.name(stream)
+                if name == "stdin":
+                    await self.stdin.put(data)
+                    if fin:
+                        self.stdin.close()
+                elif name == "resize":
+                    for size in self._resizes.read(data):
+                        self._size = size
+                        self._resized.set()
+            case StreamReset(stream=stream):
+                if self._set.name(stream) == "stdin":
+                    self.stdin.close()
+
+    async def _session(self) -> Outcome:
+        try:
+            async with asyncio.timeout(self._link.limits.streams):
+                await self._complete.wait()
+        except TimeoutError:
+            missing = ", ".join(sorted(self._set.missing))
+            return Failed(
+                message=f"the client did not open its {missing} stream within {self._link.limits.streams:g} s"
+            )
+        if self._version == 1 and (stdin := self._set.stream("stdin")) is not None:
+            await self._link.send(stdin, b"", fin=True)  # v1 clients take it that way
+        try:
+            session = await self._open()
+            try:
+                return await self._run(session)
+            finally:
+                # A job: neither the client's leaving nor a slow close can come in its way.
+                self._jobs.start(("stream", "close", id(session)), session.close)
+        except SandboxdError as exc:
+            return Failed(message=str(exc))
+        except (Gone, Broken, asyncio.CancelledError):
+            raise
+        except Exception as exc:
+            log.exception("streaming session failed", subject=self._request.subject)
+            return Failed(message=f"{self._request.subject}: internal error: {exc}")
+
+    async def _open(self) -> Session:
+        # A job, so that a client that leaves now cannot leave a process behind that nobody knows.
+        opening = self._jobs.spawn(("stream", "open", id(self)), self._opening)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._close_orphan)
+            raise
+
+    async def _opening(self) -> Session:
+        return await self._request.open()
+
+    def _close_orphan(self, opening: asyncio.Task[Session]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            session = opening.result()
+            self._jobs.start(("stream", "close", id(session)), session.close)
+
+    async def _run(self, session: Session) -> Outcome:
+        streams = self._request.streams
+        try:
+            async with asyncio.TaskGroup() as group:
+
+                def output(name: str, source: AsyncIterator[bytes]) -> asyncio.Task[None]:
+                    return group.create_task(self._send_output(name, source))
+
+                outputs = []
+                if streams.stdout:
+                    outputs.append(output("stdout", session.stdout()))
+                if streams.stderr and not streams.tty:
+                    outputs.append(output("stderr", session.stderr()))
+                inputs = []
+                if streams.stdin:
+                    inputs.append(group.create_task(self._feed_stdin(session)))
+                if streams.tty:
+                    inputs.append(group.create_task(self._resize(session)))
+                outcome = Exited(code=await session.wait() or 0)
+                self._note_exit()
+                for task in outputs:
+                    await task
+                for task in inputs:
+                    task.cancel()
+        except BaseExceptionGroup as errors:
+            raise first_leaf(errors) from errors
+        return outcome
+
+    async def _feed_stdin(self, session: Session) -> None:
+        try:
+            while data := await self.stdin.take():
+                await session.write_stdin(data)
+            await session.close_stdin()
+        except (SandboxdError, OSError):
+            # The process reads no more. That is its right: what the client still sends is dropped.
+            self.stdin.discard()
+
+    async def _resize(self, session: Session) -> None:
+        while True:
+            await self._resized.wait()
+            self._resized.clear()
+            if self._size is not None:
+                try:
+                    await session.resize(self._size)
+                except (SandboxdError, OSError) as exc:
+                    log.debug("terminal not resized", subject=self._request.subject, error=str(exc))
+
+    async def _send_output(self, name: str, source: AsyncIterator[bytes]) -> None:
+        stream = self._set.stream(name)
+        while True:
+            try:
+                async with asyncio.timeout(self._link.limits.silence if self._exited else None) as waiting:
+                    self._waiting.add(waiting)
+                    try:
+                        data = await anext(source)
+                    finally:
+                        self._waiting.discard(waiting)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                # Something the process left behind holds the pipe open; it must not hold the client.
+                break
+            if stream is not None:
+                await self._link.send(stream, data)
+        if stream is not None:
+            await self._link.send(stream, b"", fin=True)
+
+    def _note_exit(self) -> None:
+        self._exited = True
+        deadline = asyncio.get_running_loop().time() + self._link.limits.silence
+        for waiting in self._waiting:
+            waiting.reschedule(deadline)
+
+    def _report(self, outcome: Outcome) -> None:
+        """Queue the outcome and the end of every stream."""
+        mux = self._link.mux
+        error = self._set.stream("error")
+        if error is not None:
+            mux.send_data(error, remotecommand.outcome_message(self._version, outcome))
+        for name in ("stdin", "stdout", "stderr", "resize", "error"):
+            if (stream := self._set.stream(name)) is not None:
+                mux.send_data(stream, b"", fin=True)

@@ -1,0 +1,59 @@
+"""`make demo` and `make demo-down`, on a machine of their own."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.audit import assert_no_leaks, observe
+from tests.conftest import StartBed
+from tests.testbed import ROOT, Testbed
+
+pytestmark = pytest.mark.e2e
+
+
+def demo(bed: Testbed, command: str, *, check: bool = True) -> tuple[int, str]:
+    """Run what the Makefile runs, without the set-up that needs registries."""
+    script = f"cd {ROOT} && exec {sys.executable} -m deploy.demo {command}"
+    finished = bed.run(["sh", "-c", script], check=check, timeout=120)
+    return finished.returncode, finished.stdout + finished.stderr
+
+
+@pytest.fixture
+def machine(fresh_bed: StartBed) -> Testbed:
+    """A machine without a daemon or a network, and with the demo's image built."""
+    bed = fresh_bed(daemon=False, network=False)
+    bed.build_image("nginx")
+    return bed
+
+
+def test_the_demo_tells_the_story_twice_and_leaves_the_machine_as_it_was(machine: Testbed) -> None:
+    before = observe(machine)
+    forwarding = machine.run(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout
+    for _ in range(2):
+        _, told = demo(machine, "up")
+        for fact in ("/run/netns/", "ADD /usr/lib/cni/bridge", "10.0.10.", "the same network namespace", "HTTP 200"):
+            assert fact in told
+        assert "NOT the same" not in told
+    for words in ("the machine is as it was", "nothing to do"):
+        assert words in demo(machine, "down")[1]
+    assert_no_leaks(machine, before)
+    assert machine.run(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout == forwarding
+
+
+def test_a_demo_whose_daemon_died_is_taken_down_all_the_same(machine: Testbed) -> None:
+    before = observe(machine)
+    demo(machine, "up")
+    machine.run(["kill", "-9", machine.path("/run/sandboxd-demo/sandboxd.pid").read_text().strip()])
+    assert "the machine is as it was" in demo(machine, "down")[1]
+    assert_no_leaks(machine, before)
+
+
+def test_an_address_range_in_use_is_said_and_nothing_is_started(machine: Testbed) -> None:
+    machine.run(["ip", "addr", "add", "10.0.10.77/24", "dev", "up0"])
+    before = observe(machine)
+    status, words = demo(machine, "up", check=False)
+    assert status == 1
+    assert "10.0.10.0/24 is in use on up0" in words
+    assert_no_leaks(machine, before)

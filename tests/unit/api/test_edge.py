@@ -1,0 +1,285 @@
+"""Every RPC ends with a status that says what happened, over a real gRPC connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import structlog
+
+from sandboxd import errors
+from sandboxd.api.edge import CODES, MESSAGE_BYTES, Edge, code_of, message_of
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
+from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
+
+SECONDS = 10  # after which a call without an answer is a failed test
+
+
+class Runtime(cri_grpc.RuntimeServiceServicer):
+    """Version does what the test says; everything else is not implemented."""
+
+    def __init__(self) -> None:
+        self.behaviour: Callable[[], Any] = lambda: None
+        self.ended = asyncio.Event()
+
+    async def Version(self, request: cri.VersionRequest, context: Any) -> cri.VersionResponse:
+        try:
+            result = self.behaviour()
+            if result is not None:
+                await result
+            return cri.VersionResponse(version="v1")
+        finally:
+            self.ended.set()
+
+
+class HostApi(host_pb2_grpc.HostServicer):
+    """ReadLogs sends one message and then does what the test says; everything else is not implemented."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[host_pb2.ReadLogsResponse]:
+        try:
+            yield host_pb2.ReadLogsResponse()
+            result = self._runtime.behaviour()
+            if result is not None:
+                await result
+            yield host_pb2.ReadLogsResponse()
+        finally:
+            self._runtime.ended.set()
+
+
+class Server:
+    """A server behind the edge, and a client of it."""
+
+    def __init__(self, runtime: Runtime, reason: list[str], channel: grpc.aio.Channel) -> None:
+        self.runtime = runtime
+        self.reason = reason
+        self.cri = cri_grpc.RuntimeServiceStub(channel)
+        self.host = host_pb2_grpc.HostStub(channel)
+
+    async def single(self) -> cri.VersionResponse:
+        answer: cri.VersionResponse = await self.cri.Version(cri.VersionRequest(), timeout=SECONDS)
+        return answer
+
+    async def streaming(self) -> int:
+        """How many messages came."""
+        return len([message async for message in self.host.ReadLogs(host_pb2.ReadLogsRequest(), timeout=SECONDS)])
+
+    async def refusal(self, how: str) -> grpc.aio.AioRpcError:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await getattr(self, how)()
+        return caught.value
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    runtime, reason = Runtime(), [""]
+    made = grpc.aio.server(interceptors=(Edge(lambda: reason[0]),))
+    cri_grpc.add_RuntimeServiceServicer_to_server(runtime, made)
+    host_pb2_grpc.add_HostServicer_to_server(HostApi(runtime), made)
+    made.add_insecure_port(f"unix:{tmp_path}/s")
+    await made.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+        yield Server(runtime, reason, channel)
+    await made.stop(None)
+
+
+def failing(error: BaseException) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
+
+
+BOTH = pytest.mark.parametrize("how", ["single", "streaming"])
+
+_PLUGIN = errors.PluginFailed(plugin="bridge", command="ADD", code=11, msg="busy")
+
+
+async def test_an_answer_passes(server: Server) -> None:
+    assert (await server.single()).version == "v1"
+    assert await server.streaming() == 2
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidRequest("why"), grpc.StatusCode.INVALID_ARGUMENT),
+        (errors.Unsupported("why"), grpc.StatusCode.INVALID_ARGUMENT),
+        (errors.NotFound("why"), grpc.StatusCode.NOT_FOUND),
+        (errors.AlreadyExists("why"), grpc.StatusCode.ALREADY_EXISTS),
+        (errors.NotReady("why"), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.Exhausted("why"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.TimedOut("why"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (errors.Unavailable("why"), grpc.StatusCode.UNAVAILABLE),
+        (errors.CleanupIncomplete("why"), grpc.StatusCode.FAILED_PRECONDITION),
+        (_PLUGIN, grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.SandboxdError("why"), grpc.StatusCode.INTERNAL),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+async def test_each_of_our_errors_has_its_code_and_keeps_its_words(
+    server: Server, how: str, error: errors.SandboxdError, code: grpc.StatusCode
+) -> None:
+    server.runtime.behaviour = failing(error)
+
+    refused = await server.refusal(how)
+
+    assert (refused.code(), refused.details()) == (code, str(error))
+
+
+def test_no_error_class_was_forgotten() -> None:
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
+
+    assert set(CODES) == kinds
+
+
+def test_a_class_without_a_code_of_its_own_has_that_of_what_it_is() -> None:
+    class Special(errors.NotFound):
+        pass
+
+    assert code_of(Special()) is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_message_carries_what_was_noted_on_the_way_up() -> None:
+    error = errors.NotReady("no address")
+    error.add_note("step cni.add")
+    error.add_note("pod web")
+
+    assert message_of(error) == "no address; step cni.add; pod web"
+    assert message_of(ValueError()) == "ValueError"
+
+
+@BOTH
+async def test_an_error_that_nobody_expected_is_internal_and_logged_with_its_traceback(
+    server: Server, how: str
+) -> None:
+    error = RuntimeError("surprise")
+    server.runtime.behaviour = failing(error)
+
+    with structlog.testing.capture_logs() as logged:
+        refused = await server.refusal(how)
+
+    assert refused.code() is grpc.StatusCode.INTERNAL
+    assert refused.details() == "internal error, see sandboxd's log: surprise"
+    assert [entry["exc_info"] for entry in logged if entry["log_level"] == "error"] == [error]
+
+
+@BOTH
+async def test_a_job_that_was_cut_off_answers_unavailable_rather_than_nothing(server: Server, how: str) -> None:
+    async def cut_off() -> None:
+        job = asyncio.create_task(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(job.cancel)
+        await job
+
+    server.runtime.behaviour = cut_off
+
+    refused = await server.refusal(how)
+
+    assert (refused.code(), refused.details()) == (grpc.StatusCode.UNAVAILABLE, "sandboxd is shutting down")
+
+
+@BOTH
+async def test_a_client_that_leaves_cancels_the_handler_and_nothing_is_logged_as_an_error(
+    server: Server, how: str
+) -> None:
+    waiting = asyncio.Event()
+
+    async def wait() -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    server.runtime.behaviour = wait
+    with structlog.testing.capture_logs() as logged:
+        call = asyncio.create_task(getattr(server, how)())
+        await waiting.wait()
+        call.cancel()
+        async with asyncio.timeout(SECONDS):
+            await server.runtime.ended.wait()
+
+    assert [entry for entry in logged if entry["log_level"] in ("warning", "error")] == []
+    server.runtime.behaviour = lambda: None
+    assert (await server.single()).version == "v1"
+
+
+async def test_a_method_that_is_not_implemented_says_so(server: Server) -> None:
+    request: Any
+    for method, request in (
+        (server.cri.Status, cri.StatusRequest()),
+        (server.host.Explain, host_pb2.ExplainRequest()),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(request, timeout=SECONDS)
+
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "is not implemented yet" in str(caught.value.details())
+
+
+async def test_a_stream_that_is_not_implemented_says_so(server: Server) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in server.cri.GetContainerEvents(cri.GetEventsRequest(), timeout=SECONDS):
+            pass
+
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_method_that_nobody_knows_is_unimplemented(server: Server, tmp_path: Path) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/runtime.v1.RuntimeService/Nonsense")(b"", timeout=SECONDS)
+
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@BOTH
+async def test_until_it_serves_the_gate_answers_with_the_reason(server: Server, how: str) -> None:
+    server.reason[0] = "sandboxd is recovering"
+
+    refused = await server.refusal(how)
+
+    assert (refused.code(), refused.details()) == (grpc.StatusCode.UNAVAILABLE, "sandboxd is recovering")
+    assert not server.runtime.ended.is_set()
+    server.reason[0] = ""
+    assert (await server.single()).version == "v1"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("größer\nzwei Zeilen ✓", "größer\nzwei Zeilen ✓"),
+        ("a file named \udcff", "a file named \\udcff"),
+        ("x" * MESSAGE_BYTES, "x" * MESSAGE_BYTES),
+    ],
+    ids=["text", "not UTF-8", "as long as allowed"],
+)
+async def test_every_message_arrives_readable(server: Server, how: str, message: str, expected: str) -> None:
+    server.runtime.behaviour = failing(errors.NotReady(message))
+
+    refused = await server.refusal(how)
+
+    assert (refused.code(), refused.details()) == (grpc.StatusCode.FAILED_PRECONDITION, expected)
+
+
+@BOTH
+@pytest.mark.parametrize("letter", ["x", "ü", "\n", "✓", "𝄞"])
+@pytest.mark.parametrize("error", [errors.NotReady, RuntimeError])
+async def test_a_message_of_any_length_keeps_its_code_and_its_beginning(
+    server: Server, how: str, letter: str, error: type[Exception]
+) -> None:
+    server.runtime.behaviour = failing(error(f"begins{letter * 100_000}"))
+
+    refused = await server.refusal(how)
+
+    expected = grpc.StatusCode.INTERNAL if error is RuntimeError else grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.code() is expected
+    assert f"begins{letter * 50}" in str(refused.details())
+    assert str(refused.details()).endswith("… (cut off, sandboxd's log has the rest)")
