@@ -78,11 +78,11 @@ class Runtime:
     """[runtime]"""
 
     default_handler: str = "runc"
-    handlers: Mapping[str, Handler] = field(default_factory=lambda: {"runc": Handler()})
     pause_image: str = "builtin"  # or a reference, fetched at start-up
     pause_binary: str = "/usr/bin/catatonit"  # static; what the builtin image is made from
     cgroup_driver: str = field(default="cgroupfs", metadata={"choices": ("cgroupfs", "systemd")})
     cgroup_parent: str = "/sandboxd"  # of pods that name none (cgroupfs driver)
+    handlers: Mapping[str, Handler] = field(default_factory=lambda: {"runc": Handler()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,3 +329,11 @@ def effective(config: Config) -> list[tuple[str, Any, str]]:
 def notify_socket() -> str:
     """systemd's notification socket (sd_notify(3)), "" when not started by it."""
     return os.environ.get("NOTIFY_SOCKET", "")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for programs that outlive us: ours, without what systemd meant for this process alone.
+
+    A containerd that inherited NOTIFY_SOCKET would tell systemd that sandboxd is ready.
+    """
+    return {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}

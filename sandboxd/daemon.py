@@ -28,7 +28,7 @@ from sandboxd.api.images import ImageService
 from sandboxd.api.runtime import RuntimeService
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.invoker import Invoker
-from sandboxd.config import Config, notify_socket
+from sandboxd.config import Config, child_environment, notify_socket
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.tasks import Tasks
@@ -148,7 +148,7 @@ async def _reach_containerd(config: Config, client: Containerd) -> str:
     if config.containerd.managed:
         places = managed_places(config)
         version = await managed.ensure_running(
-            client, config.containerd.binary, places, config.containerd.start_seconds
+            client, config.containerd.binary, places, config.containerd.start_seconds, child_environment()
         )
     else:
         version = await client.wait_until_serving(config.containerd.start_seconds)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-async def ensure_running(client: Containerd, binary: str, places: Places, timeout: float) -> Version:
+async def ensure_running(
+    client: Containerd, binary: str, places: Places, timeout: float, env: Mapping[str, str]
+) -> Version:
     """Use the containerd that answers on the socket, or start one; return its version.
 
     Raises NotReady when the binary is missing, Unavailable (with the end of its log) when it does not come up.
@@ -119,6 +122,7 @@ async def ensure_running(client: Containerd, binary: str, places: Places, timeou
             stderr=output,
             start_new_session=True,
             cwd="/",
+            env=env,
         )
     Path(places.pid_file).write_text(f"{process.pid}\n", encoding="ascii")
     log.info("private containerd started", pid=process.pid, binary=path, socket=places.socket)

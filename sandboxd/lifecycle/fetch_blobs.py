@@ -85,6 +85,38 @@ class Damaged(InvalidRequest):
     """A layer is what its digest says, and unfit to be unpacked."""
 
 
+async def find(store: ImageStore, repository: Repository, served: Served) -> Found:
+    """Follow a document that the registry served down to the manifest for this platform. Nothing is stored yet.
+
+    Raises Unsupported when there is none, InvalidRequest for what cannot be understood.
+    """
+    document = _parsed(served)
+    descriptor = Descriptor(media_type=document.media_type, digest=served.digest, size=len(served.data))
+    chain = [(descriptor, served.data)]
+    while isinstance(document, Index):
+        if len(chain) > MOST_NESTING:
+            raise InvalidRequest(f"indexes are nested more than {MOST_NESTING} deep")
+        fitting = oci.choose(document.manifests, store.platform)
+        if not fitting:
+            there = ", ".join(sorted({str(item.platform) for item in document.manifests if item.platform}))
+            raise Unsupported(f"the image is not made for {store.platform} (platforms: {there or 'none named'})")
+        data = await _document(store, repository, fitting[0])
+        document = oci.parse_manifest(data, fitting[0].media_type)
+        chain.append((fitting[0], data))
+    return Found(chain=tuple(chain), manifest=document)
+
+
+async def _document(store: ImageStore, repository: Repository, descriptor: Descriptor) -> bytes:
+    """A manifest that an index names, from the content store or the registry."""
+    try:
+        return await store.content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
+    except NotFound:
+        data = (await repository.manifest(descriptor.digest)).data
+    if len(data) != descriptor.size:
+        raise InvalidRequest(f"{descriptor.digest}: expected {descriptor.size} bytes, found {len(data)}")
+    return data
+
+
 class Fetch:
     """One image's parts, under one lease."""
 
@@ -99,39 +131,6 @@ class Fetch:
         self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, lease)
 
     # Documents.
-
-    async def find(self, served: Served) -> Found:
-        """Follow a document that the registry served down to the manifest for this platform.
-
-        Raises Unsupported when there is none, InvalidRequest for what cannot be understood.
-        """
-        data, media_type = served.data, served.media_type if served.media_type in ACCEPT else ""
-        document = _parsed(data, media_type, served)
-        descriptor = Descriptor(media_type=document.media_type, digest=served.digest, size=len(data))
-        chain = [(descriptor, data)]
-        while isinstance(document, Index):
-            if len(chain) > MOST_NESTING:
-                raise InvalidRequest(f"indexes are nested more than {MOST_NESTING} deep")
-            fitting = oci.choose(document.manifests, self._store.platform)
-            if not fitting:
-                there = ", ".join(sorted({str(item.platform) for item in document.manifests if item.platform}))
-                raise Unsupported(
-                    f"the image is not made for {self._store.platform} (platforms: {there or 'none named'})"
-                )
-            data = await self._document(fitting[0])
-            document = oci.parse_manifest(data, fitting[0].media_type)
-            chain.append((fitting[0], data))
-        return Found(chain=tuple(chain), manifest=document)
-
-    async def _document(self, descriptor: Descriptor) -> bytes:
-        """A manifest that an index names, from the content store or the registry."""
-        try:
-            return await self._content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
-        except NotFound:
-            data = (await self._repository.manifest(descriptor.digest)).data
-        if len(data) != descriptor.size:
-            raise InvalidRequest(f"{descriptor.digest}: expected {descriptor.size} bytes, found {len(data)}")
-        return data
 
     async def config(self, manifest: Manifest) -> ImageConfig:
         """The image's config, stored. Raises InvalidRequest when it does not fit the manifest or this machine."""
@@ -236,9 +235,8 @@ class Fetch:
         async with self._shared.jobs.exclusive(f"blob {layer.digest}"):
             try:
                 with no_space(f"storing layer {layer.digest}"):
-                    async with ingest.writing(self._store.client, self._lease, layer) as writer:
-                        async with self._shared.layers:
-                            checked = await self._fetch(writer, layer, diff_id)
+                    async with ingest.writing(self._store.client, self._lease, layer) as writer, self._shared.layers:
+                        checked = await self._fetch(writer, layer, diff_id)
                 self._shared.counters.blobs_fetched += 1
             except AlreadyExists:
                 self._shared.counters.blobs_reused += 1
@@ -329,9 +327,9 @@ def no_space(what: str) -> Iterator[None]:
         raise
 
 
-def _parsed(data: bytes, media_type: str, served: Served) -> Manifest | Index:
+def _parsed(served: Served) -> Manifest | Index:
     try:
-        return oci.parse_manifest(data, media_type)
+        return oci.parse_manifest(served.data, served.media_type if served.media_type in ACCEPT else "")
     except Unsupported:
         raise
     except InvalidRequest as exc:

@@ -1,8 +1,8 @@
 """PullImage: from a reference to an image that can be run.
 
-    resolve    what the reference means; an image that is there already and has not changed ends here
-    documents  index, manifest, config: is it for this machine, can it be stored
-    layers     fetched, examined and unpacked at the same time (`fetch_blobs`)
+    resolve    what the reference means now; an image that is here already and has not changed ends here
+    manifest   index and manifest: is it for this machine, can it be stored
+    content    config and layers, fetched, examined and unpacked at the same time (`fetch_blobs`)
     name       the image records, last: from now on the image exists
 
 Rules:
@@ -31,7 +31,7 @@ from sandboxd import steps
 from sandboxd.containerd.images import Image
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Progress, Shared, no_space
+from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
 from sandboxd.lifecycle.image_store import MANAGED, ImageRecord, ImageStore
 from sandboxd.oci.image import Descriptor, is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -60,6 +60,14 @@ class _Flight:
     def tell(self, stage: str, digest: str, done: int, total: int) -> None:
         for listener in tuple(self.listeners):
             listener(stage, digest, done, total)
+
+
+@dataclass(slots=True)
+class _Hold:
+    """A lease in use. `worth_keeping`: there is something under it that another attempt can go on from."""
+
+    lease: str
+    worth_keeping: bool
 
 
 class Pulls:
@@ -169,11 +177,10 @@ class Pulls:
             try:
                 if (record := await self._unchanged(name, repository)) is not None:
                     return record
-                async with self._lease(str(name)) as lease:
-                    fetch = Fetch(self._shared, repository, lease, self._at_once, progress)
-                    target = await self._fetch(fetch, name, repository)
-                    with steps.step("image.name", image=str(name)):
-                        await self._name(name, target)
+                with steps.step("image.manifest", image=str(name)) as step:
+                    found = await find(self._store, repository, await repository.manifest(name.digest or name.tag))
+                    step.note(digest=found.target.digest, layers=len(found.manifest.layers))
+                await self._bring_in(name, repository, found, progress)
             except BaseExceptionGroup as exc:
                 raise first_cause(exc) from exc
             finally:
@@ -201,20 +208,26 @@ class Pulls:
             return None
         return record
 
-    async def _fetch(self, fetch: Fetch, name: Reference, repository: Repository) -> Descriptor:
-        """Everything that the reference leads to, in containerd; returns what its names will point at."""
-        with steps.step("image.documents", image=str(name)) as step:
-            found = await fetch.find(await repository.manifest(name.digest or name.tag))
-            config = await fetch.config(found.manifest)
-            step.note(digest=found.target.digest, layers=len(found.manifest.layers))
-        before = replace(self.counters)
-        with steps.step("image.layers", image=str(name), bytes=sum(d.size for d in found.manifest.layers)) as step:
-            await fetch.layers(found.manifest, config)
-            await fetch.keep_documents(found)
-            # Of all pulls at this time; mostly there is one.
-            step.note(fetched=self.counters.blobs_fetched - before.blobs_fetched)
-            step.note(reused=self.counters.blobs_reused - before.blobs_reused)
-        return found.target
+    async def _bring_in(self, name: Reference, repository: Repository, found: Found, progress: Progress) -> None:
+        """Everything that the manifest leads to, into containerd; then the names."""
+        async with self._lease(str(name)) as hold:
+
+            def tell(stage: str, digest: str, done: int, total: int) -> None:
+                hold.worth_keeping = hold.worth_keeping or stage == "fetch"
+                progress(stage, digest, done, total)
+
+            fetch = Fetch(self._shared, repository, hold.lease, self._at_once, tell)
+            before = replace(self.counters)
+            total = sum(layer.size for layer in found.manifest.layers)
+            with steps.step("image.content", image=str(name), bytes=total) as step:
+                config = await fetch.config(found.manifest)
+                await fetch.layers(found.manifest, config)
+                await fetch.keep_documents(found)
+                # Of all pulls at this time; mostly there is one.
+                step.note(fetched=self.counters.blobs_fetched - before.blobs_fetched)
+                step.note(reused=self.counters.blobs_reused - before.blobs_reused)
+            with steps.step("image.name", image=str(name)):
+                await self._name(name, found.target)
 
     async def _name(self, name: Reference, target: Descriptor) -> None:
         """Make the image records; when one fails, put the others back."""
@@ -242,7 +255,7 @@ class Pulls:
     # The lease.
 
     @asynccontextmanager
-    async def _lease(self, name: str) -> AsyncIterator[str]:
+    async def _lease(self, name: str) -> AsyncIterator[_Hold]:
         """Hold a lease of this reference: the one that an earlier attempt left, or a new one."""
         prefix = f"sandboxd-pull-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
         leases = self._store.leases
@@ -252,6 +265,7 @@ class Pulls:
         usable = [lease for lease in left if lease not in self._leases and _end(lease) > now + KEEP_SECONDS / 2]
         lease = usable[-1] if usable else f"{prefix}{int(now + KEEP_SECONDS):x}-{len(self._leases):x}"
         self._leases.add(lease)
+        hold = _Hold(lease=lease, worth_keeping=bool(usable))
         try:
             if not usable:
                 try:
@@ -260,10 +274,10 @@ class Pulls:
                     pass
             try:
                 with no_space(name):
-                    yield lease
+                    yield hold
             except BaseException as exc:
                 error = first_cause(exc) if isinstance(exc, BaseExceptionGroup) else exc
-                if not isinstance(error, _WORTH_KEEPING):
+                if not (hold.worth_keeping and isinstance(error, _WORTH_KEEPING)):
                     await self._drop([lease, *left], sync=True)
                 raise
             await self._drop([lease, *left], sync=False)

@@ -17,6 +17,7 @@ from sandboxd.streaming.remotecommand import STREAM_TYPE
 SPDY_PROTOCOLS = ("portforward.k8s.io",)
 TUNNEL_PROTOCOLS = ("SPDY/3.1+portforward.k8s.io",)
 CHANNEL_PROTOCOLS = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io")
+WEBSOCKET_PROTOCOLS = TUNNEL_PROTOCOLS + CHANNEL_PROTOCOLS
 
 PORT = "port"
 REQUEST_ID = "requestid"
@@ -85,7 +86,7 @@ def channel_headers(ports: Sequence[int]) -> dict[int, dict[str, str]]:
     """
     if not 0 < len(ports) <= MOST_CHANNEL_PORTS:
         raise InvalidRequest(
-            f"{len(ports)} ports in the PortForward request: over WebSocket channels it takes 1 to {MOST_CHANNEL_PORTS}"
+            f"{len(ports)} ports in the PortForward request: WebSocket channels take 1 to {MOST_CHANNEL_PORTS}"
         )
     return {
         2 * index + offset: {STREAM_TYPE: kind, PORT: str(port), REQUEST_ID: str(index)}

@@ -181,11 +181,10 @@ def _size(document: str) -> TerminalSize | None:
         raise ValueError("not an object")
     # Go's decoder, which the clients were written against, does not mind the case of a field's name.
     fields = {name.lower(): value for name, value in values.items()}
-    width, height = fields.get("width"), fields.get("height")
-    for value in (width, height):
-        if type(value) is not int or not 0 < value <= 65535:
-            return None
-    return TerminalSize(width=width, height=height)
+    match fields.get("width"), fields.get("height"):
+        case int(width), int(height) if 0 < width <= 65535 and 0 < height <= 65535:
+            return TerminalSize(width=int(width), height=int(height))
+    return None
 
 
 def outcome_message(version: int, outcome: Outcome) -> bytes:

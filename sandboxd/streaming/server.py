@@ -186,15 +186,11 @@ class StreamingServer:
     ) -> Session:
         """Choose the protocol, write the answer to the upgrade, and build what serves it."""
         websocket = asked.transport == upgrade.WEBSOCKET
+        versions = remotecommand.WEBSOCKET_PROTOCOLS if websocket else remotecommand.SPDY_PROTOCOLS
         if isinstance(request, PortForwardRequest):
-            if websocket:
-                served = portforward.TUNNEL_PROTOCOLS + portforward.CHANNEL_PROTOCOLS
-            else:
-                served = portforward.SPDY_PROTOCOLS
+            chosen = _chosen(asked, portforward.WEBSOCKET_PROTOCOLS if websocket else portforward.SPDY_PROTOCOLS)
         else:
-            versions = remotecommand.WEBSOCKET_PROTOCOLS if websocket else remotecommand.SPDY_PROTOCOLS
-            served = tuple(versions)
-        chosen = _chosen(asked, served)
+            chosen = _chosen(asked, tuple(versions))
         mux: Multiplexer
         if not websocket:
             mux = spdy.Connection()

@@ -151,7 +151,7 @@ async def test_one_that_does_not_listen_is_killed(places: Places) -> None:
 async def test_one_that_answers_is_used(places: Places) -> None:
     client = Answers(VERSION)
 
-    assert await ensure_running(client, "no-such-binary", places, 1) == VERSION
+    assert await ensure_running(client, "no-such-binary", places, 1, {}) == VERSION
     assert not Path(places.state).exists()
 
 
@@ -161,18 +161,18 @@ async def test_ours_that_does_not_answer_yet_is_waited_for_and_no_second_one_sta
 ) -> None:
     client = Answers(error, VERSION)
 
-    assert await ensure_running(client, "no-such-binary", places, 1) == VERSION
+    assert await ensure_running(client, "no-such-binary", places, 1, {}) == VERSION
     assert client.waited == 1
 
 
 async def test_a_stranger_that_does_not_answer_in_time_is_not_challenged(places: Places) -> None:
     with pytest.raises(TimedOut):
-        await ensure_running(Answers(TimedOut("slow")), "no-such-binary", places, 1)
+        await ensure_running(Answers(TimedOut("slow")), "no-such-binary", places, 1, {})
 
 
 async def test_a_missing_binary_says_what_to_install(places: Places) -> None:
     with pytest.raises(NotReady, match="no-such-binary was not found; install containerd"):
-        await ensure_running(Answers(Unavailable("no")), "no-such-binary", places, 1)
+        await ensure_running(Answers(Unavailable("no")), "no-such-binary", places, 1, {})
 
 
 async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Places, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Places
     client = Answers(Unavailable("no"), Unavailable("not within 1 s"))
     try:
         with pytest.raises(Unavailable, match=r"not within 1 s; the end of .*containerd\.log"):
-            await ensure_running(client, str(binary), places, 1)
+            await ensure_running(client, str(binary), places, 1, {})
         pid = int(Path(places.pid_file).read_text())
 
         assert tomllib.loads(Path(places.config_file).read_text())["root"] == places.root

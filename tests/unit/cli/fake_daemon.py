@@ -1,0 +1,327 @@
+"""A CRI and host server on a unix socket, over dicts, with CRI's promises as far as sandboxctl relies on them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
+from sandboxd.pb.host.v1 import host_pb2 as host
+from sandboxd.pb.host.v1 import host_pb2_grpc as host_grpc
+
+
+def _identity(kind: str, number: int) -> str:
+    return hashlib.sha256(f"{kind} {number}".encode()).hexdigest()
+
+
+class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer, host_grpc.HostServicer):
+    """`fail` maps an RPC's name to the status that it answers with; `calls` are the names of those received."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, cri.PodSandboxStatus] = {}
+        self.configs: dict[str, cri.PodSandboxConfig] = {}
+        self.containers: dict[str, cri.ContainerStatus] = {}
+        self.container_configs: dict[str, cri.ContainerConfig] = {}
+        self.pod_of: dict[str, str] = {}
+        self.images: dict[str, cri.Image] = {}
+        self.logs: dict[str, list[host.LogLine]] = {}
+        self.steps: list[host.Step] = []
+        self.attachments: list[host.Attachment] = []
+        self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
+        self.calls: list[str] = []
+        self.requests: dict[str, Any] = {}
+        self.loaded = b""
+        self._clock = 10**18
+
+    @contextlib.contextmanager
+    def serve(self, path: Path) -> Iterator[None]:
+        server = grpc.server(ThreadPoolExecutor(max_workers=4))
+        cri_grpc.add_RuntimeServiceServicer_to_server(self, server)
+        cri_grpc.add_ImageServiceServicer_to_server(self, server)
+        host_grpc.add_HostServicer_to_server(self, server)
+        server.add_insecure_port(f"unix:{path}")
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop(grace=None).wait()
+
+    # ---- Contents, for tests to arrange
+
+    def add_image(self, *tags: str) -> str:
+        digest = "sha256:" + _identity("image", len(self.images))
+        self.images[digest] = cri.Image(id=digest, repo_tags=tags, size=4_270_000)
+        return digest
+
+    def add_pod(self, name: str, namespace: str = "default", *, ready: bool = True, **labels: str) -> str:
+        config = cri.PodSandboxConfig(
+            metadata=cri.PodSandboxMetadata(name=name, namespace=namespace, uid=f"uid-{name}"),
+            log_directory=f"/logs/{name}",
+            labels=labels,
+        )
+        return self._add_pod(config, ready=ready)
+
+    def add_container(
+        self, pod_id: str, name: str, state: cri.ContainerState.ValueType = cri.CONTAINER_RUNNING
+    ) -> str:
+        config = cri.ContainerConfig(metadata=cri.ContainerMetadata(name=name), image=cri.ImageSpec(image="busybox"))
+        return self._add_container(pod_id, config, state)
+
+    def _add_pod(self, config: cri.PodSandboxConfig, *, ready: bool = True, handler: str = "") -> str:
+        number = len(self.calls) * 1000 + len(self.configs)
+        identity = _identity("pod", number)
+        network = config.linux.security_context.namespace_options.network
+        status = cri.PodSandboxStatus(
+            id=identity,
+            metadata=config.metadata,
+            state=cri.SANDBOX_READY if ready else cri.SANDBOX_NOTREADY,
+            created_at=self._now(),
+            network=cri.PodSandboxNetworkStatus(ip="" if network == cri.NODE else f"10.0.10.{len(self.configs) + 2}"),
+            labels=config.labels,
+            annotations=config.annotations,
+            runtime_handler=handler,
+        )
+        status.linux.namespaces.options.network = network
+        self.pods[identity] = status
+        self.configs[identity] = config
+        return identity
+
+    def _add_container(self, pod_id: str, config: cri.ContainerConfig, state: cri.ContainerState.ValueType) -> str:
+        identity = _identity("container", len(self.container_configs))
+        self.containers[identity] = cri.ContainerStatus(
+            id=identity,
+            metadata=config.metadata,
+            image=config.image,
+            state=state,
+            created_at=self._now(),
+            labels=config.labels,
+        )
+        self.container_configs[identity] = config
+        self.pod_of[identity] = pod_id
+        return identity
+
+    def _now(self) -> int:
+        self._clock += 10**9
+        return self._clock
+
+    def _enter(self, name: str, request: Any, context: grpc.ServicerContext) -> None:
+        self.calls.append(name)
+        self.requests[name] = request
+        if name in self.fail:
+            context.abort(*self.fail[name])
+
+    # ---- RuntimeService
+
+    def Version(self, request: cri.VersionRequest, context: grpc.ServicerContext) -> cri.VersionResponse:
+        self._enter("Version", request, context)
+        return cri.VersionResponse(
+            version="0.1.0", runtime_name="sandboxd", runtime_version="9.8.7", runtime_api_version="v1"
+        )
+
+    def Status(self, request: cri.StatusRequest, context: grpc.ServicerContext) -> cri.StatusResponse:
+        self._enter("Status", request, context)
+        answer = cri.StatusResponse(info={"config": json.dumps({"state": "/run/sandboxd", "workers": 2})})
+        answer.status.conditions.add(type="RuntimeReady", status=True)
+        answer.status.conditions.add(type="NetworkReady", reason="NoConf", message="no conf in /etc/cni/net.d")
+        return answer
+
+    def RuntimeConfig(
+        self, request: cri.RuntimeConfigRequest, context: grpc.ServicerContext
+    ) -> cri.RuntimeConfigResponse:
+        self._enter("RuntimeConfig", request, context)
+        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=cri.CGROUPFS))
+
+    def RunPodSandbox(
+        self, request: cri.RunPodSandboxRequest, context: grpc.ServicerContext
+    ) -> cri.RunPodSandboxResponse:
+        self._enter("RunPodSandbox", request, context)
+        return cri.RunPodSandboxResponse(
+            pod_sandbox_id=self._add_pod(request.config, handler=request.runtime_handler)
+        )
+
+    def StopPodSandbox(
+        self, request: cri.StopPodSandboxRequest, context: grpc.ServicerContext
+    ) -> cri.StopPodSandboxResponse:
+        self._enter("StopPodSandbox", request, context)
+        if request.pod_sandbox_id in self.pods:
+            self.pods[request.pod_sandbox_id].state = cri.SANDBOX_NOTREADY
+        return cri.StopPodSandboxResponse()
+
+    def RemovePodSandbox(
+        self, request: cri.RemovePodSandboxRequest, context: grpc.ServicerContext
+    ) -> cri.RemovePodSandboxResponse:
+        self._enter("RemovePodSandbox", request, context)
+        self.pods.pop(request.pod_sandbox_id, None)
+        for each in [each for each, pod in self.pod_of.items() if pod == request.pod_sandbox_id]:
+            self.containers.pop(each, None)
+        return cri.RemovePodSandboxResponse()
+
+    def PodSandboxStatus(
+        self, request: cri.PodSandboxStatusRequest, context: grpc.ServicerContext
+    ) -> cri.PodSandboxStatusResponse:
+        self._enter("PodSandboxStatus", request, context)
+        if request.pod_sandbox_id not in self.pods:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no pod sandbox {request.pod_sandbox_id}")
+        info = {}
+        if request.verbose:
+            config = self.configs[request.pod_sandbox_id]
+            info = {
+                "pid": "42",
+                "config": json.dumps(
+                    {
+                        "log_directory": config.log_directory,
+                        "metadata": {
+                            "name": config.metadata.name,
+                            "namespace": config.metadata.namespace,
+                            "uid": config.metadata.uid,
+                        },
+                    }
+                ),
+            }
+        return cri.PodSandboxStatusResponse(status=self.pods[request.pod_sandbox_id], info=info)
+
+    def ListPodSandbox(
+        self, request: cri.ListPodSandboxRequest, context: grpc.ServicerContext
+    ) -> cri.ListPodSandboxResponse:
+        self._enter("ListPodSandbox", request, context)
+        wanted = request.filter
+        return cri.ListPodSandboxResponse(
+            items=[
+                cri.PodSandbox(
+                    id=pod.id,
+                    metadata=pod.metadata,
+                    state=pod.state,
+                    created_at=pod.created_at,
+                    labels=pod.labels,
+                    annotations=pod.annotations,
+                    runtime_handler=pod.runtime_handler,
+                )
+                for pod in self.pods.values()
+                if (not wanted.HasField("state") or wanted.state.state == pod.state)
+                and wanted.label_selector.items() <= dict(pod.labels).items()
+            ]
+        )
+
+    def CreateContainer(
+        self, request: cri.CreateContainerRequest, context: grpc.ServicerContext
+    ) -> cri.CreateContainerResponse:
+        self._enter("CreateContainer", request, context)
+        identity = self._add_container(request.pod_sandbox_id, request.config, cri.CONTAINER_CREATED)
+        return cri.CreateContainerResponse(container_id=identity)
+
+    def StartContainer(
+        self, request: cri.StartContainerRequest, context: grpc.ServicerContext
+    ) -> cri.StartContainerResponse:
+        self._enter("StartContainer", request, context)
+        self.containers[request.container_id].state = cri.CONTAINER_RUNNING
+        return cri.StartContainerResponse()
+
+    def StopContainer(
+        self, request: cri.StopContainerRequest, context: grpc.ServicerContext
+    ) -> cri.StopContainerResponse:
+        self._enter("StopContainer", request, context)
+        self.containers[request.container_id].state = cri.CONTAINER_EXITED
+        return cri.StopContainerResponse()
+
+    def RemoveContainer(
+        self, request: cri.RemoveContainerRequest, context: grpc.ServicerContext
+    ) -> cri.RemoveContainerResponse:
+        self._enter("RemoveContainer", request, context)
+        self.containers.pop(request.container_id, None)
+        return cri.RemoveContainerResponse()
+
+    def ContainerStatus(
+        self, request: cri.ContainerStatusRequest, context: grpc.ServicerContext
+    ) -> cri.ContainerStatusResponse:
+        self._enter("ContainerStatus", request, context)
+        if request.container_id not in self.containers:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no container {request.container_id}")
+        info = {"pid": "43"} if request.verbose else {}
+        return cri.ContainerStatusResponse(status=self.containers[request.container_id], info=info)
+
+    def ListContainers(
+        self, request: cri.ListContainersRequest, context: grpc.ServicerContext
+    ) -> cri.ListContainersResponse:
+        self._enter("ListContainers", request, context)
+        wanted = request.filter
+        return cri.ListContainersResponse(
+            containers=[
+                cri.Container(
+                    id=each.id,
+                    pod_sandbox_id=self.pod_of[each.id],
+                    metadata=each.metadata,
+                    image=each.image,
+                    state=each.state,
+                    created_at=each.created_at,
+                    labels=each.labels,
+                )
+                for each in self.containers.values()
+                if (not wanted.HasField("state") or wanted.state.state == each.state)
+                and wanted.pod_sandbox_id in ("", self.pod_of[each.id])
+                and wanted.label_selector.items() <= dict(each.labels).items()
+            ]
+        )
+
+    # ---- ImageService
+
+    def _image(self, reference: str) -> cri.Image | None:
+        for image in self.images.values():
+            if reference == image.id or reference in image.repo_tags:
+                return image
+        return None
+
+    def ListImages(self, request: cri.ListImagesRequest, context: grpc.ServicerContext) -> cri.ListImagesResponse:
+        self._enter("ListImages", request, context)
+        return cri.ListImagesResponse(images=self.images.values())
+
+    def ImageStatus(self, request: cri.ImageStatusRequest, context: grpc.ServicerContext) -> cri.ImageStatusResponse:
+        self._enter("ImageStatus", request, context)
+        return cri.ImageStatusResponse(image=self._image(request.image.image))
+
+    def RemoveImage(self, request: cri.RemoveImageRequest, context: grpc.ServicerContext) -> cri.RemoveImageResponse:
+        self._enter("RemoveImage", request, context)
+        image = self._image(request.image.image)
+        if image is not None:
+            del self.images[image.id]
+        return cri.RemoveImageResponse()
+
+    # ---- Host
+
+    def LoadImage(
+        self, request_iterator: Iterable[host.LoadImageRequest], context: grpc.ServicerContext
+    ) -> Iterator[host.LoadImageResponse]:
+        self._enter("LoadImage", None, context)
+        self.loaded = b"".join(request.chunk for request in request_iterator)
+        yield host.LoadImageResponse(progress=host.Progress(stage="unpack", done_bytes=1, total_bytes=2))
+        yield host.LoadImageResponse(
+            loaded=host.LoadedImage(
+                names=["docker.io/library/web:1", "docker.io/library/web:latest"], image_id="sha256:1"
+            )
+        )
+        yield host.LoadImageResponse(loaded=host.LoadedImage(image_id="sha256:2"))
+
+    def Explain(self, request: host.ExplainRequest, context: grpc.ServicerContext) -> host.ExplainResponse:
+        self._enter("Explain", request, context)
+        return host.ExplainResponse(
+            pod_sandbox_id=request.pod_sandbox_id,
+            netns_path=f"/run/netns/{request.pod_sandbox_id}",
+            netns_inode=4026532000,
+            pid=42,
+            steps=self.steps,
+            attachments=self.attachments,
+        )
+
+    def ReadLogs(
+        self, request: host.ReadLogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[host.ReadLogsResponse]:
+        self._enter("ReadLogs", request, context)
+        for line in self.logs.get(request.container_id, []):
+            yield host.ReadLogsResponse(lines=[line])
