@@ -1,0 +1,154 @@
+"""The real sandboxctl against the real daemon."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.audit import assert_no_leaks, observe
+from tests.processes import until
+from tests.testbed import ROOT, Testbed
+
+pytestmark = pytest.mark.e2e
+
+
+class Ctl:
+    """sandboxctl on the bed's socket, from outside: it has nothing but the socket."""
+
+    def __init__(self, bed: Testbed) -> None:
+        self._argv = [str(Path(sys.executable).parent / "sandboxctl"), "--socket", str(bed.socket)]
+
+    def run(self, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command; how it ended."""
+        return subprocess.run([*self._argv, *args], capture_output=True, text=True, timeout=timeout)
+
+    def __call__(self, *args: str) -> str:
+        """What a command that must succeed prints."""
+        finished = self.run(*args)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def ctl(bed: Testbed) -> Ctl:
+    return Ctl(bed)
+
+
+@pytest.fixture(scope="module")
+def loaded(bed: Testbed, ctl: Ctl) -> Iterator[None]:
+    for name in ("nginx", "busybox"):
+        assert f"docker.io/library/{name}:latest" in ctl("load", str(bed.build_image(name)))
+    yield
+
+
+def test_run_to_rm_without_a_json_file(bed: Testbed, ctl: Ctl, loaded: None) -> None:
+    ctl("run", "busybox", "--name", "warm", "--port", "8082:80", "--", "true")  # portmap makes its static chains
+    ctl("rm", "-f", "warm")
+    before = observe(bed)
+    shown = json.loads(ctl("run", "nginx", "--name", "web", "--port", "8081:80", "-o", "json"))
+    assert shown
+    pods = ctl("pods")
+    ip = next(word for word in pods.split() if word.startswith("10.0.10."))
+    assert bed.http_get(ip)[0] == 200
+    assert bed.http_get("127.0.0.1", 8081)[0] == 200
+    assert "web" in ctl("ps") and ip in ctl("ps")
+    until(lambda: "GET /" in ctl("logs", "web"), within=10, what="the access is logged")
+    assert ctl("logs", "--tail", "1", "web").count("\n") == 1
+    for fact in ("netns.create", "bridge", "RunPodSandbox"):
+        assert fact in ctl("explain", "web")
+    ctl("stop", "web")
+    assert "Running" not in ctl("ps", "-a")
+    ctl("rm", "-f", "web")
+    assert json.loads(ctl("pods", "-o", "json")) in ([], {"items": []}, {})
+    assert_no_leaks(bed, before)
+
+
+def test_programs_get_json_and_scripts_get_ids(ctl: Ctl, loaded: None) -> None:
+    container_id = ctl("run", "-q", "busybox", "--name", "script", "--", "sleep", "1000").strip()
+    assert container_id in ctl("ps", "-q")
+    assert container_id in ctl("ps", "-o", "json")
+    assert json.loads(ctl("inspect", "script"))
+    ctl("rm", "-f", "script")
+
+
+def test_info_version_and_images_tell_what_is_there(ctl: Ctl, loaded: None) -> None:
+    assert "sandboxd" in ctl("version")
+    assert "NetworkReady" in ctl("info", "-o", "json")
+    assert "docker.io/library/nginx" in ctl("images")
+
+
+def test_crictls_files_are_taken(ctl: Ctl, loaded: None, tmp_path: Path) -> None:
+    pod, container = tmp_path / "pod.json", tmp_path / "container.json"
+    pod.write_text(json.dumps({"metadata": {"name": "files", "namespace": "default", "uid": "1", "attempt": 0}}))
+    container.write_text(
+        json.dumps({"metadata": {"name": "c"}, "image": {"image": "busybox"}, "command": ["sleep", "1000"]})
+    )
+    pod_id = ctl("runp", str(pod)).split()[-1]
+    container_id = ctl("create", pod_id, str(container), str(pod)).split()[-1]
+    assert container_id[:12] in ctl("ps", "-a")
+    ctl("rm", "-f", "files")
+
+
+def test_exit_codes_tell_what_went_wrong(ctl: Ctl, bed: Testbed, tmp_path: Path) -> None:
+    assert ctl.run("inspect", "no-such-thing").returncode == 3
+    assert ctl.run("run", "no-such-image").returncode in (1, 3)
+    assert ctl.run("frobnicate").returncode == 2
+    nobody = Ctl(bed)
+    nobody._argv[2] = str(tmp_path / "nobody.sock")
+    finished = nobody.run("pods")
+    assert finished.returncode == 4
+    assert "is sandboxd running" in finished.stderr
+
+
+def test_a_run_that_fails_leaves_no_pod(ctl: Ctl, bed: Testbed, loaded: None) -> None:
+    finished = ctl.run("run", "busybox", "--name", "broken", "--", "no-such-command")
+    assert finished.returncode == 1
+    assert "no-such-command" in finished.stderr
+    assert "broken" not in ctl("pods")
+
+
+@pytest.mark.parametrize("case", ["a wrong digest", "a path that escapes", "no archive"])
+def test_a_bad_archive_is_refused_and_leaves_nothing(
+    ctl: Ctl, bed: Testbed, loaded: None, tmp_path: Path, case: str
+) -> None:
+    before = observe(bed)
+    images = ctl("images")
+    bad = tmp_path / "bad.tar"
+    if case == "no archive":
+        bad.write_bytes(b"this is not a tar file" * 100)
+    else:
+        with tarfile.open(bed.build_image("busybox")) as source, tarfile.open(bad, "w") as target:
+            for member in source.getmembers():
+                file = source.extractfile(member) if member.isfile() else None
+                data = file.read() if file else b""
+                if case == "a path that escapes" and member.name.startswith("blobs/"):
+                    member.name = f"../../{member.name}"
+                elif case == "a wrong digest" and len(data) > 100_000:
+                    middle = len(data) // 2  # inside the one large file
+                    data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+                _add(target, member, data)
+    finished = ctl.run("load", str(bad))
+    assert finished.returncode == 1
+    assert finished.stderr.strip()
+    if case == "a wrong digest":
+        assert "sha256:" in finished.stderr
+    assert ctl("images") == images
+    assert_no_leaks(bed, before)
+
+
+def _add(target: tarfile.TarFile, member: tarfile.TarInfo, data: bytes) -> None:
+    member.size = len(data)
+    target.addfile(member, io.BytesIO(data) if member.isfile() else None)
+
+
+def test_the_demo_of_the_readme_is_in_the_help(ctl: Ctl) -> None:
+    for command in ("run", "pods", "ps", "inspect", "explain", "logs", "stop", "rm", "images", "load", "info", "version"):
+        assert command in ctl("--help")
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("sandboxctl run nginx")
