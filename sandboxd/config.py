@@ -86,6 +86,16 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """[streaming]: where the URLs of Exec, Attach and PortForward lead"""
+
+    address: str = "127.0.0.1"  # a token in the URL is all the right that a client needs: keep it local
+    port: int = field(default=0, metadata={"zero": True})  # 0 is any free one
+    tls_cert: str = ""  # PEM files; both or none
+    tls_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Logs:
     """[logs]"""
 
@@ -102,6 +112,7 @@ class Config:
     containerd: Containerd = field(default_factory=Containerd)
     network: Network = field(default_factory=Network)
     runtime: Runtime = field(default_factory=Runtime)
+    streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -214,7 +225,7 @@ def _read_table(
         elif key == "handlers":
             changes[key] = _read_handlers(value, origin, problems)
         else:
-            checked, problem = _typed(hints[key], known[key].metadata.get("choices"), value)
+            checked, problem = _typed(hints[key], known[key].metadata, value)
             if problem:
                 problems.append(f"{origin}: {where}.{key}: {problem}")
             else:
@@ -237,7 +248,7 @@ def _read_handlers(tables: Any, origin: str, problems: list[str]) -> dict[str, H
     return handlers
 
 
-def _typed(hint: Any, choices: Sequence[str] | None, value: Any) -> tuple[Any, str]:
+def _typed(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[Any, str]:
     """The value as the field wants it, or what is wrong with it."""
     if hint is bool:
         return (value, "") if isinstance(value, bool) else (None, f"expected true or false, got {value!r}")
@@ -250,6 +261,7 @@ def _typed(hint: Any, choices: Sequence[str] | None, value: Any) -> tuple[Any, s
     if hint is str:
         if not isinstance(value, str):
             return None, f"expected text, got {value!r}"
+        choices = metadata.get("choices")
         if choices and value not in choices:
             return None, f"must be one of {', '.join(choices)}, got {value!r}"
         return value, ""
@@ -273,8 +285,8 @@ def _from_text(section: Any, key: str, text: str) -> tuple[Any, str]:
             pass
     elif hint is not str:
         value = text.split(":")
-    choices = next(f for f in fields(section) if f.name == key).metadata.get("choices")
-    return _typed(hint, choices, value)
+    metadata = next(f for f in fields(section) if f.name == key).metadata
+    return _typed(hint, metadata, value)
 
 
 def _cross_checks(config: Config) -> list[str]:
@@ -296,6 +308,10 @@ def _cross_checks(config: Config) -> list[str]:
         **{f"network.plugin_dirs[{i}]": d for i, d in enumerate(config.network.plugin_dirs)},
     }
     problems += [f"{key}: {path!r} is not an absolute path" for key, path in paths.items() if path[:1] != "/"]
+    if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
+        problems.append("streaming.tls_cert and streaming.tls_key belong together: give both or none")
+    if config.streaming.port > 65535:
+        problems.append(f"streaming.port: {config.streaming.port} is not a port (0 to 65535)")
     if not config.network.plugin_dirs:
         problems.append("network.plugin_dirs: at least one directory is needed")
     # sun_path holds 108 bytes with its terminator (unix(7)).

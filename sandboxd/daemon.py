@@ -12,6 +12,7 @@ import grp
 import os
 import signal
 import socket
+import ssl
 import stat
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from sandboxd.cni.invoker import Invoker
 from sandboxd.config import Config, child_environment, notify_socket
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
+from sandboxd.containerd.processes import Processes
 from sandboxd.containerd.tasks import Tasks
 from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
 from sandboxd.jobs import Jobs
@@ -42,6 +44,7 @@ from sandboxd.lifecycle.recover import compare_forever, recover
 from sandboxd.logs.client import Logs
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
+from sandboxd.streaming.server import StreamingServer
 
 log = structlog.get_logger(__name__)
 
@@ -80,13 +83,16 @@ async def serve(config: Config) -> None:
             conf=ConfDir(config.network.conf_dir),
             cni=Invoker(config.network.plugin_seconds),
             runtime=Tasks(client),
+            processes=Processes(client),
             images=images,
             logs=logs,
             facts=machine.facts(config),
         )
         condition = _Condition()
-        server = _server(config, host, images, client, condition)
+        streaming = _streaming(config, jobs)
+        server = _server(config, host, images, client, streaming, condition)
         await server.start()
+        await streaming.start()
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
         jobs.start("start-up", lambda: _start_up(config, host, client, images, condition))
@@ -94,6 +100,7 @@ async def serve(config: Config) -> None:
         _notify("STOPPING=1")
         condition.trouble = "sandboxd is shutting down"
         log.info("shutting down; pods keep running", jobs=len(jobs.in_flight()))
+        await streaming.close()
         left = await jobs.drain(config.daemon.drain_seconds)
         if left:
             log.warning("operations were cut off; they are cleaned up at the next start", jobs=[str(k) for k in left])
@@ -169,6 +176,7 @@ def _server(
     host: Host,
     images: ImageStore,
     client: Containerd,
+    streaming: StreamingServer,
     condition: _Condition,
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
@@ -179,12 +187,24 @@ def _server(
         ),
     )
     # The stubs call RPCs that are not built yet abstract; the edge answers those.
-    runtime = RuntimeService(host, client.trouble)  # type: ignore[abstract]
+    runtime = RuntimeService(host, streaming, client.trouble)  # type: ignore[abstract]
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)  # type: ignore[abstract]
     host_pb2_grpc.add_HostServicer_to_server(HostService(host, images), server)
     _bind(server, config.socket, config.api.socket_group)
     return server
+
+
+def _streaming(config: Config, jobs: Jobs) -> StreamingServer:
+    wanted = config.streaming
+    tls = None
+    if wanted.tls_cert:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            tls.load_cert_chain(wanted.tls_cert, wanted.tls_key)
+        except (OSError, ssl.SSLError) as exc:
+            raise InvalidRequest(f"streaming.tls_cert, streaming.tls_key: cannot be used: {exc}") from exc
+    return StreamingServer(jobs=jobs, host=wanted.address, port=wanted.port, tls=tls)
 
 
 def _bind(server: grpc.aio.Server, path: str, group: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import sandboxd
 from sandboxd.api import views
+from sandboxd.api.exec import ExecRpcs
 from sandboxd.config import effective
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.lifecycle import containers, processes, run_sandbox, teardown
@@ -19,18 +20,20 @@ from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
+from sandboxd.streaming.server import StreamingServer
 
 # What CRI clients compare with; it is the version of the kubelet's runtime API, not of sandboxd.
 KUBE_API_VERSION = "0.1.0"
 CRI_VERSION = "v1"
 
 
-class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
+class RuntimeService(ExecRpcs, api_pb2_grpc.RuntimeServiceServicer):
     """See the CRI API for what each RPC promises."""
 
-    def __init__(self, host: Host, containerd_trouble: Callable[[], str]) -> None:
+    def __init__(self, host: Host, streaming: StreamingServer, containerd_trouble: Callable[[], str]) -> None:
         """`containerd_trouble` says what is known to be wrong with containerd, "" when nothing is."""
         self._host = host
+        self._streaming = streaming
         self._trouble = containerd_trouble
 
     async def Version(self, request: cri.VersionRequest, context: Any) -> cri.VersionResponse:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,13 +164,13 @@ class Tasks:
             stderr=stderr,
             terminal=terminal,
         )
-        with _runtime_words(), translate(f"task of {container_id}"):
+        with runtime_words(), translate(f"task of {container_id}"):
             answer = await self._tasks.Create(request, metadata=self._meta, timeout=RUNTIME_SECONDS)
         return int(answer.pid)
 
     async def start(self, container_id: str) -> int:
         """Let a created task run; return its pid. Raises NotReady with the runtime's words when it cannot."""
-        with _runtime_words(), translate(f"task of {container_id}"):
+        with runtime_words(), translate(f"task of {container_id}"):
             answer = await self._tasks.Start(
                 tasks_pb2.StartRequest(container_id=container_id), metadata=self._meta, timeout=RUNTIME_SECONDS
             )
@@ -204,7 +205,7 @@ class Tasks:
             if task.exit is None:
                 raise
             return task.exit
-        return Exit(code=answer.exit_status, at=_nanoseconds(answer.exited_at))
+        return Exit(code=answer.exit_status, at=nanoseconds(answer.exited_at))
 
     async def delete(self, container_id: str) -> Exit | None:
         """Free a stopped task's resources, shim included when it was the last; None when it was gone."""
@@ -221,7 +222,7 @@ class Tasks:
             if await self._known(container_id):
                 raise
             return None
-        return Exit(code=answer.exit_status, at=_nanoseconds(answer.exited_at))
+        return Exit(code=answer.exit_status, at=nanoseconds(answer.exited_at))
 
     # A shim that ends by itself closes its connection in the middle of whatever is being asked of it ("ttrpc:
     # closed"). What became of the task is then looked up: that counts, not how the call ended.
@@ -258,23 +259,24 @@ class Tasks:
         return {process.id: _task(process) for process in answer.tasks}
 
 
-class _runtime_words:  # noqa: N801 - a context manager, used like a function
+@contextmanager
+def runtime_words() -> Iterator[None]:
     """Errors that containerd has no kind for are, on these calls, the OCI runtime refusing."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+    try:
+        yield
+    except SandboxdError as exc:
         if type(exc) is SandboxdError:
             raise NotReady(str(exc)) from exc.__cause__
+        raise
 
 
 def _task(process: task_pb2.Process) -> Task:
     state = _STATES.get(process.status, TaskState.UNKNOWN)
     # 1.6 names the container in `id` only when listing, in `container_id` only for exec'd processes.
-    end = Exit(code=process.exit_status, at=_nanoseconds(process.exited_at)) if state is TaskState.STOPPED else None
+    end = Exit(code=process.exit_status, at=nanoseconds(process.exited_at)) if state is TaskState.STOPPED else None
     return Task(id=process.id, pid=process.pid, state=state, exit=end)
 
 
-def _nanoseconds(stamp: timestamp_pb2.Timestamp) -> int:
+def nanoseconds(stamp: timestamp_pb2.Timestamp) -> int:
+    """A protobuf timestamp as unix nanoseconds."""
     return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)

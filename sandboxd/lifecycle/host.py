@@ -80,6 +80,28 @@ class Runtime(Protocol):
     async def list(self) -> dict[str, Task]: ...
 
 
+class ProcessService(Protocol):
+    """Processes exec'd into containers; `sandboxd.containerd.processes.Processes` is the real one."""
+
+    async def add(
+        self,
+        container_id: str,
+        exec_id: str,
+        process: Mapping[str, Any],
+        *,
+        stdin: str = "",
+        stdout: str = "",
+        stderr: str = "",
+        terminal: bool = False,
+    ) -> None: ...
+    async def start(self, container_id: str, exec_id: str) -> int: ...
+    async def kill(self, container_id: str, exec_id: str, signal: int) -> None: ...
+    async def wait(self, container_id: str, exec_id: str) -> Exit: ...
+    async def delete(self, container_id: str, exec_id: str) -> None: ...
+    async def resize(self, container_id: str, exec_id: str, *, width: int, height: int) -> None: ...
+    async def close_stdin(self, container_id: str, exec_id: str) -> None: ...
+
+
 class Images(Protocol):
     """Images and the root file systems made from them; `sandboxd.lifecycle.image_store` is the real one."""
 
@@ -100,6 +122,7 @@ class Host:
     conf: Conf
     cni: Cni
     runtime: Runtime
+    processes: ProcessService
     images: Images
     logs: Logs
     facts: HostFacts

@@ -22,7 +22,7 @@ class Forwarding:
 
     def __init__(self, link: Link, request: PortForwardRequest, *, connections: int | None = None) -> None:
         """`connections`: so many are there from the start, and the session ends with the last of them."""
-        self._link = link
+        self.link = link
         self._request = request
         self._connections = connections
         self._finished = 0
@@ -37,24 +37,24 @@ class Forwarding:
         try:
             ended = await self._attended()
         except asyncio.CancelledError:
-            self._link.mux.close()
-            self._link.push()
+            self.link.mux.close()
+            self.link.push()
             raise
         finally:
             for timer in self._late.values():
                 timer.cancel()
         if isinstance(ended, Gone):
-            self._link.close()
+            self.link.close()
         else:
-            await self._link.finish(str(ended) if isinstance(ended, Broken) else "")
+            await self.link.finish(str(ended) if isinstance(ended, Broken) else "")
         return str(ended)
 
     async def _attended(self) -> Gone | Broken | Idle | str:
         try:
             async with asyncio.TaskGroup() as group:
                 beside = [
-                    group.create_task(self._link.read(lambda event: self._handle(event, group))),
-                    group.create_task(self._link.watch_idle()),
+                    group.create_task(self.link.read(lambda event: self._handle(event, group))),
+                    group.create_task(self.link.watch_idle()),
                 ]
                 await self._all_done.wait()
                 for task in beside:
@@ -83,7 +83,7 @@ class Forwarding:
                     self.inboxes[stream].close()
 
     def _opened(self, event: StreamOpened, group: asyncio.TaskGroup) -> None:
-        mux = self._link.mux
+        mux = self.link.mux
         try:
             request, pair = self._pairing.add(event.stream, event.headers)
         except InvalidRequest:
@@ -96,7 +96,7 @@ class Forwarding:
                 inbox.close()
         if pair is None:
             loop = asyncio.get_running_loop()
-            self._late[request] = loop.call_later(self._link.limits.streams, self._expire, request)
+            self._late[request] = loop.call_later(self.link.limits.streams, self._expire, request)
             return
         if timer := self._late.pop(request, None):
             timer.cancel()
@@ -109,11 +109,11 @@ class Forwarding:
         data, error = self._pairing.drop(request)
         if error is not None:
             text = f"request {request[:60]}: the client did not open its data stream"
-            self._link.mux.send_data(error, text.encode(), fin=True)
+            self.link.mux.send_data(error, text.encode(), fin=True)
         if data is not None:
             self._drop_inbox(data)
-            self._link.mux.reset(data)
-        self._link.push()
+            self.link.mux.reset(data)
+        self.link.push()
 
     def _forget(self, pair: Pair) -> None:
         self._tasks.pop(pair.data, None)
@@ -128,7 +128,7 @@ class Forwarding:
             inbox.discard()  # whoever is putting must not wait for ever
 
     async def _forward(self, pair: Pair) -> None:
-        mux = self._link.mux
+        mux = self.link.mux
         try:
             reader, writer = await self._request.target.open(pair.port)
             try:
@@ -141,22 +141,22 @@ class Forwarding:
             # Also after the client gave the data stream up: it waits for the end of the error stream.
             mux.send_data(pair.data, b"", fin=True)
             mux.send_data(pair.error, b"", fin=True)
-            self._link.push()
+            self.link.push()
 
     async def _fail(self, pair: Pair, error: Exception) -> None:
         text = f"{self._request.subject}: port {pair.port}: {error}"
-        self._link.mux.send_data(pair.error, text.encode(), fin=True)
-        self._link.mux.reset(pair.data)
-        await self._link.flush()
+        self.link.mux.send_data(pair.error, text.encode(), fin=True)
+        self.link.mux.reset(pair.data)
+        await self.link.flush()
 
     async def _copy(self, pair: Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 upward = group.create_task(_pour(self.inboxes[pair.data], writer))
                 while data := await reader.read(READ):
-                    await self._link.send(pair.data, data)
-                await self._link.send(pair.data, b"", fin=True)
-                await asyncio.wait({upward}, timeout=self._link.limits.half_closed)
+                    await self.link.send(pair.data, data)
+                await self.link.send(pair.data, b"", fin=True)
+                await asyncio.wait({upward}, timeout=self.link.limits.half_closed)
                 upward.cancel()
         except BaseExceptionGroup as errors:
             raise first_leaf(errors) from errors

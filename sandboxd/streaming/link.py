@@ -76,6 +76,11 @@ class Link:
         self._hung_up = False
         self._blocked: asyncio.Timeout | None = None
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and that the kernel has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
+
     async def read(self, handle: Callable[[Event], Awaitable[None]]) -> None:
         """Hand every event to `handle`, one after the other. Ends only by raising Gone or Broken."""
         watch = _HangUpWatch(self._writer, self._on_hang_up)
@@ -163,7 +168,7 @@ class Link:
             finally:
                 self._blocked = None
         self.push()
-        if self._writer.transport.get_write_buffer_size() > MOST_REPLIES:
+        if self.unsent > MOST_REPLIES:
             await self.flush()
 
     def _on_hang_up(self) -> None:

@@ -35,7 +35,7 @@ class Stdio:
     def __init__(
         self, link: Link, request: ExecRequest | AttachRequest, *, version: int, websocket: bool, jobs: Jobs
     ) -> None:
-        self._link = link
+        self.link = link
         self._request = request
         self._version = version
         self._jobs = jobs
@@ -54,17 +54,17 @@ class Stdio:
             outcome = await self._attended()
         except asyncio.CancelledError:
             self._report(Failed(message=SHUTDOWN))
-            self._link.mux.close()
-            self._link.push()
+            self.link.mux.close()
+            self.link.push()
             raise
         if isinstance(outcome, Gone):
-            self._link.close()
+            self.link.close()
             return str(outcome)
         if isinstance(outcome, Broken):
-            await self._link.finish(str(outcome))
+            await self.link.finish(str(outcome))
             return str(outcome)
         self._report(outcome)
-        await self._link.finish()
+        await self.link.finish()
         return outcome.message if isinstance(outcome, Failed) else f"exit code {outcome.code}"
 
     async def _attended(self) -> Outcome | Gone | Broken:
@@ -72,8 +72,8 @@ class Stdio:
         try:
             async with asyncio.TaskGroup() as group:
                 beside = [
-                    group.create_task(self._link.read(self._handle)),
-                    group.create_task(self._link.watch_idle()),
+                    group.create_task(self.link.read(self._handle)),
+                    group.create_task(self.link.watch_idle()),
                 ]
                 outcome = await self._session()
                 for task in beside:
@@ -89,7 +89,7 @@ class Stdio:
         return outcome
 
     async def _handle(self, event: Event) -> None:
-        mux = self._link.mux
+        mux = self.link.mux
         match event:
             case StreamOpened(stream=stream, headers=headers, fin=fin):
                 name = self._set.add(stream, headers)
@@ -117,15 +117,15 @@ class Stdio:
 
     async def _session(self) -> Outcome:
         try:
-            async with asyncio.timeout(self._link.limits.streams):
+            async with asyncio.timeout(self.link.limits.streams):
                 await self._complete.wait()
         except TimeoutError:
             missing = ", ".join(sorted(self._set.missing))
             return Failed(
-                message=f"the client did not open its {missing} stream within {self._link.limits.streams:g} s"
+                message=f"the client did not open its {missing} stream within {self.link.limits.streams:g} s"
             )
         if self._version == 1 and (stdin := self._set.stream("stdin")) is not None:
-            await self._link.send(stdin, b"", fin=True)  # v1 clients take it that way
+            await self.link.send(stdin, b"", fin=True)  # v1 clients take it that way
         try:
             session = await self._open()
             try:
@@ -209,7 +209,7 @@ class Stdio:
         stream = self._set.stream(name)
         while True:
             try:
-                async with asyncio.timeout(self._link.limits.silence if self._exited else None) as waiting:
+                async with asyncio.timeout(self.link.limits.silence if self._exited else None) as waiting:
                     self._waiting.add(waiting)
                     try:
                         data = await anext(source)
@@ -221,19 +221,19 @@ class Stdio:
                 # Something the process left behind holds the pipe open; it must not hold the client.
                 break
             if stream is not None:
-                await self._link.send(stream, data)
+                await self.link.send(stream, data)
         if stream is not None:
-            await self._link.send(stream, b"", fin=True)
+            await self.link.send(stream, b"", fin=True)
 
     def _note_exit(self) -> None:
         self._exited = True
-        deadline = asyncio.get_running_loop().time() + self._link.limits.silence
+        deadline = asyncio.get_running_loop().time() + self.link.limits.silence
         for waiting in self._waiting:
             waiting.reschedule(deadline)
 
     def _report(self, outcome: Outcome) -> None:
         """Queue the outcome and the end of every stream."""
-        mux = self._link.mux
+        mux = self.link.mux
         error = self._set.stream("error")
         if error is not None:
             mux.send_data(error, remotecommand.outcome_message(self._version, outcome))

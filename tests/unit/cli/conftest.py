@@ -24,7 +24,7 @@ def socket() -> Iterator[Path]:
 
 @pytest.fixture
 def daemon(socket: Path) -> Iterator[FakeDaemon]:
-    fake = FakeDaemon()
+    fake = FakeDaemon()  # type: ignore[abstract]  # the stubs ask for all methods, grpc does not
     with fake.serve(socket):
         yield fake
 

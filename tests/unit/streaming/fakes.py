@@ -10,6 +10,8 @@ from sandboxd.errors import NotReady
 from sandboxd.streaming.remotecommand import Streams, TerminalSize
 from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest
 
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
 
 class FakeProcess:
     """A process whose program is `main`; its pipes hold one write each, so that every stall is felt at once."""
@@ -95,9 +97,7 @@ class Container:
 class Pod:
     """Port-forward's other end: real sockets on loopback, one handler per port number that the client names."""
 
-    def __init__(
-        self, **ports: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
-    ) -> None:
+    def __init__(self, **ports: Handler) -> None:
         self._handlers = {int(name.removeprefix("p")): handler for name, handler in ports.items()}
         self._real: dict[int, int] = {}
         self._servers: list[asyncio.Server] = []

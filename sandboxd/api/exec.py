@@ -1,0 +1,47 @@
+"""CRI's Exec, ExecSync, Attach and PortForward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandboxd.lifecycle import exec as execs
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.port_forward import PodPorts
+from sandboxd.model import find
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.streaming.remotecommand import Streams
+from sandboxd.streaming.server import StreamingServer
+from sandboxd.streaming.sessions import ExecRequest, PortForwardRequest
+
+
+class ExecRpcs:
+    """The RPCs that run or reach something inside a pod; the streaming ones answer with a URL."""
+
+    _host: Host
+    _streaming: StreamingServer
+
+    async def ExecSync(self, request: cri.ExecSyncRequest, context: Any) -> cri.ExecSyncResponse:
+        container_id = find(self._host.ledger.containers, request.container_id, "container")
+        stdout, stderr, code = await execs.exec_sync(self._host, container_id, request.cmd, request.timeout)
+        return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)
+
+    async def Exec(self, request: cri.ExecRequest, context: Any) -> cri.ExecResponse:
+        container_id = find(self._host.ledger.containers, request.container_id, "container")
+        execs.running(self._host, container_id)
+        wanted = Streams(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
+        names = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(wanted, name))
+        url = self._streaming.url_for(
+            ExecRequest(
+                subject=container_id,
+                streams=wanted,
+                open=lambda: execs.start(self._host, container_id, request.cmd, tty=request.tty, streams=names),
+            )
+        )
+        return cri.ExecResponse(url=url)
+
+    async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> cri.PortForwardResponse:
+        sandbox_id = find(self._host.ledger.sandboxes, request.pod_sandbox_id, "pod")
+        url = self._streaming.url_for(
+            PortForwardRequest(subject=sandbox_id, ports=tuple(request.port), target=PodPorts(self._host, sandbox_id))
+        )
+        return cri.PortForwardResponse(url=url)

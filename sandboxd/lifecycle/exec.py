@@ -1,0 +1,225 @@
+"""ExecSync and Exec: further processes in a running container.
+
+A process has FIFOs of its own for its streams. Its stdin reaches the shim through one that we hold open for reading
+and writing, so that opening it never blocks; the end of stdin is told to the shim. Whoever starts a process closes
+it: `close` ends it if it still runs, and removes what it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from sandboxd import steps
+from sandboxd.containerd.tasks import Exit
+from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.pod_files import remove_directory
+from sandboxd.logs.client import make_fifos
+from sandboxd.model import ContainerRecord, ContainerState
+
+# Bytes of output that ExecSync returns; what is more is read and dropped. CRI clients take messages of 16 MiB.
+MOST_OUTPUT = (16 << 20) - 65536
+DRAIN_SECONDS = 2.0  # how long a background child may hold the streams after the process itself has ended
+READ_BYTES = 65536
+
+
+def running(host: Host, container_id: str) -> ContainerRecord:
+    """The container, if it runs; raises NotFound or NotReady."""
+    container = host.ledger.containers.get(container_id)
+    if container is None:
+        raise NotFound(f"container {container_id} does not exist")
+    if container.state is not ContainerState.RUNNING:
+        raise NotReady(f"container {container_id} is {container.state.value}, not running")
+    return container
+
+
+class Process:
+    """A process exec'd into a container, with its streams."""
+
+    def __init__(self, host: Host, container: ContainerRecord, *, tty: bool) -> None:
+        self._host = host
+        self._container_id = container.id
+        self._sandbox_id = container.sandbox_id
+        self._tty = tty
+        self.id = secrets.token_hex(16)
+        self._directory = f"{host.config.container_dir(container.id)}/exec/{self.id}"
+        self._stdin = -1
+        self._readers: dict[str, asyncio.StreamReader] = {}
+        self._pipes: list[asyncio.ReadTransport] = []
+        self._end: Exit | None = None
+
+    async def start(self, argv: Sequence[str], streams: Sequence[str]) -> None:
+        """Start it with these of stdin, stdout and stderr. Raises NotReady with the runtime's words; clean then."""
+        with (
+            steps.operation("Exec", sandbox_id=self._sandbox_id, container_id=self._container_id),
+            steps.step("exec.start", command=argv[0]) as step,
+        ):
+            try:
+                spec = await self._host.runtime.spec(self._container_id)
+                fifos = make_fifos(self._directory, tuple(streams))
+                await self._open(fifos)
+                await self._host.processes.add(
+                    self._container_id,
+                    self.id,
+                    process_spec(spec["process"], argv, tty=self._tty),
+                    stdin=fifos.get("stdin", ""),
+                    stdout=fifos.get("stdout", ""),
+                    stderr=fifos.get("stderr", ""),
+                    terminal=self._tty,
+                )
+                step.note(pid=await self._host.processes.start(self._container_id, self.id))
+            except BaseException:
+                await self.close()
+                raise
+
+    async def _open(self, fifos: dict[str, str]) -> None:
+        loop = asyncio.get_running_loop()
+        for stream, path in fifos.items():
+            if stream == "stdin":
+                self._stdin = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                continue
+            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+            reader = asyncio.StreamReader(limit=READ_BYTES)
+            protocol = asyncio.StreamReaderProtocol(reader)
+            transport, _ = await loop.connect_read_pipe(functools.partial(_itself, protocol), file)
+            self._readers[stream] = reader
+            self._pipes.append(transport)
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Hand data to the process; returns when all of it is in its pipe."""
+        if self._stdin < 0:
+            raise BrokenPipeError("stdin is closed")
+        loop = asyncio.get_running_loop()
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._stdin, rest) :]
+            except BlockingIOError:
+                room = asyncio.Event()
+                loop.add_writer(self._stdin, room.set)
+                try:
+                    await room.wait()
+                finally:
+                    loop.remove_writer(self._stdin)
+
+    async def close_stdin(self) -> None:
+        """Let the process see the end of its stdin."""
+        if self._stdin >= 0:
+            os.close(self._stdin)
+            self._stdin = -1
+            await self._host.processes.close_stdin(self._container_id, self.id)
+
+    def stdout(self) -> AsyncIterator[bytes]:
+        """The output until its end."""
+        return self._read("stdout")
+
+    def stderr(self) -> AsyncIterator[bytes]:
+        """The errors until their end."""
+        return self._read("stderr")
+
+    async def _read(self, stream: str) -> AsyncIterator[bytes]:
+        reader = self._readers[stream]
+        while data := await reader.read(READ_BYTES):
+            yield data
+
+    async def resize(self, size: Any) -> None:
+        """Set the terminal's size (`width` and `height` in characters)."""
+        await self._host.processes.resize(self._container_id, self.id, width=size.width, height=size.height)
+
+    async def wait(self) -> int:
+        """The exit code, as soon as the process has ended; output may remain to be read then."""
+        if self._end is None:
+            self._end = await self._host.processes.wait(self._container_id, self.id)
+        return self._end.code
+
+    async def kill(self) -> None:
+        """End the process and wait until it has; ended is done."""
+        await self._host.processes.kill(self._container_id, self.id, signal.SIGKILL)
+        try:
+            await self.wait()
+        except NotFound:
+            pass
+
+    async def close(self) -> None:
+        """Let go of everything; a process that still runs is ended."""
+        for pipe in self._pipes:
+            pipe.close()
+        if self._stdin >= 0:
+            os.close(self._stdin)
+            self._stdin = -1
+        try:
+            if self._end is None:
+                await self.kill()
+            await self._host.processes.delete(self._container_id, self.id)
+        except SandboxdError:
+            pass  # the container has ended, and its processes with it
+        remove_directory(self._directory)
+
+
+def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:
+    return protocol
+
+
+def process_spec(init: dict[str, Any], argv: Sequence[str], *, tty: bool) -> dict[str, Any]:
+    """The container's own process with another command: user, environment, capabilities and limits are its own."""
+    env = [entry for entry in init.get("env", []) if not entry.startswith("TERM=")]
+    return {**init, "args": list(argv), "terminal": tty, "env": [*env, "TERM=xterm"] if tty else init.get("env", [])}
+
+
+async def start(host: Host, container_id: str, argv: Sequence[str], *, tty: bool, streams: Sequence[str]) -> Process:
+    """Start a process for a client that will drive and close it."""
+    process = Process(host, running(host, container_id), tty=tty)
+    await process.start(argv, streams)
+    return process
+
+
+async def exec_sync(host: Host, container_id: str, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
+    """Run a command to its end: (stdout, stderr, exit code). `timeout` is in seconds, 0 for none.
+
+    Raises TimedOut when it takes longer. However this ends, and also when the caller is cancelled, the process is
+    gone afterwards.
+    """
+    if not argv:
+        raise InvalidRequest("cmd: there is no command")
+    process = Process(host, running(host, container_id), tty=False)
+    job = host.jobs.spawn(("ExecSync", process.id), lambda: _sync(process, argv, timeout))
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:
+        # Only the client is gone. The job ends with its process, and cleans up as it always does.
+        host.jobs.start(("ExecSync", process.id, "kill"), process.kill)
+        raise
+
+
+async def _sync(process: Process, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
+    await process.start(argv, ("stdout", "stderr"))
+    stdout, stderr = bytearray(), bytearray()
+    pouring = asyncio.gather(_pour(process.stdout(), stdout), _pour(process.stderr(), stderr))
+    try:
+        try:
+            async with asyncio.timeout(timeout or None):
+                code = await process.wait()
+        except TimeoutError as exc:
+            await process.kill()
+            raise TimedOut(f"{argv[0]} did not end within {timeout} s and was killed") from exc
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await asyncio.shield(pouring)
+        except TimeoutError:
+            pass  # a child in the background holds the streams; what there is so far is the answer
+        return bytes(stdout), bytes(stderr[: MOST_OUTPUT - len(stdout)]), code
+    finally:
+        pouring.cancel()
+        await asyncio.gather(pouring, return_exceptions=True)
+        await process.close()
+
+
+async def _pour(source: AsyncIterator[bytes], into: bytearray) -> None:
+    async for data in source:
+        into += data[: MOST_OUTPUT - len(into)]

@@ -1,0 +1,44 @@
+"""Connections to a port on a pod's localhost, made inside the pod's network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from sandboxd import netns
+from sandboxd.errors import NotReady
+from sandboxd.lifecycle.host import Host
+
+CONNECT_SECONDS = 10.0
+
+
+class PodPorts:
+    """One pod's ports; for a pod in the host's network those of the host."""
+
+    def __init__(self, host: Host, sandbox_id: str) -> None:
+        self._host = host
+        self._sandbox_id = sandbox_id
+
+    async def open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the port, over IPv4 first and IPv6 if nobody answers there. Raises NotReady."""
+        record = self._host.ledger.sandboxes.get(self._sandbox_id)
+        if record is None or record.stopped_at:
+            raise NotReady(f"pod {self._sandbox_id} does not run any more")
+        refused: OSError | None = None
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            sock = await self._socket(record.netns_path, family)
+            sock.setblocking(False)
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await asyncio.get_running_loop().sock_connect(sock, (address, port))
+                return await asyncio.open_connection(sock=sock)
+            except OSError as exc:  # a TimeoutError is one, without words
+                sock.close()
+                refused = exc
+        words = getattr(refused, "strerror", None) or "no answer in time"
+        raise NotReady(f"port {port} of pod {record.name}: {words}") from refused
+
+    async def _socket(self, path: str, family: int) -> socket.socket:
+        if path:
+            return await netns.open_socket(path, family, socket.SOCK_STREAM)
+        return socket.socket(family, socket.SOCK_STREAM)
