@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -148,7 +149,9 @@ def _add(target: tarfile.TarFile, member: tarfile.TarInfo, data: bytes) -> None:
     target.addfile(member, io.BytesIO(data) if member.isfile() else None)
 
 
-def test_the_demo_of_the_readme_is_in_the_help(ctl: Ctl) -> None:
-    for command in ("run", "pods", "ps", "inspect", "explain", "logs", "stop", "rm", "images", "load", "info", "version"):
-        assert command in ctl("--help")
-    assert (ROOT / "README.md").read_text(encoding="utf-8").count("sandboxctl run nginx")
+def test_every_command_of_the_readme_is_in_the_help(ctl: Ctl) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = set(re.findall(r"sandboxctl ([a-z]+)", text))
+    assert {"run", "pods", "explain", "logs", "rm", "load"} <= commands
+    shown = ctl("--help")
+    assert [command for command in sorted(commands) if f"\n  {command} " not in shown] == []
