@@ -86,6 +86,17 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """[images]: how PullImage reaches registries"""
+
+    certs_dir: str = "/etc/containerd/certs.d"  # <host>/hosts.toml: mirrors, authorities, plain HTTP
+    docker_config: str = "/root/.docker/config.json"  # the machine's credentials and credential helpers
+    layers_at_once: int = 3  # of one pull
+    range_connections: int = 4  # for one large layer; 1 is off
+    progress_seconds: float = 60.0  # without a byte, then a pull fails; the whole has no limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Streaming:
     """[streaming]: where the URLs of Exec, Attach and PortForward lead"""
 
@@ -112,6 +123,7 @@ class Config:
     containerd: Containerd = field(default_factory=Containerd)
     network: Network = field(default_factory=Network)
     runtime: Runtime = field(default_factory=Runtime)
+    images: Images = field(default_factory=Images)
     streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -353,3 +365,14 @@ def child_environment() -> dict[str, str]:
     A containerd that inherited NOTIFY_SOCKET would tell systemd that sandboxd is ready.
     """
     return {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
+
+
+def proxy_variables() -> tuple[str, str, str]:
+    """The proxies for HTTP and HTTPS and the hosts that need none, as curl(1) reads them; "" when unset.
+
+    HTTP_PROXY in capitals is not read, as in curl: a CGI program's caller could set it.
+    """
+    env = os.environ
+    http = env.get("http_proxy", "")
+    https = env.get("https_proxy") or env.get("HTTPS_PROXY", "")
+    return http, https, env.get("no_proxy") or env.get("NO_PROXY", "")

@@ -22,6 +22,7 @@ import grpc
 import grpc.aio
 import structlog
 
+import sandboxd
 from sandboxd import netns, steps
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
@@ -29,7 +30,7 @@ from sandboxd.api.images import ImageService
 from sandboxd.api.runtime import RuntimeService
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.invoker import Invoker
-from sandboxd.config import Config, child_environment, notify_socket
+from sandboxd.config import Config, child_environment, notify_socket, proxy_variables
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.processes import Processes
@@ -40,10 +41,17 @@ from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import events, load_image, machine
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
+from sandboxd.lifecycle.pull_image import Pulls
 from sandboxd.lifecycle.recover import compare_forever, recover
 from sandboxd.logs.client import Logs
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
+from sandboxd.registry import credential_helper
+from sandboxd.registry.client import Ranges, Registries
+from sandboxd.registry.docker_config import DockerConfig
+from sandboxd.registry.hosts_dir import HostsDir
+from sandboxd.registry.patience import Limits
+from sandboxd.registry.proxies import Proxies
 from sandboxd.streaming.server import StreamingServer
 
 log = structlog.get_logger(__name__)
@@ -90,7 +98,8 @@ async def serve(config: Config) -> None:
         )
         condition = _Condition()
         streaming = _streaming(config, jobs)
-        server = _server(config, host, images, client, streaming, condition)
+        pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
+        server = _server(config, host, images, pulls, client, streaming, condition)
         await server.start()
         await streaming.start()
         log.info("listening", socket=config.socket, root=config.daemon.root)
@@ -101,6 +110,7 @@ async def serve(config: Config) -> None:
         condition.trouble = "sandboxd is shutting down"
         log.info("shutting down; pods keep running", jobs=len(jobs.in_flight()))
         await streaming.close()
+        await pulls.stop()
         left = await jobs.drain(config.daemon.drain_seconds)
         if left:
             log.warning("operations were cut off; they are cleaned up at the next start", jobs=[str(k) for k in left])
@@ -175,6 +185,7 @@ def _server(
     config: Config,
     host: Host,
     images: ImageStore,
+    pulls: Pulls,
     client: Containerd,
     streaming: StreamingServer,
     condition: _Condition,
@@ -189,10 +200,22 @@ def _server(
     # The stubs call RPCs that are not built yet abstract; the edge answers those.
     runtime = RuntimeService(host, streaming, client.trouble)  # type: ignore[abstract]
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)  # type: ignore[abstract]
+    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, pulls), server)  # type: ignore[abstract]
     host_pb2_grpc.add_HostServicer_to_server(HostService(host, images), server)
     _bind(server, config.socket, config.api.socket_group)
     return server
+
+
+def _registries(config: Config) -> Registries:
+    http, https, none = proxy_variables()
+    return Registries(
+        hosts=HostsDir(config.images.certs_dir),
+        docker_config=DockerConfig(config.images.docker_config, credential_helper.run),
+        proxies=Proxies(http=http, https=https, no_proxy=none),
+        limits=Limits(progress_seconds=config.images.progress_seconds),
+        ranges=Ranges(count=config.images.range_connections),
+        user_agent=f"sandboxd/{sandboxd.__version__}",
+    )
 
 
 def _streaming(config: Config, jobs: Jobs) -> StreamingServer:

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ from tests.testbed import ROOT, BedFailed, Testbed
 
 FAKES = ROOT / "tests" / "fakes"
 
-USER, PASSWORD = "puller", "correct horse"  # noqa: S105 - of a registry that lives for a test
+USER, PASSWORD = "puller", "correct horse"
 # bcrypt of PASSWORD, the only scheme that docker-registry takes from an htpasswd file; cost 4, for speed.
-HTPASSWD = f"{USER}:@BCRYPT@\n"
+HTPASSWD = f"{USER}:$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\n"
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -202,8 +203,6 @@ def start_proxy(bed: Testbed, port: int, upstream: str) -> FaultProxy:
 
 def make_certificates(directory: Path, *, expired: bool = False) -> tuple[Path, Path, Path]:
     """(authority, certificate, key) for 127.0.0.1 and localhost, by the openssl program."""
-    import subprocess
-
     directory.mkdir(parents=True, exist_ok=True)
     ca, ca_key = directory / "ca.pem", directory / "ca.key"
     certificate, key, request = directory / "server.pem", directory / "server.key", directory / "server.csr"
@@ -223,15 +222,9 @@ def make_certificates(directory: Path, *, expired: bool = False) -> tuple[Path, 
 
 def make_signing_key(directory: Path) -> tuple[Path, Path]:
     """(certificate, RSA key) that a token server signs with, by the openssl program."""
-    import subprocess
-
     directory.mkdir(parents=True, exist_ok=True)
     certificate, key = directory / "token.pem", directory / "token.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-sha256", "-days", "2", "-subj", "/CN=tokens"]
-        + ["-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-sha256", "-days", "2"]
+    argv += ["-subj", "/CN=tokens", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(argv, check=True, capture_output=True, timeout=30)
     return certificate, key

@@ -7,6 +7,7 @@ from typing import Any
 from sandboxd.api import views
 from sandboxd.errors import NotFound
 from sandboxd.lifecycle.image_store import ImageStore
+from sandboxd.lifecycle.pull_image import Pulls, credentials_of
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 
@@ -14,8 +15,9 @@ from sandboxd.pb.cri.v1 import api_pb2_grpc
 class ImageService(api_pb2_grpc.ImageServiceServicer):
     """See the CRI API for what each RPC promises."""
 
-    def __init__(self, images: ImageStore) -> None:
+    def __init__(self, images: ImageStore, pulls: Pulls) -> None:
         self._images = images
+        self._pulls = pulls
 
     async def ListImages(self, request: cri.ListImagesRequest, context: Any) -> cri.ListImagesResponse:
         wanted = request.filter.image.image
@@ -30,6 +32,10 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         if request.verbose:
             answer.info.update(views.info(chainID=record.chain_id, imageSpec={"config": record.config}))
         return answer
+
+    async def PullImage(self, request: cri.PullImageRequest, context: Any) -> cri.PullImageResponse:
+        record = await self._pulls.pull(request.image.image, credentials_of(request.auth))
+        return cri.PullImageResponse(image_ref=record.id)
 
     async def RemoveImage(self, request: cri.RemoveImageRequest, context: Any) -> cri.RemoveImageResponse:
         await self._images.remove(request.image.image)

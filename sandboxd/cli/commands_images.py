@@ -73,9 +73,10 @@ def rmi(session: Session, references: tuple[str, ...]) -> None:
 @pass_session
 def load(session: Session, file: BinaryIO, quiet: bool, form: str | None) -> None:
     """Add the images of an archive: OCI layout or `docker save`, one tar, gzipped or not; "-" is stdin."""
+    source = getattr(file, "name", "<stdin>")
     loaded: list[host.LoadedImage] = []
     unreadable: list[OSError] = []
-    with _progress(_size(file)) as report, session.daemon.translating(f"load {file.name}"):
+    with _progress(_size(file)) as report, session.daemon.translating(f"load {source}"):
         try:
             for answer in session.daemon.host.LoadImage(_chunks(file, report, unreadable)):
                 if answer.HasField("loaded"):
@@ -85,7 +86,7 @@ def load(session: Session, file: BinaryIO, quiet: bool, form: str | None) -> Non
         except Exception:
             # gRPC only says that the request iterator raised.
             if unreadable:
-                raise Failure(f"cannot read {file.name}: {unreadable[0].strerror}") from unreadable[0]
+                raise Failure(f"cannot read {source}: {unreadable[0].strerror}") from unreadable[0]
             raise
     if form:
         emit({"images": [render.as_dict(image) for image in loaded]}, form)

@@ -137,7 +137,8 @@ def inspect_one(session: Session, reference: str, form: str | None) -> None:
             cri.ContainerStatusRequest(container_id=thing.id, verbose=True),
             f"inspect container {thing.metadata.name}",
         )
-    emit({"status": render.as_dict(answer.status), "info": render.info_dict(answer.info)}, form or "json")
+    # The daemon keeps what is verbose under the one key "info"; side by side is how crictl prints it too.
+    emit({**render.info_dict(answer.info), "status": render.as_dict(answer.status)}, form or "json")
 
 
 @click.command()

@@ -83,7 +83,8 @@ class Patience:
         delay = min(self.limits.most_delay, self.limits.first_delay * 2 ** (self._failures - 1))
         delay *= 0.5 + self._jitter() / 2
         if self._clock() + delay - self._last > self.limits.progress_seconds:
-            raise TimedOut(f"{error}; no progress for {self.limits.progress_seconds:g} s") from error
+            error.add_note(f"no progress for {self.limits.progress_seconds:g} s")
+            raise error
         await self._sleep(delay)
 
 

@@ -62,6 +62,7 @@ DOCKER_CONFIG = "/etc/sandboxd-test/docker.json"
 QUICK = {"progress_seconds": 3.0, "docker_config": DOCKER_CONFIG}
 IDENTITY_TOKEN = "a refresh token"
 LAYER_BYTES = 900_000
+OWN = cri.AuthConfig(username=USER, password=PASSWORD)
 
 Code = grpc.StatusCode
 
@@ -141,16 +142,16 @@ class Site:
     registry: RegistryServer
     proxy: FaultProxy
 
-    def pull(self, name: str, *, timeout: float = 60.0, **auth: str) -> str:
+    def pull(self, name: str, auth: cri.AuthConfig | None = None, *, timeout: float = 60.0) -> str:
         """PullImage; returns the image id."""
-        request = cri.PullImageRequest(image=cri.ImageSpec(image=name), auth=cri.AuthConfig(**auth))
+        request = cri.PullImageRequest(image=cri.ImageSpec(image=name), auth=auth)
         return str(self.bed.images.PullImage(request, timeout=timeout).image_ref)
 
-    def refuses(self, name: str, code: Code, *words: str, **auth: str) -> str:
+    def refuses(self, name: str, code: Code, *words: str, auth: cri.AuthConfig | None = None) -> str:
         """PullImage fails with this code and these words, and nothing is left of it."""
         before = self.stored()
         with pytest.raises(grpc.RpcError) as caught:
-            self.pull(name, **auth)
+            self.pull(name, auth)
         found, said = refused(caught.value)
         assert found is code, said
         for word in words:
@@ -203,6 +204,8 @@ def site(containerd_bin: Path | None) -> Iterator[Site]:
     """One bed for the tests of this module."""
     with Testbed(containerd_bin=containerd_bin) as bed:
         bed.default_network()
+        # A name server that refuses at once, where the machine's own is out of reach and waited for.
+        bed.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")
         registry = start_registry(bed, 5000)
         proxy = start_proxy(bed, 5001, registry.host)
         bed.start_daemon(registry=QUICK)
@@ -401,7 +404,7 @@ def test_basic_authentication_takes_every_form_of_credentials(
         {"auth": encoded, "server_address": f"https://{basic[0].host}/v2/"},
     ]
     for form in forms:
-        site.pull(name, **form)
+        site.pull(name, cri.AuthConfig(**form))
         site.remove(name)
 
 
@@ -419,7 +422,7 @@ def test_credentials_that_are_missing_wrong_or_not_for_this_server_are_refused(
 ) -> None:
     site.synthetic("basic/refused")
 
-    said = site.refuses(f"{basic[0].host}/basic/refused:v1", Code.UNAUTHENTICATED, "401", **auth)
+    said = site.refuses(f"{basic[0].host}/basic/refused:v1", Code.UNAUTHENTICATED, "401", auth=cri.AuthConfig(**auth))
 
     assert PASSWORD not in said and "wrong" not in said
 
@@ -429,7 +432,7 @@ def test_an_image_that_is_here_is_not_given_to_who_may_not_pull_it(
 ) -> None:
     site.synthetic("basic/here")
     name = f"{basic[0].host}/basic/here:v1"
-    site.pull(name, username=USER, password=PASSWORD)
+    site.pull(name, OWN)
 
     with pytest.raises(grpc.RpcError) as caught:
         site.pull(name)
@@ -456,7 +459,7 @@ def test_a_redirect_takes_no_credentials_along(site: Site, basic: tuple[Registry
     front = basic[1]
     front.rules({"path": "/blobs/", "do": "redirect", "to": f"http://{site.proxy.host}"})
 
-    site.pull(f"{front.host}/basic/redirect:v1", username=USER, password=PASSWORD)
+    site.pull(f"{front.host}/basic/redirect:v1", OWN)
 
     assert {request["authorization"] for request in front.requests()} == {"", "Basic"}
     blobs = [request for request in site.proxy.requests() if "/blobs/" in request["path"]]
@@ -495,7 +498,7 @@ def test_a_token_is_fetched_for_everybody_who_may_have_one(
     site.synthetic(repository)
     name = f"{tokens.host}/{repository}:v1"
 
-    site.pull(name, **auth)
+    site.pull(name, cri.AuthConfig(**auth))
 
     site.remove(name)
 
@@ -508,7 +511,7 @@ def test_a_token_is_fetched_for_everybody_who_may_have_one(
 def test_no_token_is_an_error_that_says_so(site: Site, tokens: RegistryServer, auth: dict[str, str]) -> None:
     site.synthetic("private/refused")
 
-    site.refuses(f"{tokens.host}/private/refused:v1", Code.UNAUTHENTICATED, **auth)
+    site.refuses(f"{tokens.host}/private/refused:v1", Code.UNAUTHENTICATED, auth=cri.AuthConfig(**auth))
 
 
 @pytest.fixture(scope="module")

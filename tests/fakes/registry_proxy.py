@@ -100,7 +100,8 @@ class Handler(BaseHTTPRequestHandler):
             case _:
                 self._forward(rule)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _plain(self, rule: dict[str, Any]) -> None:
         body = str(rule.get("body", "")).encode()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import json_format
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
@@ -172,20 +173,8 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
             context.abort(grpc.StatusCode.NOT_FOUND, f"no pod sandbox {request.pod_sandbox_id}")
         info = {}
         if request.verbose:
-            config = self.configs[request.pod_sandbox_id]
-            info = {
-                "pid": "42",
-                "config": json.dumps(
-                    {
-                        "log_directory": config.log_directory,
-                        "metadata": {
-                            "name": config.metadata.name,
-                            "namespace": config.metadata.namespace,
-                            "uid": config.metadata.uid,
-                        },
-                    }
-                ),
-            }
+            config = json_format.MessageToDict(self.configs[request.pod_sandbox_id])
+            info = {"info": json.dumps({"pid": 42, "config": config})}
         return cri.PodSandboxStatusResponse(status=self.pods[request.pod_sandbox_id], info=info)
 
     def ListPodSandbox(
@@ -244,7 +233,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
         self._enter("ContainerStatus", request, context)
         if request.container_id not in self.containers:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no container {request.container_id}")
-        info = {"pid": "43"} if request.verbose else {}
+        info = {"info": json.dumps({"pid": 43})} if request.verbose else {}
         return cri.ContainerStatusResponse(status=self.containers[request.container_id], info=info)
 
     def ListContainers(
