@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -175,23 +176,30 @@ async def test_a_missing_binary_says_what_to_install(places: Places) -> None:
         await ensure_running(Answers(Unavailable("no")), "no-such-binary", places, 1, {})
 
 
-async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Places, tmp_path: Path) -> None:
+async def test_one_that_does_not_come_up_shows_the_end_of_its_log(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     binary = tmp_path / "containerd"
     binary.write_text('#!/bin/sh\necho "$1 $2: no such plugin" >&2\nexec sleep 60\n')
     binary.chmod(0o755)
     client = Answers(Unavailable("no"), Unavailable("not within 1 s"))
+    started: list[asyncio.subprocess.Process] = []
+    start = asyncio.create_subprocess_exec
+
+    async def remember(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await start(*command, **options))
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", remember)
     try:
         with pytest.raises(Unavailable, match=r"not within 1 s; the end of .*containerd\.log"):
             await ensure_running(client, str(binary), places, 1, {})
-        pid = int(Path(places.pid_file).read_text())
 
+        pid = started[0].pid
+        assert Path(places.pid_file).read_text() == f"{pid}\n"
         assert tomllib.loads(Path(places.config_file).read_text())["root"] == places.root
-        assert os.getsid(pid) == pid
+        assert os.getsid(pid) == pid  # what is sent to the daemon's group does not reach it
     finally:
-        pid = int(Path(places.pid_file).read_text())
-        gone, fd = asyncio.Event(), os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(fd, gone.set)
-        os.kill(pid, signal.SIGKILL)
-        await gone.wait()
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
+        for process in started:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,331 @@
+"""Network namespaces of the real kernel.
+
+Each test is run by a child in new network and mount namespaces (`unshare`), so that whatever it pins is gone when
+the child ends, and the machine's own network is not involved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd import netns, syscalls
+from sandboxd.errors import CleanupIncomplete, NotReady
+
+pytestmark = pytest.mark.root
+
+_SIOCGSKNS = 0x894C  # socket(7) knows it not; include/uapi/linux/sockios.h: a descriptor of a socket's namespace
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def inside(path: str) -> subprocess.Popen[str]:
+    """A process that is in the namespace when this returns, and ends when its stdin does."""
+    command = ("nsenter", f"--net={path}", "sh", "-c", "echo ready; exec cat")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def own_namespaces() -> set[str]:
+    """The network namespaces of all threads of this process."""
+    return {os.readlink(task / "ns" / "net") for task in Path("/proc/self/task").iterdir()}
+
+
+def descriptors() -> set[str]:
+    return {f"{fd.name} {os.readlink(fd)}" for fd in Path("/proc/self/fd").iterdir() if os.path.lexists(fd)}
+
+
+def threads_ended() -> bool:
+    """Whether every namespace thread ends; one that has given its result has only to return."""
+    for thread in threading.enumerate():
+        if thread.name == "netns":
+            thread.join(10)
+    return all(thread.name != "netns" for thread in threading.enumerate())
+
+
+def mounts_on(path: str) -> int:
+    return [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()].count(path)
+
+
+def refused(error: type[Exception], words: str, call: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, None]:
+    async def check() -> None:
+        try:
+            await call
+        except error as exc:
+            assert words in str(exc), str(exc)
+        else:
+            raise AssertionError(f"not refused: {words}")
+
+    return check()
+
+
+async def from_birth_to_death(directory: str) -> None:
+    """A namespace is there from create to remove, and removing twice is removing."""
+    path = f"{directory}/a"
+    assert (netns.exists(path), netns.inode(path)) == (False, 0)
+    await netns.remove(path)
+
+    inode = await netns.create(path)
+
+    assert netns.exists(path)
+    assert netns.inode(path) == inode == os.stat(path).st_ino != os.stat("/proc/self/ns/net").st_ino
+    assert output("nsenter", f"--net={path}", "readlink", "/proc/self/ns/net") == f"net:[{inode}]"
+    for _ in range(2):
+        await netns.remove(path)
+        assert (netns.exists(path), netns.inode(path), os.listdir(directory)) == (False, 0, [])
+    assert mounts_on(path) == 0
+
+
+async def loopback(directory: str) -> None:
+    """A new namespace holds the loopback, up and with its addresses, and nothing that is up beside it."""
+    path = f"{directory}/a"
+    await netns.create(path)
+
+    first, *others = await netns.interfaces(path)
+
+    assert (first.name, first.index, first.up, first.mac) == ("lo", 1, True, "00:00:00:00:00:00")
+    assert "127.0.0.1/8" in first.addresses
+    assert first.mtu == 65536
+    assert not [other for other in others if other.up]  # a kernel may give tunnels of its own
+    await netns.remove(path)
+
+
+async def all_interfaces(directory: str) -> None:
+    """Addresses belong to their interface, and what is down says so."""
+    path = f"{directory}/a"
+    await netns.create(path)
+    for command in (
+        "ip link add name eth0 mtu 1400 address 02:00:00:00:00:07 type veth peer name eth1",
+        "ip address add 10.9.8.7/24 dev eth0",
+        "ip address add 10.9.8.8/24 dev eth0",
+        "ip -6 address add fd00:9::7/64 dev eth0 nodad",
+    ):
+        output("nsenter", f"--net={path}", *command.split())
+
+    found = {interface.name: interface for interface in await netns.interfaces(path)}
+
+    eth0 = found["eth0"]
+    assert (eth0.mac, eth0.mtu, eth0.up) == ("02:00:00:00:00:07", 1400, False)
+    assert {"10.9.8.7/24", "10.9.8.8/24"} <= set(eth0.addresses) <= {"10.9.8.7/24", "10.9.8.8/24", "fd00:9::7/64"}
+    assert found["eth1"].addresses == ()
+    await netns.remove(path)
+
+
+async def leftover_file(directory: str) -> None:
+    """A plain file at the path is no namespace; it is not written over, and removed like one."""
+    path = f"{directory}/a"
+    Path(path).write_text("left by somebody")
+    assert (netns.exists(path), netns.inode(path)) == (False, 0)
+
+    await refused(NotReady, f"{path} cannot be created", netns.create(path))
+    assert Path(path).read_text() == "left by somebody"
+    await refused(NotReady, f"{path} cannot be entered", netns.open_socket(path, socket.AF_INET, socket.SOCK_STREAM))
+    await refused(NotReady, f"{path} cannot be entered", netns.interfaces(path))
+
+    await netns.remove(path)
+    assert os.listdir(directory) == []
+
+
+async def taken(directory: str) -> None:
+    """A path that holds a namespace is refused, and the namespace stays."""
+    path = f"{directory}/a"
+    inode = await netns.create(path)
+
+    await refused(NotReady, "cannot be created", netns.create(path))
+
+    assert netns.inode(path) == inode
+    await netns.remove(path)
+
+
+async def failures_leave_nothing(directory: str) -> None:
+    """When the kernel refuses at any step, nothing is left at the path."""
+    path = f"{directory}/a"
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for module, name in ((syscalls, "unshare"), (netns, "_loopback_up"), (syscalls, "mount")):
+        real = getattr(module, name)
+        setattr(module, name, refuse)
+        try:
+            await refused(NotReady, "No space left on device", netns.create(path))
+        finally:
+            setattr(module, name, real)
+        assert os.listdir(directory) == []
+        assert threads_ended()
+    await refused(NotReady, "No such file or directory", netns.create(f"{directory}/missing/a"))
+    await netns.create(path)
+    await netns.remove(path)
+
+
+async def cannot_be_removed(directory: str) -> None:
+    """What cannot be unpinned is reported with its path."""
+    path = f"{directory}/a"
+    os.mkdir(path)
+
+    await refused(CleanupIncomplete, f"{path} cannot be removed", netns.remove(path))
+
+
+async def socket_inside(directory: str) -> None:
+    """A socket belongs to the namespace that it was opened in, and to no other."""
+    inodes, owners = [], []
+    for name in "ab":
+        path = f"{directory}/{name}"
+        inodes.append(await netns.create(path))
+        with await netns.open_socket(path, socket.AF_INET, socket.SOCK_STREAM) as sock:
+            fd = fcntl.ioctl(sock, _SIOCGSKNS)
+            owners.append(os.fstat(fd).st_ino)
+            os.close(fd)
+            sock.bind(("127.0.0.1", 4711))
+            sock.listen()
+            with socket.socket() as outside:
+                assert outside.connect_ex(("127.0.0.1", 4711)) != 0
+            with await netns.open_socket(path, socket.AF_INET, socket.SOCK_STREAM) as inside:
+                assert inside.connect_ex(("127.0.0.1", 4711)) == 0
+
+    assert owners == inodes
+    for name in "ab":
+        await netns.remove(f"{directory}/{name}")
+
+
+async def own_namespace(directory: str) -> None:
+    """Whatever is done, the process's own threads stay where they were, threads end, descriptors are closed."""
+    path = f"{directory}/a"
+    await asyncio.to_thread(lambda: None)
+    before, opened = own_namespaces(), descriptors()
+    assert len(before) == 1
+
+    for _ in range(10):
+        await netns.create(path)
+        await netns.interfaces(path)
+        (await netns.open_socket(path, socket.AF_INET, socket.SOCK_DGRAM)).close()
+        await netns.remove(path)
+        await refused(NotReady, "", netns.open_socket(path, socket.AF_INET, socket.SOCK_DGRAM))
+
+    assert threads_ended()
+    assert own_namespaces() == before
+    assert descriptors() == opened
+
+
+async def many_at_once(directory: str) -> None:
+    """Namespaces that are made at the same time are as many as were asked for."""
+    paths = [f"{directory}/{i}" for i in range(30)]
+
+    inodes = await asyncio.gather(*(netns.create(path) for path in paths))
+
+    assert len(set(inodes)) == len(paths)
+    assert [netns.inode(path) for path in paths] == inodes
+    await asyncio.gather(*(netns.remove(path) for path in paths))
+    assert os.listdir(directory) == []
+
+
+async def mounted_over(directory: str) -> None:
+    """Mounts that somebody stacked on ours do not keep it."""
+    path = f"{directory}/a"
+    await netns.create(path)
+    for _ in range(3):
+        syscalls.mount(path, path, syscalls.MS_BIND)
+    assert mounts_on(path) == 4
+
+    await netns.remove(path)
+
+    assert (mounts_on(path), os.listdir(directory)) == (0, [])
+
+
+async def in_use(directory: str) -> None:
+    """A process inside, and one that has the path open, do not keep it from being unpinned."""
+    path = f"{directory}/a"
+    await netns.create(path)
+    with open(path, "rb"), inside(path) as process:
+        await netns.remove(path)
+        assert (mounts_on(path), os.listdir(directory)) == (0, [])
+        assert process.poll() is None
+        assert os.readlink(f"/proc/{process.pid}/ns/net") not in own_namespaces()
+        process.communicate("")
+        assert process.returncode == 0
+
+
+async def cancelled(directory: str) -> None:
+    """A create whose caller has left is finished, so that teardown finds a namespace or nothing."""
+    path = f"{directory}/a"
+    task = asyncio.create_task(netns.create(path))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+    assert threads_ended()
+
+    assert netns.exists(path)
+    await netns.remove(path)
+    assert os.listdir(directory) == []
+
+
+async def beside_ip_netns(directory: str) -> None:
+    """The directory is shared once, so that ip-netns(8) sees ours and does not mount above them."""
+    syscalls.mount("tmpfs", "/run", 0, "tmpfs")
+    for _ in range(3):
+        netns.prepare_directory("/run/netns")
+    assert mounts_on("/run/netns") == 1
+    (entry,) = (line for line in Path("/proc/self/mountinfo").read_text().splitlines() if " /run/netns " in line)
+    assert " shared:" in entry
+
+    await netns.create("/run/netns/ours")
+    output("ip", "netns", "add", "theirs")
+
+    assert mounts_on("/run/netns") == 1
+    assert {line.split()[0] for line in output("ip", "netns", "list").splitlines()} == {"ours", "theirs"}
+    await netns.remove("/run/netns/ours")
+    assert os.listdir("/run/netns") == ["theirs"]
+    assert mounts_on("/run/netns/ours") == 0
+
+
+SCENARIOS: Sequence[Callable[[str], Coroutine[Any, Any, None]]] = (
+    from_birth_to_death,
+    loopback,
+    all_interfaces,
+    leftover_file,
+    taken,
+    failures_leave_nothing,
+    cannot_be_removed,
+    socket_inside,
+    own_namespace,
+    many_at_once,
+    mounted_over,
+    in_use,
+    cancelled,
+    beside_ip_netns,
+)
+
+
+@pytest.mark.parametrize("name", [scenario.__name__ for scenario in SCENARIOS])
+def test_netns(name: str, tmp_path: Path) -> None:
+    """Each scenario's docstring states its rule."""
+    command = ("unshare", "--net", "--mount", sys.executable, "-X", "dev", "-m", "tests.root.test_netns", name)
+    done = subprocess.run(
+        (*command, str(tmp_path)),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    asyncio.run(next(scenario for scenario in SCENARIOS if scenario.__name__ == sys.argv[1])(sys.argv[2]))
