@@ -133,8 +133,12 @@ class Forwarding:
             reader, writer = await self._request.target.open(pair.port)
             try:
                 await self._copy(pair, reader, writer)
+                mux.send_data(pair.error, b"", fin=True)
+                self.link.push()
+                await self._close(writer)
             finally:
-                writer.close()
+                # A target that does not read would keep the connection, and what is buffered for it, for ever.
+                writer.transport.abort()
         except (SandboxdError, OSError) as exc:
             await self._fail(pair, exc)
         finally:
@@ -142,6 +146,14 @@ class Forwarding:
             mux.send_data(pair.data, b"", fin=True)
             mux.send_data(pair.error, b"", fin=True)
             self.link.push()
+
+    async def _close(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        try:
+            async with asyncio.timeout(self.link.limits.linger):
+                await writer.wait_closed()
+        except OSError:  # TimeoutError is one too
+            pass
 
     async def _fail(self, pair: Pair, error: Exception) -> None:
         text = f"{self._request.subject}: port {pair.port}: {error}"

@@ -2,12 +2,15 @@
 
 Reading waits for whoever handles an event, writing for the client: that is the back-pressure, in both directions.
 A connection that is not read does not tell that the client has hung up, so the kernel is asked for that separately.
+It knows unless the client left data behind that it could not deliver; then, and when a machine vanishes, it is the
+TCP keepalive that finds out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import select
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +74,7 @@ class Link:
         self._reader = reader
         self._writer = writer
         self._received = received
+        _keep_alive(writer)
         self._loop = asyncio.get_running_loop()
         self._moved = self._loop.time()
         self._hung_up = False
@@ -177,6 +181,15 @@ class Link:
             self._blocked.reschedule(self._loop.time() + self.limits.linger)
 
 
+def _keep_alive(writer: asyncio.StreamWriter) -> None:
+    """A client that answers no more is lost after a minute."""
+    connection = writer.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class _HangUpWatch:
     """Calls back once when the other end of a TCP connection has been closed, whether or not anybody reads.
 
@@ -187,10 +200,10 @@ class _HangUpWatch:
         self._callback = callback
         self._loop = asyncio.get_running_loop()
         self._epoll: select.epoll | None = None
-        socket = writer.get_extra_info("socket")
-        if socket is not None and socket.fileno() >= 0:
+        connection = writer.get_extra_info("socket")
+        if connection is not None and connection.fileno() >= 0:
             self._epoll = select.epoll()
-            self._epoll.register(socket.fileno(), select.EPOLLRDHUP)
+            self._epoll.register(connection.fileno(), select.EPOLLRDHUP)
             self._loop.add_reader(self._epoll.fileno(), self._fired)
 
     def close(self) -> None:

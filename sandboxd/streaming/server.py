@@ -114,7 +114,10 @@ class StreamingServer:
         self._connections.add(task)
         try:
             await self._serve(reader, writer)
-        except (OSError, TimeoutError) as exc:
+        except asyncio.CancelledError:
+            # Only `close` cancels, and the task ends here anyway; asyncio's own callback would log it as an error.
+            pass
+        except OSError as exc:
             log.debug("streaming connection lost", error=str(exc))
         except Exception:
             log.exception("streaming connection failed")

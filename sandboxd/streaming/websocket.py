@@ -13,7 +13,6 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
 
 from sandboxd.streaming import channels, spdy
 from sandboxd.streaming.streams import Data, Event, GoneAway, ProtocolError, StreamOpened
@@ -34,10 +33,8 @@ class WebSocket:
     """The server's end of one WebSocket."""
 
     def __init__(self, subprotocol: str | None) -> None:
-        chosen = Subprotocol(subprotocol) if subprotocol is not None else None
-        self._protocol = ServerProtocol(
-            select_subprotocol=lambda _protocol, _offered: chosen, max_size=(None, MOST_FRAME)
-        )
+        self._subprotocol = subprotocol
+        self._protocol = ServerProtocol(max_size=(None, MOST_FRAME))
         self._text = False  # whether the message being received is text
         self._ended = False
 
@@ -46,7 +43,13 @@ class WebSocket:
         self._protocol.receive_data(head)
         for event in self._protocol.events_received():
             if isinstance(event, Request):
+                # The choice is made, and the core would refuse names that are not tokens (RFC 7230), such as
+                # Kubernetes' `SPDY/3.1+portforward.k8s.io` with its slash: so it never sees them.
+                if "Sec-WebSocket-Protocol" in event.headers:
+                    del event.headers["Sec-WebSocket-Protocol"]
                 response = self._protocol.accept(event)
+                if self._subprotocol is not None and response.status_code == 101:
+                    response.headers["Sec-WebSocket-Protocol"] = self._subprotocol
                 self._protocol.send_response(response)
                 return response.status_code == 101
         return False  # not a request to its parser, which has answered

@@ -208,7 +208,7 @@ def site(containerd_bin: Path | None) -> Iterator[Site]:
         bed.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")
         registry = start_registry(bed, 5000)
         proxy = start_proxy(bed, 5001, registry.host)
-        bed.start_daemon(registry=QUICK)
+        bed.start_daemon(images=QUICK)
         yield Site(bed=bed, registry=registry, proxy=proxy)
 
 
@@ -802,7 +802,7 @@ def test_a_full_disk_is_said_to_be_full_and_is_empty_again(fresh_bed: StartBed) 
     bed.run(["mkdir", "-p", store])
     bed.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", store])
     site = Site(bed=bed, registry=start_registry(bed, 5000), proxy=start_proxy(bed, 5001, "127.0.0.1:5000"))
-    bed.start_daemon(registry=QUICK)
+    bed.start_daemon(images=QUICK)
     site.synthetic("disk/large", layer_bytes=20_000_000)
     site.synthetic("disk/small")
 

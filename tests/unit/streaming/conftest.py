@@ -21,7 +21,7 @@ async def serve() -> AsyncIterator[Serve]:
     servers: list[StreamingServer] = []
 
     async def start(**options: Any) -> StreamingServer:
-        options.setdefault("limits", Limits(linger=2.0))
+        options.setdefault("limits", Limits(linger=2.0, half_closed=0.05))
         server = StreamingServer(jobs=jobs, **options)
         await server.start()
         servers.append(server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from sandboxd.errors import NotReady
@@ -101,10 +102,11 @@ class Pod:
         self._handlers = {int(name.removeprefix("p")): handler for name, handler in ports.items()}
         self._real: dict[int, int] = {}
         self._servers: list[asyncio.Server] = []
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Pod:
         for port, handler in self._handlers.items():
-            server = await asyncio.start_server(handler, "127.0.0.1", 0)
+            server = await asyncio.start_server(partial(self._serve, handler), "127.0.0.1", 0)
             self._servers.append(server)
             self._real[port] = server.sockets[0].getsockname()[1]
         return self
@@ -112,6 +114,20 @@ class Pod:
     async def __aexit__(self, *_: object) -> None:
         for server in self._servers:
             server.close()
+        for task in tuple(self._serving):
+            task.cancel()
+        await asyncio.gather(*self._serving)
+
+    async def _serve(self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        try:
+            await handler(reader, writer)
+        except (asyncio.CancelledError, ConnectionError):
+            writer.transport.abort()
+        finally:
+            self._serving.discard(task)
 
     async def open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if port not in self._real:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import struct
 import zlib
@@ -161,6 +162,11 @@ class SpdyClient:
     async def until_ended(self) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: self.ended)
+
+    def abort(self) -> None:
+        """Disappear at once: unsent data is thrown away (SO_LINGER 0 makes the kernel send a reset)."""
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
     async def close(self) -> None:
         if self._task is not None:

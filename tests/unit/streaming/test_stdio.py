@@ -9,9 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
-from websockets.typing import Subprotocol
 
 from sandboxd.errors import NotReady
 from sandboxd.streaming.inbox import LIMIT
@@ -19,53 +16,16 @@ from sandboxd.streaming.link import READ, Limits
 from sandboxd.streaming.remotecommand import Streams, TerminalSize
 from sandboxd.streaming.sessions import ExecRequest
 from sandboxd.streaming.stdio import Stdio
+from tests.unit.streaming.clients import SPDY, messages, opened, until, websocket
 from tests.unit.streaming.conftest import Serve
 from tests.unit.streaming.fakes import Container, FakeProcess, cat, says, sleeps
 from tests.unit.streaming.spdy_client import SpdyClient, control
-
-SPDY = ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"]
-
-
-async def opened(client: SpdyClient, *names: str) -> dict[str, int]:
-    """Open the streams of a remote command, in this order."""
-    return {name: await client.open({"streamtype": name}) for name in names}
-
-
-async def websocket(url: str, *protocols: str, **options: Any) -> ClientConnection:
-    return await connect(
-        url.replace("http", "ws", 1),
-        subprotocols=[Subprotocol(name) for name in protocols] or None,
-        compression=None,
-        max_size=None,
-        **options,
-    )
-
-
-async def messages(ws: ClientConnection) -> dict[int, bytes]:
-    """Everything the server says until it closes, by channel."""
-    said: dict[int, bytes] = {}
-    try:
-        async for message in ws:
-            if isinstance(message, str):
-                channel, data = ord(message[0]) - ord("0"), base64.b64decode(message[1:])
-            else:
-                channel, data = message[0], message[1:]
-            said[channel] = said.get(channel, b"") + data
-    except ConnectionClosed:
-        pass
-    return said
 
 
 def session(server: Any) -> Stdio:
     (only,) = server.sessions
     assert isinstance(only, Stdio)
     return only
-
-
-async def until(condition: Any) -> None:
-    """Let the loop turn until a state is reached; the test's own timeout bounds it."""
-    while not condition():  # noqa: ASYNC110  # the states waited for are the server's own and have no event
-        await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("protocol", SPDY)
@@ -301,7 +261,7 @@ async def test_a_client_that_disappears_ends_its_process(serve: Serve, abort: bo
     await opened(client, "error", "stdin", "stdout")
     await until(lambda: container.processes)
     if abort:
-        client.writer.transport.abort()
+        client.abort()
     else:
         client.writer.close()
     await container.processes[0].closed.wait()
@@ -319,7 +279,7 @@ async def test_a_client_that_disappears_behind_a_full_inbox_is_noticed(serve: Se
     await until(lambda: container.processes)
     await client.send(ids["stdin"], bytes(LIMIT + 4 * READ))
     await until(lambda: session(server).stdin.size >= LIMIT)
-    client.writer.transport.abort()
+    client.abort()
     await container.processes[0].closed.wait()
     await client.close()
 
@@ -332,7 +292,7 @@ async def test_a_client_that_leaves_while_the_process_starts_leaves_none_behind(
     client = await SpdyClient.connect(server.url_for(container.exec(stdout=True)), SPDY)
     await opened(client, "error", "stdout")
     await container.opening.wait()
-    client.writer.transport.abort()
+    client.abort()
     await until(lambda: not server.sessions)
     container.may_open.set()
     await until(lambda: container.processes)
