@@ -253,7 +253,7 @@ def test_some_things_have_one_owner(names: str, owners: set[str]) -> None:
     assert users(lambda used: within(used, known)) == owners
 
 
-def test_processes_are_started_in_four_places() -> None:
+def test_processes_are_started_in_three_places() -> None:
     """Beside what is imported for it, an event loop has methods for it."""
     ways = ("create_subprocess_exec", "create_subprocess_shell", "subprocess_exec", "subprocess_shell")
     starting = {
@@ -263,7 +263,7 @@ def test_processes_are_started_in_four_places() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ways
     }
 
-    assert starting == {"cni.invoker", "containerd.managed", "logs.process", "registry.credential_helper"}
+    assert starting == {"cni.invoker", "containerd.managed", "registry.credential_helper"}
 
 
 def test_grpc_is_known_to_the_edges_only() -> None:
