@@ -86,8 +86,8 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registry:
-    """[registry]: how PullImage reaches registries"""
+class Images:
+    """[images]: how PullImage reaches registries"""
 
     certs_dir: str = "/etc/containerd/certs.d"  # <host>/hosts.toml: mirrors, authorities, plain HTTP
     docker_config: str = "/root/.docker/config.json"  # the machine's credentials and credential helpers
@@ -123,7 +123,7 @@ class Config:
     containerd: Containerd = field(default_factory=Containerd)
     network: Network = field(default_factory=Network)
     runtime: Runtime = field(default_factory=Runtime)
-    registry: Registry = field(default_factory=Registry)
+    images: Images = field(default_factory=Images)
     streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
     sources: Mapping[str, str] = field(default_factory=dict)

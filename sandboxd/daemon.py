@@ -98,7 +98,7 @@ async def serve(config: Config) -> None:
         )
         condition = _Condition()
         streaming = _streaming(config, jobs)
-        pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.registry.layers_at_once)
+        pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
         server = _server(config, host, images, pulls, client, streaming, condition)
         await server.start()
         await streaming.start()
@@ -209,11 +209,11 @@ def _server(
 def _registries(config: Config) -> Registries:
     http, https, none = proxy_variables()
     return Registries(
-        hosts=HostsDir(config.registry.certs_dir),
-        docker_config=DockerConfig(config.registry.docker_config, credential_helper.run),
+        hosts=HostsDir(config.images.certs_dir),
+        docker_config=DockerConfig(config.images.docker_config, credential_helper.run),
         proxies=Proxies(http=http, https=https, no_proxy=none),
-        limits=Limits(progress_seconds=config.registry.progress_seconds),
-        ranges=Ranges(count=config.registry.range_connections),
+        limits=Limits(progress_seconds=config.images.progress_seconds),
+        ranges=Ranges(count=config.images.range_connections),
         user_agent=f"sandboxd/{sandboxd.__version__}",
     )
 
