@@ -9,6 +9,7 @@ Foreign errors (gRPC, OSError, netlink, exit codes) become one of these once, at
     ├── NotFound            the named sandbox, container or image does not exist
     ├── AlreadyExists       the name is taken by another object
     ├── NotReady            the object or machine is in the wrong state; the request may succeed later
+    ├── AccessDenied        somebody else refused the credentials, or wants some
     ├── Exhausted           a bounded resource has none left (addresses, tokens)
     ├── TimedOut            a bounded step ran out of time
     ├── Unavailable         a service that we need does not answer, or we are not serving yet
@@ -41,6 +42,10 @@ class AlreadyExists(SandboxdError):
 
 class NotReady(SandboxdError):
     """The object or the machine is in the wrong state for this request."""
+
+
+class AccessDenied(SandboxdError):
+    """A registry refused the credentials, or wants some."""
 
 
 class Exhausted(SandboxdError):

@@ -28,6 +28,7 @@ CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.NotReady: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AccessDenied: grpc.StatusCode.UNAUTHENTICATED,
     errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TimedOut: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,

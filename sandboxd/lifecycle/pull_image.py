@@ -29,14 +29,23 @@ import structlog
 
 from sandboxd import steps
 from sandboxd.containerd.images import Image
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
+from sandboxd.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    SandboxdError,
+    TimedOut,
+    Unavailable,
+)
 from sandboxd.jobs import Jobs
 from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
 from sandboxd.lifecycle.image_store import MANAGED, ImageRecord, ImageStore
 from sandboxd.oci.image import Descriptor, is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, reference
-from sandboxd.registry.auth import AccessDenied, Credentials
+from sandboxd.registry.auth import Credentials
 from sandboxd.registry.client import Registries, Repository, first_cause
 from sandboxd.registry.reference import Reference
 

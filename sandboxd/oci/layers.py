@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib
 import io
 import posixpath
 import struct
@@ -25,7 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from sandboxd.errors import InvalidRequest, Unsupported
+try:
+    from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+except ModuleNotFoundError:  # before Python 3.14
+    from backports import zstd
+
+from sandboxd.errors import InvalidRequest
 
 MOST_HEADER_BYTES = 1 << 20  # of a name or an extended header, which is read into memory
 CHUNK = 1 << 20
@@ -140,12 +144,6 @@ def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:
     if compression == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
     if compression == "zstd":
-        try:
-            zstd = importlib.import_module("compression.zstd")
-        except ModuleNotFoundError as exc:
-            raise Unsupported(
-                f"{what} is compressed with zstd, which Python reads from 3.14 on; save the image with gzip"
-            ) from exc
         return cast(BinaryIO, zstd.ZstdFile(file))
     return file
 

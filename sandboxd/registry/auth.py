@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from sandboxd.errors import InvalidRequest, SandboxdError
+from sandboxd.errors import AccessDenied, InvalidRequest
 from sandboxd.registry.hosts import DOCKER_DOMAIN, DOCKER_HOST
 
 CLIENT_ID = "sandboxd"
@@ -27,10 +27,6 @@ _DOCKER_NAMES = (DOCKER_DOMAIN, DOCKER_HOST, f"index.{DOCKER_DOMAIN}")
 _CHALLENGE_START = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s+|\Z|(?=,))")
 _PARAMETER = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))""")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-
-
-class AccessDenied(SandboxdError):
-    """The registry refused the credentials, or wants some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sandboxd.errors import Exhausted, InvalidRequest, NotFound, SandboxdError, Unavailable
+from sandboxd.errors import AccessDenied, Exhausted, InvalidRequest, NotFound, SandboxdError, Unavailable
 from sandboxd.registry import auth
-from sandboxd.registry.auth import AccessDenied, Credentials
+from sandboxd.registry.auth import Credentials
 from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.hosts_dir import HostsDir

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from sandboxd.errors import SandboxdError, Unavailable
+from sandboxd.errors import AccessDenied, SandboxdError, Unavailable
 from sandboxd.registry import auth
-from sandboxd.registry.auth import AccessDenied, Credentials
+from sandboxd.registry.auth import Credentials
 from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.patience import Broken, Patience, Stalled
 from sandboxd.registry.transport import Answer, Request, Transport
