@@ -42,10 +42,10 @@ test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest tests/unit $(PYTEST_ARGS)
 
 demo: setup images ## set up what is needed, then run nginx in a pod and show each step
-	@PYTHONASYNCIODEBUG=0 $(PY) -m deploy.demo up
+	@PYTHONASYNCIODEBUG= $(PY) -m deploy.demo up
 
 demo-down: setup ## end the demo and leave the machine as it was
-	@PYTHONASYNCIODEBUG=0 $(PY) -m deploy.demo down
+	@PYTHONASYNCIODEBUG= $(PY) -m deploy.demo down
 
 clean: ## remove what was built (not the demo: that is demo-down)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -10,7 +10,7 @@ command -v apt-get >/dev/null || die "this machine has no apt-get; sandboxd's se
 Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox by hand and see README.md"
 
 PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables nftables \
-iproute2 procps util-linux"
+iproute2 procps util-linux docker-registry openssl"
 PYTHON=${PYTHON:-python3}
 
 missing=""

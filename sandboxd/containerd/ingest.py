@@ -22,7 +22,7 @@ from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_
 CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
 LOCKED_SECONDS = 10.0  # that a writer who went away may need to be noticed
-MESSAGE_BYTES = 4 << 20  # of data in one message
+MESSAGE_BYTES = 1 << 20  # of data that make a message; smaller pieces are collected
 
 
 class Ingest:
@@ -36,6 +36,8 @@ class Ingest:
         self._what = f"content {descriptor.digest}"
         self._call: Any = None
         self._unanswered = False
+        self._pieces: list[bytes] = []
+        self._collected = 0
         self.offset = 0
 
     async def open(self) -> None:
@@ -59,26 +61,38 @@ class Ingest:
             await self.restart()
 
     async def write(self, data: bytes) -> None:
-        """Add bytes. One message is under way while the caller gets the next."""
-        for start in range(0, len(data), MESSAGE_BYTES):
+        """Add bytes; they are on their way when enough of them make a message.
+
+        One message is under way while the caller gets the next bytes, not more: when containerd ends a call that we
+        are sending on, gRPC reports that sending failed and drops the reason.
+        """
+        self._pieces.append(data)
+        self._collected += len(data)
+        if self._collected >= MESSAGE_BYTES:
             if self._unanswered:
                 await self._answer()
-            piece = data[start : start + MESSAGE_BYTES]
-            await self._send(content_pb2.WRITE, piece)
-            self.offset += len(piece)
+            collected = self._take()
+            await self._send(content_pb2.WRITE, collected)
+            self.offset += len(collected)
 
-    async def commit(self, labels: Mapping[str, str], last: bytes = b"") -> None:
-        """Add the last bytes and store the blob. Raises InvalidRequest when the bytes are not those of the digest."""
+    async def commit(self, labels: Mapping[str, str]) -> None:
+        """Store the blob. Raises InvalidRequest when the bytes are not those of the digest."""
         if self._unanswered:
             await self._answer()
         try:
-            await self._send(content_pb2.COMMIT, last, labels)
+            await self._send(content_pb2.COMMIT, self._take(), labels)
             await self._answer()
         except AlreadyExists:
             pass  # somebody else brought the same
         except NotReady as exc:
             # The precondition that containerd sees violated is the digest or the size.
             raise InvalidRequest(str(exc)) from exc
+
+    def _take(self) -> bytes:
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._collected = 0
+        return data
 
     async def restart(self) -> None:
         """Drop what is there and begin anew."""
@@ -102,7 +116,8 @@ class Ingest:
         if self._call is not None:
             self._call.cancel()
             self._call = None
-            self._unanswered = False
+        self._unanswered = False
+        self._take()
 
     async def _send(self, action: Any, data: bytes = b"", labels: Mapping[str, str] | None = None) -> None:
         request = content_pb2.WriteContentRequest(

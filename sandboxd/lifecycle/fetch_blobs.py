@@ -37,7 +37,6 @@ log = structlog.get_logger(__name__)
 CHECKED = {"sandboxd.io/layer": "checked"}
 ACCEPT = (*oci.MANIFESTS, *oci.INDEXES)
 MOST_NESTING = 4  # indexes in indexes
-SMALL_BYTES = 1 << 20  # layers below this are stored in one message
 
 Progress = Callable[[str, str, int, int], None]  # stage, digest, bytes done, bytes altogether
 
@@ -269,20 +268,16 @@ class Fetch:
 
     async def _attempt(self, writer: Ingest, layer: Descriptor, diff_id: str, served: list[Endpoint]) -> bool:
         check = None if writer.offset else LayerCheck(self._shared.executor, f"layer {layer.digest}")
-        last = b""
         at = writer.offset
 
         async def take(piece: bytes) -> None:
-            nonlocal last, at
+            nonlocal at
             at += len(piece)
             self._shared.counters.bytes_fetched += len(piece)
             self._progress("fetch", layer.digest, at, layer.size)
             if check is not None:
                 await check.feed(piece)
-            if layer.size <= SMALL_BYTES and writer.offset == 0:
-                last += piece  # goes with the commit, in one message
-            else:
-                await writer.write(piece)
+            await writer.write(piece)
 
         try:
             if at < layer.size:
@@ -295,7 +290,7 @@ class Fetch:
                 except InvalidRequest as exc:
                     failure = exc
             # Damage shows in the digest first, and that is the better explanation: it names who is to blame.
-            await writer.commit(CHECKED if check is not None and failure is None else {}, last)
+            await writer.commit(CHECKED if check is not None and failure is None else {})
             if failure is not None:
                 raise Damaged(str(failure)) from failure
             return check is not None

@@ -13,7 +13,6 @@ An absolute name counts from the root, as every unpacker treats it.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import posixpath
@@ -99,6 +98,40 @@ class _Measured(io.RawIOBase):
         return f"sha256:{self._hash.hexdigest()}"
 
 
+class _Gunzip(io.RawIOBase):
+    """gzip's members, decompressed in large pieces: GzipFile reads a few KiB at a time and holds up other threads."""
+
+    def __init__(self, inner: BinaryIO) -> None:
+        self._inner = inner
+        self._member: Any = None
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            data = self._left or self._inner.read(CHUNK // 4)
+            self._left = b""
+            if self._member is None:
+                data = data.lstrip(b"\0") if data else data  # padding between members is allowed
+                if not data:
+                    if not (more := self._inner.read(CHUNK // 4)):
+                        return b""
+                    self._left = more
+                    continue
+                self._member = zlib.decompressobj(31)
+            plain: bytes = self._member.decompress(data, max(size, 0))
+            if not data and not plain and not self._member.eof:
+                raise EOFError("it ends in the middle of its compressed data")
+            if self._member.eof:
+                self._left, self._member = self._member.unused_data, None
+            else:
+                self._left = self._member.unconsumed_tail
+            if plain:
+                return plain
+
+
 def scan(file: BinaryIO, what: str = "layer") -> Scan:
     """Read a whole layer from its beginning; `file` is seekable, `what` names it in errors.
 
@@ -142,7 +175,7 @@ def compression_of(file: BinaryIO) -> str:
 def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:
     """The stream without its compression ("gzip", "zstd" or "")."""
     if compression == "gzip":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
+        return cast(BinaryIO, _Gunzip(file))
     if compression == "zstd":
         return cast(BinaryIO, zstd.ZstdFile(file))
     return file

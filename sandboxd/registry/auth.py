@@ -25,7 +25,7 @@ CLIENT_ID = "sandboxd"
 
 _DOCKER_NAMES = (DOCKER_DOMAIN, DOCKER_HOST, f"index.{DOCKER_DOMAIN}")
 _CHALLENGE_START = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s+|\Z|(?=,))")
-_PARAMETER = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))""")
+_PARAMETER = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",=][^\s",]*))""")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 

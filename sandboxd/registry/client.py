@@ -46,7 +46,7 @@ class Ranges:
     """Fetching one blob over several connections. `count` 1 is off; memory holds `count` times `bytes`."""
 
     count: int = 1
-    bytes: int = 8 << 20
+    bytes: int = 4 << 20
     least: int = 64 << 20  # smaller blobs are not worth it
 
 
@@ -57,6 +57,10 @@ class Manifest:
     data: bytes
     digest: str
     media_type: str
+
+
+class _RangeIgnored(SandboxdError):
+    """The server answered a range with something else."""
 
 
 class Registries:
@@ -219,18 +223,14 @@ class Repository:
 
     async def _fetch(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> None:
         """The rest of a blob from one endpoint."""
-        wide = self._ranges.count > 1 and size - offset >= self._ranges.least and endpoint not in self._no_ranges
-        if wide and not await self._fetch_wide(endpoint, digest, size, offset, sink):
-            # It ignored the range and nothing was passed on: one connection, then, for all its blobs.
-            self._no_ranges.add(endpoint)
-            wide = False
-        if not wide:
-            await self._fetch_part(endpoint, digest, size, offset, size, sink)
+        if self._ranges.count > 1 and size - offset >= self._ranges.least and endpoint not in self._no_ranges:
+            offset = await self._fetch_wide(endpoint, digest, size, offset, sink)
+        await self._fetch_part(endpoint, digest, size, offset, size, sink)
 
     async def _fetch_part(
         self, endpoint: Endpoint, digest: str, size: int, start: int, end: int, sink: Sink, *, strict: bool = False
-    ) -> bool:
-        """Bytes `start` to `end` (not included). `strict`: return False at once when ranges are ignored."""
+    ) -> None:
+        """Bytes `start` to `end` (not included). `strict`: an ignored range is an error, not skipped over."""
         at = start
         patience = self._patience()
         while at < end:
@@ -239,8 +239,8 @@ class Repository:
             answer = await self._request(endpoint, "GET", f"blobs/{digest}", patience, headers)
             try:
                 skip = _body_start(answer, digest, size, at) if partial else _whole(answer, digest, size)
-                if skip and strict:
-                    return False
+                if strict and answer.status != 206:
+                    raise _RangeIgnored(f"{answer.where}: a range was ignored")
                 while at < end:
                     data = await answer.chunk(patience.seconds)
                     if not data:
@@ -261,44 +261,52 @@ class Repository:
                     await self._again(patience, exc)
             finally:
                 answer.close()
-        return True
 
-    async def _fetch_wide(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> bool:
-        """Several ranges at once, passed on in order; False when the server does not know ranges."""
+    async def _fetch_wide(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> int:
+        """Several ranges at once, passed on in order; returns how far it came before a range was ignored."""
         starts = deque(range(offset, size, self._ranges.bytes))
+        at = offset
 
-        async def segment(start: int) -> bytes | None:
-            data = bytearray()
+        async def segment(start: int) -> list[bytes]:
+            pieces: list[bytes] = []
 
             async def collect(piece: bytes) -> None:
-                data.extend(piece)
+                pieces.append(piece)
 
             end = min(size, start + self._ranges.bytes)
-            done = await self._fetch_part(endpoint, digest, size, start, end, collect, strict=True)
-            return bytes(data) if done else None
+            await self._fetch_part(endpoint, digest, size, start, end, collect, strict=True)
+            return pieces
 
-        first = await segment(starts.popleft())
-        if first is None:
-            return False
+        async def pass_on(pieces: list[bytes]) -> None:
+            nonlocal at
+            pieces.reverse()
+            while pieces:
+                piece = pieces.pop()
+                await sink(piece)
+                at += len(piece)
+
         try:
+            # Alone: a server that knows no ranges would send the whole blob on each connection.
+            first = await segment(starts.popleft())
             async with asyncio.TaskGroup() as group:
-                ahead: deque[asyncio.Task[bytes | None]] = deque()
+                ahead: deque[asyncio.Task[list[bytes]]] = deque()
 
                 def fill() -> None:
                     while starts and len(ahead) < self._ranges.count:
                         ahead.append(group.create_task(segment(starts.popleft())))
 
                 fill()
-                await sink(first)
+                await pass_on(first)
                 while ahead:
-                    data = await ahead.popleft()
-                    if data is None:
-                        raise Unavailable(f"{endpoint.host} stopped to serve ranges of {digest}")
+                    pieces = await ahead.popleft()
                     fill()
-                    await sink(data)
-        except BaseExceptionGroup as exc:
-            raise first_cause(exc) from exc
-        return True
+                    await pass_on(pieces)
+        except (_RangeIgnored, BaseExceptionGroup) as exc:
+            cause = first_cause(exc) if isinstance(exc, BaseExceptionGroup) else exc
+            if not isinstance(cause, _RangeIgnored):
+                raise cause from exc
+            self._no_ranges.add(endpoint)
+        return at
 
     # Requests.
 

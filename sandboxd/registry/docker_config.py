@@ -68,7 +68,9 @@ class DockerConfig:
         return document
 
     def _table(self, document: Mapping[str, Any], name: str) -> dict[str, Any]:
-        table = document.get(name) or {}
+        table = document.get(name)
+        if table is None:
+            return {}
         if not isinstance(table, dict):
             raise InvalidRequest(f"{self._path}: {name} must be an object")
         return table

@@ -686,9 +686,7 @@ def test_a_pull_goes_on_after_the_daemon_was_killed(site: Site) -> None:
     with ThreadPoolExecutor() as pool:
         doomed = pool.submit(site.pull, name)
         until(lambda: blob_requests(site.proxy, image.layers[0]), within=20, what="the layer is asked for")
-        until(
-            lambda: any("MiB" in line for line in site.ctr("content", "active")), within=20, what="a part is stored"
-        )
+        until(lambda: any("MB" in line for line in site.ctr("content", "active")), within=20, what="a part is stored")
         site.bed.restart_daemon(kill=True)
         with pytest.raises(grpc.RpcError):
             doomed.result()

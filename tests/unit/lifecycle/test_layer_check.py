@@ -1,0 +1,87 @@
+"""A layer is examined while it arrives, with bounded memory and without waiting for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandboxd.errors import InvalidRequest
+from sandboxd.lifecycle.layer_check import LayerCheck
+from sandboxd.oci import layers
+
+
+def tar(name: str = "file", size: int = 3_000_000) -> bytes:
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = size
+        archive.addfile(entry, io.BytesIO(bytes(range(256)) * (size // 256 + 1)))
+    return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as made:
+        yield made
+
+
+async def check(executor: ThreadPoolExecutor, pieces: list[bytes]) -> layers.Scan:
+    examined = LayerCheck(executor, "layer")
+    try:
+        for piece in pieces:
+            await examined.feed(piece)
+        return await examined.finish()
+    finally:
+        examined.stop()
+
+
+@pytest.mark.parametrize("data", [tar(), gzip.compress(tar(), 1), b""], ids=["plain", "gzip", "empty"])
+@pytest.mark.parametrize("piece", [1 << 20, 70_001])
+async def test_pieces_give_what_the_whole_gives(executor: ThreadPoolExecutor, data: bytes, piece: int) -> None:
+    pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
+
+    assert await check(executor, pieces) == layers.scan(io.BytesIO(data))
+
+
+@given(st.lists(st.integers(1, 700), max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_any_cut_gives_what_the_whole_gives(cuts: list[int]) -> None:
+    data = gzip.compress(tar(size=600))
+    pieces, at = [], 0
+    for cut in cuts:
+        pieces.append(data[at : at + cut])
+        at += cut
+    with ThreadPoolExecutor(1) as executor:
+        found = asyncio.run(check(executor, [*pieces, data[at:]]))
+
+    assert found == layers.scan(io.BytesIO(data))
+
+
+async def test_what_escapes_is_refused_and_the_rest_may_still_be_fed(executor: ThreadPoolExecutor) -> None:
+    data = tar("../out", 20_000_000)
+    with pytest.raises(InvalidRequest, match="climbs"):
+        await check(executor, [data[start : start + 1_000_000] for start in range(0, len(data), 1_000_000)])
+
+
+async def test_a_layer_that_ends_early_is_damaged(executor: ThreadPoolExecutor) -> None:
+    with pytest.raises(InvalidRequest, match="damaged"):
+        await check(executor, [gzip.compress(tar())[:5000]])
+
+
+async def test_stopping_frees_the_thread() -> None:
+    executor = ThreadPoolExecutor(1)
+    try:
+        examined = LayerCheck(executor, "layer")
+        await examined.feed(tar()[:600])
+        examined.stop()
+        assert (await check(executor, [tar()])).entries == 1
+    finally:
+        executor.shutdown(wait=True)

@@ -1,0 +1,120 @@
+"""docker's config.json and credential helpers give the machine's own credentials."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.errors import InvalidRequest, NotReady
+from sandboxd.registry.auth import Credentials
+from sandboxd.registry.docker_config import NOT_FOUND, DockerConfig
+
+AUTH = base64.b64encode(b"me:secret").decode()
+
+
+def config(tmp_path: Path, document: object, helper: Any = None) -> DockerConfig:
+    file = tmp_path / "config.json"
+    file.write_text(document if isinstance(document, str) else json.dumps(document), encoding="utf-8")
+    return DockerConfig(str(file), helper)
+
+
+class Helper:
+    """Stands for the programs; remembers what was asked."""
+
+    def __init__(self, answers: dict[str, tuple[int, bytes]]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[str, bytes]] = []
+
+    async def __call__(self, argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
+        assert argv[1:] == ("get",)
+        self.asked.append((argv[0], stdin))
+        return self.answers[argv[0]]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({"auth": AUTH}, Credentials(username="me", password="secret")),
+        ({"username": "me", "password": "secret"}, Credentials(username="me", password="secret")),
+        ({"identitytoken": "refresh"}, Credentials(identity_token="refresh")),
+        ({"registrytoken": "bearer"}, Credentials(registry_token="bearer")),
+        ({}, None),
+        ({"email": "me@test"}, None),
+    ],
+)
+async def test_an_entry_has_one_of_several_forms(tmp_path: Path, entry: Any, found: Credentials | None) -> None:
+    assert await config(tmp_path, {"auths": {"registry.test": entry}}).credentials(["registry.test"]) == found
+
+
+@pytest.mark.parametrize("key", ["docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"])
+async def test_docker_io_goes_by_all_its_names(tmp_path: Path, key: str) -> None:
+    found = await config(tmp_path, {"auths": {key: {"auth": AUTH}}}).credentials(["docker.io"])
+
+    assert found is not None
+
+
+async def test_another_server_gets_nothing(tmp_path: Path) -> None:
+    settings = config(tmp_path, {"auths": {"registry.test": {"auth": AUTH}}})
+
+    assert await settings.credentials(["registry.test:5000", "sub.registry.test"]) is None
+
+
+async def test_no_file_is_no_credentials(tmp_path: Path) -> None:
+    assert await DockerConfig(str(tmp_path / "absent.json")).credentials(["registry.test"]) is None
+    assert await DockerConfig("").credentials(["registry.test"]) is None
+
+
+async def test_a_servers_own_helper_comes_before_the_common_store(tmp_path: Path) -> None:
+    helper = Helper(
+        {
+            "docker-credential-own": (0, b'{"Username": "me", "Secret": "one"}'),
+            "docker-credential-store": (0, b'{"Username": "<token>", "Secret": "two"}'),
+        }
+    )
+    settings = config(tmp_path, {"credHelpers": {"registry.test": "own"}, "credsStore": "store"}, helper)
+
+    assert await settings.credentials(["registry.test"]) == Credentials(username="me", password="one")
+    assert await settings.credentials(["docker.io"]) == Credentials(identity_token="two")
+    assert helper.asked == [
+        ("docker-credential-own", b"registry.test"),
+        ("docker-credential-store", b"https://index.docker.io/v1/"),
+    ]
+
+
+async def test_a_helper_that_has_none_leaves_it_to_the_file(tmp_path: Path) -> None:
+    helper = Helper({"docker-credential-store": (1, NOT_FOUND.encode())})
+    document = {"credsStore": "store", "auths": {"registry.test": {"auth": AUTH}}}
+
+    assert await config(tmp_path, document, helper).credentials(["registry.test"]) is not None
+
+
+@pytest.mark.parametrize("answer", [(1, b"locked"), (0, b"not json"), (0, b'{"Username": 1, "Secret": "x"}')])
+async def test_a_helper_that_fails_is_named(tmp_path: Path, answer: tuple[int, bytes]) -> None:
+    settings = config(tmp_path, {"credsStore": "store"}, Helper({"docker-credential-store": answer}))
+
+    with pytest.raises(NotReady, match="docker-credential-store"):
+        await settings.credentials(["registry.test"])
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ('{"auths": "secret', "not valid JSON"),
+        ("[]", "JSON object"),
+        ({"auths": []}, "auths"),
+        ({"auths": {"registry.test": "secret"}}, "auths"),
+        ({"auths": {"registry.test": {"auth": "secret!"}}}, "base64"),
+        ({"credsStore": "../../bin/sh"}, "not the name of a credential helper"),
+        ({"credHelpers": {"registry.test": 1}}, "not the name"),
+    ],
+)
+async def test_a_file_that_is_wrong_is_refused_without_its_secrets(tmp_path: Path, document: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        await config(tmp_path, document, Helper({})).credentials(["registry.test"])
+
+    assert "secret" not in str(caught.value)
