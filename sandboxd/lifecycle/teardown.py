@@ -16,6 +16,7 @@ import asyncio
 import time
 
 from sandboxd import steps
+from sandboxd.containerd import shims
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.lifecycle import network, pod_files
 from sandboxd.lifecycle.host import Host
@@ -94,6 +95,9 @@ async def _remove(host: Host, sandbox_id: str) -> None:
         await host.runtime.delete_container(sandbox_id)
         await host.images.remove_rootfs(sandbox_id)
     with steps.step("pod.remains"):
+        # containerd forgets the socket of a shim that it cut off while it started, as when the daemon dies then.
+        places = host.config.containerd_socket, host.config.containerd.namespace, sandbox_id
+        shims.remove_dead_socket(shims.socket_path(*places))
         await pod_files.remove_cgroup(f"{host.config.runtime.cgroup_parent}/{sandbox_id}")
         pod_files.remove_directory(host.config.sandbox_dir(sandbox_id))
     host.ledger.remove_sandbox(sandbox_id)

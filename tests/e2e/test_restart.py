@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
+from sandboxd.containerd.shims import socket_path
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
@@ -133,6 +135,22 @@ def _end_hanging(bed: Testbed) -> None:
     """The plugin that the killed daemon was waiting for: its own process, ended here as the machine's owner would."""
     for pid in _hanging(bed):
         bed.run(["kill", "-9", pid], check=False)
+
+
+def test_the_socket_of_a_shim_that_was_cut_off_goes_with_its_pod(bed: Testbed) -> None:
+    pod_id = run_pod(bed)
+    (path,) = (p for p in bed.path("/run/containerd/s").iterdir() if _listens_for(p.name, pod_id))
+    bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    bed.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+    assert not path.exists()
+
+
+def _listens_for(name: str, pod_id: str) -> bool:
+    """Whether the name is the one that our formula gives; a containerd with another breaks this test."""
+    return socket_path("/run/sandboxd/containerd/containerd.sock", "sandboxd", pod_id).endswith(name)
 
 
 def test_containerd_may_be_killed_and_comes_back(bed: Testbed, images: tuple[str, ...]) -> None:
