@@ -183,7 +183,9 @@ def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:
 
 def _check_entries(stream: _Measured, what: str) -> int:
     """Read the tar to the end of its entries and refuse what escapes; return how many there are."""
-    links: dict[str, str] = {}
+    # A directory's entry at a link's place: one unpacker keeps the link, another replaces it. Both must be safe.
+    keeping: dict[str, str] = {}
+    replacing: dict[str, str] = {}
     count = 0
     try:
         with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", bufsize=CHUNK, tarinfo=BoundedTarInfo) as tar:
@@ -192,13 +194,14 @@ def _check_entries(stream: _Measured, what: str) -> int:
                 check_size(entry)
                 # The list of members is kept for random access, which a stream does not have.
                 cast(Any, tar).members = []
-                path = _inside(entry.name, links, what)
-                if entry.islnk():
-                    _inside(entry.linkname, links, what)
-                if entry.issym():
-                    links[path] = entry.linkname
-                elif not entry.isdir():
-                    links.pop(path, None)
+                for links in (keeping, replacing):
+                    path = _inside(entry.name, links, what)
+                    if entry.islnk():
+                        _inside(entry.linkname, links, what)
+                    if entry.issym():
+                        links[path] = entry.linkname
+                    elif links is replacing or not entry.isdir():
+                        links.pop(path, None)
             _only_zeros_follow(tar, what)
     except tarfile.ReadError:
         if stream.count == 0:

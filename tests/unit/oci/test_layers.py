@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from backports import zstd
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandboxd.errors import InvalidRequest
@@ -180,9 +180,17 @@ def test_damaged_zstd_is_refused() -> None:
         layers.scan(io.BytesIO(b"\x28\xb5\x2f\xfd" + bytes(100)))
 
 
+@pytest.mark.parametrize("then", ["b/../..", "b/../../c"])
+def test_a_directory_in_a_link_s_place_hides_no_way_out(then: str) -> None:
+    """Through the link b -> a/a it stays inside; where the directory has replaced the link it climbs out."""
+    with pytest.raises(InvalidRequest, match="climbs out"):
+        layers.scan(io.BytesIO(tar([symlink("b", "a/a"), directory("b"), file(then)])))
+
+
 NAMES = st.lists(st.sampled_from(["a", "b", "..", ".", "", ".wh.a"]), min_size=1, max_size=4).map("/".join)
 
 
+@example([symlink("b", "a/a"), directory("b"), file("b/../..")])
 @given(
     st.lists(
         st.builds(file, NAMES)
