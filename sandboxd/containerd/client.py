@@ -49,12 +49,20 @@ def translate(what: str) -> Iterator[None]:
     except grpc.aio.AioRpcError as exc:
         kind = _MEANING.get(exc.code(), errors.SandboxdError)
         words = exc.details() or exc.code().name
-        if kind is errors.SandboxdError and "context deadline exceeded" in words:
-            # Our own deadline, which reached the shim before it ran out here.
+        if kind is errors.SandboxdError and _is_our_deadline(exc.code(), words):
             kind = errors.TimedOut
         if kind is errors.Unavailable:
             words = f"containerd does not answer ({words})"
         raise kind(f"{what}: {words}") from exc
+
+
+def _is_our_deadline(code: grpc.StatusCode, words: str) -> bool:
+    """Whether our own deadline ran out on the other side before it did here.
+
+    In the shim, which says so in words, or in containerd, whose gRPC server then resets the stream: nothing else
+    there does (a call that is cancelled here never gets to an answer).
+    """
+    return "context deadline exceeded" in words or (code is grpc.StatusCode.CANCELLED and "RST_STREAM" in words)
 
 
 class Containerd:

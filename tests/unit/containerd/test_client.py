@@ -93,6 +93,37 @@ async def test_each_of_containerds_errors_becomes_ours_with_its_words_and_its_ca
     assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)
 
 
+SETTINGS_FRAME, HEADERS_FRAME, RST_STREAM_FRAME = 4, 1, 3
+CANCEL = 8
+
+
+def frame(kind: int, stream: int, payload: bytes = b"") -> bytes:
+    """An HTTP/2 frame without flags (RFC 9113, section 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + stream.to_bytes(4, "big") + payload
+
+
+async def reset_every_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """What grpc-go does with a call whose deadline has passed: no status, RST_STREAM with CANCEL."""
+    try:
+        writer.write(frame(SETTINGS_FRAME, 0))
+        await reader.readexactly(len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+        while True:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] == HEADERS_FRAME:
+                writer.write(frame(RST_STREAM_FRAME, int.from_bytes(head[5:], "big"), CANCEL.to_bytes(4, "big")))
+    except asyncio.IncompleteReadError:
+        writer.close()
+
+
+async def test_a_deadline_that_containerd_notices_first_is_a_timeout(client: Containerd) -> None:
+    server = await asyncio.start_unix_server(reset_every_stream, client.socket)
+    async with server:
+        with pytest.raises(errors.TimedOut, match="RST_STREAM"):
+            await client.version()
+        await client.close()
+
+
 def test_an_error_without_words_says_its_code() -> None:
     with pytest.raises(errors.NotFound, match=r"^task x: NOT_FOUND$"), translate("task x"):
         raise grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata())
