@@ -14,6 +14,7 @@ from deploy.demo import before, places
 from deploy.demo.places import DemoError
 from deploy.demo.up import _daemon, _pid
 from sandboxd.containerd import managed
+from sandboxd.logs import process as logger
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 
@@ -32,6 +33,7 @@ def down(console: Console) -> None:
     with _daemon(console) as channel:
         _remove_pods(channel)
     _stop_daemon()
+    logger.end(logger.Places(state=str(places.STATE)), STOP_SECONDS)  # the daemon may have been killed
     asyncio.run(managed.stop(_containerd(), STOP_SECONDS))
     left = before.restore(remembered)
     if left:

@@ -1,104 +1,348 @@
 """What the daemon sees of container output: open, reopen, drain, close, follow.
 
-This is the seam behind which the pumps live. They run on the daemon's own event loop for now; a process of its
-own takes their place without a change to callers.
+The work is done by the logger, a process of its own (`logger`). It is found or started when it is first needed,
+replaced when it is of another version, and started again when it has died. What a FIFO holds is never lost on
+the way: the shim has it open while the container runs, the daemon until its output is drained. So the guarantees:
+
+- Restart or death of the daemon: nothing is lost, torn or delayed; the logger does not notice.
+- A logger of another version is asked to retire: nothing is lost or torn.
+- Death of the logger: at most what it had read and not yet written, which is less than one read per stream; what
+  was written to the file halfway is taken back, the beginning of an unfinished line is kept beside the FIFO.
+- Death of both: the same, unless a container ends meanwhile. That one loses what its FIFOs held.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
-from sandboxd.errors import NotReady
-from sandboxd.logs.pump import ContainerPump
+import sandboxd
+from sandboxd.errors import NotReady, TimedOut
+from sandboxd.logs import process, wire
+from sandboxd.logs.control import Control
+from sandboxd.logs.fifos import Keeper, fifo_paths, make_fifos
+
+__all__ = ["Logs", "fifo_paths", "make_fifos"]
 
 log = structlog.get_logger(__name__)
+
+ANSWER_SECONDS = 10.0  # for a request, a start of the logger included
+HELLO_SECONDS = 5.0  # a logger that does not answer a hello for so long is stuck
+END_SECONDS = 3.0  # for one that was asked to end
+RETRY_SECONDS = 0.05  # until a follower looks again for a logger that has just died
+STEADY_SECONDS = 1.0  # a logger that lived for less is not started again at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What a logger must know of a container to go on with it."""
+
+    fifos: Mapping[str, str]
+    log_path: str
+    came_first: frozenset[str]  # the streams whose writer was there before our keeper
+    keeper: Keeper
 
 
 class Logs:
     """The output of every running container."""
 
-    def __init__(self, *, max_line_bytes: int) -> None:
+    def __init__(
+        self, *, places: process.Places, max_line_bytes: int, idle_seconds: float, env: Mapping[str, str]
+    ) -> None:
+        self._places = places
         self._max_line = max_line_bytes
-        self._pumps: dict[str, ContainerPump] = {}
+        self._idle = idle_seconds
+        self._env = env
+        self._opened: dict[str, _Opened] = {}
+        self._control: Control | None = None
+        self._connecting = asyncio.Lock()
 
-    def open(self, container_id: str, fifos: Mapping[str, str], log_path: str, *, resume: bool = False) -> None:
-        """Start pumping; called again for the same container it does nothing.
+    async def connect(self) -> None:
+        """Find or start the logger. Raises NotReady."""
+        await self._connected()
 
-        `resume` says that the writer came first: a FIFO without one has ended.
+    async def keep_up(self) -> None:
+        """Start the logger again whenever it ends; returns when it does so too soon."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            control = await self._connected()
+            began = clock()
+            await control.lost.wait()
+            log.warning("the logger has ended, starting it again")
+            if clock() - began < STEADY_SECONDS:
+                return
+
+    async def open(self, container_id: str, fifos: Mapping[str, str], log_path: str, *, resume: bool = False) -> None:
+        """Start logging; called again for the same container it does nothing.
+
+        `resume` says that the container may be logged already, and that the writer came first: a FIFO without one
+        has ended, and a log file that cannot be opened costs lines, not the container.
 
         Raises NotReady when a FIFO or the log file cannot be opened.
         """
-        if container_id in self._pumps:
+        if container_id in self._opened:
             return
         try:
-            self._pumps[container_id] = ContainerPump(container_id, dict(fifos), log_path, self._max_line, resume)
+            keeper = Keeper(fifos)
         except OSError as exc:
             raise NotReady(f"the output of container {container_id} cannot be logged: {exc}") from exc
+        came_first = frozenset(fifos if resume else ())
+        opened = _Opened(fifos=fifos, log_path=log_path, came_first=came_first, keeper=keeper)
+        try:
+            await self._ask("open", **self._opening(container_id, opened), must_write=not resume)
+        except BaseException as exc:
+            keeper.close()
+            if isinstance(exc, NotReady):
+                raise NotReady(f"the output of container {container_id} cannot be logged: {exc}") from exc
+            raise
+        self._opened[container_id] = opened
 
-    def reopen(self, container_id: str) -> None:
+    async def reopen(self, container_id: str) -> None:
         """Write to a new file at the same path; raises NotReady when the container is not being logged."""
-        pump = self._pumps.get(container_id)
-        if pump is None:
+        if container_id not in self._opened:
             raise NotReady(f"container {container_id} is not running, its log cannot be reopened")
         try:
-            pump.reopen()
-        except OSError as exc:
+            await self._ask("reopen", container=container_id)
+        except NotReady as exc:
             raise NotReady(f"the log of container {container_id} cannot be reopened: {exc}") from exc
 
     async def drain(self, container_id: str, timeout: float) -> None:
         """Wait up to `timeout` seconds for the rest of a dead container's output, then let go of it."""
-        pump = self._pumps.get(container_id)
-        if pump is None:
-            return
-        if not await pump.wait(timeout):
+        try:
+            await self._ask("drain", timeout=timeout, container=container_id)
+        except TimedOut:
             log.warning("container output did not end, it is cut off", container=container_id, seconds=timeout)
-        self.close(container_id)
-
-    def close(self, container_id: str) -> None:
-        """Stop pumping now; unknown is done."""
-        pump = self._pumps.pop(container_id, None)
-        if pump is not None:
-            pump.close()
-
-    def close_all(self) -> None:
-        """Let go of everything; what containers write meanwhile waits in the FIFOs."""
-        for container_id in tuple(self._pumps):
-            self.close(container_id)
-
-    async def changes(self, container_id: str) -> AsyncIterator[None]:
-        """Yield whenever the container's log may have grown, until its output has ended."""
-        pump = self._pumps.get(container_id)
-        if pump is None:
+        except NotReady as exc:
+            log.warning("container output cannot be drained", container=container_id, error=str(exc))
+        else:
+            self._forget(container_id)
             return
-        more = asyncio.Event()
-        stop = pump.on_more(more.set)
-        more.set()  # for what was written before we listened
+        await self.close(container_id)
+
+    async def close(self, container_id: str) -> None:
+        """Stop logging now; unknown is done."""
+        self._forget(container_id)
         try:
-            while not pump.ended and self._pumps.get(container_id) is pump:
-                await more.wait()
-                more.clear()
-                yield
+            await self._ask("close", container=container_id)
+        except (NotReady, TimedOut) as exc:
+            # It is not told again to open it, and a running one forgets it at the daemon's next start.
+            log.warning("the logger was not told to close", container=container_id, error=str(exc))
+
+    async def retain(self, container_ids: Collection[str]) -> None:
+        """Let the logger forget all other containers. Raises NotReady."""
+        await self._ask("retain", containers=list(container_ids))
+
+    async def leave(self) -> None:
+        """The daemon stops: the logger goes on, unless it has nothing to log."""
+        control, self._control = self._control, None
+        if control is not None:
+            pidfd = process.pidfd(self._places)
+            try:
+                async with asyncio.timeout(END_SECONDS):
+                    if (await control.call("leave"))["ending"] and pidfd >= 0:
+                        await asyncio.to_thread(process.gone, pidfd, END_SECONDS)
+            except (TimeoutError, ConnectionError, NotReady):
+                pass  # it has ended, or ends when it has been idle
+            finally:
+                if pidfd >= 0:
+                    os.close(pidfd)
+            control.close()
+        for container_id in tuple(self._opened):
+            self._forget(container_id)
+
+    async def changes(self, container_id: str) -> AsyncGenerator[None, None]:
+        """Yield whenever the container's log may have grown, until its output has ended."""
+        async with aclosing(self._frames("watch", container_id)) as frames:
+            async for kind, _ in frames:
+                if kind == wire.MESSAGE:
+                    yield
+
+    @asynccontextmanager
+    async def output(self, container_id: str) -> AsyncIterator[AsyncIterator[tuple[str, bytes]]]:
+        """What the container writes from now on, as (stream, bytes), until its output has ended.
+
+        Whoever reads slowly makes the container wait, but not for ever: an iterator that is not advanced for
+        seconds on end while megabytes wait for it raises TimedOut. Should the logger die, what the container
+        writes until the next one reads it is missing.
+
+        Raises NotReady when the container is not being logged.
+        """
+        async with aclosing(self._frames("attach", container_id)) as frames:
+            try:
+                await anext(frames)
+            except StopAsyncIteration:
+                raise NotReady(f"container {container_id} is not running, it has no output") from None
+            yield _chunks(frames)
+
+    async def _frames(self, op: str, container_id: str) -> AsyncGenerator[tuple[bytes, bytes], None]:
+        """What the logger sends, a message first; goes on with the next logger when one dies."""
+        while container_id in self._opened:
+            try:
+                control = await self._connected()
+                reader, writer = await asyncio.open_unix_connection(self._places.socket)
+            except NotReady as exc:
+                log.warning("the logger cannot be asked for output", container=container_id, error=str(exc))
+                return
+            except OSError:
+                await asyncio.sleep(RETRY_SECONDS)  # it has just died
+                continue
+            try:
+                writer.write(wire.message(op=op, container=container_id))
+                while True:
+                    kind, payload = await _receive(reader)
+                    fields = wire.parse(payload) if kind == wire.MESSAGE else {}
+                    if "end" in fields or "error" in fields:
+                        return
+                    yield kind, payload
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass
+            finally:
+                writer.close()
+            # A dying logger's connections are not seen to end at once.
+            if op == "attach" and not await _lost(control):
+                raise TimedOut(f"the output of container {container_id} was read too slowly and is cut off")
+
+    def _opening(self, container_id: str, opened: _Opened) -> dict[str, Any]:
+        return {
+            "container": container_id,
+            "fifos": dict(opened.fifos),
+            "log": opened.log_path,
+            "max_line": self._max_line,
+            "came_first": sorted(opened.came_first | opened.keeper.abandoned()),
+        }
+
+    async def _ask(self, op: str, timeout: float = ANSWER_SECONDS, **fields: Any) -> dict[str, Any]:
+        """A request to whichever logger lives; all of them may be repeated.
+
+        Raises NotReady when it refuses or cannot be started, TimedOut.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    control = await self._connected()
+                    try:
+                        return await control.call(op, **fields)
+                    except ConnectionError:
+                        continue
+        except TimeoutError as exc:
+            log_file = self._places.log_file
+            raise TimedOut(f"the logger has not answered {op} for {timeout:g} s; see {log_file}") from exc
+
+    async def _connected(self) -> Control:
+        async with self._connecting:
+            if self._control is None or self._control.lost.is_set():
+                self._control = await self._connect()
+            return self._control
+
+    async def _connect(self) -> Control:
+        """A logger of our version that has everything open. Raises NotReady."""
+        opened = dict(self._opened)
+        borrowed: list[Keeper] = []
+        try:
+            for _ in range(3):
+                control = await self._reach()
+                try:
+                    async with asyncio.timeout(HELLO_SECONDS):
+                        hello = await control.call("hello", protocol=wire.PROTOCOL, version=sandboxd.__version__)
+                        ours = (hello["protocol"], hello["version"]) == (wire.PROTOCOL, sandboxd.__version__)
+                        if not ours:
+                            log.info("replacing the logger of another version", version=hello["version"])
+                            opened |= _inherited(hello["containers"], opened, borrowed)
+                            await control.call("retire")
+                            await control.lost.wait()
+                            continue
+                    await self._take_over(control, opened)
+                    return control
+                except ConnectionError:
+                    pass  # it was just ending
+                except TimeoutError:
+                    log.warning("the logger does not answer, killing it")
+                    await asyncio.to_thread(process.end, self._places, END_SECONDS)
+                except BaseException:
+                    control.close()
+                    raise
+                control.close()
         finally:
-            stop()
+            for keeper in borrowed:
+                keeper.close()
+        raise NotReady(f"the logger ends as soon as it is started; see {self._places.log_file}")
+
+    async def _reach(self) -> Control:
+        """A connection to the logger, which is started if it does not run."""
+        loop = asyncio.get_running_loop()
+        for attempt in (1, 2):
+            try:
+                _, control = await loop.create_unix_connection(lambda: Control(_tell), self._places.socket)
+                return control
+            except (FileNotFoundError, ConnectionRefusedError) as exc:
+                if attempt == 2:
+                    raise NotReady(f"the logger cannot be reached: {exc}") from exc
+                await process.start(self._places, self._idle, self._env)
+            except OSError as exc:
+                raise NotReady(f"the logger cannot be reached: {exc}") from exc
+        raise AssertionError("unreachable")
+
+    async def _take_over(self, control: Control, opened: Mapping[str, _Opened]) -> None:
+        """Have everything open; what cannot be opened is reported, and must not keep the rest from being logged."""
+        for container_id, one in opened.items():
+            try:
+                before = self._opening(container_id, one)
+                await control.call("open", **before, must_write=False)
+                after = self._opening(container_id, one)
+                if after["came_first"] != before["came_first"]:  # its writer left while it was being opened
+                    await control.call("open", **after, must_write=False)
+            except NotReady as exc:
+                log.error("container output is no longer logged", container=container_id, error=str(exc))
+
+    def _forget(self, container_id: str) -> None:
+        opened = self._opened.pop(container_id, None)
+        if opened is not None:
+            opened.keeper.close()
 
 
-def make_fifos(directory: str, streams: tuple[str, ...]) -> dict[str, str]:
-    """Create the named FIFOs below `directory`, return their paths; those that exist are kept."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    paths = {stream: f"{directory}/{stream}" for stream in streams}
-    for path in paths.values():
+def _inherited(
+    containers: Mapping[str, Any], known: Mapping[str, _Opened], borrowed: list[Keeper]
+) -> dict[str, _Opened]:
+    """What another logger has open and we do not know of (yet), kept alive by keepers that the caller closes."""
+    found = {}
+    for container_id, one in containers.items():
+        if container_id in known or one["ended"]:
+            continue
         try:
-            os.mkfifo(path, 0o600)
-        except FileExistsError:
-            pass
-    return paths
+            keeper = Keeper(one["fifos"])
+        except OSError:
+            continue  # removed with its container
+        borrowed.append(keeper)
+        first = frozenset(one["fifos"])
+        found[container_id] = _Opened(fifos=one["fifos"], log_path=one["log"], came_first=first, keeper=keeper)
+    return found
 
 
-def fifo_paths(directory: str) -> dict[str, str]:
-    """The FIFOs that `make_fifos` made below `directory`."""
-    paths = {stream: f"{directory}/{stream}" for stream in ("stdout", "stderr")}
-    return {stream: path for stream, path in paths.items() if os.path.exists(path)}
+def _tell(notice: dict[str, Any]) -> None:
+    log.warning(notice.pop("notice"), **notice)
+
+
+async def _receive(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    kind, length = wire.head(await reader.readexactly(wire.HEAD_BYTES))
+    return kind, await reader.readexactly(length)
+
+
+async def _chunks(frames: AsyncIterator[tuple[bytes, bytes]]) -> AsyncIterator[tuple[str, bytes]]:
+    async for kind, payload in frames:
+        if kind in wire.STREAMS:
+            yield wire.STREAMS[kind], payload
+
+
+async def _lost(control: Control) -> bool:
+    try:
+        async with asyncio.timeout(1.0):
+            await control.lost.wait()
+    except TimeoutError:
+        return False
+    return True

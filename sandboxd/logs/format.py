@@ -32,39 +32,55 @@ class LineSplitter:
 
     A line longer than `max_line` bytes is split into partial entries of exactly `max_line` bytes and a rest. A
     carriage return before the newline is dropped. Feeding the same bytes in other pieces gives the same entries
-    (but for the times, which the caller passes in).
+    (but for the times, which the caller passes in). `held` is what an earlier splitter of the stream had left.
     """
 
     __slots__ = ("_held", "_max", "_stream")
 
-    def __init__(self, stream: str, max_line: int) -> None:
+    def __init__(self, stream: str, max_line: int, held: bytes = b"") -> None:
         self._stream = stream.encode()
         self._max = max_line
-        self._held = b""
+        self._held = held
+
+    @property
+    def held(self) -> bytes:
+        """The beginning of a line that has not ended, not part of an entry yet; at most `max_line` + 1 bytes."""
+        return self._held
 
     def feed(self, data: bytes, now: int) -> bytes:
         """The entries that are complete with `data`."""
         head = timestamp(now) + b" " + self._stream + b" "
-        pieces = (self._held + data).split(b"\n")
-        self._held = pieces.pop()
-        out = []
-        for line in pieces:
-            text = line.removesuffix(b"\r")
-            while len(text) > self._max:
-                out.append(head + PARTIAL + b" " + text[: self._max] + b"\n")
-                text = text[self._max :]
-            out.append(head + FULL + b" " + text + b"\n")
+        lines, newline, self._held = (self._held + data).rpartition(b"\n")
+        out = [self._lines(head, lines.replace(b"\r\n", b"\n").removesuffix(b"\r"))] if newline else []
         # One byte more than the limit is held back: it may be the carriage return of a line of exactly the limit.
-        while len(self._held) > self._max + 1:
-            out.append(head + PARTIAL + b" " + self._held[: self._max] + b"\n")
-            self._held = self._held[self._max :]
+        if len(self._held) > self._max + 1:
+            cut = (len(self._held) - 2) // self._max * self._max
+            out += self._partial(head, self._held[:cut])
+            self._held = self._held[cut:]
         return b"".join(out)
+
+    def _lines(self, head: bytes, lines: bytes) -> bytes:
+        """The entries of complete lines with newlines between them."""
+        full = head + FULL + b" "
+        texts = lines.split(b"\n")
+        if max(map(len, texts)) <= self._max:
+            # The common case, and fast: a flood of short lines is what costs a logger its time.
+            return full + lines.replace(b"\n", b"\n" + full) + b"\n"
+        out = []
+        for text in texts:
+            cut = max(len(text) - 1, 0) // self._max * self._max
+            out += self._partial(head, text[:cut])
+            out.append(full + text[cut:] + b"\n")
+        return b"".join(out)
+
+    def _partial(self, head: bytes, text: bytes) -> list[bytes]:
+        start = head + PARTIAL + b" "
+        return [start + text[i : i + self._max] + b"\n" for i in range(0, len(text), self._max)]
 
     def eof(self, now: int) -> bytes:
         """What is left when the stream ends without a newline: partial entries, as nothing completed the line."""
-        head = timestamp(now) + b" " + self._stream + b" " + PARTIAL + b" "
         held, self._held = self._held, b""
-        return b"".join(head + held[i : i + self._max] + b"\n" for i in range(0, len(held), self._max))
+        return b"".join(self._partial(timestamp(now) + b" " + self._stream + b" ", held))
 
 
 @dataclass(frozen=True, slots=True)

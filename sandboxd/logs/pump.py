@@ -1,137 +1,221 @@
-"""Reading container FIFOs and writing CRI log files, on the event loop.
+"""One container's output: from its FIFOs into its log file, and to whoever listens.
 
 The shim holds both ends of each FIFO, so an application never gets a SIGPIPE and blocks only while a full pipe
 has no reader. Rules:
 
 1. Reading never stops because writing failed: a full disk or a removed directory costs log lines, not the
-   container. The failure is reported once per stretch of it.
+   container. It pauses only for a listener that wants every byte and is slow, and for that not long (`logger`).
 2. Whole entries are written with one write(2) to a file opened with O_APPEND.
 3. A stream ends when its last writer is gone, which is when the shim has copied everything.
+4. The beginning of a line that has not ended is kept in a file beside the FIFO, so that the next logger goes on
+   with it, whatever becomes of this one. It is emptied before the entries that it is part of are written: being
+   killed in between loses what was read and not yet written, and never writes anything twice.
 """
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import os
+import selectors
 import time
-from collections.abc import Callable
-from pathlib import Path
-
-import structlog
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
 
 from sandboxd.logs.format import LineSplitter
+from sandboxd.logs.writer import LogWriter
 
-log = structlog.get_logger(__name__)
+# At once. Handling it bounds how long anything else in the logger waits: 5 ms where each line is a single byte,
+# well under 1 ms for usual ones. Larger reads would not be faster.
+READ_BYTES = 1 << 16
+PIPE_BYTES = 1 << 20  # what an application can write while nobody reads; /proc/sys/fs/pipe-max-size by default
 
-READ_BYTES = 65536  # a pipe's default capacity
+
+class Listener(Protocol):
+    """Somebody who wants to know of a container's output."""
+
+    def output(self, stream: str, data: bytes) -> None:
+        """Something was read, and written to the log as far as its lines are complete."""
+
+    def ended(self, why: str) -> None:
+        """There will be nothing more."""
+
+
+class _Stream:
+    """One FIFO."""
+
+    __slots__ = ("_beginning", "_kept", "came_first", "fd", "name", "splitter")
+
+    def __init__(self, name: str, path: str, max_line: int, came_first: bool) -> None:
+        self.name = name
+        self.came_first = came_first
+        self._beginning = f"{path}.held"
+        try:
+            with open(self._beginning, "rb") as file:
+                held = file.read(max_line + 1)
+        except OSError:
+            held = b""
+        self._kept = bool(held)
+        self.splitter = LineSplitter(name, max_line, held)
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
+                fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:
+            pass  # the machine allows less, or the user has used up what it allows: the default holds 64 KiB
+
+    def forget(self) -> None:
+        """Empty the file with the beginning of a line."""
+        if self._kept:
+            try:
+                os.truncate(self._beginning, 0)
+            except OSError:
+                pass  # the container's directory is gone
+            self._kept = False
+
+    def remember(self) -> None:
+        """Keep the beginning of a line for the logger that comes after this one."""
+        if not self.splitter.held:
+            return
+        try:
+            with open(self._beginning, "wb", buffering=0) as file:
+                self._kept = True
+                file.write(self.splitter.held)
+        except OSError:
+            pass  # the directory is gone or full: then it is lost if this logger dies
 
 
 class ContainerPump:
     """The output of one container. Streams that are not wanted are not given."""
 
     def __init__(
-        self, container_id: str, fifos: dict[str, str], log_path: str, max_line: int, resume: bool = False
+        self,
+        container_id: str,
+        fifos: Mapping[str, str],
+        log_path: str,
+        max_line: int,
+        selector: selectors.BaseSelector,
+        tell: Callable[[str], None],
+        *,
+        came_first: Collection[str] = (),
+        must_write: bool = True,
     ) -> None:
-        """Open the FIFOs and the file (`log_path` "" reads and discards) and start reading.
+        """Open the FIFOs and the file (`log_path` "" reads and discards) and have `selector` watch the FIFOs.
 
-        A FIFO that no writer has opened yet says nothing, rather than that it ended; `resume` reads once at
-        once, which does tell.
+        The owner of `selector` calls `read` with each descriptor that is ready. A FIFO that no writer has opened
+        yet says nothing, rather than that it ended; of the streams in `came_first` the writer came before us,
+        and they are read at once, which does tell. `must_write` says whether a log file that cannot be opened is
+        an error, or costs lines like a full disk.
+
+        Raises OSError, with nothing left open.
         """
         self.container_id = container_id
-        self._log_path = log_path
-        self._file = -1
-        self._broken = False
-        self._open: dict[int, LineSplitter] = {}
-        self._ended = asyncio.Event()
-        self._waiting: set[Callable[[], None]] = set()
+        self.fifos = dict(fifos)
+        self.listeners: set[Listener] = set()
+        self._tell = tell
+        self._selector = selector
+        self._paused = False
+        self._streams: dict[int, _Stream] = {}
+        self._file = LogWriter(log_path, max_line, tell, must_open=must_write)
         try:
-            self.reopen()
-            for stream, path in fifos.items():
-                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                self._open[fd] = LineSplitter(stream, max_line)
-                asyncio.get_running_loop().add_reader(fd, self._readable, fd)
+            for name, path in fifos.items():
+                stream = _Stream(name, path, max_line, name in came_first)
+                self._streams[stream.fd] = stream
+                selector.register(stream.fd, selectors.EVENT_READ, self)
         except OSError:
-            self.close()
+            self.keep()
             raise
-        if resume:
-            for fd in tuple(self._open):
-                self._readable(fd)
-        if not self._open:
-            self._ended.set()
+        self.check(came_first)
 
-    def reopen(self) -> None:
-        """Open the log file anew (after it was renamed); raises OSError and keeps the old one if that fails."""
-        if not self._log_path:
-            return
-        Path(self._log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = fd
-
-    def on_more(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call `call` after each write and at the end; returns how to stop that."""
-        self._waiting.add(call)
-        return lambda: self._waiting.discard(call)
+    @property
+    def log_path(self) -> str:
+        """Where the log is written."""
+        return self._file.path
 
     @property
     def ended(self) -> bool:
         """Whether every stream has ended."""
-        return self._ended.is_set()
+        return not self._streams
 
-    async def wait(self, timeout: float) -> bool:
-        """Wait for the streams to end; False when `timeout` seconds were not enough."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._ended.wait()
-        except TimeoutError:
-            return False
-        return True
+    def reopen(self) -> None:
+        """Open the log file anew (after it was renamed); raises OSError and keeps the old one if that fails."""
+        self._file.reopen()
+
+    def check(self, came_first: Collection[str]) -> None:
+        """Read the streams of which the caller knows that they had a writer: they may have ended unseen."""
+        for fd, stream in tuple(self._streams.items()):
+            if stream.name in came_first:
+                stream.came_first = True
+                self.read(fd)
+
+    def read(self, fd: int) -> None:
+        """Read a stream that is ready; a descriptor that is not ours any more is fine."""
+        stream = self._streams.get(fd)
+        if stream is None:
+            return
+        # The end of a stream is not signalled to a descriptor that was opened after it, so that one is read until
+        # it says; a pipe without a writer has finitely much.
+        left = PIPE_BYTES if stream.came_first else 0
+        stream.came_first = False
+        while (size := self._read(fd, stream)) and left > 0:
+            left -= size
+
+    def pause(self, paused: bool) -> None:
+        """Stop reading, or go on; the containers' writers wait meanwhile."""
+        if paused == self._paused:
+            return
+        self._paused = paused
+        for fd in self._streams:
+            if paused:
+                self._selector.unregister(fd)
+            else:
+                self._selector.register(fd, selectors.EVENT_READ, self)
 
     def close(self) -> None:
         """Stop reading, write what is held, close everything."""
-        for fd in tuple(self._open):
+        for fd in tuple(self._streams):
             self._end(fd)
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self.keep()
 
-    def _readable(self, fd: int) -> None:
+    def keep(self) -> None:
+        """Stop reading and close everything, but leave the beginning of a line to the next logger."""
+        for fd in tuple(self._streams):
+            del self._streams[fd]
+            self._let_go(fd)
+        self._file.close()
+
+    def _read(self, fd: int, stream: _Stream) -> int:
+        """Handle what can be read at once; how much that was."""
         try:
             data = os.read(fd, READ_BYTES)
         except BlockingIOError:
-            return
+            return 0
         except OSError as exc:
-            log.warning("container output cannot be read", container=self.container_id, error=str(exc))
+            self._tell(f"container output cannot be read from {self.fifos[stream.name]}: {exc.strerror}")
             data = b""
-        if data:
-            self._write(self._open[fd].feed(data, time.time_ns()))
-        else:
+        if not data:
             self._end(fd)
+            return 0
+        stream.forget()
+        self._file.write(stream.splitter.feed(data, time.time_ns()))
+        stream.remember()
+        for listener in tuple(self.listeners):
+            listener.output(stream.name, data)
+        return len(data)
 
     def _end(self, fd: int) -> None:
-        splitter = self._open.pop(fd)
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
-        self._write(splitter.eof(time.time_ns()))
-        if not self._open:
-            self._ended.set()
-            self._tell()
-
-    def _write(self, entries: bytes) -> None:
-        if not entries or self._file < 0:
+        stream = self._streams.pop(fd)
+        self._let_go(fd)
+        stream.forget()
+        self._file.write(stream.splitter.eof(time.time_ns()))
+        if self._streams:
             return
-        try:
-            rest = memoryview(entries)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            self._broken = False
-        except OSError as exc:
-            if not self._broken:
-                log.warning("container log cannot be written, lines are lost", file=self._log_path, error=str(exc))
-            self._broken = True
-        self._tell()
+        for listener in tuple(self.listeners):
+            listener.ended("")
 
-    def _tell(self) -> None:
-        for call in tuple(self._waiting):
-            call()
+    def _let_go(self, fd: int) -> None:
+        if not self._paused:
+            try:
+                self._selector.unregister(fd)
+            except KeyError:
+                pass  # opening it was as far as we came
+        os.close(fd)

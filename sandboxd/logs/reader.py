@@ -1,7 +1,11 @@
-"""Reading a CRI log file back: the last lines, lines since a time, and lines as they come."""
+"""Reading a CRI log file back: the last lines, lines since a time, and lines as they come.
+
+A log may be of any size, and is read on the daemon's event loop: after each batch the others have their turn.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -11,7 +15,7 @@ from operator import itemgetter
 from sandboxd.logs.format import Entry, parse
 
 BATCH = 256  # entries handed on at once
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 17
 
 
 class LogFile:
@@ -60,52 +64,71 @@ class LogFile:
         return (at_path.st_dev, at_path.st_ino) != (here.st_dev, here.st_ino)
 
 
-def last(entries: Iterator[Entry], *, tail: int, since: int) -> Iterator[Entry]:
-    """Of what is there: the entries not older than `since`, of those the last `tail` lines (-1: all).
+class Last:
+    """The last `tail` lines of what is added.
 
     Partial entries belong to the line that their stream's next full entry ends, and count as one with it; those of
     a line that has not ended come in addition.
     """
-    recent = (entry for entry in entries if entry.timestamp >= since)
-    if tail < 0:
-        yield from recent
-        return
-    # Streams interleave, so a line's parts need not be neighbours; the numbers restore the file's order.
-    lines: deque[list[tuple[int, Entry]]] = deque(maxlen=tail)
-    parts: dict[str, list[tuple[int, Entry]]] = {}
-    for number, entry in enumerate(recent):
-        parts.setdefault(entry.stream, []).append((number, entry))
+
+    def __init__(self, tail: int) -> None:
+        # Streams interleave, so a line's parts need not be neighbours; the numbers restore the file's order.
+        self._lines: deque[list[tuple[int, Entry]]] = deque(maxlen=tail)
+        self._parts: dict[str, list[tuple[int, Entry]]] = {}
+        self._tail = tail
+        self._added = 0
+
+    def add(self, entry: Entry) -> None:
+        """The next entry of the file."""
+        self._added += 1
+        self._parts.setdefault(entry.stream, []).append((self._added, entry))
         if not entry.partial:
-            lines.append(parts.pop(entry.stream))
-    kept = chain(*lines, *parts.values()) if tail else ()
-    for _, entry in sorted(kept, key=itemgetter(0)):
-        yield entry
+            self._lines.append(self._parts.pop(entry.stream))
+
+    def kept(self) -> list[Entry]:
+        """What is left, in the file's order."""
+        kept = chain(*self._lines, *self._parts.values()) if self._tail else ()
+        return [entry for _, entry in sorted(kept, key=itemgetter(0))]
 
 
 async def read(
     path: str, *, tail: int, since: int, changes: AsyncIterator[None] | None
 ) -> AsyncGenerator[list[Entry], None]:
-    """Batches of entries; with `changes`, goes on after each of them until they end."""
+    """Batches of entries not older than `since`, of those the last `tail` lines (-1: all).
+
+    With `changes`, goes on after each of them until they end.
+    """
     file = LogFile(path)
     try:
-        for batch in _batches(last(file.more(), tail=tail, since=since)):
-            yield batch
+        if tail < 0:
+            async for batch in _batches(file.more(), since):
+                yield batch
+        else:
+            last = Last(tail)
+            async for batch in _batches(file.more(), since):
+                for entry in batch:
+                    last.add(entry)
+            async for batch in _batches(iter(last.kept()), since):
+                yield batch
         if changes is not None:
             async for _ in changes:
-                for batch in _batches(file.more()):
+                async for batch in _batches(file.more(), 0):
                     yield batch
-            for batch in _batches(file.more()):
+            async for batch in _batches(file.more(), 0):
                 yield batch
     finally:
         file.close()
 
 
-def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+async def _batches(entries: Iterator[Entry], since: int) -> AsyncIterator[list[Entry]]:
     batch: list[Entry] = []
-    for entry in entries:
-        batch.append(entry)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
+    for number, entry in enumerate(entries, 1):
+        if entry.timestamp >= since:
+            batch.append(entry)
+        if number % BATCH == 0:
+            if batch:
+                yield batch
+                batch = []
+            await asyncio.sleep(0)
     if batch:
         yield batch

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.logs.format import Entry, timestamp
-from sandboxd.logs.reader import BATCH, LogFile, last, read
+from sandboxd.logs.reader import BATCH, Last, LogFile, read
 
 
 def entry(line: str, at: int = 0) -> Entry:
@@ -35,6 +35,13 @@ async def texts(
     return [one.text.decode() async for batch in batches for one in batch]
 
 
+def last(entries: list[Entry], tail: int) -> list[Entry]:
+    keeping = Last(tail)
+    for one in entries:
+        keeping.add(one)
+    return keeping.kept()
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "0.log"
@@ -43,7 +50,6 @@ def log(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("lines", "tail", "expected"),
     [
-        ("oF a|oF b|oF c", -1, "a b c"),
         ("oF a|oF b|oF c", 0, ""),
         ("oF a|oF b|oF c", 1, "c"),
         ("oF a|oF b|oF c", 2, "b c"),
@@ -64,24 +70,35 @@ def log(tmp_path: Path) -> Path:
 def test_the_last_lines_are_whole_lines(lines: str, tail: int, expected: str) -> None:
     entries = [entry(line) for line in lines.split("|") if line]
 
-    assert " ".join(one.text.decode() for one in last(iter(entries), tail=tail, since=0)) == expected
+    assert " ".join(one.text.decode() for one in last(entries, tail)) == expected
 
 
-def test_what_is_older_is_left_out_before_the_last_lines_are_counted() -> None:
-    entries = [entry("oF a", 1), entry("oF b", 5), entry("oF c", 6), entry("oF d", 7)]
+async def test_what_is_older_is_left_out_before_the_last_lines_are_counted(log: Path) -> None:
+    for at, line in ((1, "oF a"), (5, "oF b"), (6, "oF c"), (7, "oF d")):
+        write(log, line, at=at)
 
-    assert [one.text for one in last(iter(entries), tail=-1, since=6)] == [b"c", b"d"]
-    assert [one.text for one in last(iter(entries), tail=1, since=5)] == [b"d"]
-    assert [one.text for one in last(iter(entries), tail=9, since=8)] == []
+    assert await texts(log, tail=-1, since=6) == ["c", "d"]
+    assert await texts(log, tail=1, since=5) == ["d"]
+    assert await texts(log, tail=9, since=8) == []
 
 
-@pytest.mark.parametrize("tail", [-1, 0, 2])
-def test_everything_is_read_even_if_little_is_wanted(tail: int) -> None:
-    """What follows begins where the file ended, not where the wanted lines did."""
-    entries = iter([entry("oF a"), entry("oF b"), entry("oF c")])
-    list(last(entries, tail=tail, since=0))
+async def test_others_have_their_turn_while_a_long_log_is_searched_for_its_last_lines(log: Path) -> None:
+    write(log, *(f"oF {i}" for i in range(20 * BATCH)))
+    batches = read(str(log), tail=1, since=0, changes=None)
+    turns = 0
 
-    assert next(entries, None) is None
+    async def others() -> None:
+        nonlocal turns
+        while turns < 10:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def search() -> int:
+        return len([batch async for batch in batches]) and turns
+
+    _, seen = await asyncio.gather(others(), search())
+
+    assert seen == 10
 
 
 @given(
@@ -92,7 +109,7 @@ def test_the_last_lines_keep_the_files_order_and_their_number(marks: list[tuple[
     numbers = count()
     entries = [entry(f"{stream}{tag} {next(numbers)}") for stream, tag in marks]
 
-    kept = [int(one.text) for one in last(iter(entries), tail=tail, since=0)]
+    kept = [int(one.text) for one in last(entries, tail)]
 
     assert kept == sorted(kept)
     full = [int(one.text) for one in entries if not one.partial]

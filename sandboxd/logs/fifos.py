@@ -1,0 +1,58 @@
+"""A container's FIFOs: made, found again, and kept alive.
+
+A FIFO that nobody has open loses what is in it (pipe(7), fifo(7)). While the container runs its shim has both ends
+open; the `Keeper` has it open for the daemon, so that a container that ends just when there is no logger keeps its
+last lines too.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Mapping
+
+
+def make_fifos(directory: str, streams: tuple[str, ...]) -> dict[str, str]:
+    """Create the named FIFOs below `directory`, return their paths; those that exist are kept."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    paths = {stream: f"{directory}/{stream}" for stream in streams}
+    for path in paths.values():
+        try:
+            os.mkfifo(path, 0o600)
+        except FileExistsError:
+            pass
+    return paths
+
+
+def fifo_paths(directory: str) -> dict[str, str]:
+    """The FIFOs that `make_fifos` made below `directory`."""
+    paths = {stream: f"{directory}/{stream}" for stream in ("stdout", "stderr")}
+    return {stream: path for stream, path in paths.items() if os.path.exists(path)}
+
+
+class Keeper:
+    """Holds FIFOs open for reading, and never reads them."""
+
+    def __init__(self, fifos: Mapping[str, str]) -> None:
+        """Raises OSError, with nothing left open."""
+        self._fds: dict[str, int] = {}
+        try:
+            for stream, path in fifos.items():
+                self._fds[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            self.close()
+            raise
+
+    def abandoned(self) -> frozenset[str]:
+        """The streams that had a writer since they were opened here, and have none now."""
+        poll = select.poll()
+        for fd in self._fds.values():
+            poll.register(fd, 0)
+        hung_up = {fd for fd, events in poll.poll(0) if events & select.POLLHUP}
+        return frozenset(stream for stream, fd in self._fds.items() if fd in hung_up)
+
+    def close(self) -> None:
+        """Let go."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()

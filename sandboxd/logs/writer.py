@@ -1,0 +1,110 @@
+"""A container's log file, open for appending: only whole entries, whatever the disk does.
+
+The path's directory is made where it is missing. A file that cannot be written is tried again with each write, one
+that could not even be opened once a second; what cannot be written is lost and said so, once per stretch of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+RETRY_SECONDS = 1.0
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+
+
+class LogWriter:
+    """One log file; the path "" discards everything."""
+
+    __slots__ = ("_fd", "_max_entry", "_retry_at", "_tell", "_trouble", "path")
+
+    def __init__(self, path: str, max_line: int, tell: Callable[[str], None], *, must_open: bool) -> None:
+        """Open the file. `tell` gets a sentence about lines that are lost.
+
+        Raises OSError when that fails; unless `must_open`, it is tried again instead.
+        """
+        self.path = path
+        self._max_entry = max_line + 64  # time, stream and tag come before the text
+        self._tell = tell
+        self._fd = -1
+        self._retry_at = 0.0
+        self._trouble = False
+        try:
+            self.reopen()
+        except OSError as exc:
+            if must_open:
+                raise
+            self._failed(exc)
+
+    def reopen(self) -> None:
+        """Open the file at the path anew (after it was renamed); raises OSError and keeps the old one then."""
+        if not self.path:
+            return
+        os.makedirs(os.path.dirname(self.path) or ".", mode=0o755, exist_ok=True)
+        fd = os.open(self.path, _FLAGS, 0o640)
+        try:
+            self._mend(fd)
+        except OSError:
+            pass  # a device, or a disk that is full: there is nothing to be mended
+        self.close()
+        self._fd = fd
+
+    def write(self, entries: bytes) -> None:
+        """Append whole entries; never raises and never waits for room."""
+        if not entries or not self.path:
+            return
+        if self._fd < 0 and not self._try_again():
+            return
+        done = 0
+        try:
+            rest = memoryview(entries)
+            while done < len(entries):
+                done += os.write(self._fd, rest[done:])
+            self._trouble = False
+        except OSError as exc:
+            self._untear(entries[:done])
+            self._failed(exc)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _try_again(self) -> bool:
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            self.reopen()
+        except OSError as exc:
+            self._failed(exc)
+            return False
+        return True
+
+    def _failed(self, exc: OSError) -> None:
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        if not self._trouble:
+            self._tell(f"container log {self.path} cannot be written, lines are lost: {exc.strerror or exc}")
+        self._trouble = True
+
+    def _untear(self, written: bytes) -> None:
+        """Take back the part of an entry that a full disk had room for: the next entry must begin a line."""
+        torn = len(written) - (written.rfind(b"\n") + 1)
+        if torn:
+            try:
+                os.ftruncate(self._fd, max(os.fstat(self._fd).st_size - torn, 0))
+            except OSError:
+                pass  # the next entry is appended to a torn one: readers skip that line
+
+    def _mend(self, fd: int) -> None:
+        """Cut off an entry that a logger was killed in the middle of; entries are written whole otherwise."""
+        size = os.fstat(fd).st_size
+        if not size or os.pread(fd, 1, size - 1) == b"\n":
+            return
+        start = max(size - self._max_entry, 0)
+        newline = os.pread(fd, size - start, start).rfind(b"\n")
+        if newline >= 0 or not start:
+            os.ftruncate(fd, start + newline + 1)
+        else:
+            os.write(fd, b"\n")  # not one of ours: leave it, but begin a line
