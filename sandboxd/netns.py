@@ -7,8 +7,10 @@ can clean it up. Rules:
    calling thread only, and such a thread must never serve anything else again. The daemon never forks.
 2. `create` leaves nothing when it fails; `remove` treats "already gone" as done.
 3. pyroute2 is handed a socket that was opened inside; its own `netns=` forks the process (0.9.7).
+4. A user namespace cannot be made by a thread (unshare(2): EINVAL), so unshare(1) makes it, together with the
+   network namespace that it is to own, and lives until both are pinned.
 
-Sources: namespaces(7), network_namespaces(7), mount(2), umount(2), netdevice(7).
+Sources: namespaces(7), network_namespaces(7), user_namespaces(7), mount(2), umount(2), netdevice(7).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from sandboxd.errors import CleanupIncomplete, NotReady
 T = TypeVar("T")
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+UNSHARE_SECONDS = 20.0  # for unshare(1) to be there; it does nothing but two system calls
 _MOST_STACKED = 8  # mounts on one path; more than one means that somebody mounted over ours
 
 
@@ -108,6 +111,60 @@ async def create(path: str) -> int:
         return await _in_own_thread(make)
     except OSError as exc:
         raise NotReady(f"network namespace {path} cannot be created: {exc}") from exc
+
+
+async def create_user_namespace(path: str, *, uid_map: str, gid_map: str, netns_path: str = "") -> None:
+    """Make a user namespace with these maps (user_namespaces(7), "uid_map"), pinned at `path`.
+
+    With `netns_path` a network namespace that it owns is made too, with its loopback up, and pinned there. Raises
+    NotReady when the kernel refuses; nothing is left then.
+    """
+    command = ["unshare", "--user", *(["--net"] if netns_path else []), "--", "cat"]
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    except OSError as exc:
+        raise NotReady(f"unshare(1), which makes user namespaces, cannot be executed: {exc}") from exc
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    try:
+        async with asyncio.timeout(UNSHARE_SECONDS):
+            # cat answers once unshare has become it, which is once the namespaces are there.
+            process.stdin.write(b".")
+            if not await process.stdout.read(1):
+                words = (await process.stderr.read()).decode("utf-8", "replace").strip()
+                raise NotReady(f"a user namespace cannot be created: {words}")
+        await _in_own_thread(lambda: _pin_user_namespace(process.pid, path, uid_map, gid_map, netns_path))
+    except TimeoutError as exc:
+        raise NotReady(f"a user namespace cannot be created: no answer in {UNSHARE_SECONDS:g} s") from exc
+    except (OSError, ConnectionError) as exc:
+        raise NotReady(f"user namespace {path} cannot be created: {exc}") from exc
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def _pin_user_namespace(pid: int, path: str, uid_map: str, gid_map: str, netns_path: str) -> None:
+    """Runs in a thread that ends, for it enters the network namespace."""
+    Path(f"/proc/{pid}/uid_map").write_text(uid_map, encoding="ascii")
+    Path(f"/proc/{pid}/gid_map").write_text(gid_map, encoding="ascii")
+    wanted = [(path, "user"), *([(netns_path, "net")] if netns_path else [])]
+    done: list[str] = []
+    try:
+        for target, kind in wanted:
+            os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+            done.append(target)
+            syscalls.mount(f"/proc/{pid}/ns/{kind}", target, syscalls.MS_BIND)
+        if netns_path:
+            with open(netns_path, "rb") as inside:
+                syscalls.setns(inside.fileno(), syscalls.CLONE_NEWNET)
+            _loopback_up()
+    except BaseException:
+        for target in reversed(done):
+            if exists(target):
+                syscalls.umount2(target, syscalls.MNT_DETACH)
+            os.unlink(target)
+        raise
 
 
 def exists(path: str) -> bool:

@@ -3,7 +3,10 @@
     validate    CRI configs that can never work, or that this version does not offer, are refused here
     users       who a container runs as: USER, run_as_*, /etc/passwd and /etc/group of the image
     linux       the Linux sections that every spec shares, and HostFacts: what the machine is like
-    seccomp     the RuntimeDefault system call filter
+    seccomp     the system call filter: RuntimeDefault as data, Localhost profiles checked
+    lsm         AppArmor profiles and SELinux labels
+    userns      a pod's user namespace
+    cdi         what a vendor's file says that a device needs
     sandbox     PodSandboxConfig   -> runtime spec of the pause container
     container   ContainerConfig    -> runtime spec of a workload
     files       the texts of a pod's /etc/hosts, /etc/hostname and /etc/resolv.conf

@@ -7,7 +7,7 @@ from typing import Any
 
 from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.model import SandboxRecord
-from sandboxd.oci import linux, seccomp
+from sandboxd.oci import linux, lsm, seccomp, userns
 from sandboxd.oci import sandbox as pod
 from sandboxd.oci.linux import HOST, NEW, HostFacts, Json, MountSource
 from sandboxd.oci.users import User
@@ -45,10 +45,13 @@ def container_spec(
     context = config.linux.security_context
     privileged = context.privileged
     held = _capabilities(context, host)
+    ambient = linux.ambient_names(context.capabilities.add_ambient_capabilities, held)
+    ids = userns.of(sandbox.config)
+    userns.check_user(user, ids)
     device_nodes, device_rules = linux.devices(config.devices, host, privileged=privileged)
     # On v1 the named hierarchies of the host are no secret that a namespace would keep.
     own_cgroups = host.cgroup_v2 and not privileged
-    masked, readonly = _guarded_paths(context)
+    masked, readonly = _guarded_paths(context, ids)
     spec: Json = {
         "ociVersion": linux.OCI_VERSION,
         "process": {
@@ -57,7 +60,7 @@ def container_spec(
             "args": _args(config, image),
             "env": _env(config, sandbox, image, host),
             "cwd": linux.clean(config.working_dir or image.get("WorkingDir") or "/"),
-            "capabilities": linux.capabilities(held),
+            "capabilities": linux.capabilities(held, ambient),
             "noNewPrivileges": context.no_new_privs,
             # Said even when it is 0: the daemon's own value would be inherited otherwise.
             "oomScoreAdj": linux.oom_score_adj(config.linux.resources.oom_score_adj, host),
@@ -65,6 +68,7 @@ def container_spec(
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
         "mounts": _mounts(config, sandbox, sandbox_dir, host, volumes or {}, own_cgroups=own_cgroups),
         "annotations": {
+            **linux.passed_on(config.annotations, host.annotations),
             "io.kubernetes.cri.container-type": "container",
             **pod.identity(sandbox),
             "io.kubernetes.cri.container-name": config.metadata.name,
@@ -73,6 +77,7 @@ def container_spec(
         "linux": {
             "namespaces": linux.namespaces(
                 {
+                    "user": pod.user_namespace(sandbox, sandbox_dir),
                     "mount": NEW,
                     "pid": _pid_namespace(context.namespace_options, sandbox, target_pid),
                     **_pod_namespaces(sandbox),
@@ -92,7 +97,16 @@ def container_spec(
         spec["linux"]["rootfsPropagation"] = propagation
     if profile := seccomp.for_context(context, held, host):
         spec["linux"]["seccomp"] = profile
+    pod.confine(spec, lsm.apparmor(context, host), labels(config, sandbox, host))
+    pod.map_ids(spec, ids)
     return spec
+
+
+def labels(config: cri.ContainerConfig, sandbox: SandboxRecord, host: HostFacts) -> lsm.Labels:
+    """The container's SELinux labels; the mount's is also what `selinux_relabel` gives host files."""
+    context = config.linux.security_context
+    options = sandbox.config.linux.security_context.selinux_options
+    return lsm.selinux(context.selinux_options, options, sandbox.id, host, privileged=context.privileged)
 
 
 def image_volumes(config: cri.ContainerConfig, image: Mapping[str, Any]) -> tuple[str, ...]:
@@ -131,7 +145,12 @@ def _capabilities(context: cri.LinuxContainerSecurityContext, host: HostFacts) -
     if context.privileged:
         return linux.capability_names(add=["ALL"], drop=[], own=host.capabilities)
     asked = context.capabilities
-    return linux.capability_names(add=asked.add_capabilities, drop=asked.drop_capabilities, own=host.capabilities)
+    return linux.capability_names(
+        # What is to be ambient has to be permitted as well (capabilities(7)).
+        add=[*asked.add_capabilities, *asked.add_ambient_capabilities],
+        drop=asked.drop_capabilities,
+        own=host.capabilities,
+    )
 
 
 # --- namespaces ------------------------------------------------------------------------------------------------
@@ -174,17 +193,19 @@ def _of_pid(pid: int, kind: str) -> str:
 # --- filesystem ------------------------------------------------------------------------------------------------
 
 
-def _guarded_paths(context: cri.LinuxContainerSecurityContext) -> tuple[list[str], list[str]]:
+def _guarded_paths(
+    context: cri.LinuxContainerSecurityContext, ids: userns.IdMap | None
+) -> tuple[list[str], list[str]]:
     """(masked, readonly).
 
     Exactly what the request lists, once it lists anything. A request that lists nothing cannot be told from one
     that wants nothing guarded: protobuf has no word for it. kubelet sends nothing only for `procMount: Unmasked`,
-    which it accepts for pods with a user namespace alone, and those are refused here; everybody else who sends
-    nothing (crictl, scripts) did not think of it. So nothing means the defaults, unless privileged.
+    which it accepts for pods with a user namespace alone; everybody else who sends nothing (crictl, scripts) did
+    not think of it. So nothing means the defaults, unless privileged or in a user namespace.
     """
     if context.privileged:
         return [], []
-    if not context.masked_paths and not context.readonly_paths:
+    if not context.masked_paths and not context.readonly_paths and ids is None:
         return list(linux.DEFAULT_MASKED_PATHS), list(linux.DEFAULT_READONLY_PATHS)
     return list(context.masked_paths), list(context.readonly_paths)
 
@@ -203,14 +224,14 @@ def _mounts(
     A /dev of the request brings its own pts, shm and mqueue, so ours would only hide them.
     """
     context = config.linux.security_context
-    asked = [_requested_mount(mount, host) for mount in config.mounts]
+    asked = [_requested_mount(i, mount, host) for i, mount in enumerate(config.mounts)]
     taken = {mount["destination"] for mount in asked}
     pseudo = [
         linux.proc(),
         linux.dev(),
-        linux.dev_pts(),
+        linux.dev_pts(ids.gids.length) if (ids := userns.of(sandbox.config)) else linux.dev_pts(),
         linux.dev_mqueue(),
-        linux.sysfs(writable=context.privileged),
+        pod.sysfs(sandbox, host, writable=context.privileged),
         linux.cgroup(writable=context.privileged, options=() if own_cgroups else host.cgroup2_options),
     ]
     if "/dev" in taken:
@@ -227,7 +248,19 @@ def _mounts(
     return sorted((*defaults, *asked), key=lambda mount: linux.depth(mount["destination"]))
 
 
-def _requested_mount(mount: cri.Mount, host: HostFacts) -> Json:
+def _requested_mount(index: int, mount: cri.Mount, host: HostFacts) -> Json:
+    if mount.recursive_read_only and not host.recursive_read_only:
+        raise Unsupported(
+            f"config.mounts: {mount.container_path}: recursive_read_only needs Linux 5.12 and a runtime that has rro"
+        )
+    access = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
+    source = host.image_volumes[index] if linux.shows_image(mount) else _host_source(mount, host)
+    source = host.mapped_mounts.get(index, source)
+    return linux.bind(source, linux.clean(mount.container_path), [_PROPAGATION[mount.propagation], access])
+
+
+def _host_source(mount: cri.Mount, host: HostFacts) -> str:
+    """Where a host path really is; raises InvalidRequest when it cannot propagate as asked."""
     source = host.mount_sources.get(mount.host_path) or MountSource(path=mount.host_path)
     if mount.propagation == cri.PROPAGATION_BIDIRECTIONAL and not source.shared:
         raise InvalidRequest(
@@ -239,12 +272,7 @@ def _requested_mount(mount: cri.Mount, host: HostFacts) -> Json:
             f"config.mounts: {mount.host_path}: HOST_TO_CONTAINER propagation needs a source on a shared or slave"
             f" mount (mount --make-shared), and {source.path} is not on one"
         )
-    if mount.recursive_read_only and not host.recursive_read_only:
-        raise Unsupported(
-            f"config.mounts: {mount.container_path}: recursive_read_only needs Linux 5.12 and a runtime that has rro"
-        )
-    access = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
-    return linux.bind(source.path, linux.clean(mount.container_path), [_PROPAGATION[mount.propagation], access])
+    return source.path
 
 
 def _rootfs_propagation(config: cri.ContainerConfig) -> str:

@@ -6,6 +6,7 @@ are containerd's, so that a workload finds here what it finds there.
 
 from __future__ import annotations
 
+import fnmatch
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,10 +83,18 @@ class MountSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelinuxContexts:
+    """What the policy's lxc_contexts file gives containers: "user:role:type:level" each."""
+
+    process: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """What the builders must know about the machine.
 
-    The first block holds for the daemon's whole life; the second is gathered for one CreateContainer and added
+    The first block holds for the daemon's whole life; the second is gathered for one pod or container and added
     with `dataclasses.replace`.
     """
 
@@ -100,10 +109,18 @@ class HostFacts:
     cgroup2_options: tuple[str, ...] = ()  # of the host's cgroup2 mount: nsdelegate, memory_recursiveprot
     swap_controller: bool = True  # swap can be limited (v1: memory.memsw.*, v2: memory.swap.max)
     hugetlb_controller: bool = False
-    recursive_read_only: bool = False  # kernel >= 5.12 and a runtime that knows "rro"
     seccomp: bool = True  # the kernel has seccomp filters
-    host_devices: tuple[DeviceNode, ...] = ()  # for privileged containers; without pts, shm, mqueue, console
+    apparmor: bool = False  # the kernel runs AppArmor
+    apparmor_default: str = ""  # the profile that RuntimeDefault means, "" for none
+    selinux: SelinuxContexts | None = None  # None: no SELinux, or a policy that knows no containers
 
+    recursive_read_only: bool = False  # kernel >= 5.12, and the pod's runtime knows "rro"
+    annotations: tuple[str, ...] = ()  # globs: what the pod's handler passes on
+    apparmor_loaded: frozenset[str] = frozenset()  # names of loaded profiles, when one is asked for
+    seccomp_profile: Json | None = None  # the Localhost profile that is asked for
+    host_devices: tuple[DeviceNode, ...] = ()  # for privileged containers; without pts, shm, mqueue, console
+    image_volumes: Mapping[int, str] = field(default_factory=dict)  # host directory, by index in config.mounts
+    mapped_mounts: Mapping[int, str] = field(default_factory=dict)  # the id-mapped source, by index
     devices: Mapping[str, tuple[DeviceNode, ...]] = field(default_factory=dict)  # by requested host path
     mount_sources: Mapping[str, MountSource] = field(default_factory=dict)  # by requested host path
 
@@ -155,9 +172,19 @@ def capability_names(*, add: Iterable[str], drop: Iterable[str], own: frozenset[
     return [name for name in ALL_CAPABILITIES if name in granted]
 
 
-def capabilities(names: Sequence[str]) -> Json:
-    """`process.capabilities`. Inheritable and ambient stay empty: nothing is gained across execve."""
-    return {"bounding": list(names), "effective": list(names), "permitted": list(names)}
+def ambient_names(wanted: Iterable[str], held: Sequence[str]) -> list[str]:
+    """The capabilities that stay across execve for a user other than root, in kernel order; ALL is all held."""
+    asked = {capability_name(name) for name in wanted}
+    return [name for name in held if name in asked or "ALL" in asked]
+
+
+def capabilities(names: Sequence[str], ambient: Sequence[str] = ()) -> Json:
+    """`process.capabilities`. Without `ambient` ones nothing is gained across execve.
+
+    An ambient capability has to be inheritable too (capabilities(7)).
+    """
+    sets = {"bounding": list(names), "effective": list(names), "permitted": list(names)}
+    return {**sets, "inheritable": list(ambient), "ambient": list(ambient)} if ambient else sets
 
 
 def oom_score_adj(wanted: int, host: HostFacts) -> int:
@@ -185,6 +212,15 @@ def pod_cgroup_parent(config: cri.PodSandboxConfig, host: HostFacts) -> str:
     if host.cgroup_driver == "systemd" and not host.cgroup_parent.endswith(".slice"):
         return f"{posixpath.basename(host.cgroup_parent.rstrip('/')) or 'system'}.slice"
     return host.cgroup_parent
+
+
+def passed_on(annotations: Mapping[str, str], globs: Sequence[str]) -> dict[str, str]:
+    """The annotations that the handler's globs let through to the runtime."""
+    return {
+        key: value
+        for key, value in sorted(annotations.items())
+        if any(fnmatch.fnmatchcase(key, glob) for glob in globs)
+    }
 
 
 def cgroups_path(driver: str, parent: str, object_id: str) -> str:
@@ -305,10 +341,13 @@ def dev() -> Json:
     return _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"])
 
 
-def dev_pts() -> Json:
-    """Terminals of its own; gid 5 is the tty group everywhere."""
-    options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
-    return _mount("/dev/pts", "devpts", "devpts", options)
+_TTY_GROUP = 5  # everywhere
+
+
+def dev_pts(groups: int = _TTY_GROUP + 1) -> Json:
+    """Terminals of its own, in a user namespace that maps so many `groups`."""
+    options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    return _mount("/dev/pts", "devpts", "devpts", [*options, *([f"gid={_TTY_GROUP}"] if groups > _TTY_GROUP else [])])
 
 
 def dev_mqueue() -> Json:
@@ -319,6 +358,14 @@ def dev_mqueue() -> Json:
 def sysfs(*, writable: bool = False) -> Json:
     """/sys as the network namespace shows it."""
     return _mount("/sys", "sysfs", "sysfs", ["nosuid", "noexec", "nodev", "rw" if writable else "ro"])
+
+
+def host_sysfs() -> Json:
+    """The host's /sys, for a user namespace in the host's network: sysfs can be mounted by the network's owner only.
+
+    Read-only with all below it, for a bind mount carries the cgroups and whatever else is mounted there.
+    """
+    return bind("/sys", "/sys", ["rprivate", "nosuid", "noexec", "nodev", "rro"])
 
 
 def cgroup(*, writable: bool = False, options: Sequence[str] = ()) -> Json:
@@ -338,6 +385,11 @@ def bind(source: str, destination: str, options: Sequence[str]) -> Json:
 
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> Json:
     return {"destination": destination, "type": kind, "source": source, "options": options}
+
+
+def shows_image(mount: cri.Mount) -> bool:
+    """Whether a mount shows an image; some clients send an empty one with a host path."""
+    return mount.HasField("image") and bool(mount.image.image)
 
 
 def clean(path: str) -> str:

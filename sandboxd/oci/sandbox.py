@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sandboxd.errors import InvalidRequest
+from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.model import SandboxRecord
-from sandboxd.oci import linux, seccomp
+from sandboxd.oci import linux, lsm, seccomp, userns
 from sandboxd.oci.linux import HOST, NEW, HostFacts, Json
 from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 PAUSE_OOM_SCORE_ADJ = -998  # the last to be killed: without it the pod has no namespaces
 PAUSE_CPU_SHARES = 2  # the least there is
+_HIGHEST_GROUP = 2**31 - 1  # that net.ipv4.ping_group_range takes
 
 # The shim reads this one to put a pod's containers into one process.
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
@@ -35,7 +36,7 @@ def sandbox_spec(
     `image` is the `config` object of the pause image (Entrypoint, Cmd, Env, WorkingDir). `sandbox_dir` holds the
     pod's own files: resolv.conf and the shm filesystem.
 
-    Raises InvalidRequest when the image does not say what to run.
+    Raises InvalidRequest when the image does not say what to run, Unsupported for what this machine cannot do.
     """
     config = sandbox.config
     context = config.linux.security_context
@@ -47,6 +48,9 @@ def sandbox_spec(
         raise InvalidRequest(f"pause image {image_name}: it has neither an entrypoint nor a command")
     # Nothing that pauses needs a capability; the runtime applies sysctls and the OOM score before they go.
     held: list[str] = []
+    ids = userns.of(config)
+    userns.check_user(user, ids)
+    labels = pod_labels(sandbox, host)
     spec: Json = {
         "ociVersion": linux.OCI_VERSION,
         "process": {
@@ -63,11 +67,12 @@ def sandbox_spec(
             linux.proc(),
             linux.dev(),
             # A network namespace has one sysfs superblock, which stays read-only if its first mount is: this one.
-            linux.sysfs(writable=context.privileged),
+            sysfs(sandbox, host, writable=context.privileged),
             linux.bind(shm(sandbox, sandbox_dir), "/dev/shm", _READONLY_BIND),
             linux.bind(f"{sandbox_dir}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
         ],
         "annotations": {
+            **linux.passed_on(config.annotations, host.annotations),
             "io.kubernetes.cri.container-type": "sandbox",
             **identity(sandbox),
             "io.kubernetes.cri.sandbox-log-directory": config.log_directory,
@@ -77,6 +82,7 @@ def sandbox_spec(
         "linux": {
             "namespaces": linux.namespaces(
                 {
+                    "user": user_namespace(sandbox, sandbox_dir),
                     "mount": NEW,
                     "network": HOST if host_network else sandbox.netns_path,
                     "uts": HOST if host_network else NEW,
@@ -96,7 +102,51 @@ def sandbox_spec(
         spec["hostname"] = config.hostname
     if profile := seccomp.for_context(context, held, host):
         spec["linux"]["seccomp"] = profile
+    confine(spec, lsm.apparmor(context, host), labels)
+    map_ids(spec, ids)
     return spec
+
+
+def user_namespace(sandbox: SandboxRecord, sandbox_dir: str) -> str | None:
+    """The user namespace to join, by its pinned path; it was made before the network namespace that it owns."""
+    return f"{sandbox_dir}/{userns.FILE}" if userns.of(sandbox.config) else HOST
+
+
+def sysfs(sandbox: SandboxRecord, host: HostFacts, *, writable: bool) -> Json:
+    """/sys as the pod may see it; raises Unsupported when it may not (namespaces(7), sysfs)."""
+    host_network = sandbox.config.linux.security_context.namespace_options.network == cri.NODE
+    if not host_network or userns.of(sandbox.config) is None:
+        return linux.sysfs(writable=writable)
+    if not host.recursive_read_only:
+        raise Unsupported(
+            "config.linux.security_context.namespace_options: a user namespace in the host's network needs recursive"
+            " read-only mounts (Linux 5.12 and a runtime that has rro)"
+        )
+    return linux.host_sysfs()
+
+
+def pod_labels(sandbox: SandboxRecord, host: HostFacts) -> lsm.Labels:
+    """The SELinux labels of the pause container and of the pod's files."""
+    context = sandbox.config.linux.security_context
+    options = context.selinux_options
+    return lsm.selinux(options, options, sandbox.id, host, privileged=context.privileged)
+
+
+def confine(spec: Json, apparmor: str, labels: lsm.Labels) -> None:
+    """Add the AppArmor profile and the SELinux labels that there are."""
+    if apparmor:
+        spec["process"]["apparmorProfile"] = apparmor
+    if labels.process:
+        spec["process"]["selinuxLabel"] = labels.process
+    if labels.mount:
+        spec["linux"]["mountLabel"] = labels.mount
+
+
+def map_ids(spec: Json, ids: userns.IdMap | None) -> None:
+    """Add the mappings of the pod's user namespace; the runtime wants them although it joins one that has them."""
+    if ids is not None:
+        spec["linux"]["uidMappings"] = ids.uids.spec
+        spec["linux"]["gidMappings"] = ids.gids.spec
 
 
 def identity(sandbox: SandboxRecord) -> dict[str, str]:
@@ -122,7 +172,10 @@ def sysctls(config: cri.PodSandboxConfig) -> dict[str, str]:
     The two defaults let any user of the pod bind ports below 1024 and send pings without NET_RAW.
     """
     host_network = config.linux.security_context.namespace_options.network == cri.NODE
-    defaults = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+    ids = userns.of(config)
+    # Of groups, only those that the pod's namespace maps can be named.
+    highest = min(ids.gids.length - 1, _HIGHEST_GROUP) if ids else _HIGHEST_GROUP
+    defaults = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": f"0 {highest}"}
     asked = {sysctl_name(name): value for name, value in sorted(config.linux.sysctls.items())}
     return asked if host_network else {**defaults, **asked}
 

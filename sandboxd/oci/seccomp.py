@@ -1,4 +1,4 @@
-"""Which system call filter a container gets, and the RuntimeDefault one as data.
+"""Which system call filter a container gets: the RuntimeDefault one as data, Localhost ones checked.
 
 The default profile refuses what reaches past the container: loading kernel code, mounting, joining or making
 namespaces, the kernel's keyrings and clocks, raw hardware. What a capability makes legitimate is allowed to
@@ -7,7 +7,11 @@ those who hold it. Everything unknown is refused with EPERM (seccomp(2); OCI run
 
 from __future__ import annotations
 
+import json
+import posixpath
+import re
 from collections.abc import Collection
+from typing import Any
 
 from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci.linux import HostFacts, Json
@@ -166,6 +170,112 @@ def requested(context: SecurityContext) -> cri.SecurityProfile | None:
     )
 
 
+def localhost_file(context: SecurityContext, directory: str) -> str:
+    """The file of the Localhost profile that is in force for the context, "" when there is none.
+
+    A relative name is looked up in `directory`. Raises InvalidRequest for one that leads out of it.
+    """
+    profile = requested(context)
+    if context.privileged or profile is None or profile.profile_type != cri.SecurityProfile.Localhost:
+        return ""
+    name = profile.localhost_ref
+    if name.startswith("/"):
+        return name
+    inside = posixpath.normpath(name)
+    if inside in (".", "..") or inside.startswith("../"):
+        raise InvalidRequest(
+            f"config.linux.security_context.seccomp.localhost_ref: {name!r} names no file in {directory}"
+        )
+    return posixpath.join(directory, inside)
+
+
+_ACTION = re.compile(r"SCMP_ACT_[A-Z_]+\Z")
+_OPERATORS = frozenset(f"SCMP_CMP_{op}" for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
+_MOST_ERRNO = 4095  # MAX_ERRNO: larger ones would be taken for addresses
+_PROFILE = frozenset(
+    {"defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata", "syscalls"}
+)
+_RULE = frozenset({"names", "action", "errnoRet", "args"})
+_ARG = frozenset({"index", "value", "valueTwo", "op"})
+_COMMENTS = frozenset({"comment"})  # of other tools' profiles; without effect
+
+
+def parse_profile(data: bytes, source: str) -> Json:
+    """A Localhost profile: `linux.seccomp` of the OCI runtime spec as JSON.
+
+    Raises InvalidRequest that names the file and the place. What is not in that format is refused, not skipped: a
+    rule for certain capabilities or kernels only, as Docker's format has them, would hold for all.
+    """
+    try:
+        profile = json.loads(data)
+    except ValueError as exc:
+        raise InvalidRequest(f"seccomp profile {source}: it is not JSON: {exc}") from exc
+    known = _members(profile, _PROFILE, f"seccomp profile {source}")
+    where = f"seccomp profile {source}: "
+    _action(known.get("defaultAction"), f"{where}defaultAction")
+    _errno(known.get("defaultErrnoRet"), f"{where}defaultErrnoRet")
+    _texts(known.get("architectures", []), f"{where}architectures", "SCMP_ARCH_")
+    _texts(known.get("flags", []), f"{where}flags", "SECCOMP_FILTER_FLAG_")
+    for name in ("listenerPath", "listenerMetadata"):
+        if not isinstance(known.get(name, ""), str):
+            raise InvalidRequest(f"{where}{name}: must be text")
+    rules = known.get("syscalls", [])
+    if not isinstance(rules, list):
+        raise InvalidRequest(f"{where}syscalls: must be a list")
+    known["syscalls"] = [_rule(rule, f"{where}syscalls[{i}]") for i, rule in enumerate(rules)]
+    actions = {known["defaultAction"], *(rule["action"] for rule in known["syscalls"])}
+    if "SCMP_ACT_NOTIFY" in actions and not known.get("listenerPath"):
+        raise InvalidRequest(f"{where}listenerPath: there is none to send the notifications of SCMP_ACT_NOTIFY to")
+    return known
+
+
+def _rule(rule: Any, where: str) -> Json:
+    known = _members(rule, _RULE, where)
+    _texts(known.get("names"), f"{where}.names", "")
+    if not known["names"]:
+        raise InvalidRequest(f"{where}.names: it names no system call")
+    _action(known.get("action"), f"{where}.action")
+    _errno(known.get("errnoRet"), f"{where}.errnoRet")
+    args = known.get("args", [])
+    if not isinstance(args, list):
+        raise InvalidRequest(f"{where}.args: must be a list")
+    for i, arg in enumerate(args):
+        checked = _members(arg, _ARG, f"{where}.args[{i}]")
+        if checked.get("op") not in _OPERATORS:
+            raise InvalidRequest(f"{where}.args[{i}].op: {checked.get('op')!r} is no comparison")
+        for name, most in (("index", 5), ("value", 2**64 - 1), ("valueTwo", 2**64 - 1)):
+            value = checked.get(name, 0)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+                raise InvalidRequest(f"{where}.args[{i}].{name}: {value!r} is not between 0 and {most}")
+    return known
+
+
+def _members(value: Any, known: Collection[str], where: str) -> Json:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{where}: must be an object")
+    if unknown := [key for key in value if key not in known and key not in _COMMENTS]:
+        raise InvalidRequest(
+            f"{where}: {unknown[0]!r} is not of the OCI runtime spec's seccomp format, which has"
+            f" {', '.join(sorted(known))}"
+        )
+    return {key: item for key, item in value.items() if key not in _COMMENTS and item is not None}
+
+
+def _action(value: Any, where: str) -> None:
+    if not isinstance(value, str) or not _ACTION.match(value):
+        raise InvalidRequest(f"{where}: {value!r} is not an action like SCMP_ACT_ERRNO")
+
+
+def _errno(value: Any, where: str) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_ERRNO):
+        raise InvalidRequest(f"{where}: {value!r} is not between 0 and {_MOST_ERRNO}")
+
+
+def _texts(value: Any, where: str, prefix: str) -> None:
+    if not isinstance(value, list) or not all(isinstance(v, str) and v.startswith(prefix) and v for v in value):
+        raise InvalidRequest(f"{where}: must be a list of {f'{prefix}... names' if prefix else 'names'}")
+
+
 def for_context(context: SecurityContext, capabilities: Collection[str], host: HostFacts) -> Json | None:
     """`linux.seccomp` for a container that will hold `capabilities`; None means unconfined.
 
@@ -178,7 +288,8 @@ def for_context(context: SecurityContext, capabilities: Collection[str], host: H
     if not host.seccomp:
         raise Unsupported("config.linux.security_context.seccomp: this kernel has no seccomp filters")
     if profile.profile_type == cri.SecurityProfile.Localhost:
-        raise Unsupported("config.linux.security_context.seccomp: Localhost profiles are not offered yet")
+        assert host.seccomp_profile is not None, "whoever gathers the facts reads the profile"
+        return host.seccomp_profile
     return default_profile(capabilities, host.machine)
 
 

@@ -16,7 +16,7 @@ from typing import NoReturn, TypeVar
 from google.protobuf.message import Message
 
 from sandboxd.errors import InvalidRequest, Unsupported
-from sandboxd.oci import linux, seccomp, users
+from sandboxd.oci import cdi, linux, lsm, seccomp, users
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 MAX_NAME_BYTES = 253  # a DNS subdomain, which is what Kubernetes makes names of
@@ -35,6 +35,8 @@ _IPC_SYSCTLS = frozenset(
     f"kernel.{name}"
     for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
+
+_MOST_IDS = 2**32 - 1  # -1 is no id
 
 C = TypeVar("C", cri.PodSandboxConfig, cri.ContainerConfig)
 
@@ -69,7 +71,7 @@ def container_config(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig)
         _absolute(config.working_dir, "config.working_dir")
     _envs(config.envs)
     _log_path(config.log_path, sandbox.log_directory)
-    _mounts(config.mounts)
+    _mounts(config.mounts, sandbox)
     _devices(config.devices)
     _resources(config.linux.resources, "config.linux.resources")
     context = config.linux.security_context
@@ -77,8 +79,10 @@ def container_config(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig)
     _container_namespaces(context.namespace_options, sandbox)
     if context.privileged and not sandbox.linux.security_context.privileged:
         _fail("config.linux.security_context.privileged", "its sandbox is not privileged, so it cannot be")
-    for name in (*context.capabilities.add_capabilities, *context.capabilities.drop_capabilities):
+    asked = context.capabilities
+    for name in (*asked.add_capabilities, *asked.drop_capabilities, *asked.add_ambient_capabilities):
         linux.capability_name(name)
+    cdi.names((device.name for device in config.CDI_devices), config.annotations)
     for name in ("masked_paths", "readonly_paths"):
         for i, path in enumerate(getattr(context, name)):
             _absolute(path, f"config.linux.security_context.{name}[{i}]")
@@ -89,57 +93,11 @@ def container_config(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig)
 # --- what this version does not offer --------------------------------------------------------------------------
 
 
-def _user_namespace(config: cri.PodSandboxConfig | cri.ContainerConfig) -> bool:
-    modes = config.linux.security_context.namespace_options
-    return modes.HasField("userns_options") and modes.userns_options.mode == cri.POD
-
-
-def _selinux(config: cri.PodSandboxConfig | cri.ContainerConfig) -> bool:
-    options = config.linux.security_context.selinux_options
-    return any((options.user, options.role, options.type, options.level))
-
-
-def _localhost_seccomp(config: cri.PodSandboxConfig | cri.ContainerConfig) -> bool:
-    context = config.linux.security_context
-    profile = seccomp.requested(context)
-    # A privileged container is unconfined whatever it asks for.
-    return not context.privileged and profile is not None and profile.profile_type == cri.SecurityProfile.Localhost
-
-
-def _localhost_apparmor(config: cri.PodSandboxConfig | cri.ContainerConfig) -> bool:
-    # RuntimeDefault is accepted: the default here is to load no profile, as on a machine without AppArmor.
-    return config.linux.security_context.apparmor.profile_type == cri.SecurityProfile.Localhost
-
-
-def _old_apparmor(config: cri.ContainerConfig) -> bool:
-    context = config.linux.security_context
-    return not context.HasField("apparmor") and context.apparmor_profile not in ("", "runtime/default", "unconfined")
-
-
 REFUSED_SANDBOXES: tuple[tuple[str, Callable[[cri.PodSandboxConfig], bool]], ...] = (
-    ("linux.security_context.namespace_options.userns_options: user namespaces", _user_namespace),
-    ("linux.security_context.selinux_options: SELinux labels", _selinux),
-    ("linux.security_context.seccomp: Localhost seccomp profiles", _localhost_seccomp),
-    ("linux.security_context.apparmor: Localhost AppArmor profiles", _localhost_apparmor),
     ("windows: Windows pods", lambda config: config.HasField("windows")),
 )
 
 REFUSED_CONTAINERS: tuple[tuple[str, Callable[[cri.ContainerConfig], bool]], ...] = (
-    ("linux.security_context.namespace_options.userns_options: user namespaces", _user_namespace),
-    ("linux.security_context.selinux_options: SELinux labels", _selinux),
-    ("linux.security_context.seccomp: Localhost seccomp profiles", _localhost_seccomp),
-    ("linux.security_context.apparmor: Localhost AppArmor profiles", _localhost_apparmor),
-    ("linux.security_context.apparmor_profile: Localhost AppArmor profiles", _old_apparmor),
-    (
-        "linux.security_context.capabilities.add_ambient_capabilities: ambient capabilities",
-        lambda config: bool(config.linux.security_context.capabilities.add_ambient_capabilities),
-    ),
-    ("CDI_devices: CDI devices", lambda config: bool(config.CDI_devices)),
-    ("mounts: image mounts", lambda config: any(_is_image_mount(mount) for mount in config.mounts)),
-    (
-        "mounts: id-mapped mounts",
-        lambda config: any(mount.uidMappings or mount.gidMappings for mount in config.mounts),
-    ),
     ("windows: Windows containers", lambda config: config.HasField("windows")),
 )
 
@@ -303,11 +261,11 @@ def _namespace_modes(modes: cri.NamespaceOption, *, pid: Sequence[int]) -> None:
     if modes.target_id and modes.pid != cri.TARGET:
         _fail(f"{_MODES}.target_id", f"is set, and pid is {_mode(modes.pid)}: it has a meaning for TARGET only")
     if modes.HasField("userns_options"):
-        _user_namespace_modes(modes.userns_options)
+        _user_namespace_modes(modes)
 
 
-def _user_namespace_modes(userns: cri.UserNamespace) -> None:
-    field = f"{_MODES}.userns_options"
+def _user_namespace_modes(modes: cri.NamespaceOption) -> None:
+    userns, field = modes.userns_options, f"{_MODES}.userns_options"
     if userns.mode not in (cri.POD, cri.NODE):
         _fail(f"{field}.mode", f"{_mode(userns.mode)} is not possible: use POD or NODE")
     for name in ("uids", "gids"):
@@ -316,6 +274,12 @@ def _user_namespace_modes(userns: cri.UserNamespace) -> None:
             _fail(f"{field}.{name}", "there are mappings, and mode NODE means no user namespace")
         if userns.mode == cri.POD and (len(mappings) != 1 or mappings[0].container_id != 0 or not mappings[0].length):
             _fail(f"{field}.{name}", "must be exactly one mapping, from container id 0, at least one id long")
+        if mappings and mappings[0].host_id + mappings[0].length > _MOST_IDS:
+            _fail(f"{field}.{name}", f"the mapping reaches past the highest id, {_MOST_IDS - 1}")
+    for name in ("pid", "ipc"):
+        if userns.mode == cri.POD and getattr(modes, name) == cri.NODE:
+            # Not even root of a user namespace may mount /proc and /dev/mqueue of namespaces that it does not own.
+            _fail(f"{_MODES}.{name}", "is NODE, which a pod with a user namespace cannot have")
 
 
 def _container_namespaces(modes: cri.NamespaceOption, sandbox: cri.PodSandboxConfig) -> None:
@@ -325,6 +289,13 @@ def _container_namespaces(modes: cri.NamespaceOption, sandbox: cri.PodSandboxCon
     for name in ("network", "pid", "ipc"):
         if getattr(modes, name) == cri.NODE and getattr(pod, name) != cri.NODE:
             _fail(f"{_MODES}.{name}", f"is NODE, and the sandbox's is {_mode(getattr(pod, name))}")
+    # Unset means the sandbox's, as it does for the others.
+    if modes.HasField("userns_options") and _ids_of(modes.userns_options) != _ids_of(pod.userns_options):
+        _fail(f"{_MODES}.userns_options", "is not what the sandbox has: a pod's containers share its user namespace")
+
+
+def _ids_of(userns: cri.UserNamespace) -> tuple[list[cri.IDMapping], list[cri.IDMapping]]:
+    return list(userns.uids), list(userns.gids)
 
 
 def _mode(number: int) -> str:
@@ -382,6 +353,8 @@ def _ids(context: cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityCo
 
 def _security_profiles(context: cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityContext) -> None:
     seccomp.requested(context)
+    lsm.apparmor_requested(context)
+    lsm.check_options(context.selinux_options)
     for name in ("seccomp", "apparmor"):
         profile = getattr(context, name)
         if profile.profile_type == cri.SecurityProfile.Localhost and not profile.localhost_ref:
@@ -425,11 +398,7 @@ def _resources(resources: cri.LinuxContainerResources, where: str) -> None:
 # --- mounts and devices ----------------------------------------------------------------------------------------
 
 
-def _is_image_mount(mount: cri.Mount) -> bool:
-    return mount.HasField("image") and bool(mount.image.image)
-
-
-def _mounts(mounts: Sequence[cri.Mount]) -> None:
+def _mounts(mounts: Sequence[cri.Mount], sandbox: cri.PodSandboxConfig) -> None:
     seen = set()
     for i, mount in enumerate(mounts):
         field = f"config.mounts[{i}]"
@@ -440,19 +409,38 @@ def _mounts(mounts: Sequence[cri.Mount]) -> None:
         if destination in seen:
             _fail(f"{field}.container_path", f"{destination} is mounted twice")
         seen.add(destination)
-        if _is_image_mount(mount):
-            if mount.host_path:
-                _fail(f"{field}.host_path", "is set together with image: only one of them can be")
+        if linux.shows_image(mount):
+            _image_mount(mount, field)
         elif not mount.host_path:
             _fail(f"{field}.host_path", "is empty")
         else:
             _absolute(mount.host_path, f"{field}.host_path")
+            if mount.image_sub_path:
+                _fail(f"{field}.image_sub_path", "is set, and image is not")
         if mount.recursive_read_only:
             if not mount.readonly:
                 _fail(f"{field}.recursive_read_only", "is set, and readonly is not")
             if mount.propagation != cri.PROPAGATION_PRIVATE:
                 # A mount that propagates in later would be writable after all.
                 _fail(f"{field}.recursive_read_only", "is set, and propagation is not PRIVATE")
+        ids = sandbox.linux.security_context.namespace_options.userns_options
+        if (mount.uidMappings or mount.gidMappings) and (
+            ids.mode != cri.POD or (list(mount.uidMappings), list(mount.gidMappings)) != _ids_of(ids)
+        ):
+            _fail(f"{field}.uidMappings", "with gidMappings, they must be those of the sandbox's user namespace")
+
+
+def _image_mount(mount: cri.Mount, field: str) -> None:
+    if mount.host_path:
+        _fail(f"{field}.host_path", "is set together with image: only one of them can be")
+    if not mount.readonly:
+        _fail(f"{field}.readonly", "is not set, and an image can be mounted read-only alone")
+    if mount.propagation != cri.PROPAGATION_PRIVATE:
+        _fail(f"{field}.propagation", "is not PRIVATE, and nothing is ever mounted into an image")
+    if mount.image_sub_path:
+        inside = posixpath.normpath(mount.image_sub_path)
+        if inside == ".." or inside.startswith(("/", "../")):
+            _fail(f"{field}.image_sub_path", f"{mount.image_sub_path!r} is not a relative path inside the image")
 
 
 def _devices(devices: Sequence[cri.Device]) -> None:

@@ -12,9 +12,10 @@ from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci import linux
 from sandboxd.oci.container import image_volumes
 from sandboxd.oci.linux import MountSource
+from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.unit.oci.golden import cases
-from tests.unit.oci.golden.cases import HOST, V2_HOST, in_context, pod_context, workload
+from tests.unit.oci.golden.cases import HOST, V2_HOST, in_context, pod_context, userns_pod, workload
 
 
 @pytest.mark.parametrize("case", [name for name in cases.CASES if name.startswith("container")])
@@ -264,3 +265,42 @@ def test_volumes_of_the_image_are_listed_unless_mounted() -> None:
     assert image_volumes(cri.ContainerConfig(), image) == ("/data", "/log")
     assert image_volumes(mounting(cri.Mount(container_path="/log/")), image) == ("/data",)
     assert image_volumes(cri.ContainerConfig(), {}) == ()
+
+
+def test_a_container_in_a_user_namespace_joins_its_pods() -> None:
+    spec = workload(pod=userns_pod())
+    assert kinds(spec)["user"] == f"{cases.SANDBOX_DIR}/userns"
+    assert spec["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    assert "uidMappings" not in workload()["linux"]
+
+
+def test_a_user_that_the_namespace_lacks_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="user 65536 does not exist"):
+        workload(pod=userns_pod(), user=User(uid=65536, gid=0, additional_gids=()))
+
+
+def test_nothing_is_guarded_in_a_user_namespace_unless_asked() -> None:
+    """This is how kubelet says `procMount: Unmasked`."""
+    assert workload(pod=userns_pod())["linux"]["maskedPaths"] == []
+    config = in_context(masked_paths=["/proc/kcore"])
+    assert workload(config, pod=userns_pod())["linux"]["maskedPaths"] == ["/proc/kcore"]
+
+
+def test_a_mapped_mount_is_bound_from_its_mapped_copy_and_an_image_from_its_directory() -> None:
+    config = mounting(
+        cri.Mount(container_path="/a", host_path="/srv/a"),
+        cri.Mount(container_path="/b", host_path="/srv/a"),
+        cri.Mount(container_path="/i", readonly=True, image=cri.ImageSpec(image="i")),
+    )
+    host = replace(HOST, mapped_mounts={1: "/mapped/1"}, image_volumes={2: "/images/2/etc"})
+    found = mounts(workload(config, host=host))
+    assert [found[path]["source"] for path in ("/a", "/b", "/i")] == ["/srv/a", "/mapped/1", "/images/2/etc"]
+    assert "ro" in found["/i"]["options"]
+
+
+def test_ambient_capabilities_are_held_unless_dropped() -> None:
+    asked = cri.Capability(add_ambient_capabilities=["NET_ADMIN", "KILL"], drop_capabilities=["KILL"])
+    held = workload(in_context(capabilities=asked))["process"]["capabilities"]
+    assert held["ambient"] == held["inheritable"] == ["CAP_NET_ADMIN"]
+    assert "CAP_NET_ADMIN" in held["bounding"]
+    assert "CAP_KILL" not in held["bounding"]

@@ -218,3 +218,46 @@ def test_privileged_gets_all_devices_of_the_host_and_the_requests_names_win() ->
 def test_paths_have_one_spelling(path: str, expected: str, depth: int) -> None:
     assert expected == linux.clean(path)
     assert depth == linux.depth(expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([], []),
+        (["kill", "CAP_CHOWN"], ["CAP_CHOWN", "CAP_KILL"]),
+        (["ALL"], ["CAP_CHOWN", "CAP_KILL"]),
+        (["SYS_ADMIN"], []),
+    ],
+)
+def test_only_what_is_held_can_be_ambient(wanted: list[str], expected: list[str]) -> None:
+    assert linux.ambient_names(wanted, ["CAP_CHOWN", "CAP_KILL"]) == expected
+
+
+def test_an_ambient_capability_is_inheritable() -> None:
+    assert linux.capabilities(["CAP_KILL"]).keys() == {"bounding", "effective", "permitted"}
+    sets = linux.capabilities(["CAP_CHOWN", "CAP_KILL"], ["CAP_KILL"])
+    assert sets["ambient"] == sets["inheritable"] == ["CAP_KILL"]
+    assert sets["permitted"] == ["CAP_CHOWN", "CAP_KILL"]
+
+
+def test_annotations_are_passed_on_by_glob() -> None:
+    annotations = {"b.example/x": "1", "a.example/y": "2", "c": "3"}
+    assert linux.passed_on(annotations, []) == {}
+    assert linux.passed_on(annotations, ["*.example/x", "c"]) == {"b.example/x": "1", "c": "3"}
+
+
+@pytest.mark.parametrize(("groups", "named"), [(6, True), (5, False), (65536, True)])
+def test_terminals_belong_to_the_tty_group_where_it_exists(groups: int, named: bool) -> None:
+    assert ("gid=5" in linux.dev_pts(groups)["options"]) == named
+
+
+@pytest.mark.parametrize(
+    ("mount", "shows"),
+    [
+        (cri.Mount(host_path="/a"), False),
+        (cri.Mount(host_path="/a", image=cri.ImageSpec()), False),
+        (cri.Mount(image=cri.ImageSpec(image="i")), True),
+    ],
+)
+def test_an_empty_image_is_none(mount: cri.Mount, shows: bool) -> None:
+    assert linux.shows_image(mount) == shows

@@ -8,12 +8,23 @@ from typing import Any
 
 import pytest
 
-from sandboxd.errors import InvalidRequest
+from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci.sandbox import sandbox_spec, sysctls
 from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.unit.oci.golden import cases
-from tests.unit.oci.golden.cases import HOST, pause, pod_config, pod_context, record
+from tests.unit.oci.golden.cases import (
+    HOST,
+    PAUSE_IMAGE,
+    SANDBOX_DIR,
+    SANDBOX_ID,
+    V2_HOST,
+    pause,
+    pod_config,
+    pod_context,
+    record,
+    userns_pod,
+)
 
 
 @pytest.mark.parametrize("case", [name for name in cases.CASES if name.startswith("pause")])
@@ -111,3 +122,47 @@ def test_sys_is_writable_in_a_privileged_pod_so_that_its_containers_can_have_it(
     for privileged, access in ((False, "ro"), (True, "rw")):
         mounts = {mount["destination"]: mount for mount in pause(pod_context(privileged=privileged))["mounts"]}
         assert access in mounts["/sys"]["options"]
+
+
+def test_a_user_namespace_is_joined_where_it_is_pinned() -> None:
+    spec = pause(userns_pod())
+    assert kinds(spec)["user"] == f"{SANDBOX_DIR}/userns"
+    assert "user" not in kinds(pause())
+
+
+@pytest.mark.parametrize(("length", "highest"), [(1, 0), (65536, 65535), (2**32 - 2, 2**31 - 1)])
+def test_pings_are_for_the_groups_that_exist(length: int, highest: int) -> None:
+    config = userns_pod()
+    config.linux.security_context.namespace_options.userns_options.gids[0].length = length
+    config.linux.security_context.namespace_options.userns_options.gids[0].host_id = 1
+    assert pause(config)["linux"]["sysctl"]["net.ipv4.ping_group_range"] == f"0 {highest}"
+
+
+def test_a_user_namespace_in_the_hosts_network_sees_the_hosts_sys_and_cannot_write_it() -> None:
+    config = userns_pod(network=cri.NODE)
+    (sys,) = [m for m in pause(config, host=V2_HOST)["mounts"] if m["destination"] == "/sys"]
+    assert (sys["type"], sys["source"]) == ("bind", "/sys")
+    assert "rro" in sys["options"]
+    with pytest.raises(Unsupported, match="recursive read-only mounts"):
+        pause(config, host=HOST)
+
+
+def test_pause_runs_as_somebody_who_exists() -> None:
+    config = userns_pod()
+    with pytest.raises(InvalidRequest, match="user 70000 does not exist"):
+        sandbox_spec(
+            record(config),
+            sandbox_dir=SANDBOX_DIR,
+            image=PAUSE_IMAGE,
+            image_name="builtin",
+            user=User(uid=70000, gid=0, additional_gids=()),
+            host=HOST,
+        )
+
+
+def test_a_handler_cannot_pass_on_what_we_say_ourselves() -> None:
+    config = pod_config()
+    config.annotations.update({"io.kubernetes.cri.sandbox-id": "another", "x": "1"})
+    annotations = pause(config, host=replace(HOST, annotations=("*",)))["annotations"]
+    assert annotations["x"] == "1"
+    assert annotations["io.kubernetes.cri.sandbox-id"] == SANDBOX_ID

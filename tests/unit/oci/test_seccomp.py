@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -39,10 +40,114 @@ def test_who_is_filtered(members: dict[str, Any], filtered: bool) -> None:
     assert filtered == (seccomp.for_context(context(**members), [], HOST) is not None)
 
 
-def test_a_localhost_profile_is_not_quietly_left_out() -> None:
+def test_a_localhost_profile_is_the_one_that_was_read() -> None:
+    host = replace(HOST, seccomp_profile={"defaultAction": "SCMP_ACT_ALLOW"})
     for members in ({"seccomp": LOCALHOST}, {"seccomp_profile_path": "localhost/p.json"}):
-        with pytest.raises(Unsupported, match="Localhost"):
-            seccomp.for_context(context(**members), [], HOST)
+        assert seccomp.for_context(context(**members), [], host) == {"defaultAction": "SCMP_ACT_ALLOW"}
+
+
+@pytest.mark.parametrize(
+    ("members", "file"),
+    [
+        ({"seccomp": LOCALHOST}, "/p.json"),
+        ({"seccomp_profile_path": "localhost//p.json"}, "/p.json"),
+        ({"seccomp_profile_path": "localhost/a/./p.json"}, "/profiles/a/p.json"),
+        ({"seccomp": LOCALHOST, "privileged": True}, ""),
+        ({"seccomp": DEFAULT}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_relative_profile_is_in_the_configured_directory(members: dict[str, Any], file: str) -> None:
+    assert seccomp.localhost_file(context(**members), "/profiles") == file
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "."])
+def test_a_relative_profile_does_not_leave_the_directory(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="names no file in /profiles"):
+        seccomp.localhost_file(context(seccomp_profile_path=f"localhost/{name}"), "/profiles")
+
+
+WHOLE = {
+    "defaultAction": "SCMP_ACT_ERRNO",
+    "defaultErrnoRet": 38,
+    "architectures": ["SCMP_ARCH_X86_64"],
+    "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+    "listenerPath": "/run/agent.sock",
+    "listenerMetadata": "m",
+    "syscalls": [
+        {
+            "names": ["clone", "x"],
+            "action": "SCMP_ACT_NOTIFY",
+            "args": [{"index": 5, "value": 2**64 - 1, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
+        },
+        {"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+    ],
+}
+
+
+def parse(profile: Any) -> dict[str, Any]:
+    return seccomp.parse_profile(json.dumps(profile).encode(), "/p.json")
+
+
+def test_a_profile_of_the_runtime_spec_is_taken_as_it_is() -> None:
+    assert parse(WHOLE) == WHOLE
+
+
+def test_comments_and_nulls_of_other_tools_are_left_out() -> None:
+    rule = {"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": None, "comment": "why"}
+    assert parse({"defaultAction": "SCMP_ACT_ALLOW", "flags": None, "syscalls": [rule]}) == {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}],
+    }
+
+
+def rule(**changes: Any) -> dict[str, Any]:
+    return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a"], "action": "SCMP_ACT_LOG", **changes}]}
+
+
+def arg(**changes: Any) -> dict[str, Any]:
+    return rule(args=[{"index": 0, "value": 1, "op": "SCMP_CMP_EQ", **changes}])
+
+
+BAD_PROFILES: list[tuple[Any, str]] = [
+    ([], "must be an object"),
+    ({}, "defaultAction: None is not an action"),
+    ({"defaultAction": "ALLOW"}, "defaultAction: 'ALLOW' is not an action"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "archMap": []}, "'archMap' is not of the OCI runtime spec's seccomp format"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4096}, "defaultErrnoRet: 4096 is not between"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": True}, "defaultErrnoRet: True is not between"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["x86"]}, "architectures: must be a list of SCMP_ARCH_"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "flags": "x"}, "flags: must be a list of SECCOMP_FILTER_FLAG_"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": 1}, "listenerPath: must be text"),
+    ({"defaultAction": "SCMP_ACT_NOTIFY"}, "listenerPath: there is none"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": {}}, "syscalls: must be a list"),
+    (rule(name="a"), "syscalls[0]: 'name' is not of"),
+    (rule(includes={"caps": ["CAP_SYS_ADMIN"]}), "syscalls[0]: 'includes' is not of"),
+    (rule(names=[]), "syscalls[0].names: it names no system call"),
+    (rule(names=[""]), "syscalls[0].names: must be a list of names"),
+    (rule(names="a"), "syscalls[0].names: must be a list of names"),
+    (rule(action=3), "syscalls[0].action: 3 is not an action"),
+    (rule(errnoRet=-1), "syscalls[0].errnoRet: -1 is not between"),
+    (rule(args={}), "syscalls[0].args: must be a list"),
+    (arg(op="EQ"), "syscalls[0].args[0].op: 'EQ' is no comparison"),
+    (arg(index=6), "syscalls[0].args[0].index: 6 is not between 0 and 5"),
+    (arg(value=2**64), "syscalls[0].args[0].value: 18446744073709551616 is not between"),
+    (arg(valueTwo="1"), "syscalls[0].args[0].valueTwo: '1' is not between"),
+]
+
+
+@pytest.mark.parametrize(("profile", "words"), BAD_PROFILES, ids=[words for _, words in BAD_PROFILES])
+def test_what_is_not_understood_of_a_profile_is_refused(profile: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse(profile)
+    assert str(raised.value).startswith("seccomp profile /p.json: ")
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"name: yaml"])
+def test_what_is_no_json_is_no_profile(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="it is not JSON"):
+        seccomp.parse_profile(data, "/p.json")
 
 
 def test_a_kernel_without_filters_refuses_those_who_want_one() -> None:

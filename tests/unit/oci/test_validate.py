@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -335,45 +336,148 @@ ONE_MAPPING = [cri.IDMapping(host_id=1000, container_id=0, length=1)]
 LOCALHOST = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref="p")
 USERNS = cri.UserNamespace(mode=cri.POD, uids=ONE_MAPPING, gids=ONE_MAPPING)
 
-NOT_OFFERED: list[tuple[Edit, str]] = [
-    (_set(f"{MODES}.userns_options", USERNS), "user namespaces"),
-    (_set(f"{CONTEXT}.selinux_options.level", "s0,c4,c5"), "SELinux"),
-    (_set(f"{CONTEXT}.seccomp", LOCALHOST), "Localhost seccomp"),
-    (_set(f"{CONTEXT}.apparmor", LOCALHOST), "Localhost AppArmor"),
-    (lambda c: c.windows.SetInParent(), "Windows"),
-]
-NOT_OFFERED_TO_CONTAINERS: list[tuple[Edit, str]] = [
-    *NOT_OFFERED,
-    (_set(f"{CONTEXT}.apparmor_profile", "localhost/p"), "Localhost AppArmor"),
-    (_set(f"{CONTEXT}.capabilities.add_ambient_capabilities", ["KILL"]), "ambient"),
-    (_set("CDI_devices", [cri.CDIDevice(name="vendor/gpu=0")]), "CDI"),
-    (_set("mounts", [cri.Mount(container_path="/i", image=cri.ImageSpec(image="i"))]), "image mounts"),
-    (_set("mounts", [cri.Mount(container_path="/i", host_path="/i", uidMappings=ONE_MAPPING)]), "id-mapped"),
-]
 
-
-@pytest.mark.parametrize(("edit", "words"), NOT_OFFERED)
-def test_what_is_not_offered_to_sandboxes_is_said(edit: Edit, words: str) -> None:
-    config = sandbox()
-    config.linux.security_context.privileged = False
-    edit(config)
-    with pytest.raises(Unsupported, match=words):
-        validate.sandbox_config(config)
-
-
-@pytest.mark.parametrize(("edit", "words"), NOT_OFFERED_TO_CONTAINERS)
-def test_what_is_not_offered_to_containers_is_said(edit: Edit, words: str) -> None:
-    config = container()
-    config.linux.security_context.privileged = False
-    edit(config)
-    with pytest.raises(Unsupported, match=words):
+def test_what_is_not_offered_is_said() -> None:
+    pod, config = sandbox(), container()
+    pod.windows.SetInParent()
+    with pytest.raises(Unsupported, match="Windows pods are not offered"):
+        validate.sandbox_config(pod)
+    config.windows.SetInParent()
+    with pytest.raises(Unsupported, match="Windows containers are not offered"):
         validate.container_config(config, sandbox())
+    assert len(validate.REFUSED_SANDBOXES) == len(validate.REFUSED_CONTAINERS) == 1
 
 
-def test_every_refusal_has_a_test() -> None:
-    """A line added to a list of refusals needs a case above, and one taken away leaves none behind."""
-    assert len(validate.REFUSED_SANDBOXES) == len(NOT_OFFERED)
-    assert len(validate.REFUSED_CONTAINERS) == len(NOT_OFFERED_TO_CONTAINERS)
+def userns_sandbox(**changes: Any) -> cri.PodSandboxConfig:
+    """A sandbox with a user namespace; `changes` are fields of UserNamespace."""
+    fields: dict[str, Any] = {"mode": cri.POD, "uids": ONE_MAPPING, "gids": ONE_MAPPING, **changes}
+    pod = sandbox()
+    _modes(pod).userns_options.CopyFrom(cri.UserNamespace(**fields))
+    return pod
+
+
+def test_a_user_namespace_has_one_range_of_uids_and_one_of_gids() -> None:
+    validate.sandbox_config(userns_sandbox())
+
+
+OTHER = cri.IDMapping(host_id=1000, container_id=1, length=1)
+EMPTY = cri.IDMapping(host_id=1000, container_id=0, length=0)
+PAST = cri.IDMapping(host_id=2**32 - 2, container_id=0, length=2)
+BAD_USERNS: list[tuple[dict[str, Any], str]] = [
+    ({"mode": cri.CONTAINER}, "mode: CONTAINER is not possible"),
+    ({"mode": cri.TARGET}, "mode: TARGET is not possible"),
+    ({"mode": cri.NODE}, "uids: there are mappings"),
+    ({"uids": []}, "uids: must be exactly one mapping"),
+    ({"gids": []}, "gids: must be exactly one mapping"),
+    ({"uids": ONE_MAPPING * 2}, "uids: must be exactly one mapping"),
+    ({"gids": [OTHER]}, "gids: must be exactly one mapping, from container id 0"),
+    ({"uids": [EMPTY]}, "uids: must be exactly one mapping, from container id 0, at least one id long"),
+    ({"uids": [PAST]}, "uids: the mapping reaches past the highest id"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD_USERNS, ids=[words for _, words in BAD_USERNS])
+def test_a_bad_user_namespace_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(f"config.{MODES}.userns_options.{words}")):
+        validate.sandbox_config(userns_sandbox(**changes))
+
+
+@pytest.mark.parametrize("name", ["pid", "ipc"])
+def test_a_user_namespace_and_the_hosts_processes_exclude_each_other(name: str) -> None:
+    pod = userns_sandbox()
+    setattr(_modes(pod), name, cri.NODE)
+    pod.linux.sysctls.clear()
+    with pytest.raises(InvalidRequest, match=f"{name}: is NODE, which a pod with a user namespace cannot have"):
+        validate.sandbox_config(pod)
+
+
+OTHER_IDS = cri.UserNamespace(mode=cri.POD, uids=[cri.IDMapping(host_id=5, length=1)], gids=ONE_MAPPING)
+
+
+@pytest.mark.parametrize("asked", [USERNS, None])
+def test_a_container_has_its_pods_user_namespace(asked: cri.UserNamespace | None) -> None:
+    config = container()
+    if asked is not None:
+        _modes(config).userns_options.CopyFrom(asked)
+    validate.container_config(config, userns_sandbox())
+
+
+@pytest.mark.parametrize(
+    ("asked", "pod"),
+    [
+        (USERNS, sandbox()),
+        (OTHER_IDS, userns_sandbox()),
+        (cri.UserNamespace(mode=cri.NODE), userns_sandbox()),
+    ],
+)
+def test_a_container_cannot_have_another_user_namespace(asked: cri.UserNamespace, pod: cri.PodSandboxConfig) -> None:
+    config = container()
+    _modes(config).userns_options.CopyFrom(asked)
+    with pytest.raises(InvalidRequest, match="share its user namespace"):
+        validate.container_config(config, pod)
+
+
+def test_a_mount_is_mapped_as_its_pod_is_or_not_at_all() -> None:
+    mapped = cri.Mount(container_path="/m", host_path="/m", uidMappings=ONE_MAPPING, gidMappings=ONE_MAPPING)
+    half = cri.Mount(container_path="/m", host_path="/m", uidMappings=ONE_MAPPING)
+    other = cri.Mount(container_path="/m", host_path="/m", uidMappings=[OTHER], gidMappings=ONE_MAPPING)
+    for mount, pod, good in (
+        (mapped, userns_sandbox(), True),
+        (mapped, sandbox(), False),
+        (half, userns_sandbox(), False),
+        (other, userns_sandbox(), False),
+    ):
+        config = container()
+        config.mounts.append(mount)
+        if good:
+            validate.container_config(config, pod)
+            continue
+        with pytest.raises(InvalidRequest, match=r"config\.mounts\[2\]\.uidMappings"):
+            validate.container_config(config, pod)
+
+
+def _image_mount(**changes: Any) -> Edit:
+    fields: dict[str, Any] = {"container_path": "/i", "readonly": True, "image": cri.ImageSpec(image="i")}
+    return _set("mounts", [cri.Mount(**{**fields, **changes})])
+
+
+@pytest.mark.parametrize("sub_path", ["", "etc", "./a//b/", "a/../b"])
+def test_an_image_or_a_directory_of_it_is_mounted_read_only(sub_path: str) -> None:
+    config = container()
+    _image_mount(image_sub_path=sub_path, recursive_read_only=True)(config)
+    validate.container_config(config, sandbox())
+
+
+BAD_SECURITY: list[tuple[Edit, str]] = [
+    (_image_mount(readonly=False), "config.mounts[2].readonly: is not set"),
+    (_image_mount(host_path="/a"), "config.mounts[2].host_path: is set together with image"),
+    (_image_mount(propagation=cri.PROPAGATION_HOST_TO_CONTAINER), "config.mounts[2].propagation: is not PRIVATE"),
+    (_image_mount(image_sub_path="/etc"), "config.mounts[2].image_sub_path: '/etc' is not a relative path"),
+    (_image_mount(image_sub_path="a/../.."), "config.mounts[2].image_sub_path: 'a/../..' is not a relative path"),
+    (
+        _set("mounts", [cri.Mount(container_path="/i", host_path="/i", image_sub_path="a")]),
+        "config.mounts[2].image_sub_path: is set, and image is not",
+    ),
+    (_set(f"{CONTEXT}.capabilities.add_ambient_capabilities", ["FLY"]), "'FLY' is not a Linux capability"),
+    (_set("CDI_devices", [cri.CDIDevice(name="gpu0")]), "CDI device 'gpu0' is not of the form"),
+    (_set("annotations", {"cdi.k8s.io/x": "v.example/gpu=0,"}), "CDI device '' is not of the form"),
+    (_set(f"{CONTEXT}.selinux_options.level", "s0,c4,c5"), f"config.{CONTEXT}.selinux_options.level: 's0,c4,c5'"),
+    (_set(f"{CONTEXT}.selinux_options.type", "a:b"), f"config.{CONTEXT}.selinux_options.type: 'a:b'"),
+    (_set(f"{CONTEXT}.apparmor_profile", "web"), f"config.{CONTEXT}.apparmor_profile: 'web' is none of"),
+    (
+        _set(f"{CONTEXT}.apparmor", cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost)),
+        f"config.{CONTEXT}.apparmor.localhost_ref: is empty",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "words"), BAD_SECURITY, ids=[words for _, words in BAD_SECURITY])
+def test_security_that_cannot_be_meant_is_refused(edit: Edit, words: str) -> None:
+    config = container()
+    edit(config)
+    with pytest.raises(InvalidRequest) as raised:
+        validate.container_config(config, sandbox())
+    assert str(raised.value).startswith(words)
 
 
 def test_a_filter_that_a_privileged_container_would_not_get_is_no_reason_to_refuse() -> None:

@@ -193,13 +193,71 @@ def _container_seccomp() -> Json:
     return workload(in_context(seccomp=cri.SecurityProfile()))
 
 
+USERNS = cri.UserNamespace(
+    mode=cri.POD,
+    uids=[cri.IDMapping(host_id=100000, container_id=0, length=65536)],
+    gids=[cri.IDMapping(host_id=200000, container_id=0, length=65536)],
+)
+CONFINED_HOST = replace(
+    V2_HOST,
+    apparmor=True,
+    apparmor_loaded=frozenset({"web"}),
+    selinux=linux.SelinuxContexts(process="system_u:system_r:container_t:s0", file="system_u:object_r:files_t:s0"),
+    seccomp_profile={"defaultAction": "SCMP_ACT_LOG", "syscalls": []},
+    annotations=("vendor.example/*",),
+)
+
+
+def userns_pod(**modes: object) -> cri.PodSandboxConfig:
+    """A pod's config with a user namespace and these members of NamespaceOption."""
+    return pod_context(namespace_options=cri.NamespaceOption(userns_options=USERNS, **modes))  # type: ignore[arg-type]
+
+
+def _pause_userns() -> Json:
+    return pause(userns_pod())
+
+
+def _pause_userns_host_network_v2() -> Json:
+    return pause(userns_pod(network=cri.NODE), host=V2_HOST)
+
+
+def _container_userns_v2() -> Json:
+    mapping = [*USERNS.uids]
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="app"),
+        command=["/bin/app"],
+        mounts=[
+            cri.Mount(container_path="/data", host_path="/srv/data", uidMappings=mapping, gidMappings=[*USERNS.gids]),
+            cri.Mount(container_path="/models", readonly=True, image=cri.ImageSpec(image="models")),
+        ],
+    )
+    host = replace(V2_HOST, mapped_mounts={0: "/run/sandboxd/idmapped/c0/mount-0"}, image_volumes={1: "/volumes/m"})
+    return workload(config, pod=userns_pod(), host=host)
+
+
+def _container_confined() -> Json:
+    localhost = cri.SecurityProfile.Localhost
+    config = in_context(
+        seccomp=cri.SecurityProfile(profile_type=localhost, localhost_ref="/p.json"),
+        apparmor=cri.SecurityProfile(profile_type=localhost, localhost_ref="web"),
+        selinux_options=cri.SELinuxOption(level="s0:c1,c2"),
+        capabilities=cri.Capability(drop_capabilities=["ALL"], add_ambient_capabilities=["NET_BIND_SERVICE"]),
+    )
+    config.annotations.update({"vendor.example/a": "1", "other": "2"})
+    return workload(config, host=CONFINED_HOST, user=users.User(uid=1000, gid=1000, additional_gids=(1000,)))
+
+
 CASES: dict[str, Callable[[], Json]] = {
     "pause-default": _pause_default,
     "pause-host-namespaces-v2": _pause_host_namespaces_v2,
+    "pause-userns": _pause_userns,
+    "pause-userns-host-network-v2": _pause_userns_host_network_v2,
     "container-default": _container_default,
     "container-full-v2": _container_full_v2,
     "container-privileged": _container_privileged,
     "container-seccomp": _container_seccomp,
+    "container-userns-v2": _container_userns_v2,
+    "container-confined": _container_confined,
 }
 
 

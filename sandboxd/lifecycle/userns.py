@@ -1,0 +1,253 @@
+"""A pod's user namespace, and the file systems that its processes see with their own ids.
+
+What is on disk belongs to host ids; a pod with a user namespace must see it as if it belonged to its own. The
+kernel translates at a mount ("idmapped mounts", Linux 5.12; below overlayfs 5.19). We make these mounts and hand
+them to containerd and the OCI runtime as ordinary directories, so that it works the same with those that know
+nothing of them. They are needed only while the runtime creates a container: an overlay, and a container's own bind
+mounts, are copies that live on.
+
+Staged mounts are in a directory of their own per container, which is only ever unmounted and then removed empty:
+never a tree to delete, for what is mounted there are other people's files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sandboxd import syscalls
+from sandboxd.containerd.snapshots import Mount
+from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
+from sandboxd.lifecycle.host import Host
+from sandboxd.model import SandboxRecord
+from sandboxd.oci import userns
+from sandboxd.oci.userns import IdMap
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+POD_FILES = ("hosts", "hostname", "resolv.conf", "shm")  # in the pod's directory, for its containers
+_MOST_STACKED = 8  # mounts at one place
+_probed: dict[str, str] = {}  # what was found to be wrong, by directory
+
+
+def path(host: Host, sandbox_id: str) -> str:
+    """Where the pod's user namespace is pinned."""
+    return f"{host.config.sandbox_dir(sandbox_id)}/{userns.FILE}"
+
+
+async def create(host: Host, sandbox: SandboxRecord, ids: IdMap) -> None:
+    """Make the pod's user namespace, and with it the network namespace that it owns. Raises NotReady; clean then."""
+    Path(host.config.sandbox_dir(sandbox.id)).mkdir(mode=0o711, parents=True, exist_ok=True)
+    await host.netns.create_user_namespace(
+        path(host, sandbox.id), uid_map=ids.uids.kernel, gid_map=ids.gids.kernel, netns_path=sandbox.netns_path
+    )
+
+
+async def remove(host: Host, sandbox_id: str) -> None:
+    """Unpin it, and drop what was staged for the pod's own container; done already is done."""
+    await drop(host, sandbox_id)
+    await host.netns.remove(path(host, sandbox_id))
+
+
+def own_files(host: Host, sandbox: SandboxRecord, ids: IdMap) -> None:
+    """Give the pod's own files to its root, who could not write them otherwise."""
+    directory = Path(host.config.sandbox_dir(sandbox.id))
+    for name in POD_FILES:
+        os.chown(directory / name, ids.uids.host, ids.gids.host)
+
+
+# --- staging ---------------------------------------------------------------------------------------------------
+
+
+def stage_directory(host: Host, object_id: str) -> str:
+    """Where mounts for a container are staged; short, for an overlay's options must fit into one page."""
+    return f"{host.config.daemon.state}/idmapped/{object_id[:16]}"
+
+
+def mapped_mounts(host: Host, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
+    """The staged source of each id-mapped mount that is asked for, by its index."""
+    return {
+        i: f"{stage_directory(host, container_id)}/mount-{i}"
+        for i, mount in enumerate(config.mounts)
+        if mount.uidMappings and mount.host_path
+    }
+
+
+@asynccontextmanager
+async def staged(
+    host: Host,
+    sandbox: SandboxRecord,
+    object_id: str,
+    rootfs: Sequence[Mount],
+    config: cri.ContainerConfig | None = None,
+) -> AsyncIterator[Sequence[Mount]]:
+    """The root file system as the pod's ids see it, with the id-mapped mounts of `config` in place meanwhile.
+
+    Without a user namespace that is `rootfs` itself. Raises NotReady when the kernel or a file system refuses.
+    """
+    ids = userns.of(sandbox.config)
+    if ids is None:
+        yield rootfs
+        return
+    wanted = {
+        target: os.path.realpath(config.mounts[i].host_path)
+        for i, target in (mapped_mounts(host, object_id, config) if config else {}).items()
+        if config
+    }
+    try:
+        yield await asyncio.to_thread(_stage, host, sandbox, object_id, rootfs, wanted, ids)
+    finally:
+        # To its end even when the request is cancelled: what stays here is other people's files.
+        await asyncio.shield(asyncio.to_thread(unstage, host, object_id))
+
+
+def _stage(
+    host: Host, sandbox: SandboxRecord, object_id: str, rootfs: Sequence[Mount], wanted: Mapping[str, str], ids: IdMap
+) -> list[Mount]:
+    unstage(host, object_id)
+    directory = stage_directory(host, object_id)
+    try:
+        os.makedirs(directory, mode=0o711)
+        with namespace_fd(host, sandbox.id) as fd:
+            for target, source in wanted.items():
+                map_mount(source, target, userns_fd=fd, recursive=True)
+            return [map_rootfs(mount, f"{directory}/{i}", fd, ids) for i, mount in enumerate(rootfs)]
+    except OSError as exc:
+        raise NotReady(
+            f"the files of {object_id} cannot be shown with the ids of its user namespace: {exc}; their file system"
+            " has to support idmapped mounts"
+        ) from exc
+
+
+@contextmanager
+def namespace_fd(host: Host, sandbox_id: str) -> Iterator[int]:
+    """The pod's user namespace as a descriptor."""
+    fd = os.open(path(host, sandbox_id), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def map_rootfs(mount: Mount, prefix: str, userns_fd: int, ids: IdMap) -> Mount:
+    """`mount` over mapped copies of what it is made of, at `prefix`-0 and so on. Raises OSError.
+
+    An overlay's layers are mapped one by one; its upper directory is written with host ids and has to belong to
+    the pod's root from the start.
+    """
+    if mount.type != "overlay":
+        map_mount(mount.source, f"{prefix}-0", userns_fd=userns_fd, read_only="ro" in mount.options)
+        return replace(mount, source=f"{prefix}-0")
+    options = []
+    for option in mount.options:
+        key, _, value = option.partition("=")
+        if key == "lowerdir":
+            targets = [f"{prefix}-{i}" for i in range(value.count(":") + 1)]
+            for source, target in zip(value.split(":"), targets, strict=True):
+                map_mount(source, target, userns_fd=userns_fd, read_only=True)
+            options.append(f"lowerdir={':'.join(targets)}")
+            continue
+        if key == "upperdir" and os.stat(value).st_uid == 0:
+            os.chown(value, ids.uids.host, ids.gids.host)
+        options.append(option)
+    return replace(mount, options=tuple(options))
+
+
+def map_mount(
+    source: str, target: str, *, userns_fd: int = -1, read_only: bool = False, recursive: bool = False
+) -> None:
+    """Mount a copy of `source` at `target`, which is made, with ids mapped by the namespace if there is one.
+
+    Raises OSError.
+    """
+    attributes = (syscalls.MOUNT_ATTR_IDMAP if userns_fd >= 0 else 0) | (
+        syscalls.MOUNT_ATTR_RDONLY if read_only else 0
+    )
+    tree = syscalls.open_tree(source, recursive=recursive)
+    try:
+        try:
+            syscalls.mount_setattr(tree, attributes, userns_fd=userns_fd, recursive=recursive)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, source) from exc
+        if os.path.isdir(source):
+            os.makedirs(target, mode=0o711, exist_ok=True)
+        else:
+            os.close(os.open(target, os.O_RDONLY | os.O_CREAT, 0o600))
+        syscalls.move_mount(tree, target)
+    finally:
+        os.close(tree)
+
+
+def unmount(target: str) -> None:
+    """Unmount whatever is mounted at `target`; nothing is done. Raises OSError."""
+    for _ in range(_MOST_STACKED):
+        try:
+            syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        except OSError as exc:
+            if exc.errno in (errno.EINVAL, errno.ENOENT):  # not a mount, not there
+                return
+            raise
+
+
+async def drop(host: Host, object_id: str) -> None:
+    """Drop what a daemon that died has left staged; there is hardly ever anything."""
+    if os.path.lexists(stage_directory(host, object_id)):
+        await asyncio.to_thread(unstage, host, object_id)
+
+
+def unstage(host: Host, object_id: str) -> None:
+    """Drop what is staged for a container; nothing is done. Raises CleanupIncomplete."""
+    directory = stage_directory(host, object_id)
+    try:
+        for entry in os.scandir(directory):
+            unmount(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                os.rmdir(entry.path)
+            else:
+                # Not what may be mounted on it: that is gone, or the call says EBUSY.
+                os.unlink(entry.path)
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise CleanupIncomplete(f"{directory} cannot be removed: {exc}") from exc
+
+
+# --- can this machine do it? -----------------------------------------------------------------------------------
+
+
+async def probe(host: Host) -> str:
+    """Map a directory of the daemon's, once, to see whether it works: "", or the kernel's words."""
+    directory = host.config.daemon.root
+    async with host.jobs.exclusive("userns-probe"):
+        if directory not in _probed:
+            try:
+                await _probe(host, directory)
+                _probed[directory] = ""
+            except SandboxdError as exc:
+                _probed[directory] = str(exc)
+    return _probed[directory]
+
+
+async def _probe(host: Host, directory: str) -> None:
+    pin = f"{host.config.daemon.state}/userns-probe"
+    await host.netns.remove(pin)
+    await host.netns.create_user_namespace(pin, uid_map="0 65536 65536\n", gid_map="0 65536 65536\n")
+    try:
+        tree = syscalls.open_tree(directory)
+        try:
+            fd = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_IDMAP, userns_fd=fd)
+            finally:
+                os.close(fd)
+        finally:
+            os.close(tree)
+    except OSError as exc:
+        raise NotReady(f"the file system of {directory} does not support idmapped mounts: {exc}") from exc
+    finally:
+        await host.netns.remove(pin)

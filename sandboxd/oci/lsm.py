@@ -1,0 +1,145 @@
+"""Mandatory access control: which AppArmor profile and which SELinux labels a container gets.
+
+A request for a profile or a label is honoured or refused, never ignored: on a machine without the security module,
+and for an AppArmor profile that is not loaded. Sources: OCI runtime spec ("apparmorProfile", "selinuxLabel",
+"mountLabel"), apparmor(7), selinux(8).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.oci.linux import HostFacts, SelinuxContexts
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+SecurityContext = cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityContext
+
+_WHERE = "config.linux.security_context"
+_CATEGORIES = 1024  # c0 to c1023 in every policy for containers
+# "s0", "s0:c1,c2", "s0-s3:c0.c1023": one or two sensitivities, then categories after a colon.
+_LEVEL = re.compile(r"s\d+(-s\d+)?(:c\d+(\.c\d+)?(,c\d+(\.c\d+)?)*)?\Z")
+_PART = re.compile(r"[A-Za-z0-9_.-]*\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """SELinux labels; "" is none."""
+
+    process: str = ""
+    mount: str = ""
+
+
+# --- AppArmor --------------------------------------------------------------------------------------------------
+
+
+def apparmor_requested(context: SecurityContext) -> cri.SecurityProfile | None:
+    """The AppArmor profile that a security context asks for; None when it asks for none.
+
+    `apparmor_profile` is the older spelling and counts only when `apparmor` is unset. Raises InvalidRequest when
+    it is not one of its documented forms.
+    """
+    if context.HasField("apparmor"):
+        return context.apparmor
+    old = context.apparmor_profile if isinstance(context, cri.LinuxContainerSecurityContext) else ""
+    match old.partition("/"):
+        case ("", "", ""):
+            return None
+        case ("unconfined", "", ""):
+            return cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined)
+        case ("runtime", "/", "default"):
+            return cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+        case ("localhost", "/", name) if name:
+            return cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=name)
+    raise InvalidRequest(
+        f"{_WHERE}.apparmor_profile: {old!r} is none of unconfined, runtime/default and localhost/NAME"
+    )
+
+
+def apparmor(context: SecurityContext, host: HostFacts) -> str:
+    """`process.apparmorProfile`, "" for none.
+
+    The runtime's default is the configured profile; a machine without AppArmor has no use for it, and a privileged
+    container is spared it. Raises Unsupported for a named profile on such a machine, InvalidRequest for one that
+    is not loaded.
+    """
+    profile = apparmor_requested(context)
+    kind = profile.profile_type if profile is not None else cri.SecurityProfile.RuntimeDefault
+    if kind == cri.SecurityProfile.Unconfined:
+        return "unconfined" if host.apparmor else ""
+    if kind == cri.SecurityProfile.RuntimeDefault:
+        if not host.apparmor or context.privileged or not host.apparmor_default:
+            return ""
+        return _loaded(host.apparmor_default, "runtime.apparmor_default", host)
+    assert profile is not None
+    name = profile.localhost_ref.removeprefix("localhost/")
+    if not host.apparmor:
+        raise Unsupported(f"{_WHERE}.apparmor: {name}: this machine's kernel does not run AppArmor")
+    return _loaded(name, f"{_WHERE}.apparmor", host)
+
+
+def _loaded(name: str, where: str, host: HostFacts) -> str:
+    if name not in host.apparmor_loaded:
+        raise InvalidRequest(
+            f"{where}: the AppArmor profile {name!r} is not loaded: load it with apparmor_parser -r FILE"
+        )
+    return name
+
+
+# --- SELinux ---------------------------------------------------------------------------------------------------
+
+
+def check_options(options: cri.SELinuxOption) -> None:
+    """Raise InvalidRequest for parts that no SELinux label can have."""
+    where = f"{_WHERE}.selinux_options"
+    for name in ("user", "role", "type"):
+        if not _PART.match(getattr(options, name)):
+            raise InvalidRequest(f"{where}.{name}: {getattr(options, name)!r} holds more than letters, digits, _ . -")
+    if options.level and not _LEVEL.match(options.level):
+        raise InvalidRequest(f"{where}.level: {options.level!r} is not a level like s0 or s0:c1,c2")
+
+
+def is_asked(options: cri.SELinuxOption) -> bool:
+    """Whether any part of a label is asked for."""
+    return any((options.user, options.role, options.type, options.level))
+
+
+def selinux(
+    options: cri.SELinuxOption, pod: cri.SELinuxOption, sandbox_id: str, host: HostFacts, *, privileged: bool
+) -> Labels:
+    """The labels of a container, given its own `options` and its `pod`'s; of the pause container when they are one.
+
+    Parts that are not asked for are the pod's, then the policy's for containers; the level then has two categories
+    that the sandbox id gives, so that pods are kept apart. A privileged process stays unlabelled, its files do not.
+    Raises Unsupported when labels are asked for on a machine without SELinux.
+    """
+    if host.selinux is None:
+        if is_asked(options) or is_asked(pod):
+            raise Unsupported(f"{_WHERE}.selinux_options: this machine's kernel does not run SELinux for containers")
+        return Labels()
+    level = options.level or pod.level or _own_level(sandbox_id)
+    return Labels(
+        process="" if privileged else _label(host.selinux, options, pod, level),
+        mount=":".join((*host.selinux.file.split(":")[:3], level)),
+    )
+
+
+def _label(contexts: SelinuxContexts, options: cri.SELinuxOption, pod: cri.SELinuxOption, level: str) -> str:
+    user, role, type_ = contexts.process.split(":")[:3]
+    return ":".join(
+        (
+            options.user or pod.user or user,
+            options.role or pod.role or role,
+            options.type or pod.type or type_,
+            level,
+        )
+    )
+
+
+def _own_level(sandbox_id: str) -> str:
+    number = int.from_bytes(hashlib.sha256(sandbox_id.encode()).digest()[:8], "big")
+    first, step = number % _CATEGORIES, 1 + (number // _CATEGORIES) % (_CATEGORIES - 1)
+    low, high = sorted((first, (first + step) % _CATEGORIES))
+    return f"s0:c{low},c{high}"
