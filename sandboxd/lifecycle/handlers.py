@@ -1,0 +1,157 @@
+"""What a runtime handler can do: asked of its OCI runtime, and of this kernel.
+
+`runc features` and its like print what the runtime knows (OCI runtime spec, "features.md"); one that does not know
+the command is taken to know nothing. The answer is kept for as long as the program's file stays the same. What is
+not certain to work is not advertised, since clients choose by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import structlog
+
+from sandboxd import syscalls
+from sandboxd.config import Handler
+from sandboxd.lifecycle import userns
+from sandboxd.lifecycle.host import Host
+
+log = structlog.get_logger(__name__)
+
+RUNC_SHIM = "io.containerd.runc.v2"
+ASK_SECONDS = 15.0
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What an OCI runtime says that it knows."""
+
+    mount_options: frozenset[str] = frozenset()
+    namespaces: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What pods of a handler can ask for on this machine."""
+
+    recursive_read_only: bool = False
+    user_namespaces: bool = False
+    no_user_namespaces: str = ""  # why not
+
+
+_asked: dict[tuple[str, int, int, int], Abilities] = {}
+
+
+async def features(host: Host, handler: Handler) -> Features:
+    """What works with this handler; never raises. The first time its runtime is executed, later that is known."""
+    binary, known = await _asked_of(handler)
+    if known is None:
+        missing = f"the shim {handler.type} does not tell what it can do" if not binary else f"{binary} is not there"
+        return Features(no_user_namespaces=missing)
+    why = await _no_user_namespaces(host, binary, known)
+    return Features(
+        recursive_read_only=_mounts_recursively(known),
+        user_namespaces=not why,
+        no_user_namespaces=why,
+    )
+
+
+async def recursive_read_only(handler: Handler) -> bool:
+    """That one of the features, by itself."""
+    _, known = await _asked_of(handler)
+    return known is not None and _mounts_recursively(known)
+
+
+def parse(output: bytes) -> Abilities:
+    """The abilities in a runtime's answer; none when it is not one."""
+    try:
+        answer = json.loads(output)
+        return Abilities(
+            mount_options=frozenset(answer.get("mountOptions") or ()),
+            namespaces=frozenset((answer.get("linux") or {}).get("namespaces") or ()),
+        )
+    except (ValueError, AttributeError, TypeError):
+        return Abilities()
+
+
+async def _asked_of(handler: Handler) -> tuple[str, Abilities | None]:
+    """The OCI runtime's program, "" for a shim that we cannot ask, and what it knows."""
+    binary = (handler.binary or "runc") if handler.type == RUNC_SHIM else ""
+    return binary, await _abilities(binary) if binary else None
+
+
+def _mounts_recursively(known: Abilities) -> bool:
+    return "rro" in known.mount_options and kernel_has_mount_setattr()
+
+
+async def _abilities(binary: str) -> Abilities | None:
+    """What the runtime at `binary` (a path, or a name in PATH) knows; None when there is no such program."""
+    path = shutil.which(binary)
+    if path is None:
+        return None
+    try:
+        stat = os.stat(path)
+        identity = (path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if identity not in _asked:
+            _asked[identity] = parse(await _ask(path))
+        return _asked[identity]
+    except (OSError, TimeoutError) as exc:
+        log.warning("an OCI runtime could not be asked for its features", binary=path, error=str(exc))
+        return None
+
+
+async def _ask(path: str) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        path,
+        "features",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        cwd="/",
+    )
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return output[:_MOST_BYTES] if process.returncode == 0 else b""
+
+
+async def _no_user_namespaces(host: Host, binary: str, known: Abilities) -> str:
+    if "user" not in known.namespaces:
+        return f"{binary} does not say that it knows user namespaces"
+    if not kernel_maps_overlays(os.uname().release):
+        return f"Linux {os.uname().release} cannot map the ids of an overlay's layers: that takes 5.19"
+    try:
+        if int(Path("/proc/sys/user/max_user_namespaces").read_text(encoding="ascii")) == 0:
+            return "user.max_user_namespaces is 0"
+    except (OSError, ValueError):
+        return "this kernel has no user namespaces"
+    return await userns.probe(host)
+
+
+@cache
+def kernel_has_mount_setattr() -> bool:
+    """Whether mounts can be made read-only recursively: mount_setattr(2), Linux 5.12."""
+    try:
+        syscalls.mount_setattr(-1, syscalls.MOUNT_ATTR_RDONLY)
+    except OSError as exc:
+        return exc.errno == errno.EBADF
+    return False
+
+
+def kernel_maps_overlays(release: str) -> bool:
+    """Whether overlayfs takes id-mapped layers, by the kernel's release (5.19, "ovl: support idmapped layers")."""
+    version = re.match(r"(\d+)\.(\d+)", release)
+    return version is not None and (int(version[1]), int(version[2])) >= (5, 19)

@@ -1,0 +1,168 @@
+"""Images mounted into containers as read-only directories.
+
+An image is mounted once for a pod, at a place that the pod's id and the image's give, from a view snapshot that
+keeps the image's layers, whatever becomes of the image. The directories are below the daemon's root and not its
+state: after a reboot they tell which snapshots are left to be removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from sandboxd import steps, syscalls
+from sandboxd.containerd.snapshots import Mount
+from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady
+from sandboxd.lifecycle import userns
+from sandboxd.lifecycle.host import Host
+from sandboxd.model import SandboxRecord
+from sandboxd.oci import linux
+from sandboxd.oci import userns as ids_of
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+_MOST_LINKS = 40  # as the kernel's own limit
+
+
+def resolved(host: Host, config: cri.ContainerConfig) -> cri.ContainerConfig:
+    """`config` with the id of each image that it mounts in `image_ref`: a tag may lead elsewhere tomorrow.
+
+    Raises NotFound for an image that is not on this machine.
+    """
+    if not any(linux.shows_image(mount) for mount in config.mounts):
+        return config
+    found = cri.ContainerConfig()
+    found.CopyFrom(config)
+    for mount in found.mounts:
+        if linux.shows_image(mount):
+            mount.image.image_ref = host.images.resolve(mount.image.image).id
+    return found
+
+
+async def mount(host: Host, sandbox: SandboxRecord, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
+    """Mount the images of a resolved `config`; return the directory to show for each, by its index.
+
+    Raises NotFound for an image that is gone, InvalidRequest for a sub path that is not a directory in it.
+    """
+    found = {}
+    for i, wanted in enumerate(config.mounts):
+        if not linux.shows_image(wanted):
+            continue
+        with steps.step("image.mount", image=wanted.image.image_ref):
+            target = await _mounted(host, sandbox, container_id, wanted.image.image_ref)
+        found[i] = await asyncio.to_thread(_inside, target, wanted.image_sub_path)
+    return found
+
+
+async def remove(host: Host, sandbox_id: str) -> None:
+    """Unmount the pod's images and let go of their snapshots; done already is done."""
+    base = Path(_base(host, sandbox_id))
+    try:
+        entries = sorted(base.iterdir())
+    except FileNotFoundError:
+        return
+    try:
+        for entry in entries:
+            await asyncio.to_thread(userns.unmount, str(entry))
+            await host.images.remove_rootfs(_key(sandbox_id, entry.name))
+            entry.rmdir()
+        base.rmdir()
+    except OSError as exc:
+        raise CleanupIncomplete(f"{base} cannot be removed: {exc}") from exc
+
+
+def _base(host: Host, sandbox_id: str) -> str:
+    return f"{host.config.daemon.root}/image-volumes/{sandbox_id}"
+
+
+def _key(sandbox_id: str, image: str) -> str:
+    return f"{sandbox_id}-image-{image}"
+
+
+async def _mounted(host: Host, sandbox: SandboxRecord, container_id: str, image_id: str) -> str:
+    """The image's directory on this machine; the caller holds the pod's lock."""
+    name = image_id.removeprefix("sha256:")
+    target = f"{_base(host, sandbox.id)}/{name}"
+    if await asyncio.to_thread(_is_mounted, target):
+        return target
+    os.makedirs(target, mode=0o711, exist_ok=True)
+    mounts = await host.images.view(_key(sandbox.id, name), host.images.resolve(image_id))
+    try:
+        await asyncio.to_thread(_mount, host, sandbox, container_id, mounts, target)
+    except OSError as exc:
+        raise NotReady(f"image {image_id} cannot be mounted: {exc}") from exc
+    finally:
+        await userns.drop(host, container_id)
+    return target
+
+
+def _is_mounted(target: str) -> bool:
+    real = os.path.realpath(target)  # of ours, so it holds nothing that mountinfo would escape
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        return any(line.split(" ", 5)[4] == real for line in mounts)
+
+
+def _mount(host: Host, sandbox: SandboxRecord, container_id: str, mounts: Sequence[Mount], target: str) -> None:
+    if len(mounts) != 1:
+        raise OSError(0, f"its snapshot is made of {len(mounts)} mounts")
+    (view,) = mounts
+    ids = ids_of.of(sandbox.config)
+    directory = userns.stage_directory(host, container_id)
+    os.makedirs(directory, mode=0o711, exist_ok=True)
+    if ids is not None:
+        with userns.namespace_fd(host, sandbox.id) as fd:
+            view = userns.map_rootfs(view, f"{directory}/volume", fd, ids)
+    if view.type != "overlay":
+        userns.map_mount(view.source, target, read_only=True)
+        return
+    options = [_short(option, directory) for option in view.options if option not in ("ro", "rw")]
+    syscalls.mount("overlay", target, syscalls.MS_RDONLY, "overlay", ",".join(options))
+
+
+def _short(option: str, directory: str) -> str:
+    """`lowerdir=` by way of links: all options of a mount must fit into one page, and layers are many."""
+    key, _, value = option.partition("=")
+    if key != "lowerdir":
+        return option
+    links = []
+    for i, layer in enumerate(value.split(":")):
+        links.append(f"{directory}/{i}")
+        os.symlink(layer, links[-1])
+    return f"lowerdir={':'.join(links)}"
+
+
+def _inside(root: str, sub_path: str) -> str:
+    """The directory `sub_path` of a mounted image, links followed as if `root` were the root.
+
+    Nothing changes meanwhile, since the image is read-only. Raises InvalidRequest when it is not there.
+    """
+    done: list[str] = []
+    todo = sub_path.split("/")
+    links = 0
+    try:
+        while todo:
+            part = todo.pop(0)
+            if part in ("", "."):
+                continue
+            if part == "..":
+                done = done[:-1]
+                continue
+            info = os.lstat("/".join((root, *done, part)))
+            if not stat.S_ISLNK(info.st_mode):
+                done.append(part)
+                if not stat.S_ISDIR(info.st_mode):
+                    raise InvalidRequest(f"config.mounts: image_sub_path {sub_path!r} is no directory in the image")
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise InvalidRequest(f"config.mounts: image_sub_path {sub_path!r} leads through too many links")
+            target = os.readlink("/".join((root, *done, part)))
+            done = [] if target.startswith("/") else done
+            todo = [*target.split("/"), *todo]
+    except OSError as exc:
+        raise InvalidRequest(
+            f"config.mounts: image_sub_path {sub_path!r} is not in the image: {exc.strerror}"
+        ) from exc
+    return "/".join((root, *done))

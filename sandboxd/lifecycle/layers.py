@@ -1,0 +1,87 @@
+"""What containers wrote to their root file systems, remembered.
+
+containerd walks all files of a writable layer to tell its size, which can take long. So a read answers with what was
+found last and has a figure that is older than `FRESH_SECONDS` measured anew in the background, one layer at a time.
+A container's first figure is taken when it is started, so that a client's first question finds one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from sandboxd.errors import NotFound, SandboxdError
+from sandboxd.ledger import AnyRecord
+from sandboxd.lifecycle.host import Host
+from sandboxd.model import ContainerRecord
+
+log = structlog.get_logger(__name__)
+
+FRESH_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """The size of a writable layer, as of `at` (unix nanoseconds)."""
+
+    bytes: int
+    inodes: int
+    at: int
+
+
+class Layers:
+    """The writable layers of all containers."""
+
+    def __init__(self, host: Host, fresh_seconds: float = FRESH_SECONDS) -> None:
+        self._host = host
+        self._fresh = int(fresh_seconds * 1e9)
+        self._known: dict[str, Layer] = {}
+        self._wanted: dict[str, None] = {}  # in the order of asking
+        self._working = False
+        self._batches = itertools.count()
+        host.ledger.subscribe(self._on_change)
+
+    def get(self, container_id: str) -> Layer | None:
+        """What is known now; None before the first measurement. Waits for nothing."""
+        layer = self._known.get(container_id)
+        if layer is None or time.time_ns() - layer.at > self._fresh:
+            self._want(container_id)
+        return layer
+
+    def _on_change(self, before: AnyRecord | None, after: AnyRecord | None) -> None:
+        if after is None:
+            if before is not None:
+                self._known.pop(before.id, None)
+                self._wanted.pop(before.id, None)
+        elif isinstance(after, ContainerRecord) and isinstance(before, ContainerRecord):
+            started = after.started_at and not before.started_at
+            if started:
+                self._want(after.id)
+
+    def _want(self, container_id: str) -> None:
+        self._wanted[container_id] = None
+        if not self._working:
+            self._working = True
+            # A key of its own: the job of the last batch may have ended without being forgotten yet.
+            self._host.jobs.start(("layers", next(self._batches)), self._work)
+
+    async def _work(self) -> None:
+        try:
+            while self._wanted:
+                container_id = next(iter(self._wanted))
+                del self._wanted[container_id]
+                try:
+                    usage = await self._host.images.rootfs_usage(container_id)
+                except NotFound:
+                    continue
+                except SandboxdError as exc:
+                    log.info("a writable layer could not be measured", container=container_id, error=str(exc))
+                    continue
+                if container_id in self._host.ledger.containers:
+                    at = time.time_ns()
+                    self._known[container_id] = Layer(bytes=usage.bytes, inodes=usage.inodes, at=at)
+        finally:
+            self._working = False

@@ -1,0 +1,194 @@
+"""Measuring pods and containers: one look at the kernel's files, no opinion about what they mean.
+
+Everything here blocks for as long as the kernel takes and touches no state of the daemon, so that it can run in a
+thread while the daemon goes on; the records that it is given are immutable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandboxd.cgroups import places
+from sandboxd.cgroups.kernel import Cgroups
+from sandboxd.cgroups.sample import Sample, total
+from sandboxd.errors import NotFound
+from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord
+from sandboxd.oci.linux import HostFacts
+
+PROC = "/proc"
+_LOOPBACK = "lo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """The counters of a network interface since it was made."""
+
+    name: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredContainer:
+    """A container; without a sample when it does not run."""
+
+    record: ContainerRecord
+    cgroup: str
+    sample: Sample | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPod:
+    """A pod that is ready, with its containers. `interfaces` leaves out the loopback; None for the host's network."""
+
+    record: SandboxRecord
+    cgroup: str
+    sample: Sample | None
+    containers: tuple[MeasuredContainer, ...]
+    interfaces: tuple[Interface, ...] | None
+    processes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """What the processes of a container hold together."""
+
+    count: int
+    files: int  # open file descriptors
+    sockets: int  # of these
+    open_files_limit: int | None  # RLIMIT_NOFILE of the first process, soft; None when there is none
+
+
+class Gauge:
+    """The kernel's files of this machine, and what must be known to find those of a pod."""
+
+    def __init__(self, cgroups: Cgroups, facts: HostFacts, proc: str = PROC) -> None:
+        self._cgroups = cgroups
+        self._facts = facts
+        self._proc = Path(proc)
+
+    def container(self, record: ContainerRecord, sandbox: SandboxRecord) -> MeasuredContainer:
+        """One container."""
+        cgroup = self._member(sandbox, record.id)
+        sample = self._sample(cgroup) if record.state is ContainerState.RUNNING else None
+        return MeasuredContainer(record=record, cgroup=cgroup, sample=sample)
+
+    def pod(
+        self, sandbox: SandboxRecord, containers: Iterable[ContainerRecord], others: Iterable[SandboxRecord]
+    ) -> MeasuredPod:
+        """One pod. `others` are all the pods there are, to see whether the cgroup above it is its own.
+
+        If it is not, the pod is the sum of its containers, which have cgroups of their own in any case.
+        """
+        measured = tuple(self.container(record, sandbox) for record in containers)
+        parent = places.pod_parent(sandbox, self._facts)
+        pause = self._member(sandbox, sandbox.id)
+        if places.is_own(sandbox, self._facts, others):
+            sample, holding = self._sample(parent), [parent]
+        else:
+            parts = [self._sample(pause), *(each.sample for each in measured)]
+            sample = total(part for part in parts if part is not None)
+            holding = [pause, *(each.cgroup for each in measured if each.sample)]
+        return MeasuredPod(
+            record=sandbox,
+            cgroup=parent,
+            sample=sample,
+            containers=measured,
+            interfaces=self._interfaces(sandbox),
+            processes=sum(len(self._cgroups.processes(cgroup)) for cgroup in holding),
+        )
+
+    def processes(self, measured: MeasuredContainer) -> Processes:
+        """What the container's processes hold; those that end meanwhile hold nothing."""
+        pids = self._cgroups.processes(measured.cgroup)
+        files = sockets = 0
+        for pid in pids:
+            count, of_these = self._descriptors(pid)
+            files, sockets = files + count, sockets + of_these
+        limit = self._open_files_limit(measured.record.pid) if measured.record.pid in pids else None
+        return Processes(count=len(pids), files=files, sockets=sockets, open_files_limit=limit)
+
+    def _member(self, sandbox: SandboxRecord, object_id: str) -> str:
+        return places.member(places.pod_parent(sandbox, self._facts), object_id, self._facts.cgroup_driver)
+
+    def _sample(self, cgroup: str) -> Sample | None:
+        try:
+            return self._cgroups.sample(cgroup)
+        except NotFound:
+            return None
+
+    def _interfaces(self, sandbox: SandboxRecord) -> tuple[Interface, ...] | None:
+        """The pause process is in the pod's network namespace, and /proc shows it without entering it."""
+        if not sandbox.netns_path:
+            return None
+        try:
+            # Opened before it is compared: should the pid change hands, the file is still that of the process.
+            with open(self._proc / str(sandbox.pid) / "net" / "dev", encoding="ascii", errors="replace") as file:
+                here = os.stat(self._proc / str(sandbox.pid) / "ns" / "net")
+                there = os.stat(sandbox.netns_path)
+                if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+                    return ()
+                return tuple(each for each in net_dev(file.read()) if each.name != _LOOPBACK)
+        except OSError:
+            return ()
+
+    def _descriptors(self, pid: int) -> tuple[int, int]:
+        """(open files, sockets among them) of a process."""
+        directory = self._proc / str(pid) / "fd"
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            return 0, 0
+        sockets = 0
+        for name in names:
+            try:
+                sockets += os.readlink(directory / name).startswith("socket:")
+            except OSError:
+                continue
+        return len(names), sockets
+
+    def _open_files_limit(self, pid: int) -> int | None:
+        try:
+            text = (self._proc / str(pid) / "limits").read_text(encoding="ascii")
+        except OSError:
+            return None
+        for line in text.splitlines():
+            if line.startswith("Max open files"):
+                soft = line.removeprefix("Max open files").split()[0]
+                return int(soft) if soft.isdecimal() else None
+        return None
+
+
+def net_dev(text: str) -> Sequence[Interface]:
+    """/proc/PID/net/dev (proc_pid_net(5)): two lines of headings, then one for each interface."""
+    found = []
+    for line in text.splitlines()[2:]:
+        # The name may hold anything but a slash and white space: a colon too, as aliases have it.
+        name, colon, rest = line.rpartition(":")
+        columns = rest.split()
+        if not colon or len(columns) < 12 or not all(column.isdecimal() for column in columns):
+            continue
+        values = [int(column) for column in columns]
+        found.append(
+            Interface(
+                name=name.strip(),
+                rx_bytes=values[0],
+                rx_packets=values[1],
+                rx_errors=values[2],
+                rx_dropped=values[3],
+                tx_bytes=values[8],
+                tx_packets=values[9],
+                tx_errors=values[10],
+                tx_dropped=values[11],
+            )
+        )
+    return found

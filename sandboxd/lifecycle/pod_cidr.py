@@ -1,0 +1,56 @@
+"""UpdateRuntimeConfig: the cluster gives this machine its pod addresses, and a template becomes the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import structlog
+
+from sandboxd.cni import template
+from sandboxd.errors import InvalidRequest, NotReady
+from sandboxd.lifecycle.host import Host
+
+log = structlog.get_logger(__name__)
+
+FILE_NAME = "10-sandboxd-pod-cidr.conflist"
+
+
+def set_pod_cidr(host: Host, pod_cidr: str) -> None:
+    """Write the network configuration for these CIDRs ("10.244.3.0/24,fd00:3::/64"; "" changes nothing).
+
+    Nothing is written without `network.conf_template`, nor where another configuration is in force: somebody else
+    looks after this machine's network then. Pods that run keep their addresses.
+
+    Raises InvalidRequest for what is no CIDR, NotReady when the template or the directory is not as it must be.
+    """
+    if not pod_cidr:
+        return
+    wanted = template.cidrs(pod_cidr)
+    network = host.config.network
+    if not network.conf_template:
+        log.info("the pod CIDR is noted by nobody: network.conf_template is not set", pod_cidr=pod_cidr)
+        return
+    target = Path(network.conf_dir) / FILE_NAME
+    in_force = host.conf.current().config
+    if in_force is not None and in_force.source != str(target):
+        log.info("another network is in force, the template is left alone", file=in_force.source, pod_cidr=pod_cidr)
+        return
+    try:
+        rendered = template.render(Path(network.conf_template).read_bytes(), wanted, network.conf_template)
+    except InvalidRequest as exc:
+        # The request is fine; the machine's file is not.
+        raise NotReady(f"network.conf_template: {exc}") from exc
+    except OSError as exc:
+        raise NotReady(f"network.conf_template {network.conf_template} cannot be read: {exc.strerror}") from exc
+    try:
+        if target.is_file() and target.read_bytes() == rendered:
+            return
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Never half a file in the directory: the suffix of the unfinished one is not looked at.
+        unfinished = target.with_suffix(".unfinished")
+        unfinished.write_bytes(rendered)
+        os.replace(unfinished, target)
+    except OSError as exc:
+        raise NotReady(f"{target} cannot be written: {exc.strerror}") from exc
+    log.info("the network follows the pod CIDR", file=str(target), pod_cidr=pod_cidr)

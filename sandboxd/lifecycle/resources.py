@@ -1,0 +1,185 @@
+"""UpdateContainerResources and UpdatePodSandboxResources: other limits for what is there already.
+
+A container's limits are in three places: the runtime spec in containerd, from which it would be started, the cgroup
+of its task, and the ledger, from which clients are told. They change in this order and together: when the runtime
+refuses, what was changed before is put back, and the request fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sandboxd import steps
+from sandboxd.cgroups import places
+from sandboxd.errors import NotFound, NotReady, SandboxdError, Unsupported
+from sandboxd.lifecycle.host import Host
+from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.oci import linux, validate
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+CRIU = "criu"
+_PROC = Path("/proc")
+
+
+async def update_container(host: Host, container_id: str, wanted: cri.LinuxContainerResources) -> None:
+    """Change the limits that `wanted` gives (0 and "" leave one as it is): all of them, or none and an error.
+
+    Raises NotFound, NotReady for a container that has ended or with the runtime's words, InvalidRequest.
+    """
+    key = ("UpdateContainerResources", container_id, wanted.SerializeToString(deterministic=True))
+    await host.jobs.run_to_end(key, lambda: _update(host, container_id, wanted))
+
+
+async def _update(host: Host, container_id: str, wanted: cri.LinuxContainerResources) -> None:
+    container = _container(host, container_id)
+    with steps.operation("UpdateContainerResources", sandbox_id=container.sandbox_id, container_id=container_id):
+        async with host.jobs.exclusive(container.sandbox_id):
+            container = _container(host, container_id)
+            if container.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+                raise NotReady(f"container {container_id} is {container.state.value}: it has no limits to change")
+            config = cri.ContainerConfig()
+            config.CopyFrom(container.config)
+            config.linux.resources.CopyFrom(merged(container.config.linux.resources, wanted))
+            validate.container_config(config, host.ledger.sandboxes[container.sandbox_id].config)
+            if container.state is ContainerState.RUNNING:
+                _check_hugepages(container.config.linux.resources, config.linux.resources)
+            limits = linux.resources(config.linux.resources, host.facts)
+            with steps.step("container.update", container=container.config.metadata.name):
+                await _apply(host, container, limits, wanted.oom_score_adj)
+            host.ledger.update_container(container_id, config=config)
+
+
+def _check_hugepages(before: cri.LinuxContainerResources, after: cri.LinuxContainerResources) -> None:
+    """OCI runtimes ignore these limits in an update, which would then be told as done."""
+
+    def limits(resources: cri.LinuxContainerResources) -> dict[str, int]:
+        return {item.page_size: item.limit for item in resources.hugepage_limits if item.limit}
+
+    if limits(before) != limits(after):
+        raise Unsupported("linux.hugepage_limits: cannot be changed while the container runs")
+
+
+async def _apply(host: Host, container: ContainerRecord, limits: dict[str, Any], oom_score_adj: int) -> None:
+    before = await host.runtime.spec(container.id)
+    if oom_score_adj:
+        oom_score_adj = linux.oom_score_adj(oom_score_adj, host.facts)
+    await host.runtime.set_spec(container.id, updated_spec(before, limits, oom_score_adj))
+    if container.state is not ContainerState.RUNNING:
+        return
+    earlier: dict[int, str] = {}
+    try:
+        if oom_score_adj:
+            # The OCI runtime has no word for this one; children of these processes inherit it.
+            _set_oom_score_adj(host, container, oom_score_adj, earlier)
+        if limits:
+            await host.runtime.update(container.id, limits)
+    except NotFound:
+        pass  # it has ended meanwhile, which settling it will find
+    except (SandboxdError, OSError) as exc:
+        _restore_oom_score_adj(earlier)
+        try:
+            await host.runtime.set_spec(container.id, before)
+        except SandboxdError as left:
+            exc.add_note(f"putting the spec back: {left}")
+        if isinstance(exc, OSError):
+            raise NotReady(f"the OOM score of container {container.id} cannot be set: {exc.strerror}") from exc
+        raise
+
+
+def merged(before: cri.LinuxContainerResources, wanted: cri.LinuxContainerResources) -> cri.LinuxContainerResources:
+    """`before` with what `wanted` specifies: in CRI 0 and "" mean "not specified"."""
+    result = cri.LinuxContainerResources()
+    result.CopyFrom(before)
+    for field, value in wanted.ListFields():
+        if field.name == "hugepage_limits":
+            given = {item.page_size for item in wanted.hugepage_limits}
+            kept = [item for item in before.hugepage_limits if item.page_size not in given]
+            del result.hugepage_limits[:]
+            result.hugepage_limits.extend([*kept, *wanted.hugepage_limits])
+        elif field.name == "unified":
+            result.unified.update(wanted.unified)
+        else:
+            setattr(result, field.name, value)
+    return result
+
+
+def updated_spec(spec: dict[str, Any], limits: dict[str, Any], oom_score_adj: int) -> dict[str, Any]:
+    """The runtime spec with these `linux.resources`; everything else in that section, devices foremost, stays."""
+    result = copy.deepcopy(spec)
+    resources = result.setdefault("linux", {}).setdefault("resources", {})
+    for name, section in limits.items():
+        if isinstance(section, dict):
+            resources[name] = {**resources.get(name, {}), **section}
+        else:
+            resources[name] = section
+    if oom_score_adj:
+        result.setdefault("process", {})["oomScoreAdj"] = oom_score_adj
+    return result
+
+
+def _set_oom_score_adj(host: Host, container: ContainerRecord, value: int, earlier: dict[int, str]) -> None:
+    sandbox = host.ledger.sandboxes[container.sandbox_id]
+    parent = places.pod_parent(sandbox, host.facts)
+    for pid in host.cgroups.processes(places.member(parent, container.id, host.facts.cgroup_driver)):
+        path = _PROC / str(pid) / "oom_score_adj"
+        try:
+            earlier[pid] = path.read_text(encoding="ascii")
+            path.write_text(str(value), encoding="ascii")
+        except (FileNotFoundError, ProcessLookupError):
+            earlier.pop(pid, None)
+
+
+def _restore_oom_score_adj(earlier: dict[int, str]) -> None:
+    for pid, value in earlier.items():
+        try:
+            (_PROC / str(pid) / "oom_score_adj").write_text(value, encoding="ascii")
+        except OSError:
+            continue  # it has ended, or what was refused before is refused again
+
+
+async def update_sandbox(host: Host, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
+    """Note the pod's new resources; what is absent stays. Its cgroup is the client's, who has changed it already.
+
+    Raises NotFound, InvalidRequest.
+    """
+    key = ("UpdatePodSandboxResources", sandbox_id, request.SerializeToString(deterministic=True))
+    await host.jobs.run_to_end(key, lambda: _update_sandbox(host, sandbox_id, request))
+
+
+async def _update_sandbox(host: Host, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
+    with steps.operation("UpdatePodSandboxResources", sandbox_id=sandbox_id):
+        async with host.jobs.exclusive(sandbox_id):
+            record = host.ledger.sandboxes.get(sandbox_id)
+            if record is None:
+                raise NotFound(f"pod {sandbox_id} does not exist")
+            config = cri.PodSandboxConfig()
+            config.CopyFrom(record.config)
+            if request.HasField("overhead"):
+                config.linux.overhead.CopyFrom(request.overhead)
+            if request.HasField("resources"):
+                config.linux.resources.CopyFrom(request.resources)
+            validate.sandbox_config(config)
+            with steps.step("sandbox.update", pod=record.name):
+                host.ledger.update_sandbox(sandbox_id, config=config)
+
+
+def checkpoint_container(host: Host, container_id: str) -> None:
+    """CheckpointContainer; raises NotFound, NotReady saying what is missing, Unsupported."""
+    container = _container(host, container_id)
+    if container.state is not ContainerState.RUNNING:
+        raise NotReady(f"container {container_id} is {container.state.value}, not running")
+    if shutil.which(CRIU) is None:
+        raise NotReady(
+            f"container {container_id} cannot be checkpointed: the program {CRIU} is not installed on this machine"
+        )
+    raise Unsupported(f"container {container_id} cannot be checkpointed: this sandboxd does not use {CRIU} yet")
+
+
+def _container(host: Host, container_id: str) -> ContainerRecord:
+    container = host.ledger.containers.get(container_id)
+    if container is None or container.state is ContainerState.CREATING:
+        raise NotFound(f"container {container_id} does not exist")
+    return container

@@ -1,0 +1,98 @@
+"""Which directory of a mounted image is shown; the mounting itself is in tests/e2e/test_security.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from sandboxd.errors import InvalidRequest, NotFound
+from sandboxd.lifecycle import image_volumes
+from sandboxd.lifecycle.host import Host
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    root = tmp_path / "image"
+    (root / "usr" / "lib").mkdir(parents=True)
+    (root / "file").write_text("")
+    for name, target in {
+        "lib": "usr/lib",
+        "absolute": "/usr/lib",
+        "up": "../../../usr",
+        "usr/around": "../lib",
+        "out": str(tmp_path),
+        "loop": "loop",
+        "broken": "nowhere",
+        "to-file": "file",
+    }.items():
+        os.symlink(target, root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("sub_path", "shown"),
+    [
+        ("", ""),
+        (".", ""),
+        ("usr/lib", "usr/lib"),
+        ("usr//lib/", "usr/lib"),
+        ("./usr/../usr", "usr"),
+        ("lib", "usr/lib"),
+        ("absolute", "usr/lib"),
+        ("up/lib", "usr/lib"),
+        ("usr/around", "usr/lib"),
+    ],
+)
+def test_a_sub_path_follows_links_inside_the_image(image: Path, sub_path: str, shown: str) -> None:
+    assert image_volumes._inside(str(image), sub_path) == str(image / shown if shown else image)
+
+
+@pytest.mark.parametrize(
+    ("sub_path", "words"),
+    [
+        ("no/such", "is not in the image"),
+        ("out", "is not in the image"),
+        ("broken", "is not in the image"),
+        ("file", "is no directory in the image"),
+        ("to-file", "is no directory in the image"),
+        ("file/x", "is no directory in the image"),
+        ("loop", "leads through too many links"),
+    ],
+)
+def test_a_sub_path_that_is_no_directory_of_the_image_is_refused(image: Path, sub_path: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        image_volumes._inside(str(image), sub_path)
+
+
+def test_the_options_of_many_layers_fit_into_a_page(tmp_path: Path) -> None:
+    layers = [
+        f"/var/lib/sandboxd/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/{i}/fs" for i in range(90)
+    ]
+    short = image_volumes._short(f"lowerdir={':'.join(layers)}", str(tmp_path))
+    assert [os.readlink(link) for link in short.removeprefix("lowerdir=").split(":")] == layers
+    assert len(short.replace(str(tmp_path), f"/run/sandboxd/idmapped/{'0' * 16}")) < 4096
+    assert image_volumes._short("index=off", str(tmp_path)) == "index=off"
+
+
+class Images:
+    def resolve(self, text: str) -> SimpleNamespace:
+        if text == "models:1":
+            return SimpleNamespace(id="sha256:0123")
+        raise NotFound(text)
+
+
+def test_an_image_is_pinned_by_its_id_in_the_record() -> None:
+    host = cast(Host, SimpleNamespace(images=Images()))
+    asked = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a"), cri.Mount(image=cri.ImageSpec(image="models:1"))])
+    found = image_volumes.resolved(host, asked)
+    assert found.mounts[1].image == cri.ImageSpec(image="models:1", image_ref="sha256:0123")
+    assert not asked.mounts[1].image.image_ref
+    with pytest.raises(NotFound):
+        image_volumes.resolved(host, cri.ContainerConfig(mounts=[cri.Mount(image=cri.ImageSpec(image="x"))]))
+    plain = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a", image=cri.ImageSpec())])
+    assert image_volumes.resolved(host, plain) is plain

@@ -1,0 +1,138 @@
+"""Writable layers are measured in the background and remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sandboxd.containerd.snapshots import Usage
+from sandboxd.errors import NotFound, Unavailable
+from sandboxd.jobs import Jobs
+from sandboxd.ledger import Ledger
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.layers import Layers
+from sandboxd.model import ContainerRecord
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+
+class Images:
+    """Answers with the number of the question as the size, or with an error that was put in."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+
+    async def rootfs_usage(self, key: str) -> Usage:
+        self.asked.append(key)
+        size = len(self.asked)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return Usage(bytes=size, inodes=1)
+
+
+def container(id_: str, **times: Any) -> ContainerRecord:
+    config = cri.ContainerConfig(metadata=cri.ContainerMetadata(name=id_))
+    return ContainerRecord(
+        id=id_, sandbox_id="s", config=config, sandbox_name="", image_ref="", image_id="", log_path="", **times
+    )
+
+
+def run(body: Callable[[Ledger, Images, Host], Awaitable[None]]) -> None:
+    async def wrapped() -> None:
+        ledger, images = Ledger(":memory:"), Images()
+        host = cast("Host", SimpleNamespace(ledger=ledger, images=images, jobs=Jobs()))
+        await body(ledger, images, host)
+        await host.jobs.drain(5)
+        ledger.close()
+
+    asyncio.run(wrapped())
+
+
+async def settled(host: Host) -> None:
+    """Until no job is left, and a turn more: a job that ended is forgotten in the next."""
+    await host.jobs.drain(5)
+    await asyncio.sleep(0)
+
+
+def test_a_containers_first_figure_is_taken_when_it_starts() -> None:
+    async def body(ledger: Ledger, images: Images, host: Host) -> None:
+        layers = Layers(host)
+        ledger.add_container(container("c", created_at=1))
+        assert images.asked == []
+        ledger.update_container("c", started_at=2)
+        await settled(host)
+        layer = layers.get("c")
+        assert layer is not None and (layer.bytes, layer.inodes) == (1, 1)
+        await settled(host)
+        assert images.asked == ["c"], "it is fresh"
+
+    run(body)
+
+
+def test_a_read_never_waits_and_has_a_stale_figure_measured_anew() -> None:
+    async def body(ledger: Ledger, images: Images, host: Host) -> None:
+        layers = Layers(host, fresh_seconds=0)
+        ledger.add_container(container("c", created_at=1))
+        assert layers.get("c") is None
+        await settled(host)
+        first = layers.get("c")
+        await settled(host)
+        second = layers.get("c")
+        assert first is not None and second is not None
+        assert (first.bytes, second.bytes) == (1, 2)
+
+    run(body)
+
+
+def test_one_layer_is_measured_at_a_time_and_asked_for_once() -> None:
+    async def body(ledger: Ledger, images: Images, host: Host) -> None:
+        layers = Layers(host)
+        images.gate = asyncio.Event()
+        for id_ in ("a", "b"):
+            ledger.add_container(container(id_, created_at=1))
+        for _ in range(3):
+            layers.get("a")
+            layers.get("b")
+        await asyncio.sleep(0)
+        assert images.asked == ["a"]
+        images.gate.set()
+        await settled(host)
+        assert images.asked[:2] == ["a", "b"]
+
+    run(body)
+
+
+def test_a_failure_is_no_figure_and_the_next_question_tries_again() -> None:
+    async def body(ledger: Ledger, images: Images, host: Host) -> None:
+        layers = Layers(host)
+        ledger.add_container(container("c", created_at=1))
+        for error in (Unavailable("containerd is away"), NotFound("no snapshot")):
+            images.error = error
+            assert layers.get("c") is None
+            await settled(host)
+        images.error = None
+        assert layers.get("c") is None
+        await settled(host)
+        assert layers.get("c") is not None
+
+    run(body)
+
+
+def test_a_removed_container_is_forgotten_also_when_it_was_just_being_measured() -> None:
+    async def body(ledger: Ledger, images: Images, host: Host) -> None:
+        layers = Layers(host)
+        images.gate = asyncio.Event()
+        ledger.add_container(container("c", created_at=1))
+        layers.get("c")
+        await asyncio.sleep(0)
+        ledger.remove_container("c")
+        images.gate.set()
+        await settled(host)
+        assert layers.get("c") is None
+
+    run(body)

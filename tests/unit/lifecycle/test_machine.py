@@ -1,0 +1,157 @@
+"""What is read from the machine for a container; the rest is in tests/e2e/test_security.py."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.config import Runtime
+from sandboxd.errors import InvalidRequest, NotFound, NotReady
+from sandboxd.lifecycle import machine
+from sandboxd.oci.linux import SelinuxContexts
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.unit.oci.golden.cases import HOST, in_context, pod_context
+
+LOCALHOST = cri.SecurityProfile.Localhost
+PROFILE = {"defaultAction": "SCMP_ACT_LOG", "syscalls": []}
+
+
+def seccomp(ref: str) -> cri.SecurityProfile:
+    return cri.SecurityProfile(profile_type=LOCALHOST, localhost_ref=ref)
+
+
+def test_a_profile_is_read_where_it_is(tmp_path: Path) -> None:
+    settings = Runtime(seccomp_dir=str(tmp_path))
+    (tmp_path / "p.json").write_text(json.dumps(PROFILE))
+    for ref in ("p.json", str(tmp_path / "p.json")):
+        config = in_context(seccomp=seccomp(ref))
+        assert machine.for_container(HOST, config, settings).seccomp_profile == PROFILE
+        pod = pod_context(seccomp=seccomp(ref))
+        assert machine.for_pod(HOST, pod, settings).seccomp_profile == PROFILE
+    assert machine.for_container(HOST, in_context(), settings).seccomp_profile is None
+
+
+def test_a_profile_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    settings = Runtime(seccomp_dir=str(tmp_path))
+    (tmp_path / "large.json").write_bytes(b" " * ((1 << 20) + 1))
+    (tmp_path / "bad.json").write_text("{}")
+    for ref, words in (
+        ("none.json", "none.json cannot be read: No such file"),
+        (".hidden/", "cannot be read"),
+        ("large.json", "is larger than"),
+        ("bad.json", "defaultAction"),
+    ):
+        with pytest.raises(InvalidRequest, match=words):
+            machine.for_container(HOST, in_context(seccomp=seccomp(ref)), settings)
+
+
+def test_loaded_profiles_are_read_when_one_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profiles = tmp_path / "profiles"
+    profiles.write_text("web (enforce)\n/usr/bin/man (complain)\na b (unconfined)\n")
+    monkeypatch.setattr(machine, "APPARMOR_PROFILES", profiles)
+    armed = replace(HOST, apparmor=True)
+    asked = in_context(apparmor=cri.SecurityProfile(profile_type=LOCALHOST, localhost_ref="web"))
+    everything = {"web", "/usr/bin/man", "a b"}
+    assert machine.for_container(armed, asked, Runtime()).apparmor_loaded == everything
+    assert machine.for_container(HOST, asked, Runtime()).apparmor_loaded == frozenset()
+    assert machine.for_container(armed, in_context(), Runtime()).apparmor_loaded == frozenset()
+    with_default = replace(armed, apparmor_default="web")
+    assert machine.for_container(with_default, in_context(), Runtime()).apparmor_loaded == everything
+
+
+@pytest.mark.parametrize(
+    ("config", "contexts", "expected"),
+    [
+        (
+            "SELINUX=enforcing\nSELINUXTYPE=mine\n",
+            'process = "u:r:p_t:s0"\n# file\nfile = "u:o:f_t:s0"\n',
+            SelinuxContexts(process="u:r:p_t:s0", file="u:o:f_t:s0"),
+        ),
+        ("SELINUXTYPE=mine\n", 'process = "u:r:p_t:s0"\n', None),
+        ("SELINUXTYPE=other\n", 'process = "u:r:p_t:s0"\nfile = "u:o:f_t:s0"\n', None),
+    ],
+)
+def test_labels_for_containers_are_the_policys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, contexts: str, expected: SelinuxContexts | None
+) -> None:
+    monkeypatch.setattr(machine, "SELINUX", tmp_path)
+    monkeypatch.setattr(machine, "SELINUX_ENFORCE", tmp_path / "enforce")
+    (tmp_path / "config").write_text(config)
+    (tmp_path / "mine" / "contexts").mkdir(parents=True)
+    (tmp_path / "mine" / "contexts" / "lxc_contexts").write_text(contexts)
+    assert machine._selinux_contexts() is None
+    (tmp_path / "enforce").write_text("0")
+    assert machine._selinux_contexts() == expected
+
+
+class Labels:
+    """setxattr(2) for a machine without SELinux."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.set: dict[str, bytes] = {}
+        self.code = code
+
+    def __call__(self, path: str, name: str, value: bytes, *, follow_symlinks: bool) -> None:
+        assert (name, follow_symlinks) == ("security.selinux", False)
+        if self.code:
+            raise OSError(self.code, os.strerror(self.code))
+        self.set[path] = value
+
+
+def test_relabelling_reaches_everything_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Labels()
+    monkeypatch.setattr(os, "setxattr", labels)
+    (tmp_path / "top" / "below").mkdir(parents=True)
+    (tmp_path / "top" / "below" / "file").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other").write_text("")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "top" / "link")
+    machine.relabel(str(tmp_path / "top"), "u:o:f_t:s0")
+    names = {str(Path(path).relative_to(tmp_path)) for path in labels.set}
+    assert names == {"top", "top/below", "top/below/file", "top/link"}
+    assert set(labels.set.values()) == {b"u:o:f_t:s0\0"}
+
+
+def test_a_file_system_without_labels_is_done_and_a_refusal_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "setxattr", Labels(errno.ENOTSUP))
+    machine.relabel(str(tmp_path), "l")
+    monkeypatch.setattr(os, "setxattr", Labels(errno.EACCES))
+    with pytest.raises(NotReady, match="cannot be given the SELinux label l"):
+        machine.relabel(str(tmp_path), "l")
+
+
+@pytest.mark.parametrize("path", ["/", "/usr", "/etc", "/home/../var", "/bin"])
+def test_the_systems_own_directories_are_never_relabelled(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    labels = Labels()
+    monkeypatch.setattr(os, "setxattr", labels)
+    with pytest.raises(InvalidRequest, match="belongs to the system"):
+        machine.relabel(path, "l")
+    assert not labels.set
+
+
+def cdi_file(directory: Path, name: str, **device: Any) -> None:
+    spec = {"cdiVersion": "0.6.0", "kind": "v.example/gpu", "devices": [{"name": "0", "containerEdits": device}]}
+    (directory / name).write_text(json.dumps(spec))
+
+
+def test_cdi_devices_are_found_in_the_directories(tmp_path: Path) -> None:
+    config = in_context()
+    assert machine.cdi_edits(config, [str(tmp_path)])[0].parts == ()
+    config.CDI_devices.add(name="v.example/gpu=0")
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "notes.txt").write_text("{")
+    with pytest.raises(NotFound, match=r"bad\.json: cannot be read"):
+        machine.cdi_edits(config, [str(tmp_path), "/no/such"])
+    cdi_file(tmp_path, "a.json", deviceNodes=[{"path": "/dev/null"}, {"path": "/dev/no-such"}])
+    edits, nodes = machine.cdi_edits(config, [str(tmp_path), "/no/such"])
+    assert edits.host_nodes == ("/dev/null", "/dev/no-such")
+    assert list(nodes) == ["/dev/null"]
+    assert (nodes["/dev/null"].major, nodes["/dev/null"].minor) == (1, 3)

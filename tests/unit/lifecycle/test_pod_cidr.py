@@ -1,0 +1,88 @@
+"""UpdateRuntimeConfig writes a configuration, or has a reason not to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from sandboxd.cni.conf_dir import ConfDir
+from sandboxd.config import Config, Network
+from sandboxd.errors import InvalidRequest, NotReady
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.pod_cidr import FILE_NAME, set_pod_cidr
+
+TEMPLATE = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "x", "ipam": {"subnet": "{{.PodCIDR}}"}}]}
+
+
+class Machine:
+    """A configuration directory and a template."""
+
+    def __init__(self, root: Path, template: str = json.dumps(TEMPLATE)) -> None:
+        self.directory = root / "net.d"
+        self.template = root / "net.template"
+        self.template.write_text(template)
+        self.conf = ConfDir(str(self.directory))
+
+    def set(self, cidr: str, *, configured: bool = True) -> None:
+        network = Network(conf_dir=str(self.directory), conf_template=str(self.template) if configured else "")
+        set_pod_cidr(cast("Host", SimpleNamespace(config=Config(network=network), conf=self.conf)), cidr)
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.directory.iterdir()) if self.directory.is_dir() else []
+
+    @property
+    def subnet(self) -> str:
+        config = self.conf.current().config
+        assert config is not None
+        return str(config.plugins[0]["ipam"]["subnet"])
+
+
+def test_the_network_follows_the_cidr(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.set("10.1.0.0/24")
+    assert (machine.files, machine.subnet) == ([FILE_NAME], "10.1.0.0/24")
+    machine.set("10.2.0.0/24")
+    assert (machine.files, machine.subnet) == ([FILE_NAME], "10.2.0.0/24")
+
+
+def test_the_same_cidr_again_does_not_touch_the_file(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.set("10.1.0.0/24")
+    before = (machine.directory / FILE_NAME).stat()
+    machine.set("10.1.0.0/24")
+    assert (machine.directory / FILE_NAME).stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize(("cidr", "configured"), [("", True), ("10.1.0.0/24", False)])
+def test_nothing_to_say_or_nobody_to_tell_is_no_error(tmp_path: Path, cidr: str, configured: bool) -> None:
+    machine = Machine(tmp_path)
+    machine.set(cidr, configured=configured)
+    assert machine.files == []
+
+
+def test_a_configuration_of_somebody_else_stays_in_force(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.directory.mkdir()
+    (machine.directory / "99-other.conflist").write_text(json.dumps(TEMPLATE))
+    machine.set("10.1.0.0/24")
+    assert machine.files == ["99-other.conflist"]
+
+
+def test_what_is_wrong_with_the_request_and_with_the_machine_is_told_apart(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    with pytest.raises(InvalidRequest, match="pod_cidr"):
+        machine.set("10.1.0.1/24")
+    with pytest.raises(InvalidRequest, match="pod_cidr"):
+        machine.set("everywhere", configured=False)
+    machine.template.write_text("{")
+    with pytest.raises(NotReady, match="conf_template"):
+        machine.set("10.1.0.0/24")
+    machine.template.unlink()
+    with pytest.raises(NotReady, match="cannot be read"):
+        machine.set("10.1.0.0/24")
+    assert machine.files == []

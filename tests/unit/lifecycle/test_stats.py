@@ -1,0 +1,106 @@
+"""From measurements to what CRI tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sandboxd.cgroups.sample import Memory, Pressure, Sample, Stall
+from sandboxd.lifecycle.measure import Interface
+from sandboxd.lifecycle.stats import Rates, io_usage, memory_usage, network_usage, psi, swap_usage
+
+S = 1_000_000_000
+PRESSURE = Pressure(some=Stall(total=9, avg10=1.5, avg60=0.5, avg300=0.1), full=Stall(total=4))
+
+
+def sample(**changes: Any) -> Sample:
+    return Sample(at=7, memory=Memory(usage=1000, working_set=800, **changes))
+
+
+def test_the_first_rate_is_the_average_since_the_start() -> None:
+    assert Rates().rate("c", at=10 * S, value=2 * S, since=6 * S) == S // 2
+
+
+def test_a_rate_is_told_over_the_time_since_the_last_question() -> None:
+    rates = Rates()
+    rates.rate("c", 10 * S, 2 * S, since=0)
+    assert rates.rate("c", 12 * S, 3 * S, since=0) == S // 2
+    assert rates.rate("c", 13 * S, 3 * S, since=0) == 0
+
+
+def test_clients_that_ask_at_nearly_the_same_moment_are_told_nearly_the_same() -> None:
+    """And not what happened in the instant between the two."""
+    rates = Rates()
+    rates.rate("c", 10 * S, 2 * S, since=0)
+    assert rates.rate("c", 12 * S, 4 * S, since=0) == S
+    assert rates.rate("c", 12 * S + 1000, 4 * S, since=0) == pytest.approx(S, rel=0.01)
+
+
+def test_containers_do_not_share_their_counters() -> None:
+    rates = Rates()
+    rates.rate("a", 10 * S, 5 * S, since=0)
+    assert rates.rate("b", 10 * S, 1 * S, since=0) == S // 10
+
+
+@pytest.mark.parametrize(("at", "value"), [(12 * S, -1), (5 * S, 3 * S)], ids=["counter", "clock"])
+def test_what_runs_backwards_has_no_rate_and_starts_over(at: int, value: int) -> None:
+    rates = Rates()
+    rates.rate("c", 10 * S, 2 * S, since=6 * S)
+    assert rates.rate("c", at, value, since=6 * S) is None
+    assert rates.rate("c", 26 * S, 10 * S, since=6 * S) == S // 2
+
+
+def test_a_forgotten_counter_starts_over() -> None:
+    rates = Rates()
+    rates.rate("c", 10 * S, 2 * S, since=0)
+    rates.forget("c")
+    rates.forget("unknown")
+    assert rates.rate("c", 20 * S, 10 * S, since=0) == S // 2
+
+
+def test_memory_is_available_under_a_limit_only() -> None:
+    assert not memory_usage(sample()).HasField("available_bytes")
+    assert memory_usage(sample(limit=900)).available_bytes.value == 100
+    over = memory_usage(sample(limit=700))
+    assert over.HasField("available_bytes") and over.available_bytes.value == 0
+
+
+def test_a_measured_zero_is_there() -> None:
+    usage = memory_usage(sample())
+    assert usage.HasField("rss_bytes") and usage.HasField("page_faults")
+    assert usage.timestamp == 7
+
+
+def test_swap_is_told_where_it_is_counted() -> None:
+    assert swap_usage(sample()) is None
+    assert swap_usage(Sample(at=1)) is None
+    counted = swap_usage(sample(swap=0))
+    assert counted is not None and counted.HasField("swap_usage_bytes")
+    assert not counted.HasField("swap_available_bytes")
+    limited = swap_usage(sample(swap=30, swap_limit=100))
+    assert limited is not None and limited.swap_available_bytes.value == 70
+
+
+def test_pressure_is_told_where_the_kernel_has_it() -> None:
+    told = psi(PRESSURE)
+    assert told is not None
+    assert (told.Some.Total, told.Some.Avg10, told.Some.Avg300, told.Full.Total) == (9, 1.5, 0.1, 4)
+    assert psi(None) is None
+    assert io_usage(Sample(at=1)) is None
+    io = io_usage(Sample(at=1, io_pressure=PRESSURE))
+    assert io is not None and io.psi.Some.Total == 9
+
+
+def test_the_interface_that_cni_made_first_is_the_default_one() -> None:
+    def interface(name: str) -> Interface:
+        zero = dict.fromkeys(
+            ("rx_packets", "rx_errors", "rx_dropped", "tx_bytes", "tx_packets", "tx_errors", "tx_dropped"), 0
+        )
+        return Interface(name=name, rx_bytes=5, **zero)
+
+    usage = network_usage([interface("net1"), interface("eth0")], at=3)
+    assert (usage.timestamp, usage.default_interface.name) == (3, "eth0")
+    assert usage.default_interface.rx_bytes.value == 5
+    assert usage.default_interface.HasField("tx_errors")
+    assert [each.name for each in usage.interfaces] == ["net1"]
