@@ -60,6 +60,7 @@ class Network:
     """[network]"""
 
     conf_dir: str = "/etc/cni/net.d"
+    conf_template: str = ""  # made into a .conflist when UpdateRuntimeConfig gives this machine its pod CIDR
     plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
     netns_dir: str = "/run/netns"
     plugin_seconds: float = 60.0  # after which a plugin's process group is killed
@@ -71,6 +72,8 @@ class Handler:
 
     type: str = "io.containerd.runc.v2"  # the containerd shim
     binary: str = ""  # the OCI runtime; "" is the shim's default, runc
+    root: str = ""  # where the OCI runtime keeps its state; "" is the shim's default
+    annotations: tuple[str, ...] = ()  # globs: these annotations of pods and containers reach the runtime's spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,9 @@ class Runtime:
     pause_binary: str = "/usr/bin/catatonit"  # static; what the builtin image is made from
     cgroup_driver: str = field(default="cgroupfs", metadata={"choices": ("cgroupfs", "systemd")})
     cgroup_parent: str = "/sandboxd"  # of pods that name none (cgroupfs driver)
+    seccomp_dir: str = "/etc/sandboxd/seccomp"  # of Localhost profiles that are named by a relative path
+    apparmor_default: str = ""  # the loaded profile that RuntimeDefault means; "" confines nothing
+    cdi_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")  # of two specs for one device the later one wins
     handlers: Mapping[str, Handler] = field(default_factory=lambda: {"runc": Handler()})
 
 
@@ -112,6 +118,7 @@ class Logs:
 
     max_line_bytes: int = 16384  # longer lines are split into partial entries
     drain_seconds: float = 5.0  # how long a dead container's remaining output is waited for
+    idle_seconds: float = 10.0  # after which a logger that has nothing to log and no daemon ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,8 +320,12 @@ def _cross_checks(config: Config) -> list[str]:
         "daemon.root": config.daemon.root,
         "daemon.state": config.daemon.state,
         "network.conf_dir": config.network.conf_dir,
+        "network.conf_template": config.network.conf_template or "/",
         "network.netns_dir": config.network.netns_dir,
         "runtime.pause_binary": config.runtime.pause_binary,
+        "runtime.seccomp_dir": config.runtime.seccomp_dir,
+        **{f"runtime.cdi_dirs[{i}]": d for i, d in enumerate(config.runtime.cdi_dirs)},
+        **{f"runtime.handlers.{name}.root": h.root or "/" for name, h in config.runtime.handlers.items()},
         "api.socket": config.api.socket or "/",
         "containerd.socket": config.containerd.socket or "/",
         **{f"network.plugin_dirs[{i}]": d for i, d in enumerate(config.network.plugin_dirs)},

@@ -39,11 +39,15 @@ from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import events, load_image, machine
+from sandboxd.lifecycle.announce import Announcer
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
+from sandboxd.lifecycle.layers import Layers
 from sandboxd.lifecycle.pull_image import Pulls
 from sandboxd.lifecycle.recover import compare_forever, recover
+from sandboxd.lifecycle.stats import Stats
 from sandboxd.logs.client import Logs
+from sandboxd.logs.process import Places
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
 from sandboxd.registry import credential_helper
@@ -80,8 +84,13 @@ async def serve(config: Config) -> None:
         client = Containerd(config.containerd_socket, config.containerd.namespace)
         stack.push_async_callback(client.close)
         jobs = Jobs()
-        logs = Logs(max_line_bytes=config.logs.max_line_bytes)
-        stack.callback(logs.close_all)
+        logs = Logs(
+            places=Places(state=config.daemon.state),
+            max_line_bytes=config.logs.max_line_bytes,
+            idle_seconds=config.logs.idle_seconds,
+            env=child_environment(),
+        )
+        stack.push_async_callback(logs.leave)
         images = ImageStore(client, config.containerd.snapshotter)
         host = Host(
             config=config,
@@ -133,7 +142,9 @@ async def _start_up(
             version = await _reach_containerd(config, client)
             await images.refresh()
             host.pause = await _pause_image(config, images)
+            await host.logs.connect()
             await recover(host)
+            await host.logs.retain(host.ledger.containers)
             break
         except (SandboxdError, OSError) as exc:
             condition.trouble = f"sandboxd is starting: {exc}"
@@ -146,6 +157,7 @@ async def _start_up(
         await events.follow(host, client, images)
 
     host.jobs.watch("containerd", keep_up)
+    host.jobs.watch("logger", host.logs.keep_up)
     host.jobs.watch("compare", lambda: compare_forever(host, config.daemon.reconcile_seconds))
     condition.trouble = ""
     log.info("ready", containerd=version, pods=len(host.ledger.sandboxes), containers=len(host.ledger.containers))
@@ -197,10 +209,10 @@ def _server(
             ("grpc.max_send_message_length", MESSAGE_BYTES),
         ),
     )
-    # The stubs call RPCs that are not built yet abstract; the edge answers those.
-    runtime = RuntimeService(host, streaming, client.trouble)  # type: ignore[abstract]
+    announcer, stats = Announcer(host.ledger), Stats(host, Layers(host))
+    runtime = RuntimeService(host, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, pulls), server)  # type: ignore[abstract]
+    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, pulls), server)
     host_pb2_grpc.add_HostServicer_to_server(HostService(host, images), server)
     _bind(server, config.socket, config.api.socket_group)
     return server

@@ -76,6 +76,10 @@ CREATE TABLE quarantine (
 
 Record = TypeVar("Record", SandboxRecord, ContainerRecord)
 
+AnyRecord = SandboxRecord | ContainerRecord
+Listener = Callable[[AnyRecord | None, AnyRecord | None], None]
+"""Told of a change: the record before (None when it is new) and after (None when it was removed)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quarantined:
@@ -103,6 +107,22 @@ class Ledger:
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
         self._load_attachments()
         self._appended: Counter[str] = Counter()
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell `listener` of every change of a sandbox or container, after it was committed.
+
+        It is called in the middle of the operation that made the change: it must be short, and what it raises is
+        logged and goes no further.
+        """
+        self._listeners.append(listener)
+
+    def _tell(self, before: AnyRecord | None, after: AnyRecord | None) -> None:
+        for listener in self._listeners:
+            try:
+                listener(before, after)
+            except Exception:
+                log.exception("a listener to the ledger failed")
 
     def close(self) -> None:
         """Checkpoint and close the file."""
@@ -122,18 +142,25 @@ class Ledger:
     def add_sandbox(self, record: SandboxRecord) -> None:
         """Raises AlreadyExists when the id or the name is taken."""
         self._sandboxes.add(record)
+        self._tell(None, record)
 
     def update_sandbox(self, sandbox_id: str, **changes: Any) -> SandboxRecord:
         """Replace fields; raises NotFound when the sandbox is gone."""
-        return self._sandboxes.update(sandbox_id, changes)
+        before = self._sandboxes.rows.get(sandbox_id)
+        after = self._sandboxes.update(sandbox_id, changes)
+        self._tell(before, after)
+        return after
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget the sandbox and its timeline. Its attachments stay until they are removed themselves."""
         with _committed(self._db):
             self._sandboxes.delete(sandbox_id)
             self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
+        before = self._sandboxes.rows.get(sandbox_id)
         self._sandboxes.forget(sandbox_id)
         self._appended.pop(sandbox_id, None)
+        if before is not None:
+            self._tell(before, None)
 
     # Containers
 
@@ -153,16 +180,23 @@ class Ledger:
     def add_container(self, record: ContainerRecord) -> None:
         """Raises AlreadyExists when the id or the name is taken."""
         self._containers.add(record)
+        self._tell(None, record)
 
     def update_container(self, container_id: str, **changes: Any) -> ContainerRecord:
         """Replace fields; raises NotFound when the container is gone."""
-        return self._containers.update(container_id, changes)
+        before = self._containers.rows.get(container_id)
+        after = self._containers.update(container_id, changes)
+        self._tell(before, after)
+        return after
 
     def remove_container(self, container_id: str) -> None:
         """Forget the container; unknown is done."""
         with _committed(self._db):
             self._containers.delete(container_id)
+        before = self._containers.rows.get(container_id)
         self._containers.forget(container_id)
+        if before is not None:
+            self._tell(before, None)
 
     # Attachments
 
@@ -248,8 +282,7 @@ class _Table(Generic[Record]):
         for rowid, id_, config, body in db.execute(f"SELECT rowid, id, config, body FROM {name}").fetchall():
             try:
                 values = _known(kind, json.loads(body))
-                if "ips" in values:
-                    values["ips"] = tuple(values["ips"])
+                values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
                 self._keep(kind(id=id_, config=parse(config), **values))
             except Exception as exc:
                 _quarantine(db, name, rowid, id_, f"{body}\n{config!r}", exc)

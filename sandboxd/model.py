@@ -100,6 +100,7 @@ class ContainerRecord:
     image_id: str  # digest of the image's config, "sha256:…"
     log_path: str  # absolute, "" when the container does not log
     stop_signal: str = ""  # the image's or the request's; "" means SIGTERM
+    user: tuple[int, ...] = ()  # uid, gid, then all supplementary groups; () before they are known
     created_at: int = 0  # 0 while creating
     pid: int = 0
     started_at: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sandboxd.lifecycle import attach as attaching
 from sandboxd.lifecycle import exec as execs
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.port_forward import PodPorts
@@ -11,7 +12,7 @@ from sandboxd.model import find
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.streaming.remotecommand import Streams
 from sandboxd.streaming.server import StreamingServer
-from sandboxd.streaming.sessions import ExecRequest, PortForwardRequest
+from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest
 
 
 class ExecRpcs:
@@ -38,6 +39,25 @@ class ExecRpcs:
             )
         )
         return cri.ExecResponse(url=url)
+
+    async def Attach(self, request: cri.AttachRequest, context: Any) -> cri.AttachResponse:
+        container_id = find(self._host.ledger.containers, request.container_id, "container")
+        container = execs.running(self._host, container_id)
+        # The container decides whether there is a terminal; a client cannot ask for another.
+        tty = container.config.tty
+        wanted = Streams(
+            stdin=request.stdin, stdout=request.stdout, stderr=request.stderr and not tty, tty=tty and request.tty
+        )
+        url = self._streaming.url_for(
+            AttachRequest(
+                subject=container_id,
+                streams=wanted,
+                open=lambda: attaching.attach(
+                    self._host, container_id, stdin=wanted.stdin, stdout=wanted.stdout, stderr=wanted.stderr
+                ),
+            )
+        )
+        return cri.AttachResponse(url=url)
 
     async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> cri.PortForwardResponse:
         sandbox_id = find(self._host.ledger.sandboxes, request.pod_sandbox_id, "pod")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sandboxd.api import views
+from sandboxd.api.lists import ImageListRpcs
 from sandboxd.errors import NotFound
 from sandboxd.lifecycle.image_store import ImageStore
 from sandboxd.lifecycle.pull_image import Pulls, credentials_of
@@ -12,7 +13,7 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 
 
-class ImageService(api_pb2_grpc.ImageServiceServicer):
+class ImageService(ImageListRpcs, api_pb2_grpc.ImageServiceServicer):
     """See the CRI API for what each RPC promises."""
 
     def __init__(self, images: ImageStore, pulls: Pulls) -> None:

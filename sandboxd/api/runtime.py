@@ -1,7 +1,6 @@
 """CRI's RuntimeService, one short method per RPC.
 
-Methods that are not here are not built yet; the generated base class leaves them to the edge, which answers
-UNIMPLEMENTED.
+Those that belong together are in mixins beside it: exec, events, lists, resources, stats.
 """
 
 from __future__ import annotations
@@ -12,11 +11,17 @@ from typing import Any
 
 import sandboxd
 from sandboxd.api import views
+from sandboxd.api.events import EventRpcs
 from sandboxd.api.exec import ExecRpcs
+from sandboxd.api.lists import ListRpcs
+from sandboxd.api.resources import ResourceRpcs
+from sandboxd.api.stats import StatsRpcs
 from sandboxd.config import effective
 from sandboxd.errors import NotFound, SandboxdError
-from sandboxd.lifecycle import containers, processes, run_sandbox, teardown
+from sandboxd.lifecycle import containers, handlers, processes, run_sandbox, teardown
+from sandboxd.lifecycle.announce import Announcer
 from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.stats import Stats
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
@@ -27,13 +32,22 @@ KUBE_API_VERSION = "0.1.0"
 CRI_VERSION = "v1"
 
 
-class RuntimeService(ExecRpcs, api_pb2_grpc.RuntimeServiceServicer):
+class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api_pb2_grpc.RuntimeServiceServicer):
     """See the CRI API for what each RPC promises."""
 
-    def __init__(self, host: Host, streaming: StreamingServer, containerd_trouble: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        streaming: StreamingServer,
+        announcer: Announcer,
+        stats: Stats,
+        containerd_trouble: Callable[[], str],
+    ) -> None:
         """`containerd_trouble` says what is known to be wrong with containerd, "" when nothing is."""
         self._host = host
         self._streaming = streaming
+        self._announcer = announcer
+        self._stats = stats
         self._trouble = containerd_trouble
 
     async def Version(self, request: cri.VersionRequest, context: Any) -> cri.VersionResponse:
@@ -64,13 +78,30 @@ class RuntimeService(ExecRpcs, api_pb2_grpc.RuntimeServiceServicer):
             ),
         ]
         names = ["", *sorted(self._host.config.runtime.handlers)]
+        offered = [await self._handler(name) for name in names]
         answer = cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=conditions),
-            runtime_handlers=[cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures()) for name in names],
+            runtime_handlers=offered,
+            features=cri.RuntimeFeatures(
+                supplemental_groups_policy=True,
+                user_namespaces_host_network=all(
+                    h.features.recursive_read_only_mounts for h in offered if h.features.user_namespaces
+                )
+                and any(h.features.user_namespaces for h in offered),
+            ),
         )
         if request.verbose:
             answer.info.update(self._status_info(choice))
         return answer
+
+    async def _handler(self, name: str) -> cri.RuntimeHandler:
+        found = await handlers.features(self._host, run_sandbox.resolve_handler(self._host, name))
+        return cri.RuntimeHandler(
+            name=name,
+            features=cri.RuntimeHandlerFeatures(
+                recursive_read_only_mounts=found.recursive_read_only, user_namespaces=found.user_namespaces
+            ),
+        )
 
     @property
     def _conf_dir(self) -> str:
@@ -218,7 +249,7 @@ class RuntimeService(ExecRpcs, api_pb2_grpc.RuntimeServiceServicer):
     async def ReopenContainerLog(
         self, request: cri.ReopenContainerLogRequest, context: Any
     ) -> cri.ReopenContainerLogResponse:
-        self._host.logs.reopen(self._container(request.container_id).id)
+        await self._host.logs.reopen(self._container(request.container_id).id)
         return cri.ReopenContainerLogResponse()
 
     # Ids: any unambiguous prefix names an object

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -95,7 +95,22 @@ def container_status(record: ContainerRecord) -> cri.ContainerStatus:
         annotations=record.config.annotations,
         mounts=record.config.mounts,
         log_path=record.log_path,
+        user=_user(record.user),
+        resources=_resources(record.config),
     )
+
+
+def _resources(config: cri.ContainerConfig) -> cri.ContainerResources | None:
+    if not config.linux.HasField("resources"):
+        return None
+    return cri.ContainerResources(linux=config.linux.resources)
+
+
+def _user(ids: Sequence[int]) -> cri.ContainerUser | None:
+    if not ids:
+        return None
+    uid, gid, *groups = ids
+    return cri.ContainerUser(linux=cri.LinuxContainerUser(uid=uid, gid=gid, supplemental_groups=groups))
 
 
 def image(record: ImageRecord) -> cri.Image:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import any_pb2, timestamp_pb2
+from google.protobuf import any_pb2, field_mask_pb2, timestamp_pb2
 
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.snapshots import Mount
@@ -25,6 +25,7 @@ from sandboxd.pb.containerd.types import mount_pb2
 from sandboxd.pb.containerd.types.task import task_pb2
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+RESOURCES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
 
 CALL_SECONDS = 30.0  # bookkeeping calls
@@ -75,6 +76,9 @@ class RuntimeOptions:
     type: str  # the shim, "io.containerd.runc.v2"
     binary: str = ""  # OCI runtime, "" is the shim's default
     systemd_cgroup: bool = False
+    root: str = ""  # of the OCI runtime's state, "" is the shim's default
+    io_uid: int = 0  # owner of the container's streams
+    io_gid: int = 0
 
 
 class Tasks:
@@ -97,7 +101,13 @@ class Tasks:
         runtime: RuntimeOptions,
     ) -> None:
         """Store the container's record; raises AlreadyExists when the id is taken."""
-        options = runc_options.Options(binary_name=runtime.binary, systemd_cgroup=runtime.systemd_cgroup)
+        options = runc_options.Options(
+            binary_name=runtime.binary,
+            systemd_cgroup=runtime.systemd_cgroup,
+            root=runtime.root,
+            io_uid=runtime.io_uid,
+            io_gid=runtime.io_gid,
+        )
         container = containers_pb2.Container(
             id=container_id,
             labels=labels,
@@ -125,6 +135,32 @@ class Tasks:
             )
         parsed: dict[str, Any] = json.loads(answer.container.spec.value)
         return parsed
+
+    async def set_spec(self, container_id: str, spec: Mapping[str, Any]) -> None:
+        """Replace the stored OCI runtime spec; a task that runs is not touched. Raises NotFound."""
+        container = containers_pb2.Container(
+            id=container_id, spec=any_pb2.Any(type_url=SPEC_TYPE, value=json.dumps(spec).encode())
+        )
+        with translate(f"container record {container_id}"):
+            await self._containers.Update(
+                containers_pb2.UpdateContainerRequest(
+                    container=container, update_mask=field_mask_pb2.FieldMask(paths=["spec"])
+                ),
+                metadata=self._meta,
+                timeout=CALL_SECONDS,
+            )
+
+    async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        """Change the limits of a running task to these `linux.resources`.
+
+        Raises NotFound when there is no task, NotReady with the runtime's words when it cannot.
+        """
+        request = tasks_pb2.UpdateTaskRequest(
+            container_id=container_id,
+            resources=any_pb2.Any(type_url=RESOURCES_TYPE, value=json.dumps(resources).encode()),
+        )
+        with runtime_words(), translate(f"resources of {container_id}"):
+            await self._tasks.Update(request, metadata=self._meta, timeout=RUNTIME_SECONDS)
 
     async def delete_container(self, container_id: str) -> None:
         """Remove the container's record; gone is done."""

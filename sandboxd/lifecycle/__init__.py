@@ -12,4 +12,7 @@ recover       gather, reconcile, apply; at start, on reconnect, periodically
 load_image, image_store
               images: importing archives, listing, rootfs for containers
 machine       facts about this machine that specs depend on
+handlers      what each runtime handler can do here
+userns        a pod's user namespace, and files seen through its ids
+image_volumes images mounted into containers
 """

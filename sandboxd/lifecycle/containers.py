@@ -11,19 +11,20 @@ import posixpath
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sandboxd import steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, SandboxdError
-from sandboxd.lifecycle import machine, run_sandbox
+from sandboxd.lifecycle import image_volumes, machine, run_sandbox, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
+from sandboxd.oci import cdi, users, validate
 from sandboxd.oci import container as oci_container
-from sandboxd.oci import users, validate
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 START_ERROR = 128  # exit code of a container that could not be started, as other runtimes report it
@@ -71,6 +72,7 @@ async def _create(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> s
     async with host.jobs.exclusive(sandbox_id):
         sandbox = ready_sandbox(host, sandbox_id)
         image = host.images.resolve(config.image.image)
+        config = image_volumes.resolved(host, config)
         record = ContainerRecord(
             id=secrets.token_hex(32),
             sandbox_id=sandbox_id,
@@ -112,11 +114,18 @@ async def _undo_create(host: Host, container_id: str, cause: BaseException) -> N
 async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
     config = record.config
     with steps.step("container.mounts", mounts=len(config.mounts), devices=len(config.devices)):
-        facts = run_sandbox.facts(host, sandbox.id)
-        facts = await asyncio.to_thread(machine.for_container, facts, config)
+        facts = await run_sandbox.pod_facts(host, sandbox)
+        facts = await asyncio.to_thread(machine.for_container, facts, config, host.config.runtime)
+        edits, nodes = await asyncio.to_thread(machine.cdi_edits, config, host.config.runtime.cdi_dirs)
+        facts = replace(
+            facts,
+            image_volumes=await image_volumes.mount(host, sandbox, record.id, config),
+            mapped_mounts=userns.mapped_mounts(host, record.id, config),
+        )
     with steps.step("container.rootfs", image=image.id):
         rootfs = await host.images.prepare_rootfs(record.id, image)
         user = await asyncio.to_thread(_user, config, image, rootfs)
+        host.ledger.update_container(record.id, user=(user.uid, user.gid, *user.additional_gids))
     name = config.image.user_specified_image or config.image.image
     spec = oci_container.container_spec(
         record.id,
@@ -129,6 +138,12 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         host=facts,
         target_pid=_target_pid(host, sandbox, config),
     )
+    cdi.inject(spec, edits, nodes)
+    await _relabel(config, oci_container.labels(config, sandbox, facts).mount)
+    if facts.mapped_mounts:
+        # Once on trial: a file system that cannot do it is to be known now, and not when the container is started.
+        async with userns.staged(host, sandbox, record.id, rootfs, config):
+            pass
     with steps.step("container.record"):
         await host.runtime.create_container(
             record.id,
@@ -137,8 +152,15 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
             snapshotter=host.config.containerd.snapshotter,
             snapshot_key=record.id,
             labels=run_sandbox.labels(sandbox.config, sandbox.id, kind="container", container=config.metadata.name),
-            runtime=run_sandbox.runtime_options(host, sandbox.runtime_handler),
+            runtime=run_sandbox.runtime_options(host, sandbox),
         )
+
+
+async def _relabel(config: cri.ContainerConfig, label: str) -> None:
+    """Give the mounts that ask for it the container's SELinux label."""
+    for mount in config.mounts if label else ():
+        if mount.selinux_relabel and mount.host_path:
+            await asyncio.to_thread(machine.relabel, mount.host_path, label)
 
 
 def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: Sequence[Mount]) -> users.User:
@@ -206,16 +228,22 @@ async def _run(host: Host, container: ContainerRecord) -> int:
     config = container.config
     streams = ("stdout",) if config.tty else ("stdout", "stderr")
     with steps.step("container.log", path=container.log_path):
-        fifos = make_fifos(f"{host.config.container_dir(container.id)}/io", streams)
-        host.logs.open(container.id, fifos, container.log_path)
+        directory = f"{host.config.container_dir(container.id)}/io"
+        fifos = make_fifos(directory, streams)
+        stdin = make_fifos(directory, ("stdin",))["stdin"] if config.stdin else ""
+        await host.logs.open(container.id, fifos, container.log_path)
+    sandbox = host.ledger.sandboxes[container.sandbox_id]
+    rootfs = await host.images.rootfs(container.id)
     with steps.step("task.create"):
-        await host.runtime.create(
-            container.id,
-            await host.images.rootfs(container.id),
-            stdout=fifos["stdout"],
-            stderr=fifos.get("stderr", ""),
-            terminal=config.tty,
-        )
+        async with userns.staged(host, sandbox, container.id, rootfs, config) as mapped:
+            await host.runtime.create(
+                container.id,
+                mapped,
+                stdout=fifos["stdout"],
+                stderr=fifos.get("stderr", ""),
+                stdin=stdin,
+                terminal=config.tty,
+            )
     with steps.step("task.start"):
         return await host.runtime.start(container.id)
 
@@ -225,7 +253,7 @@ async def _start_failed(host: Host, container_id: str, cause: SandboxdError) -> 
     host.ledger.update_container(
         container_id, finished_at=time.time_ns(), exit_code=START_ERROR, reason="StartError", message=str(cause)
     )
-    host.logs.close(container_id)
+    await host.logs.close(container_id)
     try:
         await host.runtime.kill(container_id, 9)
         await host.runtime.delete(container_id)

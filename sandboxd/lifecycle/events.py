@@ -7,10 +7,9 @@ import structlog
 from sandboxd.containerd import events as containerd_events
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.events import Event
-from sandboxd.errors import NotFound
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageStore
-from sandboxd.lifecycle.processes import settle_container, settle_sandbox
+from sandboxd.lifecycle.processes import note_oom, settle_container, settle_sandbox
 from sandboxd.lifecycle.recover import compare
 
 log = structlog.get_logger(__name__)
@@ -27,11 +26,7 @@ async def follow(host: Host, client: Containerd, images: ImageStore) -> None:
 
 def _wake(host: Host, images: ImageStore, event: Event) -> None:
     if event.topic == containerd_events.OOM:
-        # Before the exit, and the only sign that survives it: kept on the record for whoever settles it.
-        try:
-            host.ledger.update_container(event.container_id, reason="OOMKilled")
-        except NotFound:
-            pass
+        note_oom(host, event.container_id)
     elif event.topic == containerd_events.EXIT:
         if event.container_id in host.ledger.containers:
             host.jobs.start(("settle", event.container_id), lambda: settle_container(host, event.container_id))

@@ -95,18 +95,7 @@ class Process:
         """Hand data to the process; returns when all of it is in its pipe."""
         if self._stdin < 0:
             raise BrokenPipeError("stdin is closed")
-        loop = asyncio.get_running_loop()
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[os.write(self._stdin, rest) :]
-            except BlockingIOError:
-                room = asyncio.Event()
-                loop.add_writer(self._stdin, room.set)
-                try:
-                    await room.wait()
-                finally:
-                    loop.remove_writer(self._stdin)
+        await write_all(self._stdin, data)
 
     async def close_stdin(self) -> None:
         """Let the process see the end of its stdin."""
@@ -160,6 +149,22 @@ class Process:
         except SandboxdError:
             pass  # the container has ended, and its processes with it
         remove_directory(self._directory)
+
+
+async def write_all(fd: int, data: bytes) -> None:
+    """Write everything to a pipe that does not block, waiting for room as often as it takes."""
+    loop = asyncio.get_running_loop()
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            room = asyncio.Event()
+            loop.add_writer(fd, room.set)
+            try:
+                await room.wait()
+            finally:
+                loop.remove_writer(fd)
 
 
 def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:

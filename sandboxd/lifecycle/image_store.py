@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,16 +218,28 @@ class ImageStore:
 
         It stays until `remove_rootfs`, whatever becomes of the image. Raises NotFound when the image is gone.
         """
+        return await self._snapshot(key, image, self.snapshots.prepare)
+
+    async def view(self, key: str, image: ImageRecord) -> tuple[Mount, ...]:
+        """The same, read-only: the image's files as they are."""
+        return await self._snapshot(key, image, self.snapshots.view)
+
+    async def _snapshot(
+        self,
+        key: str,
+        image: ImageRecord,
+        make: Callable[[str, str, Mapping[str, str]], Awaitable[tuple[Mount, ...]]],
+    ) -> tuple[Mount, ...]:
         # An own root label rather than a lease: it lives exactly as long as the snapshot, and a container record
         # that would refer to it does not exist yet.
         labels = {ROOT_LABEL: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         try:
-            return await self.snapshots.prepare(key, image.chain_id, labels)
+            return await make(key, image.chain_id, labels)
         except AlreadyExists:
             return await self.snapshots.mounts(key)
         except NotFound:
             await self.ensure_unpacked(image)
-        return await self.snapshots.prepare(key, image.chain_id, labels)
+        return await make(key, image.chain_id, labels)
 
     async def rootfs(self, key: str) -> tuple[Mount, ...]:
         """How to mount a root file system that was prepared; raises NotFound."""
@@ -236,6 +248,10 @@ class ImageStore:
     async def remove_rootfs(self, key: str) -> None:
         """Remove a root file system; gone is done."""
         await self.snapshots.remove(key)
+
+    async def rootfs_usage(self, key: str) -> Usage:
+        """What was written to a root file system; containerd walks its files. Raises NotFound."""
+        return await self.snapshots.usage(key)
 
     async def rootfs_keys(self) -> set[str]:
         """The keys of all root file systems that were prepared and not removed."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sandboxd.config import Config
-from sandboxd.errors import InvalidRequest
-from sandboxd.oci.linux import ALL_CAPABILITIES, DeviceNode, HostFacts, MountSource
+from sandboxd.config import Config, Runtime
+from sandboxd.errors import InvalidRequest, NotReady
+from sandboxd.oci import cdi, lsm, seccomp
+from sandboxd.oci.linux import ALL_CAPABILITIES, DeviceNode, HostFacts, MountSource, SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 CGROUPS = Path("/sys/fs/cgroup")
+APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
+APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
+SELINUX_ENFORCE = Path("/sys/fs/selinux/enforce")
+SELINUX = Path("/etc/selinux")
+_MOST_PROFILE_BYTES = 1 << 20
+# Labels of these are the system's own; a container's label on them would lock everybody else out.
+_SYSTEM_TREES = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
+_SYSTEM_TOPS = ("/", "/home", "/root", "/run", "/var")  # what is below them can be anybody's
 _SYS_RESOURCE = ALL_CAPABILITIES.index("CAP_SYS_RESOURCE")
 _DEVICES_LEFT_OUT = frozenset({"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console"})
 
@@ -35,21 +45,138 @@ def facts(config: Config) -> HostFacts:
         swap_controller=_swap_controller(unified),
         hugetlb_controller=_hugetlb_controller(unified),
         seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
+        apparmor=_text(APPARMOR_ENABLED).startswith("Y"),
+        apparmor_default=config.runtime.apparmor_default,
+        selinux=_selinux_contexts(),
     )
 
 
-def for_container(known: HostFacts, config: cri.ContainerConfig) -> HostFacts:
-    """`known` and what this container's devices and mounts are. Blocks on the file system: run it in a thread.
+def for_pod(known: HostFacts, config: cri.PodSandboxConfig, settings: Runtime) -> HostFacts:
+    """`known` and the profiles that this pod asks for. Blocks on the file system: run it in a thread.
 
-    Raises InvalidRequest for a mount or device that is not there.
+    Raises InvalidRequest for a seccomp profile that cannot be read or used.
+    """
+    return _with_profiles(known, config.linux.security_context, settings)
+
+
+def for_container(known: HostFacts, config: cri.ContainerConfig, settings: Runtime) -> HostFacts:
+    """`known` and what this container's devices, mounts and profiles are. Blocks: run it in a thread.
+
+    Raises InvalidRequest for a mount, a device or a profile that is not there.
     """
     privileged = config.linux.security_context.privileged
     return replace(
-        known,
+        _with_profiles(known, config.linux.security_context, settings),
         devices={device.host_path: tuple(_device_nodes(device.host_path)) for device in config.devices},
         mount_sources=_mount_sources(config),
         host_devices=tuple(_below(Path("/dev"), _DEVICES_LEFT_OUT)) if privileged else (),
     )
+
+
+def cdi_edits(config: cri.ContainerConfig, directories: Sequence[str]) -> tuple[cdi.Edits, dict[str, DeviceNode]]:
+    """What the container's CDI devices need, and their nodes on this machine. Blocks: run it in a thread.
+
+    Raises NotFound for a device that nothing describes, InvalidRequest for one that is described badly.
+    """
+    wanted = cdi.names((device.name for device in config.CDI_devices), config.annotations)
+    if not wanted:
+        return cdi.Edits(), {}
+    problems: list[str] = []
+    specs = [list(_cdi_specs(Path(directory), problems)) for directory in directories]
+    edits = cdi.resolve(wanted, specs, problems)
+    nodes = {path: _node(Path(os.path.realpath(path))) for path in edits.host_nodes}
+    return edits, {path: node for path, node in nodes.items() if node is not None}
+
+
+def _cdi_specs(directory: Path, problems: list[str]) -> Iterator[cdi.Spec]:
+    """The specs of a directory; a file that is none is a problem of those who want its devices only."""
+    try:
+        files = sorted(directory.iterdir())
+    except OSError:
+        return
+    for file in files:
+        if file.suffix in (".json", ".yaml", ".yml"):
+            try:
+                yield cdi.parse(file.read_bytes(), str(file))
+            except (InvalidRequest, OSError) as exc:
+                problems.append(str(exc))
+
+
+def relabel(path: str, label: str) -> None:
+    """Give `path` and all below it an SELinux label; a file system without labels is done. Blocks.
+
+    Raises InvalidRequest for the system's own directories, NotReady when the kernel refuses.
+    """
+    real = os.path.realpath(path)
+    if real in _SYSTEM_TOPS or any(_holds(tree, real) for tree in _SYSTEM_TREES):
+        raise InvalidRequest(f"{path} cannot be relabelled: it belongs to the system")
+    try:
+        _set_label(path, label)
+        for directory, names, files in os.walk(path):
+            for name in (*names, *files):
+                _set_label(os.path.join(directory, name), label)
+    except OSError as exc:
+        raise NotReady(f"{path} cannot be given the SELinux label {label}: {exc}") from exc
+
+
+def _set_label(path: str, label: str) -> None:
+    try:
+        os.setxattr(path, "security.selinux", label.encode() + b"\0", follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTSUP, errno.ENOENT):
+            raise
+
+
+def _with_profiles(
+    known: HostFacts,
+    context: cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityContext,
+    settings: Runtime,
+) -> HostFacts:
+    profile = None
+    if file := seccomp.localhost_file(context, settings.seccomp_dir):
+        try:
+            with open(file, "rb") as data:
+                content = data.read(_MOST_PROFILE_BYTES + 1)
+        except OSError as exc:
+            raise InvalidRequest(
+                f"config.linux.security_context.seccomp: the profile {file} cannot be read: {exc.strerror}"
+            ) from exc
+        if len(content) > _MOST_PROFILE_BYTES:
+            raise InvalidRequest(f"seccomp profile {file} is larger than {_MOST_PROFILE_BYTES} bytes")
+        profile = seccomp.parse_profile(content, file)
+    loaded = frozenset[str]()
+    if known.apparmor and (lsm.apparmor_requested(context) is not None or known.apparmor_default):
+        # "name (mode)" on each line; names may hold spaces.
+        loaded = frozenset(line.rpartition(" (")[0] for line in _text(APPARMOR_PROFILES).splitlines())
+    return replace(known, seccomp_profile=profile, apparmor_loaded=loaded)
+
+
+def _selinux_contexts() -> SelinuxContexts | None:
+    """What the policy in force gives containers (lxc_contexts(5)); None without SELinux or such a policy."""
+    if not SELINUX_ENFORCE.exists():
+        return None
+    policy = _setting(_text(SELINUX / "config"), "SELINUXTYPE") or "targeted"
+    contexts = _text(SELINUX / policy / "contexts" / "lxc_contexts")
+    process, file = _setting(contexts, "process"), _setting(contexts, "file")
+    if process.count(":") < 3 or file.count(":") < 3:
+        return None
+    return SelinuxContexts(process=process, file=file)
+
+
+def _setting(text: str, name: str) -> str:
+    """The value of `name = "value"` in a file of such lines."""
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals and key.strip() == name:
+            return value.strip().strip('"')
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _effective_capabilities() -> int:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import signal as signals
 import time
+from collections.abc import Callable
 
 import structlog
 
 from sandboxd import steps
+from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, TimedOut
-from sandboxd.lifecycle import pod_files
+from sandboxd.lifecycle import pod_files, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerState
 
@@ -22,6 +24,10 @@ log = structlog.get_logger(__name__)
 
 KILL_SECONDS = 30.0  # how long a SIGKILL may take to show; longer means a process stuck in the kernel
 VANISHED = 255  # exit code of a container whose task nobody saw ending
+SIGKILLED = 128 + signals.SIGKILL  # exit code of whatever SIGKILL ended, whoever sent it
+
+OOM_KILLED = "OOMKilled"  # noted as a reason before the end, if an OOM event comes first
+LATE_OOM = 5_000_000_000  # nanoseconds after its end in which an OOM event may still come
 
 
 async def stop_container(host: Host, container_id: str, timeout: int) -> None:
@@ -44,8 +50,11 @@ async def _stop(host: Host, container_id: str, timeout: int) -> None:
                 step.note(code=ended.code)
             except TimedOut:
                 step.note(killed="grace period over")
+                note_kill(host, container_id)
             except NotFound:
                 pass  # it ended meanwhile and its task is gone; settled below
+        else:
+            note_kill(host, container_id)
         await kill(host, container_id)
         await settle_container(host, container_id)
 
@@ -62,6 +71,32 @@ def signal_number(name: str) -> int:
     except (KeyError, ValueError):
         pass
     raise InvalidRequest(f"unknown signal {name!r}")
+
+
+def note_kill(host: Host, container_id: str) -> None:
+    """A running container is about to get our SIGKILL: its end will look like that of an OOM, and is none."""
+    container = host.ledger.containers.get(container_id)
+    if container is not None and container.state is ContainerState.RUNNING:
+        host.killed.add(container_id)
+
+
+def note_oom(host: Host, container_id: str) -> None:
+    """A process of the container was killed for lack of memory; if that ends the container, it is why.
+
+    The event may come before the exit or after it. The counter that settling reads decides mostly; the event is
+    for when systemd was faster than us to remove the cgroup with the counter.
+    """
+    container = host.ledger.containers.get(container_id)
+    if container is None:
+        return
+    late = (
+        host.facts.cgroup_driver == "systemd"
+        and container.exit_code == SIGKILLED
+        and container.reason == "Error"
+        and time.time_ns() - container.finished_at < LATE_OOM
+    )
+    if late or not container.finished_at:
+        host.ledger.update_container(container_id, reason=OOM_KILLED)
 
 
 async def kill(host: Host, task_id: str) -> None:
@@ -97,7 +132,13 @@ async def settle_container(host: Host, container_id: str) -> None:
         container = host.ledger.containers.get(container_id)
         if container is None or container.state is not ContainerState.RUNNING:
             return
-        end = await _ended(host, container_id)
+        oom = False
+
+        def look() -> None:
+            nonlocal oom
+            oom = _oom_kills(host, container_id) > 0
+
+        end = await _ended(host, container_id, look)
         if end is None:
             return
         await host.logs.drain(container_id, host.config.logs.drain_seconds)
@@ -107,28 +148,52 @@ async def settle_container(host: Host, container_id: str) -> None:
             pid=0,
             finished_at=end.at or time.time_ns(),
             exit_code=end.code,
-            reason=_reason(end, vanished, container.reason),
+            reason=_reason(host, container_id, end, vanished=vanished, oom=oom),
             message="its process ended while nobody watched" if vanished else "",
         )
         log.info("container ended", sandbox=container.sandbox_id, container=container_id, code=end.code)
 
 
-def _reason(end: Exit, vanished: bool, noted: str) -> str:
-    """CRI leaves the words open; these are the ones that clients know from other runtimes."""
+def _oom_kills(host: Host, container_id: str) -> int:
+    """How many of the container's processes an OOM killer ended; 0 when its cgroup is gone."""
+    container = host.ledger.containers.get(container_id)
+    sandbox = host.ledger.sandboxes.get(container.sandbox_id) if container else None
+    if sandbox is None:
+        return 0
+    parent = places.pod_parent(sandbox, host.facts)
+    return host.cgroups.oom_kills(places.member(parent, container_id, host.facts.cgroup_driver)) or 0
+
+
+def _reason(host: Host, container_id: str, end: Exit, *, vanished: bool, oom: bool) -> str:
+    """CRI leaves the words open; these are the ones that clients know from other runtimes.
+
+    OOMKilled only where it ended the container: a shell whose child was killed may go on and end well, and one that
+    we kill later did not end for lack of memory. A shell that ends with its child's code did.
+    """
+    container = host.ledger.containers.get(container_id)
+    noticed = container is not None and container.reason == OOM_KILLED
+    ours = container_id in host.killed
+    host.killed.discard(container_id)
     if vanished:
         return "Unknown"
-    # An OOM event comes before the exit and leaves its reason on the record.
-    return noted or ("Completed" if end.code == 0 else "Error")
+    if end.code == SIGKILLED and not ours and (oom or noticed):
+        return OOM_KILLED
+    return "Completed" if end.code == 0 else "Error"
 
 
-async def _ended(host: Host, task_id: str) -> Exit | None:
-    """How the task ended, with its resources freed; None while it runs (or waits to be started)."""
+async def _ended(host: Host, task_id: str, look: Callable[[], None] | None = None) -> Exit | None:
+    """How the task ended, with its resources freed; None while it runs (or waits to be started).
+
+    `look` is called when it has ended and its cgroup, which goes with its resources, is still there.
+    """
     try:
         task = await host.runtime.get(task_id)
     except NotFound:
         return Exit(code=VANISHED, at=0)
     if task.state is not TaskState.STOPPED:
         return None
+    if look is not None:
+        look()
     return await host.runtime.delete(task_id) or task.exit
 
 
@@ -150,6 +215,8 @@ async def remove_container_remains(host: Host, container_id: str) -> None:
     await free(host, container_id)
     await host.logs.drain(container_id, host.config.logs.drain_seconds)
     await host.runtime.delete_container(container_id)
+    await userns.drop(host, container_id)
     await host.images.remove_rootfs(container_id)
     pod_files.remove_directory(host.config.container_dir(container_id))
     host.ledger.remove_container(container_id)
+    host.killed.discard(container_id)

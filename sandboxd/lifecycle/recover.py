@@ -83,26 +83,26 @@ async def _apply(host: Host, repair: Repair) -> None:
             await remove_container_remains(host, repair.id)
         case Action.SETTLE_CONTAINER:
             # What it wrote before it ended is still in its FIFOs, if its shim lives.
-            _open_log(host, host.ledger.containers[repair.id])
+            await _open_log(host, host.ledger.containers[repair.id])
             await settle_container(host, repair.id)
         case Action.CONFIRM_RUNNING:
             task = await host.runtime.get(repair.id)
-            _open_log(host, host.ledger.containers[repair.id])
+            await _open_log(host, host.ledger.containers[repair.id])
             host.ledger.update_container(repair.id, pid=task.pid, started_at=time.time_ns())
             await settle_container(host, repair.id)
         case Action.UNDO_START:
             await host.runtime.kill(repair.id, 9)
             await host.runtime.delete(repair.id)
         case Action.REOPEN_LOG:
-            _open_log(host, host.ledger.containers[repair.id])
+            await _open_log(host, host.ledger.containers[repair.id])
         case Action.PAY_DEBT:
             await _pay(host, repair.id)
 
 
-def _open_log(host: Host, container: ContainerRecord) -> None:
+async def _open_log(host: Host, container: ContainerRecord) -> None:
     fifos = fifo_paths(f"{host.config.container_dir(container.id)}/io")
     if fifos:
-        host.logs.open(container.id, fifos, container.log_path, resume=True)
+        await host.logs.open(container.id, fifos, container.log_path, resume=True)
 
 
 async def _pay(host: Host, sandbox_id: str) -> None:

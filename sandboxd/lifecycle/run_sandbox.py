@@ -1,7 +1,7 @@
 """RunPodSandbox: from a pod's configuration to a running pause container with its network.
 
     1 ledger      record CREATING, the name reserved                     (intent)
-    2 netns       created at the path that the id gives
+    2 netns       created at the path that the id gives, inside the pod's user namespace if it has one
     3 together    network attached | pause rootfs, record, task created
     4 runtime     pause started, only after both
     5 ledger      READY
@@ -25,14 +25,15 @@ from sandboxd import steps
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
-from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavailable
-from sandboxd.lifecycle import network, pod_files
+from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavailable, Unsupported
+from sandboxd.lifecycle import handlers, machine, network, pod_files, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import settle_sandbox
 from sandboxd.lifecycle.teardown import teardown
 from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
 from sandboxd.oci import linux, sandbox, users, validate
+from sandboxd.oci import userns as oci_userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 log = structlog.get_logger(__name__)
@@ -53,25 +54,42 @@ async def run_sandbox(host: Host, config: cri.PodSandboxConfig, handler: str) ->
 
 def resolve_handler(host: Host, name: str) -> Handler:
     """The configured handler ("" is the default one); raises InvalidRequest naming the known ones."""
-    handlers = host.config.runtime.handlers
+    configured = host.config.runtime.handlers
     try:
-        return handlers[name or host.config.runtime.default_handler]
+        return configured[name or host.config.runtime.default_handler]
     except KeyError:
-        known = ", ".join(sorted(handlers))
+        known = ", ".join(sorted(configured))
         raise InvalidRequest(f"unknown runtime handler {name!r}; known are {known}") from None
 
 
-def runtime_options(host: Host, handler: str) -> RuntimeOptions:
-    """What containerd's shim is told for pods of this handler."""
-    found = resolve_handler(host, handler)
+def runtime_options(host: Host, sandbox: SandboxRecord) -> RuntimeOptions:
+    """What containerd's shim is told for containers of this pod."""
+    found = resolve_handler(host, sandbox.runtime_handler)
+    ids = oci_userns.of(sandbox.config)
     return RuntimeOptions(
-        type=found.type, binary=found.binary, systemd_cgroup=host.config.runtime.cgroup_driver == "systemd"
+        type=found.type,
+        binary=found.binary,
+        root=found.root,
+        systemd_cgroup=host.config.runtime.cgroup_driver == "systemd",
+        # /dev/stdout can then be opened again by the pod's root.
+        io_uid=ids.uids.host if ids else 0,
+        io_gid=ids.gids.host if ids else 0,
     )
 
 
 def facts(host: Host, sandbox_id: str) -> linux.HostFacts:
     """The machine as this pod's specs see it: a pod that names no cgroup parent gets one of its own."""
     return replace(host.facts, cgroup_parent=own_cgroup(host, sandbox_id) or host.facts.cgroup_parent)
+
+
+async def pod_facts(host: Host, sandbox: SandboxRecord) -> linux.HostFacts:
+    """`facts`, and what the pod's handler offers and passes on."""
+    handler = resolve_handler(host, sandbox.runtime_handler)
+    return replace(
+        facts(host, sandbox.id),
+        recursive_read_only=await handlers.recursive_read_only(handler),
+        annotations=handler.annotations,
+    )
 
 
 def own_cgroup(host: Host, sandbox_id: str) -> str:
@@ -92,6 +110,7 @@ async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
         return _again(existing, config, handler)
     if host.pause is None:
         raise Unavailable("the pause image is not ready yet")
+    await _check_user_namespace(host, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
     chosen = None if on_host else await network.choose(host)
     sandbox_id = secrets.token_hex(32)
@@ -116,6 +135,18 @@ async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
     return sandbox_id
 
 
+async def _check_user_namespace(host: Host, config: cri.PodSandboxConfig, handler: str) -> None:
+    """Raise Unsupported when the pod asks for a user namespace and cannot have one."""
+    if oci_userns.of(config) is None:
+        return
+    offered = await handlers.features(host, resolve_handler(host, handler))
+    if not offered.user_namespaces:
+        raise Unsupported(
+            "config.linux.security_context.namespace_options.userns_options: user namespaces do not work here:"
+            f" {offered.no_user_namespaces}"
+        )
+
+
 def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) -> str:
     """The answer to a request for a name that is taken."""
     if existing.state is SandboxState.READY:
@@ -130,7 +161,11 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
 
 async def _build(host: Host, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
     ips: tuple[str, ...] = ()
-    if record.netns_path:
+    ids = oci_userns.of(record.config)
+    if ids is not None:
+        with steps.step("userns.create", host_uid=ids.uids.host, length=ids.uids.length):
+            await userns.create(host, record, ids)
+    elif record.netns_path:
         with steps.step("netns.create", path=record.netns_path) as step:
             step.note(inode=await host.netns.create(record.netns_path))
     if chosen is None:
@@ -170,6 +205,8 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
         pod_files.mount_shm(host, record.id)
         # The runtime binds these when it creates the container; the pod's address follows before the start.
         pod_files.write(host, record, ())
+        if ids := oci_userns.of(record.config):
+            userns.own_files(host, record, ids)
     with steps.step("pause.rootfs", image=pause.id):
         rootfs = await host.images.prepare_rootfs(record.id, pause)
     name = image_name(pause)
@@ -177,13 +214,19 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
     user = users.resolve(
         users.for_sandbox(record.config.linux.security_context, pause.config.get("User", "")), None, None
     )
+    found = await asyncio.to_thread(
+        machine.for_pod, await pod_facts(host, record), record.config, host.config.runtime
+    )
+    if label := sandbox.pod_labels(record, found).mount:
+        for name in userns.POD_FILES:
+            await asyncio.to_thread(machine.relabel, f"{host.config.sandbox_dir(record.id)}/{name}", label)
     spec = sandbox.sandbox_spec(
         record,
         sandbox_dir=host.config.sandbox_dir(record.id),
         image=pause.config,
         image_name=name,
         user=user,
-        host=facts(host, record.id),
+        host=found,
     )
     with steps.step("pause.record"):
         await host.runtime.create_container(
@@ -193,10 +236,11 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
             snapshotter=host.config.containerd.snapshotter,
             snapshot_key=record.id,
             labels=labels(record.config, record.id, kind="sandbox"),
-            runtime=runtime_options(host, record.runtime_handler),
+            runtime=runtime_options(host, record),
         )
     with steps.step("pause.create") as step:
-        step.note(pid=await host.runtime.create(record.id, rootfs))
+        async with userns.staged(host, record, record.id, rootfs) as mapped:
+            step.note(pid=await host.runtime.create(record.id, mapped))
 
 
 def labels(config: cri.PodSandboxConfig, sandbox_id: str, *, kind: str, container: str = "") -> dict[str, str]:

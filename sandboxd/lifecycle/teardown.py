@@ -1,6 +1,6 @@
 """The one way back: failed runs, StopPodSandbox, RemovePodSandbox and recovery are this code.
 
-    workload tasks, all at once → pause task → CNI DEL → netns → shared memory
+    workload tasks, all at once → pause task → CNI DEL → netns → shared memory, mounted images → user namespace
     and with `remove`: containers → pause record and rootfs → files, cgroup → the record
 
 Each step treats "already gone" as done. The first step that fails ends it and keeps the record with the reason,
@@ -18,9 +18,10 @@ import time
 from sandboxd import steps
 from sandboxd.containerd import shims
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
-from sandboxd.lifecycle import network, pod_files
+from sandboxd.lifecycle import image_volumes, network, pod_files, userns
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.processes import free, kill, remove_container_remains, settle_container
+from sandboxd.lifecycle.processes import free, kill, note_kill, remove_container_remains, settle_container
+from sandboxd.oci import userns as oci_userns
 
 
 async def stop_sandbox(host: Host, sandbox_id: str) -> None:
@@ -78,10 +79,14 @@ async def _stop(host: Host, sandbox_id: str) -> None:
             await host.netns.remove(record.netns_path)
     with steps.step("pod.shm"):
         pod_files.unmount_shm(host, sandbox_id)
+    await image_volumes.remove(host, sandbox_id)
+    if oci_userns.of(record.config) is not None:
+        await userns.remove(host, sandbox_id)
     host.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
 
 
 async def _end_container(host: Host, container_id: str) -> None:
+    note_kill(host, container_id)
     await kill(host, container_id)
     await settle_container(host, container_id)
     await free(host, container_id)  # what was created but never ran has nothing to settle

@@ -24,12 +24,14 @@ def words(text: str) -> frozenset[str]:
 PURE = words(
     """
     errors model
-    oci.container oci.files oci.image oci.layers oci.linux oci.sandbox oci.seccomp oci.users oci.validate
-    cni.conf cni.request cni.result cni.strict_json
+    oci.cdi oci.container oci.files oci.image oci.layers oci.linux oci.lsm oci.sandbox oci.seccomp oci.userns
+    oci.users oci.validate
+    cni.conf cni.request cni.result cni.strict_json cni.template
+    cgroups.places cgroups.sample
     registry.auth registry.hosts registry.reference
     streaming.channels streaming.portforward streaming.remotecommand streaming.spdy streaming.spdy_headers
     streaming.tokens streaming.upgrade streaming.websocket
-    logs.format
+    logs.format logs.wire
     lifecycle.reconcile
     api.views
     insight.explain
@@ -52,10 +54,13 @@ _IMPURE_CALLS = frozenset({"breakpoint", "input", "open", "print"})
 
 # Modules whose tests have another place: what they do shows only on a real kernel, containerd or daemon.
 ELSEWHERE = {
+    "api.events": "tests/e2e/test_events.py",
     "api.exec": "tests/e2e/test_exec.py",
     "api.host": "tests/e2e/test_sandboxctl.py",
     "api.images": "tests/e2e/test_lifecycle.py",
+    "api.resources": "tests/e2e/test_resources.py",
     "api.runtime": "tests/e2e/test_lifecycle.py",
+    "api.stats": "tests/e2e/test_stats.py",
     "cli.session": "tests/unit/cli/test_commands.py",
     "containerd.content": "tests/root/test_images_on_containerd.py",
     "containerd.events": "tests/e2e/test_lifecycle.py",
@@ -66,19 +71,20 @@ ELSEWHERE = {
     "containerd.snapshots": "tests/root/test_images_on_containerd.py",
     "containerd.tasks": "tests/e2e/test_lifecycle.py",
     "daemon": "tests/e2e/test_daemon.py",
+    "lifecycle.attach": "tests/e2e/test_exec.py",
     "lifecycle.containers": "tests/e2e/test_lifecycle.py",
     "lifecycle.events": "tests/e2e/test_lifecycle.py",
     "lifecycle.exec": "tests/e2e/test_exec.py",
     "lifecycle.fetch_blobs": "tests/e2e/test_pull.py",
     "lifecycle.host": "tests/e2e/test_story.py",
     "lifecycle.load_image": "tests/root/test_images_on_containerd.py",
-    "lifecycle.machine": "tests/e2e/test_lifecycle.py",
     "lifecycle.network": "tests/e2e/test_bad_input.py",
     "lifecycle.pod_files": "tests/e2e/test_lifecycle.py",
     "lifecycle.processes": "tests/e2e/test_lifecycle.py",
     "lifecycle.recover": "tests/e2e/test_restart.py",
     "lifecycle.run_sandbox": "tests/e2e/test_story.py",
     "lifecycle.teardown": "tests/e2e/test_lifecycle.py",
+    "lifecycle.userns": "tests/root/test_user_namespaces.py",
     "netns": "tests/root/test_netns.py",
     "syscalls": "tests/root/test_netns.py",
 }
@@ -251,7 +257,7 @@ def test_some_things_have_one_owner(names: str, owners: set[str]) -> None:
     assert users(lambda used: within(used, known)) == owners
 
 
-def test_processes_are_started_in_three_places() -> None:
+def test_processes_are_started_in_six_places() -> None:
     """Beside what is imported for it, an event loop has methods for it."""
     ways = ("create_subprocess_exec", "create_subprocess_shell", "subprocess_exec", "subprocess_shell")
     starting = {
@@ -261,7 +267,14 @@ def test_processes_are_started_in_three_places() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ways
     }
 
-    assert starting == {"cni.invoker", "containerd.managed", "registry.credential_helper"}
+    assert starting == {
+        "cni.invoker",
+        "containerd.managed",
+        "lifecycle.handlers",
+        "logs.process",
+        "netns",
+        "registry.credential_helper",
+    }
 
 
 def test_grpc_is_known_to_the_edges_only() -> None:

@@ -203,7 +203,9 @@ def test_effective_lists_every_setting_in_the_order_of_the_module() -> None:
 
     names = [name for name, _, _ in rows]
     assert names[:2] == ["daemon.root", "daemon.state"]
-    handlers = [f"runtime.handlers.{h}.{key}" for h in ("crun", "runc") for key in ("type", "binary")]
+    handlers = [
+        f"runtime.handlers.{h}.{key}" for h in ("crun", "runc") for key in ("type", "binary", "root", "annotations")
+    ]
     assert [name for name in names if name.startswith("runtime.handlers")] == handlers
     expected = [
         name
