@@ -262,21 +262,25 @@ def test_a_full_disk_never_blocks_the_container_and_is_told(bed: Testbed, images
     pod_id = run_pod(bed, pod_config(log_directory="/var/lib/tiny"))
     gate = Gate(bed)
     flood = "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); echo line $i of the flood that nobody keeps; done"
-    container_id = run_container(bed, pod_id, shell(f"{flood}; wait_gate; echo line 1 end; echo total 1", gate))
+    last = "echo line 1 end; echo total 1"
+    container_id = run_container(
+        bed, pod_id, shell(f"{flood}; touch /gates/{gate.name}.flooded; wait_gate; {last}", gate)
+    )
     path = container_status(bed, container_id).log_path
-    gate_open = f"{GATES}/flooded"
-    other = run_container(bed, pod_id, shell(f"{flood}; touch /gates/flooded", Gate(bed)))
-    until(bed.path(gate_open).exists, within=60, what="the flood passes although the disk is full")
-    assert ends(bed, other).exit_code == 0
+    until(
+        bed.path(f"{GATES}/{gate.name}.flooded").exists, within=60, what="the flood passes although the disk is full"
+    )
     texts = raw_lines(bed, path)
     assert texts == [f"line {i} of the flood that nobody keeps" for i in range(1, len(texts) + 1)]
     assert "lines are lost" in bed.log_file.read_text(encoding="utf-8", errors="replace")
+    other = run_container(bed, pod_id, shell("exit 7"))  # its log has no room either
+    assert ends(bed, other).exit_code == 7
 
     bed.run(["sh", "-c", "rm /var/lib/tiny/*"])  # the administrator makes room, and rotates
     reopen(bed, container_id)
     gate.open()
     assert ends(bed, container_id).exit_code == 0
-    # The flood may not have passed yet when there was room again.
+    # What the pipe still held of the flood has found room too.
     assert complete(raw_lines(bed, path)[-2:])
     remove_pod(bed, pod_id)
     bed.run(["umount", "/var/lib/tiny"])
