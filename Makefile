@@ -4,6 +4,7 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 export PYTHONASYNCIODEBUG ?= 1
 PYTEST_ARGS ?=
+CONFORMANCE_ARGS ?=
 
 .PHONY: help setup proto proto-check style types layers images test test-quick conformance-tools demo demo-down clean
 
@@ -40,6 +41,9 @@ test: setup proto-check style types layers images conformance-tools ## set up wh
 
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest tests/unit $(PYTEST_ARGS)
+
+conformance: setup images ## run the genuine critest on sandboxd and, beside it, on containerd's own CRI plugin
+	@PYTHONASYNCIODEBUG=0 $(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
 
 demo: setup images ## set up what is needed, then run nginx in a pod and show each step
 	@PYTHONASYNCIODEBUG= $(PY) -m deploy.demo up
