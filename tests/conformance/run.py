@@ -138,6 +138,7 @@ def suite(
     argv = ["env", f"TMPDIR={work}/tmp", f"PATH={options.out}:{bed.env['PATH']}", str(options.out / "critest")]
     argv += [f"-runtime-endpoint=unix://{served.socket}", f"-parallel={options.parallel}", *flags]
     argv += [f"-ginkgo.json-report={work}/report.json", "-ginkgo.no-color", "-ginkgo.v", "-ginkgo.flake-attempts=1"]
+    argv += ["-ginkgo.randomize-all"]
     argv += [f"-ginkgo.skip={DIGEST_SPEC}", f"-ginkgo.timeout={SUITE_SECONDS:.0f}s"]
     if focus:
         argv += [f"-ginkgo.focus={focus}"]

@@ -92,14 +92,6 @@ def test_unknown_ids_are_not_found_on_status_and_done_on_stop_and_remove(bed: Te
     bed.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image="no-such-image")))
 
 
-def test_a_method_that_is_not_built_yet_says_so(bed: Testbed) -> None:
-    with pytest.raises(grpc.RpcError) as error:
-        bed.runtime.CheckpointContainer(cri.CheckpointContainerRequest())
-    code, words = refused(error.value)
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert "CheckpointContainer" in words
-
-
 @pytest.fixture(scope="module")
 def pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
     """A pod that has run a container before, so that what is made once is there."""
