@@ -7,18 +7,20 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     daemon                   the composition root: build each object once, recover, serve, notify, drain
     api/                     the gRPC edge: translate, never decide
         edge                 every RPC passes here: gate, errors to codes, cancellation policy
-        runtime images host  one short method per RPC
+        runtime images host  one short method per RPC; exec, events, lists, resources, stats are parts of runtime
         views           P    records to CRI messages
-    insight/                 doctor: what a machine lacks
+    streaming/               exec, attach, port-forward: protocol cores P, the server for them, its sessions
+    insight/                 doctor: what a machine lacks; metrics: what the daemon counts
     lifecycle/               what the daemon does, one verb a file; see its head for the list
-    netns  cni/  containerd/  logs/  ledger
-        netns                named network namespaces
+    netns  cgroups/  cni/  containerd/  logs/  ledger
+        netns                named network namespaces, and the user namespaces that own them
+        cgroups/             where a pod's are P, what their files say P, reading them
         cni/                 conf P, request P, result P, invoker: the plugins
         containerd/          containerd's services over its socket; managed: a private containerd
-        logs/                format P, pump, reader, client: container output
+        logs/                format P, client; and the logger, a process of its own that outlives the daemon
         ledger               SQLite: records, unique names, attachments, timelines
     oci/                P    CRI config to OCI runtime spec; image formats
-    registry/           P    image references
+    registry/                references P, hosts.toml P, credentials; client: fetching from registries
     model               P    records and the states they compute to
     steps                    the one instrument
     jobs  config  syscalls   owned background work; every default; the only ctypes
