@@ -1,4 +1,4 @@
-"""Reading single files out of a root file system without mounting it.
+"""Reading files out of a root file system without mounting it.
 
 A snapshot is described by its mounts: one bind mount of a directory, or an overlay of layer directories. Users
 are looked up in the image's /etc/passwd before the container exists, and mounting for that would cost more than
@@ -13,7 +13,7 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sandboxd.containerd.snapshots import Mount
@@ -29,6 +29,37 @@ def read(mounts: Sequence[Mount], path: str) -> bytes | None:
     Raises NotReady for a mount that cannot be read this way or a file that is unreasonably large.
     """
     layers = _layers(mounts)
+    real = _resolve(layers, path)
+    file = _find(layers, real) if real else None
+    if file is None or not stat.S_ISREG(file.lstat().st_mode):
+        return None
+    if file.stat().st_size > MOST_BYTES:
+        raise NotReady(f"{path} in the image is larger than {MOST_BYTES} bytes")
+    return file.read_bytes()
+
+
+def tree(mounts: Sequence[Mount], path: str) -> Iterator[tuple[str, Path]]:
+    """The directory at `path` and all below it as (path relative to it, where it lies), parents first.
+
+    Nothing when there is no directory. Links are entries, and not followed. Raises NotReady for a mount that cannot
+    be read this way.
+    """
+    layers = _layers(mounts)
+    real = _resolve(layers, path)
+    todo = [] if real is None else [""]
+    while todo:
+        relative = todo.pop()
+        inside = posixpath.join(real or "", relative)
+        found = _find(layers, inside) if inside else layers[0]
+        if found is None or not (relative or found.is_dir()):
+            continue
+        yield relative, found
+        if stat.S_ISDIR(found.lstat().st_mode):
+            todo += [posixpath.join(relative, name) for name in sorted(_names(layers, inside), reverse=True)]
+
+
+def _resolve(layers: Sequence[Path], path: str) -> str | None:
+    """The path of what `path` leads to once all links are followed, "" for the root; None when there is nothing."""
     links = 0
     todo = [part for part in path.split("/") if part]
     done: list[str] = []
@@ -40,25 +71,38 @@ def read(mounts: Sequence[Mount], path: str) -> bytes | None:
         found = _find(layers, posixpath.join(*done, part))
         if found is None:
             return None
-        info = found.lstat()
-        if stat.S_ISLNK(info.st_mode):
-            links += 1
-            if links > _MOST_LINKS:
-                return None
-            target = os.readlink(found)
-            if target.startswith("/"):
-                done = []
-            todo = [p for p in target.split("/") if p not in ("", ".")] + todo
-        elif todo or stat.S_ISREG(info.st_mode):
+        if not found.is_symlink():
             done.append(part)
-        else:
+            continue
+        links += 1
+        if links > _MOST_LINKS:
             return None
-    file = _find(layers, posixpath.join(*done)) if done else None
-    if file is None or not stat.S_ISREG(file.lstat().st_mode):
-        return None  # a link that ends in ".." or "." leads to a directory
-    if file.stat().st_size > MOST_BYTES:
-        raise NotReady(f"{path} in the image is larger than {MOST_BYTES} bytes")
-    return file.read_bytes()
+        target = os.readlink(found)
+        if target.startswith("/"):
+            done = []
+        todo = [p for p in target.split("/") if p not in ("", ".")] + todo
+    return "/".join(done)
+
+
+def _names(layers: Sequence[Path], path: str) -> set[str]:
+    """What any layer has in the directory at `path`; not all of it need be there (`_find` tells)."""
+    names: set[str] = set()
+    for layer in layers:
+        entry = layer
+        for part in ("", *path.split("/")):
+            entry = entry / part
+            if not stat.S_ISDIR(_mode(entry)):
+                break
+        else:
+            names.update(os.listdir(entry))
+    return names
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
 
 
 def _layers(mounts: Sequence[Mount]) -> list[Path]:

@@ -15,4 +15,5 @@ machine       facts about this machine that specs depend on
 handlers      what each runtime handler can do here
 userns        a pod's user namespace, and files seen through its ids
 image_volumes images mounted into containers
+volumes       directories for the volumes that an image declares
 """

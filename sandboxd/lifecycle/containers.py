@@ -10,14 +10,14 @@ import asyncio
 import posixpath
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sandboxd import steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, SandboxdError
-from sandboxd.lifecycle import image_volumes, machine, run_sandbox, userns
+from sandboxd.lifecycle import image_volumes, machine, run_sandbox, userns, volumes
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
@@ -25,6 +25,7 @@ from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from sandboxd.oci import cdi, users, validate
 from sandboxd.oci import container as oci_container
+from sandboxd.oci import userns as oci_userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 START_ERROR = 128  # exit code of a container that could not be started, as other runtimes report it
@@ -126,6 +127,10 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         rootfs = await host.images.prepare_rootfs(record.id, image)
         user = await asyncio.to_thread(_user, config, image, rootfs)
         host.ledger.update_container(record.id, user=(user.uid, user.gid, *user.additional_gids))
+        declared = oci_container.image_volumes(config, image.config)
+        directory = f"{host.config.container_dir(record.id)}/volumes"
+        ids = oci_userns.of(sandbox.config)
+        own_volumes = await asyncio.to_thread(volumes.create, directory, declared, rootfs, ids)
     name = config.image.user_specified_image or config.image.image
     spec = oci_container.container_spec(
         record.id,
@@ -137,9 +142,10 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         user=user,
         host=facts,
         target_pid=_target_pid(host, sandbox, config),
+        volumes=own_volumes,
     )
     cdi.inject(spec, edits, nodes)
-    await _relabel(config, oci_container.labels(config, sandbox, facts).mount)
+    await _relabel(config, own_volumes.values(), oci_container.labels(config, sandbox, facts).mount)
     if facts.mapped_mounts:
         # Once on trial: a file system that cannot do it is to be known now, and not when the container is started.
         async with userns.staged(host, sandbox, record.id, rootfs, config):
@@ -156,11 +162,11 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         )
 
 
-async def _relabel(config: cri.ContainerConfig, label: str) -> None:
-    """Give the mounts that ask for it the container's SELinux label."""
-    for mount in config.mounts if label else ():
-        if mount.selinux_relabel and mount.host_path:
-            await asyncio.to_thread(machine.relabel, mount.host_path, label)
+async def _relabel(config: cri.ContainerConfig, own: Iterable[str], label: str) -> None:
+    """Give the container's own directories, and the mounts that ask for it, its SELinux label."""
+    asked = [mount.host_path for mount in config.mounts if mount.selinux_relabel and mount.host_path]
+    for path in (*asked, *own) if label else ():
+        await asyncio.to_thread(machine.relabel, path, label)
 
 
 def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: Sequence[Mount]) -> users.User:

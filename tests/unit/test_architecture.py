@@ -83,6 +83,7 @@ ELSEWHERE = {
     "lifecycle.run_sandbox": "tests/e2e/test_story.py",
     "lifecycle.teardown": "tests/e2e/test_lifecycle.py",
     "lifecycle.userns": "tests/root/test_user_namespaces.py",
+    "lifecycle.volumes": "tests/e2e/test_volumes.py",
     "netns": "tests/root/test_netns.py",
     "syscalls": "tests/root/test_netns.py",
 }

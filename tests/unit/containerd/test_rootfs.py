@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.containerd.rootfs import MOST_BYTES, read
+from sandboxd.containerd.rootfs import MOST_BYTES, read, tree
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
 
@@ -246,3 +246,58 @@ def test_no_link_whatsoever_reads_the_secret_outside(tmp_path_factory: pytest.Te
     put(layers[1], "passwd", b"inside")
 
     assert read(overlay(layers), "etc/passwd") in (None, b"inside")
+
+
+def names(mounts: Sequence[Mount], path: str) -> list[str]:
+    return [relative for relative, _ in tree(mounts, path)]
+
+
+def test_a_tree_is_what_all_layers_show_together_parents_first(layers: list[Path]) -> None:
+    upper, middle, lower = layers
+    put(lower, "data/a/low")
+    put(middle, "data/a/mid")
+    put(upper, "data/top")
+    put(lower, "data/top", b"hidden")
+
+    found = dict(tree(overlay(layers), "/data"))
+
+    assert list(found) == ["", "a", "a/low", "a/mid", "top"]
+    assert found["top"] == upper / "data/top"
+
+
+def test_a_tree_leaves_out_what_was_deleted_above(layers: list[Path]) -> None:
+    upper, middle, lower = layers
+    put(lower, "data/gone/x")
+    put(lower, "data/kept")
+    whiteout(middle, "data/gone")
+    put(upper, "data/new")
+
+    assert names(overlay(layers), "data") == ["", "kept", "new"]
+
+
+def test_a_tree_leaves_out_what_an_opaque_directory_hides(layers: list[Path], opaque: set[tuple[Path, str]]) -> None:
+    _, middle, lower = layers
+    put(lower, "data/sub/old")
+    put(middle, "data/sub/new")
+    opaque.add((middle / "data/sub", "trusted.overlay.opaque"))
+
+    assert names(overlay(layers), "data") == ["", "sub", "sub/new"]
+
+
+def test_a_tree_is_found_through_links_inside_the_root_and_its_own_links_are_entries(layers: list[Path]) -> None:
+    _, _, lower = layers
+    put(lower, "srv/data/file")
+    link(lower, "data", "/../srv/data")
+    link(lower, "srv/data/out", "../../../outside")
+
+    assert names(overlay(layers), "data") == ["", "file", "out"]
+
+
+@pytest.mark.parametrize("path", ["none", "file", "file/below", "out", "loop"])
+def test_where_there_is_no_directory_there_is_no_tree(layers: list[Path], path: str) -> None:
+    _, _, lower = layers
+    put(lower, "file")
+    link(lower, "out", "/outside")
+    link(lower, "loop", "loop")
+
+    assert names(overlay(layers), path) == []
