@@ -45,6 +45,9 @@ test-quick: setup ## the tests that need neither root nor containerd
 conformance: setup images ## run the genuine critest on sandboxd and, beside it, on containerd's own CRI plugin
 	@PYTHONASYNCIODEBUG=0 $(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
 
+bench-logs: setup images ## what container output costs the daemon's answers
+	@PYTHONASYNCIODEBUG=0 $(PY) -m tests.bench.logs
+
 demo: setup images ## set up what is needed, then run nginx in a pod and show each step
 	@PYTHONASYNCIODEBUG= $(PY) -m deploy.demo up
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -333,52 +330,6 @@ def test_a_running_containers_log_that_cannot_be_opened_after_a_restart_does_not
 
     assert ends(bed, container_id).exit_code == 0
     remove_pod(bed, pod_id)
-
-
-def timed(call: Callable[[], object], count: int) -> list[float]:
-    """Seconds that each of `count` calls took."""
-    taken = []
-    for _ in range(count):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return taken
-
-
-def test_a_flood_of_output_costs_requests_no_time(bed: Testbed, pod: str) -> None:
-    """Medians of one run: with two containers writing all they can, and with two that only burn as much time.
-
-    Version and ListContainers are answered by the daemon alone; reopening a log asks the logger, in the middle of
-    its work. The bounds are generous: a daemon that pumped the output itself would take tens of times as long.
-    """
-    quiet = run_container(bed, pod, shell("sleep 1000"))
-    calls: dict[str, Callable[[], object]] = {
-        "version": lambda: bed.runtime.Version(cri.VersionRequest(), timeout=30),
-        "list": lambda: bed.runtime.ListContainers(cri.ListContainersRequest(), timeout=30),
-        "reopen": lambda: reopen(bed, quiet),
-    }
-
-    def medians(script: str) -> dict[str, float]:
-        gate = Gate(bed)
-        busy = [run_container(bed, pod, shell(f"{script} & wait_gate; kill $!", gate)) for _ in range(2)]
-        taken = {name: statistics.median(timed(call, 100)) for name, call in calls.items()}
-        written = [log_size(bed, container_id) for container_id in busy]
-        gate.open()
-        for container_id in busy:
-            ends(bed, container_id)
-            bed.path(container_status(bed, container_id).log_path).unlink()
-        assert all(size > PIPE_BYTES for size in written) == (script == "yes"), "the flood flows"
-        return taken
-
-    idle = {name: statistics.median(timed(call, 100)) for name, call in calls.items()}
-    burning = medians("while :; do :; done")
-    flooded = medians("yes")
-    ratios = {name: flooded[name] / burning[name] for name in calls}
-    figures = {"idle": idle, "burning": burning, "flooded": flooded, "ratios": ratios}
-    print(json.dumps(figures, indent=1))
-
-    assert ratios["version"] < 4 and ratios["list"] < 4, figures
-    assert ratios["reopen"] < 30, figures
 
 
 def test_the_logger_ends_with_the_daemon_when_nothing_is_left_to_log(fresh_bed: StartBed) -> None:
