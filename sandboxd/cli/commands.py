@@ -8,7 +8,15 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from sandboxd.cli import commands_images, commands_life, commands_pods, commands_run, parse, render
+from sandboxd.cli import (
+    commands_images,
+    commands_inside,
+    commands_life,
+    commands_pods,
+    commands_run,
+    parse,
+    render,
+)
 from sandboxd.cli.client import Daemon, Exit, Failure
 from sandboxd.cli.session import Parsed, Session, emit, output_option, pass_session, show
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -125,6 +133,8 @@ for _command in (
     commands_life.stop,
     commands_life.rm,
     commands_life.logs,
+    commands_inside.exec_one,
+    commands_inside.stats,
     commands_images.images,
     commands_images.rmi,
     commands_images.load,

@@ -279,3 +279,26 @@ def _flat(name: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, str):
         return [(name, value)]
     return [(name, json.dumps(value, ensure_ascii=False))]
+
+
+def stats_table(stats: Iterable[cri.ContainerStats], pods: Mapping[str, cri.PodSandbox]) -> Table:
+    """What `stats` prints; `pods` by container id. What is not measured is a dash."""
+    return table(
+        ("CONTAINER ID", "NAME", "POD", "CPU", "MEMORY", "FREE OF LIMIT", "WRITTEN"),
+        (
+            (
+                each.attributes.id[:SHORT_ID],
+                each.attributes.metadata.name,
+                pods[each.attributes.id].metadata.name if each.attributes.id in pods else NONE,
+                f"{each.cpu.usage_nano_cores.value / 1e7:.1f}%" if each.cpu.HasField("usage_nano_cores") else NONE,
+                _bytes(each.memory, "working_set_bytes"),
+                _bytes(each.memory, "available_bytes"),
+                _bytes(each.writable_layer, "used_bytes"),
+            )
+            for each in stats
+        ),
+    )
+
+
+def _bytes(usage: cri.MemoryUsage | cri.FilesystemUsage, field: str) -> str:
+    return size(getattr(usage, field).value) if usage.HasField(field) else NONE  # type: ignore[arg-type]

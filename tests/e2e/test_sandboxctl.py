@@ -79,6 +79,18 @@ def test_programs_get_json_and_scripts_get_ids(ctl: Ctl, loaded: None) -> None:
     ctl("rm", "-f", "script")
 
 
+def test_a_command_runs_in_a_container_and_its_exit_code_is_passed_on(ctl: Ctl, loaded: None) -> None:
+    ctl("run", "busybox", "--name", "inside", "--", "sleep", "1000")
+    ended = ctl.run("exec", "inside", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "out\n", "err\n")
+    late = ctl.run("--timeout", "1s", "exec", "inside", "--", "sleep", "100")
+    assert late.returncode == 1 and "did not end within 1 s and was killed" in late.stderr
+    assert "inside" in ctl("stats")
+    (measured,) = json.loads(ctl("stats", "inside", "-o", "json"))["stats"]
+    assert int(measured["memory"]["workingSetBytes"]["value"]) > 0
+    ctl("rm", "-f", "inside")
+
+
 def test_info_version_and_images_tell_what_is_there(ctl: Ctl, loaded: None) -> None:
     assert "sandboxd" in ctl("version")
     assert "NetworkReady" in ctl("info", "-o", "json")

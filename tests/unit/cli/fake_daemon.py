@@ -119,6 +119,26 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
         if name in self.fail:
             context.abort(*self.fail[name])
 
+    # ---- What goes on inside
+
+    def ExecSync(self, request: cri.ExecSyncRequest, context: grpc.ServicerContext) -> cri.ExecSyncResponse:
+        self._enter("ExecSync", request, context)
+        words = " ".join(request.cmd).encode()
+        return cri.ExecSyncResponse(stdout=b"ran " + words + b"\n", stderr=b"\xff\n", exit_code=len(request.cmd))
+
+    def ListContainerStats(
+        self, request: cri.ListContainerStatsRequest, context: grpc.ServicerContext
+    ) -> cri.ListContainerStatsResponse:
+        self._enter("ListContainerStats", request, context)
+        answer = cri.ListContainerStatsResponse()
+        for status in self.containers.values():
+            each = answer.stats.add(attributes=cri.ContainerAttributes(id=status.id, metadata=status.metadata))
+            each.writable_layer.used_bytes.value = 4096
+            if status.state == cri.CONTAINER_RUNNING:
+                each.cpu.usage_nano_cores.value = 125_000_000
+                each.memory.working_set_bytes.value = 2_500_000
+        return answer
+
     # ---- RuntimeService
 
     def Version(self, request: cri.VersionRequest, context: grpc.ServicerContext) -> cri.VersionResponse:
