@@ -1,4 +1,4 @@
-"""What every RPC passes: the gate until recovery is done, errors to gRPC codes, and the policy on cancellation.
+"""What every RPC passes: the gate until recovery is done, errors to gRPC codes, the policy on cancellation, a count.
 
 A handler whose client has gone is cancelled by grpc.aio; the jobs that it waits for are not. A CancelledError of
 another origin (a job cut off by shutdown) must not escape: grpc.aio would send no status at all and leave the
@@ -66,16 +66,23 @@ def _on_the_wire(message: str) -> str:
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """The interceptor that wraps every method of every service."""
 
-    def __init__(self, not_serving: Callable[[], str]) -> None:
-        """`not_serving` says why requests cannot be taken yet, "" when they can."""
+    def __init__(
+        self, not_serving: Callable[[], str], ended: Callable[[str, str], None] = lambda method, code: None
+    ) -> None:
+        """`not_serving` says why requests cannot be taken yet, "" when they can.
+
+        `ended` is told each call's method ("runtime.v1.RuntimeService/Version") and gRPC's name of its code,
+        CANCELLED when the client went away.
+        """
         self._not_serving = not_serving
+        self._ended = ended
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler of one call."""
         handler = await continuation(details)
         if handler is None:
             return None
-        name = details.method.rpartition("/")[2]
+        name = details.method.removeprefix("/")
         arguments = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
@@ -98,46 +105,73 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             began = time.monotonic()
             try:
-                await self._admit(name, inspect.iscoroutinefunction(behaviour), context)
-                return await behaviour(request, context)
+                self._admit(name, inspect.iscoroutinefunction(behaviour))
+                answer = await behaviour(request, context)
             except (Exception, asyncio.CancelledError) as exc:
-                await _answer(name, exc, context)
+                await self._answer(name, exc, context)
             finally:
-                log.debug("rpc", method=name, seconds=round(time.monotonic() - began, 4))
+                log.debug("rpc", method=_short(name), seconds=round(time.monotonic() - began, 4))
+            self._ended(name, grpc.StatusCode.OK.name)
+            return answer
 
         return call
 
     def _streaming(self, name: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
-                await self._admit(name, inspect.isasyncgenfunction(behaviour), context)
+                self._admit(name, inspect.isasyncgenfunction(behaviour))
                 async for message in behaviour(request, context):
                     yield message
             except (Exception, asyncio.CancelledError) as exc:
-                await _answer(name, exc, context)
+                await self._answer(name, exc, context)
+            except GeneratorExit:
+                # The client went away while it was being sent to.
+                self._ended(name, grpc.StatusCode.CANCELLED.name)
+                raise
+            self._ended(name, grpc.StatusCode.OK.name)
 
         return call
 
-    async def _admit(self, name: str, implemented: bool, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def _admit(self, name: str, implemented: bool) -> None:
         if not implemented:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not implemented yet")
+            raise _NotAdmitted(grpc.StatusCode.UNIMPLEMENTED, f"{_short(name)} is not implemented yet")
         if reason := self._not_serving():
-            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+            raise _NotAdmitted(grpc.StatusCode.UNAVAILABLE, reason)
 
-
-async def _answer(name: str, error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-    """End the call with the status that belongs to `error`."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    if isinstance(error, asyncio.CancelledError):
-        if context.cancelled() or context.done():
+    async def _answer(self, name: str, error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+        """End the call with the status that belongs to `error`."""
+        task = asyncio.current_task()
+        # grpc.aio cancels the task of a call whose client went away, and its context does not know by then.
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            self._ended(name, grpc.StatusCode.CANCELLED.name)
             raise error
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "sandboxd is shutting down")
+        code, words = _status(name, error)
+        self._ended(name, code.name)
+        await context.abort(code, _on_the_wire(words))
+        raise AssertionError("abort raises")
+
+
+class _NotAdmitted(Exception):
+    """The call does not reach its handler."""
+
+    def __init__(self, code: grpc.StatusCode, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """The code and the words that belong to `error`, which is logged."""
+    if isinstance(error, _NotAdmitted):
+        return error.code, str(error)
+    if isinstance(error, asyncio.CancelledError):
+        return grpc.StatusCode.UNAVAILABLE, "sandboxd is shutting down"
     if isinstance(error, errors.SandboxdError):
         code = code_of(error)
-        log.info("request refused", method=name, code=code.name, error=message_of(error))
-        await context.abort(code, _on_the_wire(message_of(error)))
-    log.error("request failed unexpectedly", method=name, exc_info=error)
-    words = f"internal error, see sandboxd's log: {message_of(error)}"
-    await context.abort(grpc.StatusCode.INTERNAL, _on_the_wire(words))
-    raise AssertionError("abort raises")
+        log.info("request refused", method=_short(name), code=code.name, error=message_of(error))
+        return code, message_of(error)
+    log.error("request failed unexpectedly", method=_short(name), exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"internal error, see sandboxd's log: {message_of(error)}"

@@ -55,12 +55,26 @@ class HostApi(host_pb2_grpc.HostServicer):
             self._runtime.ended.set()
 
 
+class Ended:
+    """The calls that have ended, as the edge tells of them."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.counted = asyncio.Event()
+
+    def __call__(self, method: str, code: str) -> None:
+        self.calls.append((method, code))
+        self.counted.set()
+
+
 class Server:
     """A server behind the edge, and a client of it."""
 
-    def __init__(self, runtime: Runtime, reason: list[str], channel: grpc.aio.Channel) -> None:
+    def __init__(self, runtime: Runtime, reason: list[str], channel: grpc.aio.Channel, ended: Ended) -> None:
         self.runtime = runtime
         self.reason = reason
+        self.ended = ended.calls
+        self.counted = ended.counted
         self.cri = cri_grpc.RuntimeServiceStub(channel)
         self.host = host_pb2_grpc.HostStub(channel)
 
@@ -81,13 +95,14 @@ class Server:
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     runtime, reason = Runtime(), [""]  # type: ignore[abstract]  # what is missing is what is tested
-    made = grpc.aio.server(interceptors=(Edge(lambda: reason[0]),))
+    ended = Ended()
+    made = grpc.aio.server(interceptors=(Edge(lambda: reason[0], ended),))
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, made)
     host_pb2_grpc.add_HostServicer_to_server(HostApi(runtime), made)  # type: ignore[abstract]
     made.add_insecure_port(f"unix:{tmp_path}/s")
     await made.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-        yield Server(runtime, reason, channel)
+        yield Server(runtime, reason, channel, ended)
     await made.stop(None)
 
 
@@ -134,6 +149,22 @@ async def test_each_of_our_errors_has_its_code_and_keeps_its_words(
     refused = await server.refusal(how)
 
     assert (refused.code(), refused.details()) == (code, str(error))
+
+
+@BOTH
+async def test_each_call_is_counted_once_with_its_method_and_code(server: Server, how: str) -> None:
+    method = {"single": "runtime.v1.RuntimeService/Version", "streaming": "sandboxd.host.v1.Host/ReadLogs"}[how]
+
+    await getattr(server, how)()
+    server.runtime.behaviour = failing(errors.NotFound("why"))
+    await server.refusal(how)
+    with structlog.testing.capture_logs():
+        server.runtime.behaviour = failing(RuntimeError("surprise"))
+        await server.refusal(how)
+    server.reason[0] = "not yet"
+    await server.refusal(how)
+
+    assert server.ended == [(method, code) for code in ("OK", "NOT_FOUND", "INTERNAL", "UNAVAILABLE")]
 
 
 def test_no_error_class_was_forgotten() -> None:
@@ -209,7 +240,9 @@ async def test_a_client_that_leaves_cancels_the_handler_and_nothing_is_logged_as
         call.cancel()
         async with asyncio.timeout(SECONDS):
             await server.runtime.ended.wait()
+            await server.counted.wait()
 
+    assert [code for _, code in server.ended] == ["CANCELLED"]
     assert [entry for entry in logged if entry["log_level"] in ("warning", "error")] == []
     server.runtime.behaviour = lambda: None
     assert (await server.single()).version == "v1"
