@@ -122,6 +122,13 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """[metrics]"""
+
+    address: str = ""  # HOST:PORT where /metrics is served over plain HTTP; "" is nowhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The effective configuration. `sources` maps "section.key" to "default", a file or a flag."""
 
@@ -133,6 +140,7 @@ class Config:
     images: Images = field(default_factory=Images)
     streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
+    metrics: Metrics = field(default_factory=Metrics)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -335,6 +343,10 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append("streaming.tls_cert and streaming.tls_key belong together: give both or none")
     if config.streaming.port > 65535:
         problems.append(f"streaming.port: {config.streaming.port} is not a port (0 to 65535)")
+    try:
+        host_and_port(config.metrics.address or "localhost:1")
+    except InvalidRequest as exc:
+        problems.append(f"metrics.address: {exc}")
     if not config.network.plugin_dirs:
         problems.append("network.plugin_dirs: at least one directory is needed")
     # sun_path holds 108 bytes with its terminator (unix(7)).
@@ -342,6 +354,19 @@ def _cross_checks(config: Config) -> list[str]:
         if len(os.fsencode(path)) > 107:
             problems.append(f"{key}: {path!r} is too long for a unix socket (107 bytes at most)")
     return problems
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split HOST:PORT, an IPv6 host in brackets. Raises InvalidRequest."""
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    if not colon or not host or (":" in host) != bracketed or not (port.isascii() and port.isdigit()):
+        raise InvalidRequest(f"{address!r} is not HOST:PORT, like 127.0.0.1:9477 or [::1]:9477")
+    if not 0 < int(port) <= 65535:
+        raise InvalidRequest(f"{address!r}: {port} is not a port (1 to 65535)")
+    return host, int(port)
 
 
 def effective(config: Config) -> list[tuple[str, Any, str]]:

@@ -30,12 +30,14 @@ from sandboxd.api.images import ImageService
 from sandboxd.api.runtime import RuntimeService
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.invoker import Invoker
-from sandboxd.config import Config, child_environment, notify_socket, proxy_variables
+from sandboxd.config import Config, child_environment, host_and_port, notify_socket, proxy_variables
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.processes import Processes
 from sandboxd.containerd.tasks import Tasks
 from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
+from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
+from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import events, load_image, machine
@@ -108,9 +110,15 @@ async def serve(config: Config) -> None:
         condition = _Condition()
         streaming = _streaming(config, jobs)
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
-        server = _server(config, host, images, pulls, client, streaming, condition)
+        metrics = Metrics(pulls, sandboxd.__version__)
+        stack.callback(steps.subscribe(metrics.step))
+        server = _server(config, host, images, pulls, client, streaming, condition, metrics)
         await server.start()
         await streaming.start()
+        if config.metrics.address:
+            scraped = MetricsServer(metrics.exposition, CONTENT_TYPE)
+            stack.push_async_callback(scraped.close)
+            await scraped.start(*host_and_port(config.metrics.address))
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
         jobs.start("start-up", lambda: _start_up(config, host, client, images, condition))
@@ -201,9 +209,10 @@ def _server(
     client: Containerd,
     streaming: StreamingServer,
     condition: _Condition,
+    metrics: Metrics,
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
-        interceptors=(Edge(lambda: condition.trouble),),
+        interceptors=(Edge(lambda: condition.trouble, metrics.rpc),),
         options=(
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),
@@ -213,7 +222,7 @@ def _server(
     runtime = RuntimeService(host, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, pulls), server)
-    host_pb2_grpc.add_HostServicer_to_server(HostService(host, images), server)
+    host_pb2_grpc.add_HostServicer_to_server(HostService(host, images, pulls, metrics.exposition), server)
     _bind(server, config.socket, config.api.socket_group)
     return server
 

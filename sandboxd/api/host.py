@@ -1,4 +1,4 @@
-"""Our own API, for what CRI cannot say: loading an archive, explaining a pod, reading logs over the socket."""
+"""Our own API, for what CRI cannot say: images in and out and watched, a pod explained, logs and figures read."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from sandboxd.api import views
 from sandboxd.cni import result as cni_result
 from sandboxd.errors import InvalidRequest, NotReady, PluginFailed
-from sandboxd.lifecycle import load_image
+from sandboxd.lifecycle import load_image, save_image
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageStore
 from sandboxd.lifecycle.load_image import Loaded
+from sandboxd.lifecycle.pull_image import Pulls, credentials_of
 from sandboxd.logs import reader
 from sandboxd.model import Attachment, ContainerState, find
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
+from sandboxd.registry import reference
 
 MOST_ARCHIVE_BYTES = 64 << 30
+PROGRESS_SECONDS = 0.1  # between two looks at a pull's progress
 
 
 class HostService(host_pb2_grpc.HostServicer):
     """See host.proto for what each RPC promises."""
 
-    def __init__(self, host: Host, images: ImageStore) -> None:
+    def __init__(self, host: Host, images: ImageStore, pulls: Pulls, exposition: Callable[[], bytes]) -> None:
+        """`exposition` gives the daemon's figures in Prometheus' text format."""
         self._host = host
         self._images = images
+        self._pulls = pulls
+        self._exposition = exposition
 
     async def LoadImage(
         self, request: AsyncIterator[host_pb2.LoadImageRequest], context: Any
@@ -68,6 +74,39 @@ class HostService(host_pb2_grpc.HostServicer):
             archive.unlink(missing_ok=True)
             updates.put_nowait(None)
 
+    async def PullImage(
+        self, request: host_pb2.PullImageRequest, context: Any
+    ) -> AsyncIterator[host_pb2.PullImageResponse]:
+        latest = _Latest()
+        credentials = credentials_of(request.auth)
+        waiting = self._host.jobs.spawn(
+            ("watched pull", id(latest)), lambda: self._pulls.pull(request.image, credentials, latest.note)
+        )
+        # Whichever way the call ends, also in the middle of sending.
+        context.add_done_callback(lambda _: waiting.cancel())
+        while not waiting.done():
+            await asyncio.wait((waiting,), timeout=PROGRESS_SECONDS)
+            for progress in latest.take():
+                yield host_pb2.PullImageResponse(layer=progress)
+        record = waiting.result()
+        image = host_pb2.PulledImage(
+            name=reference.normalize(request.image), image_id=record.id, digest=record.digest, size=record.size
+        )
+        yield host_pb2.PullImageResponse(image=image)
+
+    async def SaveImage(
+        self, request: host_pb2.SaveImageRequest, context: Any
+    ) -> AsyncIterator[host_pb2.SaveImageResponse]:
+        async with save_image.saving(self._images, request.images) as archive:
+            total = archive.size
+            async with contextlib.aclosing(archive.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield host_pb2.SaveImageResponse(chunk=chunk, total_bytes=total)
+                    total = 0
+
+    async def Metrics(self, request: host_pb2.MetricsRequest, context: Any) -> host_pb2.MetricsResponse:
+        return host_pb2.MetricsResponse(text=self._exposition().decode())
+
     async def Explain(self, request: host_pb2.ExplainRequest, context: Any) -> host_pb2.ExplainResponse:
         ledger = self._host.ledger
         record = ledger.sandboxes[find(ledger.sandboxes, request.pod_sandbox_id, "pod")]
@@ -101,6 +140,23 @@ class HostService(host_pb2_grpc.HostServicer):
                         for e in batch
                     ]
                 )
+
+
+class _Latest:
+    """What is new about each layer since it was last asked: a client takes less than a registry gives."""
+
+    def __init__(self) -> None:
+        self._new: dict[str, tuple[str, int, int]] = {}
+
+    def note(self, stage: str, digest: str, done: int, total: int) -> None:
+        self._new[digest] = stage, done, total
+
+    def take(self) -> list[host_pb2.LayerProgress]:
+        new, self._new = self._new, {}
+        return [
+            host_pb2.LayerProgress(digest=digest, stage=stage, done_bytes=done, total_bytes=total)
+            for digest, (stage, done, total) in new.items()
+        ]
 
 
 async def _spool(chunks: AsyncIterator[host_pb2.LoadImageRequest], file: Any) -> None:

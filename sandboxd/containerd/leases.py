@@ -53,7 +53,13 @@ class Leases:
 
     async def add_snapshot(self, lease: str, snapshotter: str, name: str) -> None:
         """Keep a snapshot, and those below it, for the time of the lease. Raises NotFound without the lease."""
-        resource = leases_pb2.Resource(id=name, type=f"snapshots/{snapshotter}")
+        await self._add(lease, leases_pb2.Resource(id=name, type=f"snapshots/{snapshotter}"))
+
+    async def add_content(self, lease: str, digest: str) -> None:
+        """Keep a blob, and what its labels lead to, for the time of the lease. Raises NotFound without the lease."""
+        await self._add(lease, leases_pb2.Resource(id=digest, type="content"))
+
+    async def _add(self, lease: str, resource: leases_pb2.Resource) -> None:
         with translate(f"lease {lease}"):
             await self._stub.AddResource(
                 leases_pb2.AddResourceRequest(id=lease, resource=resource), metadata=self._meta, timeout=CALL_SECONDS

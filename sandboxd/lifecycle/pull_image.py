@@ -65,8 +65,10 @@ class _Flight:
     task: asyncio.Task[ImageRecord] | None = None
     waiting: int = 0
     listeners: list[Progress] = field(default_factory=list)
+    told: dict[str, tuple[str, str, int, int]] = field(default_factory=dict)  # the last of each layer
 
     def tell(self, stage: str, digest: str, done: int, total: int) -> None:
+        self.told[digest] = (stage, digest, done, total)
         for listener in tuple(self.listeners):
             listener(stage, digest, done, total)
 
@@ -111,7 +113,7 @@ class Pulls:
         """Fetch what `text` names and return the image, unpacked.
 
         `progress` is told (stage, digest, bytes done, bytes altogether) of each layer: wait, exists, fetch, check,
-        unpack, done. Cancelling is how a caller goes away.
+        unpack, done. Who joins a pull under way is told at once where it is. Cancelling is how a caller goes away.
 
         Raises InvalidRequest or Unsupported for a reference or an image that cannot be used, NotFound, AccessDenied,
         TimedOut without progress, Exhausted for too many requests or a full disk, NotReady for certificates and
@@ -124,6 +126,8 @@ class Pulls:
         flight = await self._board(key, name)
         flight.waiting += 1
         flight.listeners.append(progress)
+        for update in flight.told.values():
+            progress(*update)
         assert flight.task is not None
         try:
             return await asyncio.shield(flight.task)

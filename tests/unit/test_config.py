@@ -296,3 +296,23 @@ def test_whatever_is_written_merge_gives_a_config_or_a_refusal(tables: dict[str,
         assert str(refused).startswith("configuration: ")
     else:
         assert set(result.sources.values()) <= {"x.toml", "flag"}
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:9477", ("127.0.0.1", 9477)),
+        ("[::1]:1", ("::1", 1)),
+        ("metrics.example:65535", ("metrics.example", 65535)),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address: str, expected: tuple[str, int]) -> None:
+    assert config.host_and_port(address) == expected
+    assert merged({"metrics": {"address": address}}).metrics.address == address
+
+
+@pytest.mark.parametrize(
+    "address", ["9477", ":9477", "::1:9477", "[::1]", "[x]:1", "host:", "host:0", "host:65536", "h:²"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    assert f"metrics.address: {address!r}" in refusal({"metrics": {"address": address}})

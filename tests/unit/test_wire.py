@@ -199,11 +199,18 @@ def test_messages_that_travel_in_any_have_their_wire_names(message: type[Message
     assert message.DESCRIPTOR.full_name == name
 
 
-def test_host_api_streams_archives_in_and_logs_out() -> None:
-    """The shape of our own three calls."""
+def test_host_api_streams_archives_in_and_out_and_logs_and_progress_out() -> None:
+    """The shape of our own calls."""
     methods = service(host.DESCRIPTOR, "Host").methods
     shapes = [(method.name, method.client_streaming, method.server_streaming) for method in methods]
-    assert shapes == [("LoadImage", True, True), ("Explain", False, False), ("ReadLogs", False, True)]
+    assert shapes == [
+        ("LoadImage", True, True),
+        ("Explain", False, False),
+        ("ReadLogs", False, True),
+        ("PullImage", False, True),
+        ("SaveImage", False, True),
+        ("Metrics", False, False),
+    ]
 
 
 def test_secrets_of_a_pull_are_marked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ def _identity(kind: str, number: int) -> str:
     return hashlib.sha256(f"{kind} {number}".encode()).hexdigest()
 
 
-class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer, host_grpc.HostServicer):
+class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer):
     """`fail` maps an RPC's name to the status that it answers with; `calls` are the names of those received."""
 
     def __init__(self) -> None:
@@ -40,6 +41,10 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
         self.calls: list[str] = []
         self.requests: dict[str, Any] = {}
         self.loaded = b""
+        self.layers: list[host.LayerProgress] = []  # what PullImage tells
+        self.archive: list[bytes] = []  # what SaveImage sends
+        self.pull_stays = False  # after its layers, until the client goes away
+        self.pull_ended = threading.Event()
         self._clock = 10**18
 
     @contextlib.contextmanager
@@ -47,7 +52,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
         server = grpc.server(ThreadPoolExecutor(max_workers=4))
         cri_grpc.add_RuntimeServiceServicer_to_server(self, server)
         cri_grpc.add_ImageServiceServicer_to_server(self, server)
-        host_grpc.add_HostServicer_to_server(self, server)
+        host_grpc.add_HostServicer_to_server(FakeHost(self), server)
         server.add_insecure_port(f"unix:{path}")
         server.start()
         try:
@@ -57,9 +62,11 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
 
     # ---- Contents, for tests to arrange
 
-    def add_image(self, *tags: str) -> str:
+    def add_image(self, *tags: str, digests: Iterable[str] = (), pinned: bool = False) -> str:
         digest = "sha256:" + _identity("image", len(self.images))
-        self.images[digest] = cri.Image(id=digest, repo_tags=tags, size=4_270_000)
+        self.images[digest] = cri.Image(
+            id=digest, repo_tags=tags, repo_digests=digests, size=4_270_000, pinned=pinned
+        )
         return digest
 
     def add_pod(self, name: str, namespace: str = "default", *, ready: bool = True, **labels: str) -> str:
@@ -289,11 +296,15 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
 
     def ListImages(self, request: cri.ListImagesRequest, context: grpc.ServicerContext) -> cri.ListImagesResponse:
         self._enter("ListImages", request, context)
-        return cri.ListImagesResponse(images=self.images.values())
+        wanted = request.filter.image.image
+        found = [self._image(wanted)] if wanted else [*self.images.values()]
+        return cri.ListImagesResponse(images=[image for image in found if image is not None])
 
     def ImageStatus(self, request: cri.ImageStatusRequest, context: grpc.ServicerContext) -> cri.ImageStatusResponse:
         self._enter("ImageStatus", request, context)
-        return cri.ImageStatusResponse(image=self._image(request.image.image))
+        image = self._image(request.image.image)
+        info = {"info": json.dumps({"chainID": "sha256:c"})} if request.verbose and image is not None else {}
+        return cri.ImageStatusResponse(image=image, info=info)
 
     def RemoveImage(self, request: cri.RemoveImageRequest, context: grpc.ServicerContext) -> cri.RemoveImageResponse:
         self._enter("RemoveImage", request, context)
@@ -302,13 +313,23 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
             del self.images[image.id]
         return cri.RemoveImageResponse()
 
-    # ---- Host
+    def ImageFsInfo(self, request: cri.ImageFsInfoRequest, context: grpc.ServicerContext) -> cri.ImageFsInfoResponse:
+        self._enter("ImageFsInfo", request, context)
+        used = cri.UInt64Value(value=10_000_000 * len(self.images))
+        return cri.ImageFsInfoResponse(image_filesystems=[cri.FilesystemUsage(used_bytes=used)])
+
+
+class FakeHost(host_grpc.HostServicer):
+    """The host API of a fake daemon. Apart from it, because both have a PullImage."""
+
+    def __init__(self, daemon: FakeDaemon) -> None:
+        self._daemon = daemon
 
     def LoadImage(
         self, request_iterator: Iterable[host.LoadImageRequest], context: grpc.ServicerContext
     ) -> Iterator[host.LoadImageResponse]:
-        self._enter("LoadImage", None, context)
-        self.loaded = b"".join(request.chunk for request in request_iterator)
+        self._daemon._enter("LoadImage", None, context)
+        self._daemon.loaded = b"".join(request.chunk for request in request_iterator)
         yield host.LoadImageResponse(progress=host.Progress(stage="unpack", done_bytes=1, total_bytes=2))
         yield host.LoadImageResponse(
             loaded=host.LoadedImage(
@@ -318,19 +339,47 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer,
         yield host.LoadImageResponse(loaded=host.LoadedImage(image_id="sha256:2"))
 
     def Explain(self, request: host.ExplainRequest, context: grpc.ServicerContext) -> host.ExplainResponse:
-        self._enter("Explain", request, context)
+        self._daemon._enter("Explain", request, context)
         return host.ExplainResponse(
             pod_sandbox_id=request.pod_sandbox_id,
             netns_path=f"/run/netns/{request.pod_sandbox_id}",
             netns_inode=4026532000,
             pid=42,
-            steps=self.steps,
-            attachments=self.attachments,
+            steps=self._daemon.steps,
+            attachments=self._daemon.attachments,
         )
 
     def ReadLogs(
         self, request: host.ReadLogsRequest, context: grpc.ServicerContext
     ) -> Iterator[host.ReadLogsResponse]:
-        self._enter("ReadLogs", request, context)
-        for line in self.logs.get(request.container_id, []):
+        self._daemon._enter("ReadLogs", request, context)
+        for line in self._daemon.logs.get(request.container_id, []):
             yield host.ReadLogsResponse(lines=[line])
+
+    def PullImage(
+        self, request: host.PullImageRequest, context: grpc.ServicerContext
+    ) -> Iterator[host.PullImageResponse]:
+        context.add_callback(self._daemon.pull_ended.set)
+        self._daemon._enter("PullImage", request, context)
+        for layer in self._daemon.layers:
+            yield host.PullImageResponse(layer=layer)
+        if self._daemon.pull_stays:
+            self._daemon.pull_ended.wait(20)
+            return
+        name = f"docker.io/library/{request.image}:latest"
+        identity = self._daemon.add_image(request.image, name)
+        yield host.PullImageResponse(image=host.PulledImage(name=name, image_id=identity, size=4_270_000))
+
+    def SaveImage(
+        self, request: host.SaveImageRequest, context: grpc.ServicerContext
+    ) -> Iterator[host.SaveImageResponse]:
+        self._daemon._enter("SaveImage", request, context)
+        total = sum(map(len, self._daemon.archive))
+        for chunk in self._daemon.archive:
+            yield host.SaveImageResponse(chunk=chunk, total_bytes=total)
+        if "SaveImage later" in self._daemon.fail:
+            context.abort(*self._daemon.fail["SaveImage later"])
+
+    def Metrics(self, request: host.MetricsRequest, context: grpc.ServicerContext) -> host.MetricsResponse:
+        self._daemon._enter("Metrics", request, context)
+        return host.MetricsResponse(text="# HELP x y\nx_total 1.0\n")

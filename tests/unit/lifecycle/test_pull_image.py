@@ -142,6 +142,16 @@ async def test_everybody_who_waits_sees_the_progress(pulls: Scripted) -> None:
     assert seen == [("fetch", "sha256:x", 1, 2)]
 
 
+async def test_who_joins_late_is_told_where_each_layer_is(pulls: Scripted) -> None:
+    first = await started(pulls, "nginx")
+    seen: list[tuple[str, str, int, int]] = []
+    second = await started(pulls, "nginx", None, lambda *update: seen.append(update))
+    pulls.release.set()
+    await asyncio.gather(first, second)
+
+    assert seen == [("fetch", "sha256:x", 1, 2)]
+
+
 async def test_shutdown_stops_pulls_and_says_so(pulls: Scripted) -> None:
     waiter = await started(pulls, "nginx")
     pulls.cleaned_up.set()

@@ -12,9 +12,10 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
+from sandboxd.pb.cri.v1 import api_pb2 as sandboxd_dot_pb_dot_cri_dot_v1_dot_api__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esandboxd/pb/host/v1/host.proto\x12\x10sandboxd.host.v1\"!\n\x10LoadImageRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"}\n\x11LoadImageResponse\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.sandboxd.host.v1.ProgressH\x00\x12/\n\x06loaded\x18\x02 \x01(\x0b\x32\x1d.sandboxd.host.v1.LoadedImageH\x00\x42\x07\n\x05\x65vent\"B\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"L\n\x0bLoadedImage\x12\r\n\x05names\x18\x01 \x03(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\"(\n\x0e\x45xplainRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\xb9\x01\n\x0f\x45xplainResponse\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12%\n\x05steps\x18\x04 \x03(\x0b\x32\x16.sandboxd.host.v1.Step\x12\x31\n\x0b\x61ttachments\x18\x05 \x03(\x0b\x32\x1c.sandboxd.host.v1.Attachment\x12\x13\n\x0bnetns_inode\x18\x06 \x01(\x04\"\x88\x02\n\x04Step\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x03 \x01(\t\x12\x12\n\nstarted_at\x18\x04 \x01(\x03\x12\x10\n\x08\x64uration\x18\x05 \x01(\x03\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x32\n\x06\x64\x65tail\x18\x07 \x03(\x0b\x32\".sandboxd.host.v1.Step.DetailEntry\x12\x31\n\x06plugin\x18\x08 \x01(\x0b\x32!.sandboxd.host.v1.PluginExecution\x1a-\n\x0b\x44\x65tailEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfe\x01\n\x0fPluginExecution\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\t\x12\x0e\n\x06\x62inary\x18\x02 \x01(\t\x12\x37\n\x03\x65nv\x18\x03 \x03(\x0b\x32*.sandboxd.host.v1.PluginExecution.EnvEntry\x12\r\n\x05stdin\x18\x04 \x01(\x0c\x12\x0e\n\x06stdout\x18\x05 \x01(\x0c\x12\x0e\n\x06stderr\x18\x06 \x01(\x0c\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12\x10\n\x08\x64uration\x18\x08 \x01(\x03\x12\x11\n\ttimed_out\x18\t \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\nAttachment\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0e\n\x06ifname\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tconf_file\x18\x04 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x05 \x01(\x0c\x12\x0e\n\x06result\x18\x06 \x01(\x0c\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12\x0b\n\x03ips\x18\t \x03(\t\"T\n\x0fReadLogsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x0c\n\x04tail\x18\x03 \x01(\x03\x12\r\n\x05since\x18\x04 \x01(\x03\"<\n\x10ReadLogsResponse\x12(\n\x05lines\x18\x01 \x03(\x0b\x32\x19.sandboxd.host.v1.LogLine\"K\n\x07LogLine\x12\x11\n\ttimestamp\x18\x01 \x01(\x03\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x0f\n\x07partial\x18\x04 \x01(\x08\x32\x85\x02\n\x04Host\x12X\n\tLoadImage\x12\".sandboxd.host.v1.LoadImageRequest\x1a#.sandboxd.host.v1.LoadImageResponse(\x01\x30\x01\x12N\n\x07\x45xplain\x12 .sandboxd.host.v1.ExplainRequest\x1a!.sandboxd.host.v1.ExplainResponse\x12S\n\x08ReadLogs\x12!.sandboxd.host.v1.ReadLogsRequest\x1a\".sandboxd.host.v1.ReadLogsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esandboxd/pb/host/v1/host.proto\x12\x10sandboxd.host.v1\x1a\x1csandboxd/pb/cri/v1/api.proto\"!\n\x10LoadImageRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"}\n\x11LoadImageResponse\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.sandboxd.host.v1.ProgressH\x00\x12/\n\x06loaded\x18\x02 \x01(\x0b\x32\x1d.sandboxd.host.v1.LoadedImageH\x00\x42\x07\n\x05\x65vent\"B\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"L\n\x0bLoadedImage\x12\r\n\x05names\x18\x01 \x03(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\"(\n\x0e\x45xplainRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\xb9\x01\n\x0f\x45xplainResponse\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12%\n\x05steps\x18\x04 \x03(\x0b\x32\x16.sandboxd.host.v1.Step\x12\x31\n\x0b\x61ttachments\x18\x05 \x03(\x0b\x32\x1c.sandboxd.host.v1.Attachment\x12\x13\n\x0bnetns_inode\x18\x06 \x01(\x04\"\x88\x02\n\x04Step\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x03 \x01(\t\x12\x12\n\nstarted_at\x18\x04 \x01(\x03\x12\x10\n\x08\x64uration\x18\x05 \x01(\x03\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x32\n\x06\x64\x65tail\x18\x07 \x03(\x0b\x32\".sandboxd.host.v1.Step.DetailEntry\x12\x31\n\x06plugin\x18\x08 \x01(\x0b\x32!.sandboxd.host.v1.PluginExecution\x1a-\n\x0b\x44\x65tailEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfe\x01\n\x0fPluginExecution\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\t\x12\x0e\n\x06\x62inary\x18\x02 \x01(\t\x12\x37\n\x03\x65nv\x18\x03 \x03(\x0b\x32*.sandboxd.host.v1.PluginExecution.EnvEntry\x12\r\n\x05stdin\x18\x04 \x01(\x0c\x12\x0e\n\x06stdout\x18\x05 \x01(\x0c\x12\x0e\n\x06stderr\x18\x06 \x01(\x0c\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12\x10\n\x08\x64uration\x18\x08 \x01(\x03\x12\x11\n\ttimed_out\x18\t \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\nAttachment\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0e\n\x06ifname\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tconf_file\x18\x04 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x05 \x01(\x0c\x12\x0e\n\x06result\x18\x06 \x01(\x0c\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12\x0b\n\x03ips\x18\t \x03(\t\"T\n\x0fReadLogsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x0c\n\x04tail\x18\x03 \x01(\x03\x12\r\n\x05since\x18\x04 \x01(\x03\"<\n\x10ReadLogsResponse\x12(\n\x05lines\x18\x01 \x03(\x0b\x32\x19.sandboxd.host.v1.LogLine\"K\n\x07LogLine\x12\x11\n\ttimestamp\x18\x01 \x01(\x03\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x0f\n\x07partial\x18\x04 \x01(\x08\"G\n\x10PullImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12$\n\x04\x61uth\x18\x02 \x01(\x0b\x32\x16.runtime.v1.AuthConfig\"~\n\x11PullImageResponse\x12\x30\n\x05layer\x18\x01 \x01(\x0b\x32\x1f.sandboxd.host.v1.LayerProgressH\x00\x12.\n\x05image\x18\x02 \x01(\x0b\x32\x1d.sandboxd.host.v1.PulledImageH\x00\x42\x07\n\x05\x65vent\"W\n\rLayerProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x12\n\ndone_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\"K\n\x0bPulledImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\"\"\n\x10SaveImageRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"7\n\x11SaveImageResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"\x10\n\x0eMetricsRequest\"\x1f\n\x0fMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\x85\x04\n\x04Host\x12X\n\tLoadImage\x12\".sandboxd.host.v1.LoadImageRequest\x1a#.sandboxd.host.v1.LoadImageResponse(\x01\x30\x01\x12N\n\x07\x45xplain\x12 .sandboxd.host.v1.ExplainRequest\x1a!.sandboxd.host.v1.ExplainResponse\x12S\n\x08ReadLogs\x12!.sandboxd.host.v1.ReadLogsRequest\x1a\".sandboxd.host.v1.ReadLogsResponse0\x01\x12V\n\tPullImage\x12\".sandboxd.host.v1.PullImageRequest\x1a#.sandboxd.host.v1.PullImageResponse0\x01\x12V\n\tSaveImage\x12\".sandboxd.host.v1.SaveImageRequest\x1a#.sandboxd.host.v1.SaveImageResponse0\x01\x12N\n\x07Metrics\x12 .sandboxd.host.v1.MetricsRequest\x1a!.sandboxd.host.v1.MetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -25,34 +26,50 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_STEP_DETAILENTRY']._serialized_options = b'8\001'
   _globals['_PLUGINEXECUTION_ENVENTRY']._options = None
   _globals['_PLUGINEXECUTION_ENVENTRY']._serialized_options = b'8\001'
-  _globals['_LOADIMAGEREQUEST']._serialized_start=52
-  _globals['_LOADIMAGEREQUEST']._serialized_end=85
-  _globals['_LOADIMAGERESPONSE']._serialized_start=87
-  _globals['_LOADIMAGERESPONSE']._serialized_end=212
-  _globals['_PROGRESS']._serialized_start=214
-  _globals['_PROGRESS']._serialized_end=280
-  _globals['_LOADEDIMAGE']._serialized_start=282
-  _globals['_LOADEDIMAGE']._serialized_end=358
-  _globals['_EXPLAINREQUEST']._serialized_start=360
-  _globals['_EXPLAINREQUEST']._serialized_end=400
-  _globals['_EXPLAINRESPONSE']._serialized_start=403
-  _globals['_EXPLAINRESPONSE']._serialized_end=588
-  _globals['_STEP']._serialized_start=591
-  _globals['_STEP']._serialized_end=855
-  _globals['_STEP_DETAILENTRY']._serialized_start=810
-  _globals['_STEP_DETAILENTRY']._serialized_end=855
-  _globals['_PLUGINEXECUTION']._serialized_start=858
-  _globals['_PLUGINEXECUTION']._serialized_end=1112
-  _globals['_PLUGINEXECUTION_ENVENTRY']._serialized_start=1070
-  _globals['_PLUGINEXECUTION_ENVENTRY']._serialized_end=1112
-  _globals['_ATTACHMENT']._serialized_start=1115
-  _globals['_ATTACHMENT']._serialized_end=1272
-  _globals['_READLOGSREQUEST']._serialized_start=1274
-  _globals['_READLOGSREQUEST']._serialized_end=1358
-  _globals['_READLOGSRESPONSE']._serialized_start=1360
-  _globals['_READLOGSRESPONSE']._serialized_end=1420
-  _globals['_LOGLINE']._serialized_start=1422
-  _globals['_LOGLINE']._serialized_end=1497
-  _globals['_HOST']._serialized_start=1500
-  _globals['_HOST']._serialized_end=1761
+  _globals['_LOADIMAGEREQUEST']._serialized_start=82
+  _globals['_LOADIMAGEREQUEST']._serialized_end=115
+  _globals['_LOADIMAGERESPONSE']._serialized_start=117
+  _globals['_LOADIMAGERESPONSE']._serialized_end=242
+  _globals['_PROGRESS']._serialized_start=244
+  _globals['_PROGRESS']._serialized_end=310
+  _globals['_LOADEDIMAGE']._serialized_start=312
+  _globals['_LOADEDIMAGE']._serialized_end=388
+  _globals['_EXPLAINREQUEST']._serialized_start=390
+  _globals['_EXPLAINREQUEST']._serialized_end=430
+  _globals['_EXPLAINRESPONSE']._serialized_start=433
+  _globals['_EXPLAINRESPONSE']._serialized_end=618
+  _globals['_STEP']._serialized_start=621
+  _globals['_STEP']._serialized_end=885
+  _globals['_STEP_DETAILENTRY']._serialized_start=840
+  _globals['_STEP_DETAILENTRY']._serialized_end=885
+  _globals['_PLUGINEXECUTION']._serialized_start=888
+  _globals['_PLUGINEXECUTION']._serialized_end=1142
+  _globals['_PLUGINEXECUTION_ENVENTRY']._serialized_start=1100
+  _globals['_PLUGINEXECUTION_ENVENTRY']._serialized_end=1142
+  _globals['_ATTACHMENT']._serialized_start=1145
+  _globals['_ATTACHMENT']._serialized_end=1302
+  _globals['_READLOGSREQUEST']._serialized_start=1304
+  _globals['_READLOGSREQUEST']._serialized_end=1388
+  _globals['_READLOGSRESPONSE']._serialized_start=1390
+  _globals['_READLOGSRESPONSE']._serialized_end=1450
+  _globals['_LOGLINE']._serialized_start=1452
+  _globals['_LOGLINE']._serialized_end=1527
+  _globals['_PULLIMAGEREQUEST']._serialized_start=1529
+  _globals['_PULLIMAGEREQUEST']._serialized_end=1600
+  _globals['_PULLIMAGERESPONSE']._serialized_start=1602
+  _globals['_PULLIMAGERESPONSE']._serialized_end=1728
+  _globals['_LAYERPROGRESS']._serialized_start=1730
+  _globals['_LAYERPROGRESS']._serialized_end=1817
+  _globals['_PULLEDIMAGE']._serialized_start=1819
+  _globals['_PULLEDIMAGE']._serialized_end=1894
+  _globals['_SAVEIMAGEREQUEST']._serialized_start=1896
+  _globals['_SAVEIMAGEREQUEST']._serialized_end=1930
+  _globals['_SAVEIMAGERESPONSE']._serialized_start=1932
+  _globals['_SAVEIMAGERESPONSE']._serialized_end=1987
+  _globals['_METRICSREQUEST']._serialized_start=1989
+  _globals['_METRICSREQUEST']._serialized_end=2005
+  _globals['_METRICSRESPONSE']._serialized_start=2007
+  _globals['_METRICSRESPONSE']._serialized_end=2038
+  _globals['_HOST']._serialized_start=2041
+  _globals['_HOST']._serialized_end=2558
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,7 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage is the one call that writes.
+Nothing here creates or changes a pod; LoadImage and PullImage are the calls that write.
 
 Two units hold throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0 is
 "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message meant to be
@@ -19,6 +19,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import sandboxd.pb.cri.v1.api_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -445,3 +446,185 @@ class LogLine(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["partial", b"partial", "stream", b"stream", "text", b"text", "timestamp", b"timestamp"]) -> None: ...
 
 global___LogLine = LogLine
+
+@typing.final
+class PullImageRequest(google.protobuf.message.Message):
+    """---- PullImage"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    AUTH_FIELD_NUMBER: builtins.int
+    image: builtins.str
+    """A reference as people write it; without a host, docker.io's, and without a tag, "latest"."""
+    @property
+    def auth(self) -> sandboxd.pb.cri.v1.api_pb2.AuthConfig:
+        """Left out, the machine's own credentials for that registry are used if it has some."""
+
+    def __init__(
+        self,
+        *,
+        image: builtins.str = ...,
+        auth: sandboxd.pb.cri.v1.api_pb2.AuthConfig | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["auth", b"auth"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["auth", b"auth", "image", b"image"]) -> None: ...
+
+global___PullImageRequest = PullImageRequest
+
+@typing.final
+class PullImageResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    @property
+    def layer(self) -> global___LayerProgress: ...
+    @property
+    def image(self) -> global___PulledImage:
+        """The last message."""
+
+    def __init__(
+        self,
+        *,
+        layer: global___LayerProgress | None = ...,
+        image: global___PulledImage | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "image", b"image", "layer", b"layer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "image", b"image", "layer", b"layer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["layer", "image"] | None: ...
+
+global___PullImageResponse = PullImageResponse
+
+@typing.final
+class LayerProgress(google.protobuf.message.Message):
+    """Where one layer has got to. Each layer is told of once at the least, and again when it has moved on, a few
+    times a second at the most; an image that is here already has none.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    DONE_BYTES_FIELD_NUMBER: builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """The digest of the layer as it is in the registry, "sha256:…"."""
+    stage: builtins.str
+    """"wait", "exists" (here already, or brought by another pull), "fetch", "check" (read again to be examined),
+    "unpack", "done". Others may come; a stage that passes quickly may be left out, "done" never is.
+    """
+    done_bytes: builtins.int
+    """Bytes that were fetched, of how many."""
+    total_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        stage: builtins.str = ...,
+        done_bytes: builtins.int = ...,
+        total_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "done_bytes", b"done_bytes", "stage", b"stage", "total_bytes", b"total_bytes"]) -> None: ...
+
+global___LayerProgress = LayerProgress
+
+@typing.final
+class PulledImage(google.protobuf.message.Message):
+    """An image that is complete, unpacked and ready for CreateContainer."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    IMAGE_ID_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """What was pulled, in full ("host/path:tag")."""
+    image_id: builtins.str
+    """The digest of its config, "sha256:…": the id that CRI's Image.id carries."""
+    digest: builtins.str
+    """The digest of its manifest for this machine's platform, "sha256:…"."""
+    size: builtins.int
+    """Bytes of manifest, config and compressed layers in the content store, as CRI's Image.size counts them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        image_id: builtins.str = ...,
+        digest: builtins.str = ...,
+        size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "image_id", b"image_id", "name", b"name", "size", b"size"]) -> None: ...
+
+global___PulledImage = PulledImage
+
+@typing.final
+class SaveImageRequest(google.protobuf.message.Message):
+    """---- SaveImage"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: builtins.int
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """References or image ids. One that is named by a reference is saved under that name; one that is named by
+        its id, under all that it has.
+        """
+
+    def __init__(
+        self,
+        *,
+        images: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["images", b"images"]) -> None: ...
+
+global___SaveImageRequest = SaveImageRequest
+
+@typing.final
+class SaveImageResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    """The next bytes of the archive."""
+    total_bytes: builtins.int
+    """In the first message: bytes of the whole archive."""
+    def __init__(
+        self,
+        *,
+        chunk: builtins.bytes = ...,
+        total_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "total_bytes", b"total_bytes"]) -> None: ...
+
+global___SaveImageResponse = SaveImageResponse
+
+@typing.final
+class MetricsRequest(google.protobuf.message.Message):
+    """---- Metrics"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___MetricsRequest = MetricsRequest
+
+@typing.final
+class MetricsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """https://prometheus.io/docs/instrumenting/exposition_formats, version 0.0.4."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+
+global___MetricsResponse = MetricsResponse

@@ -29,6 +29,21 @@ class HostStub(object):
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsResponse.FromString,
                 )
+        self.PullImage = channel.unary_stream(
+                '/sandboxd.host.v1.Host/PullImage',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PullImageResponse.FromString,
+                )
+        self.SaveImage = channel.unary_stream(
+                '/sandboxd.host.v1.Host/SaveImage',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.SaveImageRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.SaveImageResponse.FromString,
+                )
+        self.Metrics = channel.unary_unary(
+                '/sandboxd.host.v1.Host/Metrics',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsResponse.FromString,
+                )
 
 
 class HostServicer(object):
@@ -62,6 +77,34 @@ class HostServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullImage(self, request, context):
+        """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
+        same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
+        leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
+        next attempt. The statuses are those of CRI's call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveImage(self, request, context):
+        """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
+        LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
+        verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
+        when content is missing or damaged; what was sent until then is no archive.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Metrics(self, request, context):
+        """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+        HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +122,21 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.ReadLogs,
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsRequest.FromString,
                     response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsResponse.SerializeToString,
+            ),
+            'PullImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PullImageRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PullImageResponse.SerializeToString,
+            ),
+            'SaveImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.SaveImage,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.SaveImageRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.SaveImageResponse.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,5 +196,56 @@ class Host(object):
         return grpc.experimental.unary_stream(request, target, '/sandboxd.host.v1.Host/ReadLogs',
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsRequest.SerializeToString,
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/sandboxd.host.v1.Host/PullImage',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PullImageRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PullImageResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SaveImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/sandboxd.host.v1.Host/SaveImage',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.SaveImageRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.SaveImageResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Metrics',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

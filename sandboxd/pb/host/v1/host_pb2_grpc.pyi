@@ -5,7 +5,7 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage is the one call that writes.
+Nothing here creates or changes a pod; LoadImage and PullImage are the calls that write.
 
 Two units hold throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0 is
 "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message meant to be
@@ -61,6 +61,34 @@ class HostStub:
     line was sent.
     """
 
+    PullImage: grpc.UnaryStreamMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.PullImageRequest,
+        sandboxd.pb.host.v1.host_pb2.PullImageResponse,
+    ]
+    """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
+    same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
+    leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
+    next attempt. The statuses are those of CRI's call.
+    """
+
+    SaveImage: grpc.UnaryStreamMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.SaveImageRequest,
+        sandboxd.pb.host.v1.host_pb2.SaveImageResponse,
+    ]
+    """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
+    LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
+    verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
+    when content is missing or damaged; what was sent until then is no archive.
+    """
+
+    Metrics: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.MetricsRequest,
+        sandboxd.pb.host.v1.host_pb2.MetricsResponse,
+    ]
+    """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+    HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
+    """
+
 class HostAsyncStub(HostStub):
     LoadImage: grpc.aio.StreamStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
@@ -88,6 +116,34 @@ class HostAsyncStub(HostStub):
     """Reads a container's current log file, oldest line first. With `follow` the stream goes on as lines
     arrive, into the next file when the log is rotated, and ends once the container has exited and its last
     line was sent.
+    """
+
+    PullImage: grpc.aio.UnaryStreamMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.PullImageRequest,
+        sandboxd.pb.host.v1.host_pb2.PullImageResponse,
+    ]
+    """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
+    same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
+    leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
+    next attempt. The statuses are those of CRI's call.
+    """
+
+    SaveImage: grpc.aio.UnaryStreamMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.SaveImageRequest,
+        sandboxd.pb.host.v1.host_pb2.SaveImageResponse,
+    ]
+    """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
+    LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
+    verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
+    when content is missing or damaged; what was sent until then is no archive.
+    """
+
+    Metrics: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.MetricsRequest,
+        sandboxd.pb.host.v1.host_pb2.MetricsResponse,
+    ]
+    """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+    HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
     """
 
 class HostServicer(metaclass=abc.ABCMeta):
@@ -123,6 +179,40 @@ class HostServicer(metaclass=abc.ABCMeta):
         """Reads a container's current log file, oldest line first. With `follow` the stream goes on as lines
         arrive, into the next file when the log is rotated, and ends once the container has exited and its last
         line was sent.
+        """
+
+    @abc.abstractmethod
+    def PullImage(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.PullImageResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.PullImageResponse]]:
+        """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
+        same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
+        leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
+        next attempt. The statuses are those of CRI's call.
+        """
+
+    @abc.abstractmethod
+    def SaveImage(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.SaveImageRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.SaveImageResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.SaveImageResponse]]:
+        """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
+        LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
+        verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
+        when content is missing or damaged; what was sent until then is no archive.
+        """
+
+    @abc.abstractmethod
+    def Metrics(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.MetricsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.MetricsResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.MetricsResponse]]:
+        """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+        HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
         """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,236 @@
+"""Which images and blobs an archive gets, and that nothing damaged passes for whole."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sandboxd.containerd.content import ContentInfo
+from sandboxd.containerd.images import Image
+from sandboxd.errors import InvalidRequest, NotFound, NotReady
+from sandboxd.lifecycle import image_store, save_image
+from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
+from sandboxd.oci import image as oci
+from sandboxd.oci.archive import Archive
+from sandboxd.oci.image import Descriptor, Platform
+from tests.unit.oci.test_layout import image as make_image
+
+HOST = Platform(os="linux", architecture="amd64")
+
+
+class FakeStore:
+    """Images and blobs in memory, with the face of ImageStore as far as saving needs it."""
+
+    def __init__(self) -> None:
+        self.platform = HOST
+        self.blobs: dict[str, bytes] = {}
+        self.listed: list[Image] = []
+        self.records: list[ImageRecord] = []
+        self.kept: set[str] = set()
+        self.images = SimpleNamespace(list=self._list_images)
+        self.content = SimpleNamespace(list=self._list_content, read=self._read)
+        self.leases = SimpleNamespace(held=self._held, add_content=self._add_content)
+        self.client = self
+
+    def add(self, text: bytes, *names: str, others: tuple[dict[str, Any], ...] = (), index: bool = False) -> str:
+        """An image under containerd's `names`, behind an index with `others` in it if wanted; returns its id."""
+        named, blobs = make_image(text)
+        self.blobs |= blobs
+        target = named.target
+        if index or others:
+            entry = {"mediaType": target.media_type, "digest": target.digest, "size": target.size}
+            document = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [*others, entry]}
+            target = self.put(oci.OCI_INDEX, json.dumps(document).encode())
+        images = [Image(name=name, target=target) for name in names]
+        self.listed += images
+        parsed = image_store._Parsed(
+            descriptor=named.target,
+            manifest=named.manifest,
+            config=oci.parse_config(blobs[named.manifest.config.digest]),
+        )
+        self.records.append(image_store._record(named.manifest.config.digest, images, {target.digest: parsed}))
+        return named.manifest.config.digest
+
+    def put(self, media_type: str, data: bytes) -> Descriptor:
+        digest = oci.digest(data)
+        self.blobs[digest] = data
+        return Descriptor(media_type=media_type, digest=digest, size=len(data))
+
+    def resolve(self, text: str) -> ImageRecord:
+        return image_store.find(self.records, text)
+
+    async def _list_images(self) -> list[Image]:
+        return self.listed
+
+    async def _list_content(self) -> list[ContentInfo]:
+        return [ContentInfo(digest=digest, size=len(data), labels={}) for digest, data in self.blobs.items()]
+
+    async def _read(self, digest: str, most: int) -> bytes:
+        return self.blobs[digest]
+
+    @asynccontextmanager
+    async def _held(self, purpose: str, *, seconds: float) -> AsyncIterator[str]:
+        yield "lease"
+        self.kept.clear()
+
+    async def _add_content(self, lease: str, digest: str) -> None:
+        self.kept.add(digest)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    made = FakeStore()
+
+    async def read(client: Any, digest: str) -> AsyncIterator[bytes]:
+        data = client.blobs[digest]
+        for at in range(0, len(data), 1000):
+            yield data[at : at + 1000]
+
+    monkeypatch.setattr("sandboxd.containerd.ingest.read", read)
+    return made
+
+
+async def save(store: FakeStore, *references: str) -> bytes:
+    async with save_image.saving(cast(ImageStore, store), references) as archive:
+        data = b"".join([chunk async for chunk in archive.chunks()])
+        assert len(data) == archive.size
+        return data
+
+
+def names_in(data: bytes) -> list[tuple[str, ...]]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        with Archive(Path(file.name)) as opened:
+            return [content.names for content in opened.images(HOST)]
+
+
+BOTH = ("docker.io/library/web:1", "docker.io/library/web:latest")
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (["web:1"], [BOTH[:1]]),
+        (["web:1", "docker.io/library/web"], [BOTH]),
+        (["web:1", "web:1"], [BOTH[:1]]),
+        (["ID"], [BOTH]),
+        (["SHORT"], [BOTH]),
+        (["db:1", "web:1"], [("example.org/db:1",), BOTH[:1]]),
+    ],
+)
+async def test_an_image_is_saved_under_the_names_that_were_asked_for(
+    store: FakeStore, asked: list[str], names: list[tuple[str, ...]]
+) -> None:
+    identity = store.add(b"web", *BOTH)
+    store.add(b"db", "example.org/db:1")
+    replaced = {"ID": identity, "SHORT": identity[7:17], "db:1": "example.org/db:1"}
+
+    assert names_in(await save(store, *[replaced.get(each, each) for each in asked])) == names
+
+
+async def test_an_image_that_has_only_digests_is_saved_under_them(store: FakeStore) -> None:
+    named, _ = make_image(b"web")
+    identity = store.add(b"web", f"docker.io/library/web@{named.target.digest}")
+
+    assert names_in(await save(store, identity)) == [(f"docker.io/library/web@{named.target.digest}",)]
+
+
+async def test_a_tag_can_be_asked_for_by_its_digest(store: FakeStore) -> None:
+    named, _ = make_image(b"web")
+    store.add(b"web", "docker.io/library/web:1")
+
+    data = await save(store, f"web:other@{named.target.digest}")
+
+    assert names_in(data) == [(f"docker.io/library/web@{named.target.digest}",)]
+
+
+async def test_an_image_without_a_name_is_saved_by_its_id(store: FakeStore) -> None:
+    named, _ = make_image(b"web")
+    identity = store.add(b"web", named.manifest.config.digest)
+
+    assert names_in(await save(store, identity)) == [()]
+
+
+async def test_of_an_index_the_platforms_that_are_here_are_saved(store: FakeStore) -> None:
+    absent = {"mediaType": oci.OCI_MANIFEST, "digest": "sha256:" + "1" * 64, "size": 5}
+    layers = [{"mediaType": oci.OCI_LAYER, "digest": "sha256:" + "2" * 64, "size": 5}]
+    config = {"mediaType": oci.OCI_CONFIG, "digest": "sha256:" + "3" * 64, "size": 5}
+    unfinished = store.put(
+        oci.OCI_MANIFEST, json.dumps({"schemaVersion": 2, "config": config, "layers": layers}).encode()
+    )
+    artifact = store.put(
+        oci.OCI_MANIFEST,
+        json.dumps({"schemaVersion": 2, "config": config | {"mediaType": "x"}, "layers": []}).encode(),
+    )
+    others = [
+        {"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in (unfinished, artifact)
+    ]
+    platform = {"platform": {"os": "linux", "architecture": "s390x"}}
+    store.add(b"web", BOTH[0], others=(absent | platform, *(other | platform for other in others)))
+
+    data = await save(store, "web:1")
+
+    assert names_in(data) == [BOTH[:1]]
+    assert unfinished.digest[7:].encode() not in data.replace(store.blobs[store.listed[0].target.digest], b"")
+    assert store.listed[0].target.digest[7:].encode() in data
+
+
+async def test_a_layer_that_is_not_here_is_missed_before_a_byte_is_sent(store: FakeStore) -> None:
+    named, _ = make_image(b"web")
+    store.add(b"web", BOTH[0])
+    del store.blobs[named.manifest.layers[0].digest]
+
+    with pytest.raises(NotReady, match="pull it again"):
+        async with save_image.saving(cast(ImageStore, store), ["web:1"]):
+            pytest.fail("nothing can be sent")
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1] + b"x", lambda data: data + b"x", lambda data: data[:-1]])
+async def test_a_damaged_blob_ends_the_archive_with_an_error(store: FakeStore, change: Any) -> None:
+    named, _ = make_image(b"web")
+    store.add(b"web", BOTH[0])
+    layer = named.manifest.layers[0].digest
+
+    async with save_image.saving(cast(ImageStore, store), ["web:1"]) as archive:
+        store.blobs[layer] = change(store.blobs[layer])
+        with pytest.raises(NotReady, match=f"{layer} is damaged"):
+            async for _ in archive.chunks():
+                pass
+
+
+async def test_what_is_saved_is_kept_meanwhile(store: FakeStore) -> None:
+    named, _ = make_image(b"web")
+    store.add(b"web", BOTH[0])
+
+    async with save_image.saving(cast(ImageStore, store), ["web:1"]):
+        assert store.kept == {named.target.digest}
+    assert store.kept == set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [([], InvalidRequest), (["nosuch"], NotFound), (["A b"], InvalidRequest), (["web:1", "x"], NotFound)],
+)
+async def test_what_cannot_be_saved_is_said_before_anything_is_sent(
+    store: FakeStore, asked: list[str], error: type[Exception]
+) -> None:
+    store.add(b"web", BOTH[0])
+
+    with pytest.raises(error):
+        await save(store, *asked)
+
+
+async def test_an_image_that_was_removed_meanwhile_is_not_found(store: FakeStore) -> None:
+    store.add(b"web", BOTH[0])
+    store.listed.clear()
+
+    with pytest.raises(NotFound, match="removed meanwhile"):
+        await save(store, "web:1")
