@@ -6,6 +6,8 @@
     render.py      P  answers → tables for people, JSON and YAML for programs
     timeline.py    P  Explain's answer → the story of a pod
     client.py         the channel; a failed call → a message with an exit code
+    progress.py       bars on a terminal, lines elsewhere
+    pulling.py        a pull that is watched
     session.py        what every command shares: connection, streams, flags, lookups
     commands_*.py     the commands, by noun
     commands.py       puts them together; `main` is the console script

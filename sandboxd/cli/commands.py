@@ -14,12 +14,14 @@ from sandboxd.cli import (
     commands_life,
     commands_pods,
     commands_run,
+    commands_transfer,
     parse,
     render,
 )
 from sandboxd.cli.client import Daemon, Exit, Failure
 from sandboxd.cli.session import Parsed, Session, emit, output_option, pass_session, show
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2 as host
 
 DEFAULT_SOCKET = "/run/sandboxd/sandboxd.sock"
 DEFAULT_TIMEOUT = "2m"
@@ -112,6 +114,14 @@ def info(session: Session, form: str | None) -> None:
 
 
 @cli.command()
+@pass_session
+def metrics(session: Session) -> None:
+    """Print the daemon's counters, in Prometheus' text format."""
+    answer = session.daemon.call(session.daemon.host.Metrics, host.MetricsRequest(), "ask for the metrics")
+    click.echo(answer.text, nl=False)
+
+
+@cli.command()
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def completion(shell: str) -> None:
     """Print a shell's completion script: source <(sandboxctl completion bash)."""
@@ -136,8 +146,11 @@ for _command in (
     commands_inside.exec_one,
     commands_inside.stats,
     commands_images.images,
+    commands_images.inspecti,
     commands_images.rmi,
-    commands_images.load,
+    commands_transfer.pull,
+    commands_transfer.load,
+    commands_transfer.save,
 ):
     cli.add_command(_command)
 

@@ -1,16 +1,8 @@
-"""`images`, `rmi` and `load`."""
+"""`images`, `inspecti` and `rmi`: the images on this machine."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
-
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sandboxd.cli import render
 from sandboxd.cli.client import Exit, Failure
@@ -18,6 +10,7 @@ from sandboxd.cli.session import (
     Session,
     emit,
     for_each,
+    note,
     output_option,
     pass_session,
     quiet_option,
@@ -25,110 +18,121 @@ from sandboxd.cli.session import (
     working,
 )
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pb.host.v1 import host_pb2 as host
 
-_CHUNK = 256 * 1024  # bytes
+_HINT = "see `sandboxctl images`"
 
 
 @click.command()
+@click.argument("reference", metavar="[IMAGE]", default="")
+@click.option("--digests", is_flag=True, help="Show the digests by which registries know them.")
 @quiet_option
 @output_option
 @pass_session
-def images(session: Session, quiet: bool, form: str | None) -> None:
-    """List the images on this machine."""
-    answer = session.daemon.call(session.daemon.images.ListImages, cri.ListImagesRequest(), "list the images")
+def images(session: Session, reference: str, digests: bool, quiet: bool, form: str | None) -> None:
+    """List the images on this machine, or the one that goes by this name or id."""
+    answer = session.daemon.call(
+        session.daemon.images.ListImages,
+        cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(image=reference))),
+        "list the images",
+    )
     if quiet:
         for image in answer.images:
             click.echo(image.id)
     elif form:
         emit(render.as_dict(answer), form)
     else:
-        show(render.images_table(answer.images))
+        show(render.images_table(answer.images, digests=digests))
 
 
 @click.command()
 @click.argument("references", metavar="IMAGE...", nargs=-1, required=True)
+@output_option
 @pass_session
-def rmi(session: Session, references: tuple[str, ...]) -> None:
-    """Remove images, by name or id, with all their names."""
+def inspecti(session: Session, references: tuple[str, ...], form: str | None) -> None:
+    """Show all that the daemon knows about images, by name or id, as JSON unless -o yaml; several as a list."""
+    found = [_inspected(session, reference) for reference in references]
+    emit(found[0] if len(found) == 1 else found, form or "json")
 
-    def one(reference: str) -> str:
-        if session.image(reference) is None:  # CRI's RemoveImage succeeds for what is not there
-            raise Failure(f"there is no image {reference}", exit_code=Exit.NOT_FOUND, hint="see `sandboxctl images`")
-        with working(f"Removing {reference}"):
-            session.daemon.call(
-                session.daemon.images.RemoveImage,
-                cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)),
-                f"remove image {reference}",
-            )
-        return reference
 
-    for_each(references, one)
+def _inspected(session: Session, reference: str) -> dict[str, object]:
+    answer = session.daemon.call(
+        session.daemon.images.ImageStatus,
+        cri.ImageStatusRequest(image=cri.ImageSpec(image=reference), verbose=True),
+        f"inspect image {reference}",
+    )
+    if not answer.HasField("image"):
+        raise Failure(f"there is no image {reference}", exit_code=Exit.NOT_FOUND, hint=_HINT)
+    # The daemon keeps what is verbose under the one key "info"; side by side is how crictl prints it too.
+    return {**render.info_dict(answer.info), "status": render.as_dict(answer.image)}
 
 
 @click.command()
-@click.argument("file", metavar="FILE", type=click.File("rb"))
-@quiet_option
-@output_option
+@click.argument("references", metavar="IMAGE...", nargs=-1)
+@click.option("--prune", is_flag=True, help="Remove every image that no container uses and that is not pinned.")
 @pass_session
-def load(session: Session, file: BinaryIO, quiet: bool, form: str | None) -> None:
-    """Add the images of an archive: OCI layout or `docker save`, one tar, gzipped or not; "-" is stdin."""
-    source = getattr(file, "name", "<stdin>")
-    loaded: list[host.LoadedImage] = []
-    unreadable: list[OSError] = []
-    with _progress(_size(file)) as report, session.daemon.translating(f"load {source}"):
-        try:
-            for answer in session.daemon.host.LoadImage(_chunks(file, report, unreadable)):
-                if answer.HasField("loaded"):
-                    loaded.append(answer.loaded)
-                elif answer.HasField("progress") and answer.progress.total_bytes:
-                    report(answer.progress.stage, answer.progress.done_bytes, answer.progress.total_bytes)
-        except Exception:
-            # gRPC only says that the request iterator raised.
-            if unreadable:
-                raise Failure(f"cannot read {source}: {unreadable[0].strerror}") from unreadable[0]
-            raise
-    if form:
-        emit({"images": [render.as_dict(image) for image in loaded]}, form)
-        return
-    for image in loaded:
-        for name in [image.image_id] if quiet or not image.names else image.names:
-            click.echo(name)
+def rmi(session: Session, references: tuple[str, ...], prune: bool) -> None:
+    """Remove images, by name or id, with all their names.
+
+    What containers need of them stays until they are removed.
+    """
+    if prune == bool(references):
+        raise click.UsageError("name the images to remove, or say --prune")
+    if prune:
+        _prune(session)
+    else:
+        for_each(references, lambda reference: _remove_named(session, reference))
 
 
-def _chunks(
-    file: BinaryIO, report: Callable[[str, int, int], None], unreadable: list[OSError]
-) -> Iterator[host.LoadImageRequest]:
-    """Runs in gRPC's own thread, so a failure to read is left in `unreadable`."""
-    sent = 0
+def _remove_named(session: Session, reference: str) -> str:
+    if session.image(reference) is None:  # CRI's RemoveImage succeeds for what is not there
+        raise Failure(f"there is no image {reference}", exit_code=Exit.NOT_FOUND, hint=_HINT)
+    _remove(session, reference, reference)
+    return reference
+
+
+def _prune(session: Session) -> None:
+    """Remove what nobody uses, and tell what that freed."""
+    answer = session.daemon.call(session.daemon.images.ListImages, cri.ListImagesRequest(), "list the images")
+    used = _used(session)
+    unused = [image for image in answer.images if not image.pinned and image.id not in used]
+    before = _unpacked_bytes(session)
+    removed: list[str] = []
+
+    def one(image: cri.Image) -> str:
+        # By its id: the names may be another image's by now.
+        _remove(session, image.id, render.image_name(image))
+        removed.append(image.id)
+        return render.image_name(image)
+
     try:
-        while chunk := file.read(_CHUNK):
-            yield host.LoadImageRequest(chunk=chunk)
-            sent += len(chunk)
-            report("send", sent, 0)
-    except OSError as error:
-        unreadable.append(error)
-        raise
+        for_each(unused, one)
+    finally:
+        freed = render.size(max(0, before - _unpacked_bytes(session)))
+        note(f"removed {len(removed)} of {len(answer.images)} images; their unpacked layers took {freed}")
 
 
-def _size(file: BinaryIO) -> int:
-    """Bytes of the file; 0 for a pipe."""
-    with contextlib.suppress(OSError):
-        return os.fstat(file.fileno()).st_size
-    return 0
+def _used(session: Session) -> set[str]:
+    """The ids of the images that containers were made from, or show among their mounts."""
+    containers = session.containers()
+    called = {each.image_id or each.image_ref or each.image.image for each in containers}
+    for status in session.container_statuses(each.id for each in containers).values():
+        called |= {mount.image.image for mount in status.mounts}
+    found = [session.image(each) for each in sorted(called) if each]
+    return {image.id for image in found if image is not None}
 
 
-@contextlib.contextmanager
-def _progress(size: int) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar, if somebody watches. It is told the stage, and the bytes done of how many (0: of `size`)."""
-    if not sys.stderr.isatty():
-        yield lambda stage, done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("send", total=size or None)
+def _remove(session: Session, reference: str, label: str) -> None:
+    with working(f"Removing {label}"):
+        session.daemon.call(
+            session.daemon.images.RemoveImage,
+            cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)),
+            f"remove image {label}",
+        )
 
-        def report(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total or size or None)
 
-        yield report
+def _unpacked_bytes(session: Session) -> int:
+    """What all unpacked images take."""
+    answer = session.daemon.call(
+        session.daemon.images.ImageFsInfo, cri.ImageFsInfoRequest(), "ask for the images' disk usage"
+    )
+    return sum(each.used_bytes.value for each in answer.image_filesystems)

@@ -14,7 +14,7 @@ import click
 import grpc
 from google.protobuf.message import Message
 
-from sandboxd.cli import configs, names, parse, render
+from sandboxd.cli import configs, names, parse, pulling, render
 from sandboxd.cli.client import Exit, Failure
 from sandboxd.cli.session import (
     PAIR,
@@ -83,6 +83,13 @@ class _Pod:
 @click.option("-w", "--workdir", default="", help="Where to begin; else the image says.")
 @click.option("--entrypoint", default="", metavar="PROGRAM", help="Replace the image's; CMD are its arguments.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option(
+    "--pull",
+    type=click.Choice(("missing", "always", "never")),
+    default="missing",
+    show_default=True,
+    help="When to fetch the image from its registry.",
+)
 @quiet_option
 @output_option
 @pass_session
@@ -111,6 +118,7 @@ def run(
     workdir: str,
     entrypoint: str,
     tty: bool,
+    pull: str,
     quiet: bool,
     form: str | None,
 ) -> None:
@@ -124,10 +132,7 @@ def run(
         raise click.UsageError(
             "--port and --host-network exclude each other: such a container is on the host's ports"
         )
-    found = session.image(image)
-    if found is None:
-        hint = "`sandboxctl images` lists what there is; `sandboxctl load FILE` adds the images of an archive"
-        raise Failure(f"image {image} is not on this machine", exit_code=Exit.NOT_FOUND, hint=hint)
+    image_id = _image_id(session, image, pull, quiet=quiet)
     joined = _joined(session, pod_ref, namespace)
     base = name or configs.image_name(image)
     if joined:
@@ -154,7 +159,7 @@ def run(
         pod, container_name = _run_pod(session, configs.pod_config(flags), handler, ours=True), base
     flags_of_container = configs.ContainerFlags(
         name=container_name,
-        image=found.id,
+        image=image_id,
         image_as_typed=image,
         entrypoint=entrypoint,
         args=args,
@@ -221,6 +226,17 @@ def create(session: Session, pod: str, container_file: IO[str], pod_file: IO[str
     pod_config = _read(pod_file, cri.PodSandboxConfig())
     sandbox = session.pod(pod)
     click.echo(_create(session, sandbox.id, names.pod_name(sandbox), config, pod_config))
+
+
+def _image_id(session: Session, image: str, pull: str, *, quiet: bool) -> str:
+    """The id of the image, pulled as `pull` says."""
+    found = session.image(image) if pull != "always" else None
+    if found is not None:
+        return found.id
+    if pull != "never":
+        return pulling.pull(session, image, None, quiet=quiet).image_id
+    hint = "`sandboxctl images` lists what there is; `sandboxctl pull` and `sandboxctl load FILE` add to it"
+    raise Failure(f"image {image} is not on this machine", exit_code=Exit.NOT_FOUND, hint=hint)
 
 
 def _read(file: IO[str], message: M) -> M:

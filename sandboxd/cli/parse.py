@@ -55,6 +55,14 @@ class CpuFlag:
     shares: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsFlag:
+    """Who pulls. `password` is None when it was left out, and has to be asked for."""
+
+    username: str
+    password: str | None
+
+
 def port(text: str) -> cri.PortMapping:
     """[HOSTIP:]HOST:CONTAINER[/tcp|udp|sctp] → a port mapping. An IPv6 HOSTIP stands in brackets."""
     wrong = f"{text!r} is not a port mapping: write HOST:CONTAINER, like 8080:80, 127.0.0.1:8080:80 or 53:53/udp"
@@ -109,6 +117,14 @@ def pair(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise ValueError(f"{text!r} is not KEY=VALUE")
     return key, value
+
+
+def credentials(text: str) -> CredentialsFlag:
+    """USER[:PASSWORD]; the password may be empty and may hold further colons. What is wrong is not repeated."""
+    username, colon, password = text.partition(":")
+    if not username:
+        raise ValueError("credentials are USER:PASSWORD, or USER alone to be asked for the password")
+    return CredentialsFlag(username=username, password=password if colon else None)
 
 
 def cpu(text: str) -> CpuFlag:

@@ -225,8 +225,8 @@ def containers_table(
     )
 
 
-def images_table(images: Iterable[cri.Image]) -> Table:
-    """What `images` prints: a line for each name of each image."""
+def images_table(images: Iterable[cri.Image], *, digests: bool = False) -> Table:
+    """What `images` prints: a line for each name of each image, with the registry's digest of it if wanted."""
     rows = []
     for image in images:
         short = short_digest(image.id)
@@ -235,8 +235,15 @@ def images_table(images: Iterable[cri.Image]) -> Table:
             names = [(digest.partition("@")[0], "<none>") for digest in image.repo_digests[:1]] or [
                 ("<none>", "<none>")
             ]
-        rows += [(name, tag, short, size(image.size)) for name, tag in names]
-    return table(("IMAGE", "TAG", "IMAGE ID", "SIZE"), sorted(rows))
+        known = dict(digest.split("@", 1) for digest in image.repo_digests if "@" in digest) if digests else {}
+        for name, tag in names:
+            rows.append((name, tag, *([known.get(name, NONE)] if digests else []), short, size(image.size)))
+    return table(("IMAGE", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "SIZE"), sorted(rows))
+
+
+def image_name(image: cri.Image) -> str:
+    """What people call the image: its first tag, else its first digest, else its id."""
+    return next(iter((*image.repo_tags, *image.repo_digests, image.id)))
 
 
 def split_tag(reference: str) -> tuple[str, str]:

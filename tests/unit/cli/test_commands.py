@@ -29,6 +29,10 @@ def test_info_says_what_is_not_ready_and_why(daemon: FakeDaemon, sandboxctl: San
     assert data["runtimeConfig"]["linux"]["cgroupDriver"] == "CGROUPFS"
 
 
+def test_metrics_are_printed_as_they_are(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    assert sandboxctl("metrics").stdout == "# HELP x y\nx_total 1.0\n"
+
+
 @pytest.mark.parametrize(
     ("shell", "mark"), [("bash", "complete -o nosort"), ("zsh", "compdef"), ("fish", "complete ")]
 )

@@ -1,12 +1,13 @@
-"""`images`, `rmi` and `load`, against a fake daemon."""
+"""`images`, `inspecti` and `rmi`, against a fake daemon."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import grpc
+import pytest
 
+from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.unit.cli.conftest import Sandboxctl
 from tests.unit.cli.fake_daemon import FakeDaemon
 
@@ -27,41 +28,63 @@ def test_rmi_removes_what_is_there_and_reports_what_is_not(daemon: FakeDaemon, s
     assert not daemon.images
 
 
-def test_load_sends_every_byte_and_prints_the_names(
-    daemon: FakeDaemon, sandboxctl: Sandboxctl, tmp_path: Path
-) -> None:
-    archive = tmp_path / "a.tar"
-    archive.write_bytes(bytes(range(256)) * 3000)  # three chunks
-    result = sandboxctl("load", str(archive))
+def test_images_can_be_one_and_show_the_digests(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    daemon.add_image("docker.io/library/web:1", digests=["docker.io/library/web@sha256:ab"])
+    other = daemon.add_image("docker.io/library/other:1")
+    assert sandboxctl("images", "-q", "docker.io/library/other:1").stdout == other + "\n"
+    header, *rows = [line.split() for line in sandboxctl("images", "--digests").stdout.splitlines()]
+    assert header[:3] == ["IMAGE", "TAG", "DIGEST"]
+    assert [row[2] for row in rows] == ["-", "sha256:ab"]
+
+
+def test_inspecti_shows_the_status_and_what_is_verbose(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    identity = daemon.add_image("web:1")
+    data = json.loads(sandboxctl("inspecti", "web:1").stdout)
+    assert data["status"]["id"] == identity
+    assert data["info"]["chainID"] == "sha256:c"
+    assert "repoTags:\n  - web:1" in sandboxctl("inspecti", "-o", "yaml", "web:1").stdout
+
+
+def test_inspecti_of_several_is_a_list(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    identities = [daemon.add_image(name) for name in ("web:1", "db:1")]
+    data = json.loads(sandboxctl("inspecti", "web:1", "db:1").stdout)
+    assert [each["status"]["id"] for each in data] == identities
+
+
+def test_inspecti_of_what_is_not_there_prints_nothing(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    daemon.add_image("web:1")
+    result = sandboxctl("inspecti", "web:1", "nosuch")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "there is no image nosuch" in result.stderr
+
+
+def test_prune_removes_what_no_container_uses_and_nobody_pinned(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    used, mounted = daemon.add_image("used:1"), daemon.add_image("mounted:1")
+    pinned = daemon.add_image("pause:1", pinned=True)
+    daemon.add_image("unused:1", "unused:2")
+    untagged = daemon.add_image()
+    container = daemon.add_container(daemon.add_pod("p"), "c", cri.CONTAINER_EXITED)
+    daemon.containers[container].mounts.add(container_path="/m", image=cri.ImageSpec(image="mounted:1"))
+    daemon.container_configs[container].image.image = used
+    daemon.containers[container].image.image = used
+    result = sandboxctl("rmi", "--prune")
     assert result.exit_code == 0, result.output
-    assert daemon.loaded == archive.read_bytes()
-    assert result.stdout.splitlines() == ["docker.io/library/web:1", "docker.io/library/web:latest", "sha256:2"]
-    assert result.stderr == ""
+    assert set(daemon.images) == {used, mounted, pinned}
+    assert result.stdout.splitlines() == ["unused:1", untagged]
+    assert "removed 2 of 5 images" in result.stderr
+    assert "20MB" in result.stderr
 
 
-def test_load_reads_stdin(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
-    assert sandboxctl("load", "-q", "-", stdin=b"tar").stdout.splitlines() == ["sha256:1", "sha256:2"]
-    assert daemon.loaded == b"tar"
-
-
-def test_load_for_programs_has_ids_names_and_digests(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
-    data = json.loads(sandboxctl("load", "-o", "json", "-", stdin=b"tar").stdout)
-    assert [image["imageId"] for image in data["images"]] == ["sha256:1", "sha256:2"]
-
-
-def test_an_archive_that_the_daemon_refuses_says_why(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
-    daemon.fail["LoadImage"] = (grpc.StatusCode.INVALID_ARGUMENT, "blob sha256:12 has another digest")
-    result = sandboxctl("load", "-", stdin=b"tar")
+def test_prune_goes_on_past_an_image_that_cannot_be_removed(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    daemon.add_image("unused:1")
+    daemon.fail["RemoveImage"] = (grpc.StatusCode.INTERNAL, "containerd is in a bad mood")
+    result = sandboxctl("rmi", "--prune")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "blob sha256:12 has another digest" in result.stderr
+    assert "bad mood" in result.stderr
+    assert "removed 0 of 1 images" in result.stderr
 
 
-def test_a_file_that_cannot_be_read_is_not_the_daemons_fault(
-    daemon: FakeDaemon, sandboxctl: Sandboxctl, tmp_path: Path
-) -> None:
-    missing = sandboxctl("load", str(tmp_path / "nosuch.tar"))
-    assert missing.exit_code == 2
-    # /proc/self/mem opens, and reading its first page fails.
-    unreadable = sandboxctl("load", "/proc/self/mem")
-    assert unreadable.exit_code == 1
-    assert "cannot read /proc/self/mem" in unreadable.stderr
+@pytest.mark.parametrize("args", [(), ("--prune", "web:1")])
+def test_rmi_wants_either_names_or_prune(daemon: FakeDaemon, sandboxctl: Sandboxctl, args: tuple[str, ...]) -> None:
+    assert sandboxctl("rmi", *args).exit_code == 2
+    assert daemon.calls == []

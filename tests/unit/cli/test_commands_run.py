@@ -82,13 +82,36 @@ def test_a_relative_mount_source_is_below_the_callers_directory(
     assert [each.host_path for each in container.mounts] == [str(tmp_path / "www")]
 
 
-def test_an_image_that_is_not_there_is_not_found_and_no_pod_is_made(
+def test_an_image_that_is_not_there_is_pulled(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    result = sandboxctl("run", "-q", "busybox")
+    assert result.exit_code == 0, result.output
+    assert daemon.requests["PullImage"].image == "busybox"
+    (container,) = daemon.container_configs.values()
+    assert daemon.images[container.image.image].repo_tags[0] == "busybox"
+
+
+def test_an_image_that_is_there_is_pulled_only_if_always_is_said(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    sandboxctl("run", "nginx")
+    assert "PullImage" not in daemon.calls
+    sandboxctl("run", "nginx", "--pull", "always")
+    assert daemon.calls.count("PullImage") == 1
+
+
+def test_an_image_that_may_not_be_pulled_is_not_found_and_no_pod_is_made(
     daemon: FakeDaemon, sandboxctl: Sandboxctl
 ) -> None:
-    result = sandboxctl("run", "nosuch")
+    result = sandboxctl("run", "--pull", "never", "nosuch")
     assert result.exit_code == 3
     assert "image nosuch is not on this machine" in result.stderr
     assert "sandboxctl load" in result.stderr
+    assert not {"PullImage", "RunPodSandbox"} & set(daemon.calls)
+
+
+def test_a_pull_that_fails_makes_no_pod(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    daemon.fail["PullImage"] = (grpc.StatusCode.NOT_FOUND, "the registry has no nosuch:latest")
+    result = sandboxctl("run", "nosuch")
+    assert result.exit_code == 3
+    assert "the registry has no nosuch:latest" in result.stderr
     assert "RunPodSandbox" not in daemon.calls
 
 

@@ -83,6 +83,19 @@ def test_a_pair_needs_a_key_and_a_sign(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "username", "password"), [("me", "me", None), ("me:", "me", ""), ("me:a:b", "me", "a:b")]
+)
+def test_credentials_are_a_user_and_perhaps_a_password(text: str, username: str, password: str | None) -> None:
+    assert parse.credentials(text) == parse.CredentialsFlag(username=username, password=password)
+
+
+def test_credentials_need_a_user_and_a_wrong_one_is_not_printed() -> None:
+    with pytest.raises(ValueError, match="USER:PASSWORD") as caught:
+        parse.credentials(":secret")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "quota", "shares"),
     [("0.5", 50_000, 512), ("2", 200_000, 2048), ("0.01", 1_000, 10), ("1.5", 150_000, 1536)],
 )

@@ -165,6 +165,20 @@ def test_images_have_a_line_for_each_name() -> None:
     ]
 
 
+def test_images_have_the_digest_of_each_name_if_wanted() -> None:
+    image = cri.Image(
+        id="sha256:" + "1" * 64, repo_tags=["a/x:1", "b/x:1"], repo_digests=["a/x@sha256:aa", "c/x@sha256:cc"]
+    )
+    table = render.images_table([image], digests=True)
+    assert [str(cell) for cell in table.columns[2].cells] == ["sha256:aa", "-"]
+
+
+def test_an_image_is_called_by_a_tag_then_a_digest_then_its_id() -> None:
+    assert render.image_name(cri.Image(id="i", repo_tags=["t1", "t2"], repo_digests=["d"])) == "t1"
+    assert render.image_name(cri.Image(id="i", repo_digests=["d"])) == "d"
+    assert render.image_name(cri.Image(id="i")) == "i"
+
+
 @pytest.mark.parametrize(
     ("reference", "expected"),
     [("a/b:c", ("a/b", "c")), ("host:5000/b", ("host:5000/b", "")), ("b", ("b", ""))],
