@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from sandboxd import steps
-from sandboxd.containerd.content import Content, child_labels, snapshot_label
+from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snapshot_label
 from sandboxd.containerd.images import Image, Images
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError
@@ -109,14 +109,14 @@ async def ensure_pause(store: ImageStore, binary_path: str) -> ImageRecord:
 def full_names(content: ImageContent) -> tuple[str, ...]:
     """The archive's names for the image, completed. Raises InvalidRequest for one that cannot be a name.
 
-    A digest in a name says what the name's owner published; only the image's own is kept.
+    A digest in a name says what the name's owner published; only that of what is named here is kept.
     """
     names = []
     for text in content.names:
         name = reference.parse(text)
         if name.tag:
             names.append(str(replace(name, digest="")))
-        elif name.digest == content.manifest.descriptor.digest:
+        elif name.digest == content.target.digest:
             names.append(str(name))
     return tuple(dict.fromkeys(names))
 
@@ -186,15 +186,18 @@ async def _bring_in(
 async def _store(
     store: ImageStore, lease: str, contents: Sequence[ImageContent], count: Callable[[int], None]
 ) -> int:
-    """Write all blobs, children before the manifests whose labels keep them; return how many were new."""
+    """Write all blobs, children before the documents whose labels keep them; return how many were new."""
     content_store = Content(store.client, lease)
     written = 0
     for content in contents:
-        kept: list[tuple[Blob, dict[str, str]]] = [(blob, {}) for blob in content.layers]
+        kept: list[tuple[Blob, Mapping[str, str]]] = [(blob, {}) for blob in content.layers]
         snapshot = content.parsed.chain_id
         kept.append((content.config, snapshot_label(store.snapshots.snapshotter, snapshot) if snapshot else {}))
         children = tuple(blob.descriptor for blob in content.layers)
-        kept.append((content.manifest, child_labels(content.config.descriptor, children)))
+        labels: Mapping[str, str] = child_labels(content.config.descriptor, children)
+        for document in (content.manifest, *reversed(content.indexes)):
+            kept.append((document, labels))
+            labels = {f"{CHILD_LABEL}.m.0": document.descriptor.digest}
         for blob, labels in kept:
             with blob.open() as file:
                 written += await content_store.write(blob.descriptor, file, labels, count)
@@ -208,7 +211,7 @@ async def _name(images: Images, contents: Sequence[ImageContent], labels: Mappin
         for content in contents:
             # containerd keeps only what has a name: an untagged image is named by its id.
             for name in content.names or (content.config.descriptor.digest,):
-                image = Image(name=name, target=content.manifest.descriptor, labels=labels)
+                image = Image(name=name, target=content.target, labels=labels)
                 changed.append((name, await images.put(image)))
     except BaseException:
         for name, before in reversed(changed):

@@ -56,13 +56,22 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageContent:
-    """A complete image for one platform. `names` are as the archive spells them; layers from the lowest up."""
+    """A complete image for one platform. `names` are as the archive spells them; layers from the lowest up.
+
+    `indexes` lead from what the names point at down to the manifest; empty when they point at the manifest itself.
+    """
 
     names: tuple[str, ...]
     manifest: Blob
     config: Blob
     layers: tuple[Blob, ...]
     parsed: ImageConfig
+    indexes: tuple[Blob, ...] = ()
+
+    @property
+    def target(self) -> Descriptor:
+        """What the names point at."""
+        return (*self.indexes, self.manifest)[0].descriptor
 
     @property
     def size(self) -> int:
@@ -124,7 +133,7 @@ class Archive:
         self._progress(self._total, self._total)
         merged: dict[str, ImageContent] = {}
         for content in found:
-            digest = content.manifest.descriptor.digest
+            digest = content.target.digest
             earlier = merged.get(digest)
             names = dict.fromkeys((*(earlier.names if earlier else ()), *content.names))
             merged[digest] = replace(content, names=tuple(names))
@@ -234,15 +243,18 @@ class Archive:
         for descriptor in top.manifests:
             chosen = self._resolve(descriptor, host, MOST_NESTING)
             if chosen is not None:
-                names = _names(descriptor) or docker_names.get(chosen[1].config.digest, ())
-                found.append(self._oci_image(names, *chosen, host))
+                chain, manifest = chosen
+                names = _names(descriptor) or docker_names.get(manifest.config.digest, ())
+                found.append(self._oci_image(names, chain, manifest, host))
         if not found:
             there = ", ".join(sorted({str(item.platform) for item in top.manifests if item.platform})) or "none named"
             raise InvalidRequest(f"the archive holds no image for {host} (platforms: {there})")
         return found
 
-    def _resolve(self, descriptor: Descriptor, host: Platform, depth: int) -> tuple[Descriptor, Manifest] | None:
-        """The manifest for `host` that `descriptor` is or leads to; None when it has none here."""
+    def _resolve(
+        self, descriptor: Descriptor, host: Platform, depth: int
+    ) -> tuple[tuple[Descriptor, ...], Manifest] | None:
+        """The manifest for `host` that `descriptor` is or leads to, and the way there; None when it has none here."""
         if not image.choose((descriptor,), host):
             return None
         if _blob_path(descriptor.digest) not in self._entries and depth < MOST_NESTING:
@@ -251,16 +263,17 @@ class Archive:
         data = self._blob(descriptor, image.MOST_MANIFEST_BYTES)
         document = image.parse_manifest(data, descriptor.media_type)
         if isinstance(document, Manifest):
-            return descriptor, document
+            return (descriptor,), document
         if depth == 0:
             raise InvalidRequest(f"indexes are nested more than {MOST_NESTING} deep")
         for candidate in image.choose(document.manifests, host):
             if (found := self._resolve(candidate, host, depth - 1)) is not None:
-                return found
+                chain, manifest = found
+                return (descriptor, *chain), manifest
         return None
 
     def _oci_image(
-        self, names: tuple[str, ...], descriptor: Descriptor, manifest: Manifest, host: Platform
+        self, names: tuple[str, ...], chain: tuple[Descriptor, ...], manifest: Manifest, host: Platform
     ) -> ImageContent:
         parsed = self._config(self._blob(manifest.config, image.MOST_CONFIG_BYTES), len(manifest.layers), host)
         blobs = []
@@ -273,10 +286,11 @@ class Archive:
             blobs.append(Blob(descriptor=layer, open=self._opener(self._find(path))))
         return ImageContent(
             names=names,
-            manifest=self._small(descriptor),
+            manifest=self._small(chain[-1]),
             config=self._small(manifest.config),
             layers=tuple(blobs),
             parsed=parsed,
+            indexes=tuple(self._small(index) for index in chain[:-1]),
         )
 
     def _small(self, descriptor: Descriptor) -> Blob:

@@ -203,6 +203,23 @@ def test_this_machine_s_platform_is_taken_from_an_index(tmp_path: Path) -> None:
     layout.add(layout.blob(image.OCI_INDEX, index), name="x:1")
     (content,) = read(tmp_path, layout.tar())
     assert content.manifest.descriptor.digest == mine["digest"]
+    assert content.target.digest == sha256(index)
+    assert [blob.descriptor.size for blob in content.indexes] == [len(index)]
+
+
+def test_a_name_points_at_what_the_archive_says_index_or_manifest(tmp_path: Path) -> None:
+    """A digest by which a registry knows the image leads to it only if the index is kept."""
+    layout = Layout()
+    mine = layout.manifest(layer())
+    inner = layout.blob(image.OCI_INDEX, encoded({"schemaVersion": 2, "manifests": [mine]}))
+    outer = layout.blob(image.OCI_INDEX, encoded({"schemaVersion": 2, "manifests": [inner]}))
+    layout.add(outer, name="x:index")
+    layout.add(mine, name="x:manifest")
+    by_index, by_manifest = read(tmp_path, layout.tar())
+    assert by_index.names == ("x:index",)
+    assert [blob.descriptor.digest for blob in by_index.indexes] == [outer["digest"], inner["digest"]]
+    assert (by_manifest.names, by_manifest.indexes) == (("x:manifest",), ())
+    assert by_manifest.target == by_manifest.manifest.descriptor
 
 
 def test_an_archive_for_another_platform_is_refused_naming_both(tmp_path: Path) -> None:
