@@ -67,7 +67,7 @@ def _inspected(session: Session, reference: str) -> dict[str, object]:
 
 
 @click.command()
-@click.argument("references", metavar="IMAGE...", nargs=-1)
+@click.argument("references", metavar="[IMAGE...]", nargs=-1)
 @click.option("--prune", is_flag=True, help="Remove every image that no container uses and that is not pinned.")
 @pass_session
 def rmi(session: Session, references: tuple[str, ...], prune: bool) -> None:

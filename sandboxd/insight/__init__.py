@@ -1,1 +1,1 @@
-"""Seeing and checking: what a machine lacks for pods."""
+"""Seeing and checking: what a machine lacks for pods, what the daemon counts."""

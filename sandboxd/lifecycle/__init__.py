@@ -9,8 +9,8 @@ pod_files     hosts, hostname, resolv.conf, shared memory
 events        containerd's events wake us; truth is looked up
 reconcile     records and observations to repairs (pure)
 recover       gather, reconcile, apply; at start, on reconnect, periodically
-load_image, image_store
-              images: importing archives, listing, rootfs for containers
+pull_image, load_image, save_image, image_store
+              images: from registries, archives in and out, listing, rootfs for containers
 machine       facts about this machine that specs depend on
 handlers      what each runtime handler can do here
 userns        a pod's user namespace, and files seen through its ids

@@ -267,7 +267,7 @@ def find(records: Sequence[ImageRecord], text: str) -> ImageRecord:
 
     Raises NotFound and InvalidRequest as `ImageStore.resolve`.
     """
-    missing = NotFound(f"image {text!r} is not on this machine; load it with `sandboxctl load FILE`")
+    missing = NotFound(f"image {text!r} is not on this machine; pull it, or load it with `sandboxctl load FILE`")
     if not (prefix := _ID_PREFIX.fullmatch(text)):
         name = reference.parse(text)
         return _named(records, name, missing)

@@ -53,8 +53,10 @@ def test_an_interrupt_ends_the_call(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sandboxd.cli.progress.LayerLines.tell", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         pulling.pull(session, "web", None, quiet=False)
+    # What the error's frames hold lives on: it is not the garbage collector that ends the call.
+    assert caught.tb is not None
     assert daemon.pull_ended.wait(20)
     assert "kept for the next attempt" in capsys.readouterr().err
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,14 +41,20 @@ class FakeStore:
         self.leases = SimpleNamespace(held=self._held, add_content=self._add_content)
         self.client = self
 
-    def add(self, text: bytes, *names: str, others: tuple[dict[str, Any], ...] = (), index: bool = False) -> str:
-        """An image under containerd's `names`, behind an index with `others` in it if wanted; returns its id."""
+    def add(
+        self,
+        text: bytes,
+        *names: str,
+        before: tuple[dict[str, Any], ...] = (),
+        after: tuple[dict[str, Any], ...] = (),
+    ) -> str:
+        """An image under containerd's `names`, in an index where `before` and `after` name others; returns its id."""
         named, blobs = make_image(text)
         self.blobs |= blobs
         target = named.target
-        if index or others:
+        if before or after:
             entry = {"mediaType": target.media_type, "digest": target.digest, "size": target.size}
-            document = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [*others, entry]}
+            document = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [*before, entry, *after]}
             target = self.put(oci.OCI_INDEX, json.dumps(document).encode())
         images = [Image(name=name, target=target) for name in names]
         self.listed += images
@@ -174,13 +182,30 @@ async def test_of_an_index_the_platforms_that_are_here_are_saved(store: FakeStor
         {"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in (unfinished, artifact)
     ]
     platform = {"platform": {"os": "linux", "architecture": "s390x"}}
-    store.add(b"web", BOTH[0], others=(absent | platform, *(other | platform for other in others)))
+    store.add(b"web", BOTH[0], before=(absent | platform, *(other | platform for other in others)))
 
     data = await save(store, "web:1")
 
     assert names_in(data) == [BOTH[:1]]
     assert unfinished.digest[7:].encode() not in data.replace(store.blobs[store.listed[0].target.digest], b"")
     assert store.listed[0].target.digest[7:].encode() in data
+
+
+async def test_of_several_platforms_docker_gets_this_machines(store: FakeStore) -> None:
+    other, blobs = make_image(b"other")
+    store.blobs |= blobs
+    entry = {"mediaType": other.target.media_type, "digest": other.target.digest, "size": other.target.size}
+    platform = {"platform": {"os": "linux", "architecture": "s390x"}}
+    for position in ("before", "after"):
+        name = f"docker.io/library/{position}:1"
+        identity = store.add(position.encode(), name, **{position: (entry | platform,)})
+
+        with tarfile.open(fileobj=io.BytesIO(await save(store, name))) as tar:
+            listed = tar.extractfile("manifest.json")
+            assert listed is not None
+            (item,) = json.load(listed)
+            assert item["Config"] == f"blobs/sha256/{identity[7:]}"
+            assert f"blobs/sha256/{other.target.digest[7:]}" in tar.getnames()
 
 
 async def test_a_layer_that_is_not_here_is_missed_before_a_byte_is_sent(store: FakeStore) -> None:
