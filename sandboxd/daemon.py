@@ -35,7 +35,7 @@ from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.processes import Processes
 from sandboxd.containerd.tasks import Tasks
-from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
+from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError
 from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs
@@ -43,7 +43,7 @@ from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import events, load_image, machine
 from sandboxd.lifecycle.announce import Announcer
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
+from sandboxd.lifecycle.image_store import ImageStore
 from sandboxd.lifecycle.layers import Layers
 from sandboxd.lifecycle.pull_image import Pulls
 from sandboxd.lifecycle.recover import compare_forever, recover
@@ -121,7 +121,7 @@ async def serve(config: Config) -> None:
             await scraped.start(*host_and_port(config.metrics.address))
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
-        jobs.start("start-up", lambda: _start_up(config, host, client, images, condition))
+        jobs.start("start-up", lambda: _start_up(config, host, client, images, pulls, condition))
         await stop.wait()
         _notify("STOPPING=1")
         condition.trouble = "sandboxd is shutting down"
@@ -140,6 +140,7 @@ async def _start_up(
     host: Host,
     client: Containerd,
     images: ImageStore,
+    pulls: Pulls,
     condition: _Condition,
 ) -> None:
     """Bring everything up, again and again until it works or the daemon is stopped."""
@@ -149,7 +150,7 @@ async def _start_up(
             netns.prepare_directory(config.network.netns_dir)
             version = await _reach_containerd(config, client)
             await images.refresh()
-            host.pause = await _pause_image(config, images)
+            await _pause_image(host, images, pulls)
             await host.logs.connect()
             await recover(host)
             await host.logs.retain(host.ledger.containers)
@@ -172,13 +173,27 @@ async def _start_up(
     _notify("READY=1")
 
 
-async def _pause_image(config: Config, images: ImageStore) -> ImageRecord:
-    """The image of every pod's first container, ready before the first pod asks."""
-    if config.runtime.pause_image == "builtin":
-        return await load_image.ensure_pause(images, config.runtime.pause_binary)
-    record = images.resolve(config.runtime.pause_image)
-    await images.ensure_unpacked(record)
-    return record
+async def _pause_image(host: Host, images: ImageStore, pulls: Pulls) -> None:
+    """Have the image of every pod's first container ready before the first pod asks: no run needs a registry.
+
+    One that has to be fetched is fetched meanwhile, for what there is already needs no pause image.
+    """
+    wanted = host.config.runtime.pause_image
+    if wanted == "builtin":
+        host.pause = await load_image.ensure_pause(images, host.config.runtime.pause_binary)
+        return
+    try:
+        record = images.resolve(wanted)
+    except NotFound:
+
+        async def fetch() -> None:
+            host.pause = await images.pin(await pulls.pull(wanted))
+            await asyncio.Event().wait()  # done; a watched loop that ends is started again
+
+        host.jobs.watch("pause image", fetch)
+    else:
+        await images.ensure_unpacked(record)
+        host.pause = await images.pin(record)
 
 
 async def _reach_containerd(config: Config, client: Containerd) -> str:

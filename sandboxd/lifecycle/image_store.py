@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -199,6 +199,14 @@ class ImageStore:
                 # The last one waits for the collection, so that the space is free when the call returns.
                 await self.images.delete(name, sync=number == len(record.records))
             await self.refresh()
+
+    async def pin(self, image: ImageRecord) -> ImageRecord:
+        """Have kubelet's image garbage collection spare an image; raises NotFound when it is gone."""
+        for name in () if image.pinned else image.records:
+            found = await self.images.get(name)
+            await self.images.put(replace(found, labels={**found.labels, **MANAGED, **PINNED}))
+        await self.refresh()
+        return self.resolve(image.id)
 
     async def ensure_unpacked(self, image: ImageRecord) -> None:
         """Unpack the image unless it is; raises NotFound when its content is gone."""

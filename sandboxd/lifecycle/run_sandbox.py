@@ -109,7 +109,7 @@ async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
     if existing is not None:
         return _again(existing, config, handler)
     if host.pause is None:
-        raise Unavailable("the pause image is not ready yet")
+        raise Unavailable(f"the pause image {host.config.runtime.pause_image} is not here yet; it is being fetched")
     await _check_user_namespace(host, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
     chosen = None if on_host else await network.choose(host)

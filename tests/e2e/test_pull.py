@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from tests.pods import (
     create_container,
     exited,
     pod_config,
+    pod_info,
     refused,
     remove_pod,
     run_pod,
@@ -105,22 +106,23 @@ def make_image(
     diff_ids: Sequence[str] = (),
     layer_type: str = "application/vnd.oci.image.layer.v1.tar",
     architecture: str = "",
+    config: Mapping[str, Any] | None = None,
     changes: Callable[[dict[str, Any]], None] = lambda manifest: None,
     tag: str = "v1",
 ) -> str:
     """Publish an image of these layers, honest but for what is said; returns the manifest's digest."""
-    config = json.dumps(
+    document = json.dumps(
         {
             "os": "linux",
             "architecture": architecture or host_architecture(),
-            "config": {"Labels": {"repository": repository}},
+            "config": {"Labels": {"repository": repository}, **(config or {})},
             "rootfs": {"type": "layers", "diff_ids": list(diff_ids) or [sha256(layer) for layer in layers]},
         }
     ).encode()
     manifest: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "config": {"mediaType": OCI_CONFIG, "digest": storage.blob(config), "size": len(config)},
+        "config": {"mediaType": OCI_CONFIG, "digest": storage.blob(document), "size": len(document)},
         "layers": [{"mediaType": layer_type, "digest": storage.blob(layer), "size": len(layer)} for layer in layers],
     }
     changes(manifest)
@@ -348,6 +350,47 @@ def test_a_pulled_image_runs(site: Site) -> None:
 
 def hosts_toml(site: Site, directory: str, text: str) -> None:
     site.bed.write(f"{CERTS}/{directory}/hosts.toml", text)
+
+
+def test_a_pause_image_that_is_configured_is_fetched_and_pinned(fresh_bed: StartBed) -> None:
+    bed = fresh_bed(daemon=False)
+    registry = start_registry(bed, 5000)
+    name = f"{registry.host}/our/pause:1"
+    bed.start_daemon(images=QUICK, runtime={"pause_image": name, "cgroup_parent": bed.cgroup_parent})
+    with pytest.raises(grpc.RpcError) as error:
+        run_pod(bed)
+    code, words = refused(error.value)
+    assert code is Code.UNAVAILABLE and name in words
+
+    publish_pause(registry.storage, "our/pause", "1")
+    made: list[str] = []
+    until(lambda: runs(bed, made), within=30, what="it is fetched")
+    (pod_id,) = made
+    assert bed.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=name))).image.pinned
+    assert pod_info(bed, pod_id)["runtimeSpec"]["process"]["args"] == ["/pause", "-P"]
+    bed.restart_daemon()
+    remove_pod(bed, pod_id)
+    remove_pod(bed, run_pod(bed))
+
+
+def publish_pause(storage: Storage, repository: str, tag: str) -> None:
+    program = Path("/usr/bin/catatonit").read_bytes()
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        entry = tarfile.TarInfo("pause")
+        entry.size, entry.mode = len(program), 0o755
+        tar.addfile(entry, io.BytesIO(program))
+    make_image(storage, repository, [layer.getvalue()], config={"Entrypoint": ["/pause", "-P"]}, tag=tag)
+
+
+def runs(bed: Testbed, made: list[str]) -> bool:
+    """Whether a pod can be run, which is then in `made`."""
+    try:
+        made.append(run_pod(bed))
+    except grpc.RpcError as error:
+        assert refused(error)[0] is Code.UNAVAILABLE
+        return False
+    return True
 
 
 def test_a_short_name_comes_from_the_mirror_of_docker_io(site: Site) -> None:
