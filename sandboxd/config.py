@@ -170,6 +170,11 @@ class Config:
         """A container's own files: its FIFOs."""
         return f"{self.daemon.state}/containers/{container_id}"
 
+    @property
+    def checkpoints_dir(self) -> str:
+        """Where the checkpoints that are being taken gather; on disk, as they hold what containers have in memory."""
+        return f"{self.daemon.root}/checkpoints"
+
     def netns_path(self, sandbox_id: str) -> str:
         """The pod's named network namespace."""
         return f"{self.network.netns_dir}/{sandbox_id}"

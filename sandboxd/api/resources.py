@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxd.lifecycle import pod_cidr, resources
+from sandboxd.lifecycle import checkpoint, pod_cidr, resources
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import find
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -33,7 +33,7 @@ class ResourceRpcs:
         self, request: cri.CheckpointContainerRequest, context: Any
     ) -> cri.CheckpointContainerResponse:
         container_id = find(self._host.ledger.containers, request.container_id, "container")
-        resources.checkpoint_container(self._host, container_id)
+        await checkpoint.checkpoint_container(self._host, container_id, request.location, request.timeout)
         return cri.CheckpointContainerResponse()
 
     async def UpdateRuntimeConfig(

@@ -88,6 +88,16 @@ class Content:
                 data += answer.data
         return bytes(data)
 
+    async def copy(self, digest: str, file: BinaryIO) -> None:
+        """Write a blob of any size to `file`; raises NotFound, OSError."""
+        with translate(f"content {digest}"):
+            stream = self._stub.Read(content_pb2.ReadContentRequest(digest=digest), metadata=self._meta)
+            try:
+                async for answer in stream:
+                    await asyncio.to_thread(file.write, answer.data)
+            finally:
+                stream.cancel()
+
     async def write(
         self,
         descriptor: Descriptor,

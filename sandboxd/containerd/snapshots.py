@@ -197,15 +197,36 @@ class Snapshots:
             answer = await self._diff.Apply(
                 diff_pb2.ApplyRequest(
                     diff=descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size),
-                    mounts=[
-                        mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options)
-                        for m in mounts
-                    ],
+                    mounts=[_message(mount) for mount in mounts],
                 ),
                 metadata=self._meta,
                 timeout=UNPACK_SECONDS,
             )
         return answer.applied.digest
+
+    async def diff(self, key: str, media_type: str) -> str:
+        """Pack what an active snapshot changed of its parent into a blob; return the blob's digest.
+
+        The blob belongs to the lease: without one it is collected at any moment. Raises NotFound.
+        """
+        parent = (await self.stat(key)).parent
+        view = f"sandboxd-diff-{secrets.token_hex(6)}-{key}"
+        try:
+            left = await self.view(view, parent) if parent else ()
+            with translate(f"packing snapshot {key}"):
+                answer = await self._diff.Diff(
+                    diff_pb2.DiffRequest(
+                        left=[_message(mount) for mount in left],
+                        right=[_message(mount) for mount in await self.mounts(key)],
+                        media_type=media_type,
+                        ref=view,
+                    ),
+                    metadata=self._meta,
+                    timeout=UNPACK_SECONDS,
+                )
+        finally:
+            await self.remove(view)
+        return answer.diff.digest
 
     async def unpack(
         self,
@@ -251,6 +272,10 @@ class Snapshots:
             except SandboxdError:
                 pass  # the lease, or the next collection, takes it; the first error is the one to tell
             raise
+
+
+def _message(mount: Mount) -> mount_pb2.Mount:
+    return mount_pb2.Mount(type=mount.type, source=mount.source, target=mount.target, options=mount.options)
 
 
 def _mounts(mounts: Sequence[mount_pb2.Mount]) -> tuple[Mount, ...]:

@@ -27,6 +27,7 @@ from sandboxd.pb.containerd.types.task import task_pb2
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 RESOURCES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
+RUNC_CHECKPOINT_TYPE = "containerd.runc.v1.CheckpointOptions"
 
 CALL_SECONDS = 30.0  # bookkeeping calls
 RUNTIME_SECONDS = 120.0  # calls that execute the OCI runtime; generous, a loaded disk can be very slow
@@ -242,6 +243,53 @@ class Tasks:
                 raise
             return task.exit
         return Exit(code=answer.exit_status, at=nanoseconds(answer.exited_at))
+
+    async def pause(self, container_id: str) -> None:
+        """Freeze all processes of a running task; raises NotFound, NotReady with the runtime's words."""
+        with runtime_words(), translate(f"pausing the task of {container_id}"):
+            await self._tasks.Pause(
+                tasks_pb2.PauseTaskRequest(container_id=container_id), metadata=self._meta, timeout=RUNTIME_SECONDS
+            )
+
+    async def resume(self, container_id: str) -> None:
+        """Let a paused task go on; one that is not paused, or is gone, is done."""
+        try:
+            if (await self.get(container_id)).state is not TaskState.PAUSED:
+                return
+            with runtime_words(), translate(f"resuming the task of {container_id}"):
+                await self._tasks.Resume(
+                    tasks_pb2.ResumeTaskRequest(container_id=container_id),
+                    metadata=self._meta,
+                    timeout=RUNTIME_SECONDS,
+                )
+        except NotFound:
+            pass
+        except SandboxdError:
+            if await self._running(container_id):
+                raise
+
+    async def checkpoint(
+        self, container_id: str, *, image_path: str, work_path: str, terminal: bool, timeout: float
+    ) -> None:
+        """Have CRIU write the task's memory and state to `image_path`, its log to `work_path`; the task lives on.
+
+        Both are directories that exist. containerd itself stores nothing. Raises NotFound, NotReady with the
+        runtime's words, TimedOut after `timeout` seconds.
+        """
+        options = runc_options.CheckpointOptions(
+            open_tcp=True,
+            external_unix_sockets=True,
+            terminal=terminal,
+            file_locks=True,
+            image_path=image_path,
+            work_path=work_path,
+        )
+        request = tasks_pb2.CheckpointTaskRequest(
+            container_id=container_id,
+            options=any_pb2.Any(type_url=RUNC_CHECKPOINT_TYPE, value=options.SerializeToString()),
+        )
+        with runtime_words(), translate(f"checkpoint of {container_id}"):
+            await self._tasks.Checkpoint(request, metadata=self._meta, timeout=timeout)
 
     async def delete(self, container_id: str) -> Exit | None:
         """Free a stopped task's resources, shim included when it was the last; None when it was gone."""

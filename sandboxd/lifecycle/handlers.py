@@ -7,7 +7,6 @@ not certain to work is not advertised, since clients choose by it.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
@@ -21,14 +20,13 @@ import structlog
 
 from sandboxd import syscalls
 from sandboxd.config import Handler
-from sandboxd.lifecycle import userns
+from sandboxd.lifecycle import programs, userns
 from sandboxd.lifecycle.host import Host
 
 log = structlog.get_logger(__name__)
 
 RUNC_SHIM = "io.containerd.runc.v2"
 ASK_SECONDS = 15.0
-_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,30 +100,12 @@ async def _abilities(binary: str) -> Abilities | None:
         stat = os.stat(path)
         identity = (path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if identity not in _asked:
-            _asked[identity] = parse(await _ask(path))
+            status, output, _ = await programs.ask((path, "features"), ASK_SECONDS)
+            _asked[identity] = parse(output if status == 0 else b"")
         return _asked[identity]
     except (OSError, TimeoutError) as exc:
         log.warning("an OCI runtime could not be asked for its features", binary=path, error=str(exc))
         return None
-
-
-async def _ask(path: str) -> bytes:
-    process = await asyncio.create_subprocess_exec(
-        path,
-        "features",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        cwd="/",
-    )
-    try:
-        async with asyncio.timeout(ASK_SECONDS):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return output[:_MOST_BYTES] if process.returncode == 0 else b""
 
 
 async def _no_user_namespaces(host: Host, binary: str, known: Abilities) -> str:

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 
@@ -34,6 +34,7 @@ MANAGED = {"io.cri-containerd.image": "managed"}
 PINNED = {"io.cri-containerd.pinned": "pinned"}
 
 UNPACK_LEASE_SECONDS = 24 * 3600.0
+CHANGES_LEASE_SECONDS = 3600.0
 _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
 
@@ -260,6 +261,15 @@ class ImageStore:
     async def rootfs_usage(self, key: str) -> Usage:
         """What was written to a root file system; containerd walks its files. Raises NotFound."""
         return await self.snapshots.usage(key)
+
+    async def rootfs_changes(self, key: str, file: BinaryIO) -> None:
+        """Write what a root file system has changed of its image to `file`, as an uncompressed layer.
+
+        Nothing stays in containerd. Raises NotFound, OSError.
+        """
+        async with self.leases.held("changes", seconds=CHANGES_LEASE_SECONDS) as lease:
+            leased = Snapshots(self.client, self.snapshots.snapshotter, lease)
+            await self.content.copy(await leased.diff(key, oci.OCI_LAYER), file)
 
     async def rootfs_keys(self) -> set[str]:
         """The keys of all root file systems that were prepared and not removed."""

@@ -16,7 +16,7 @@ from sandboxd import steps
 from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, TimedOut
-from sandboxd.lifecycle import pod_files, userns
+from sandboxd.lifecycle import checkpoint, pod_files, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerState
 
@@ -211,6 +211,7 @@ async def settle_sandbox(host: Host, sandbox_id: str) -> None:
 
 async def remove_container_remains(host: Host, container_id: str) -> None:
     """Everything of a container, its task to its record; each part gone already is done."""
+    await checkpoint.undo(host, container_id)
     await kill(host, container_id)
     await free(host, container_id)
     await host.logs.drain(container_id, host.config.logs.drain_seconds)

@@ -13,7 +13,7 @@ import structlog
 from sandboxd import steps
 from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.errors import SandboxdError
-from sandboxd.lifecycle import network
+from sandboxd.lifecycle import checkpoint, network
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container, settle_sandbox
 from sandboxd.lifecycle.reconcile import Action, Repair, Seen, reconcile
@@ -49,6 +49,7 @@ async def compare_forever(host: Host, every: float) -> None:
 
 
 async def _round(host: Host, *, starting_up: bool) -> None:
+    await checkpoint.undo_all(host, REPAIR_SECONDS)
     tasks = {task_id: _seen(task) for task_id, task in (await host.runtime.list()).items()}
     repairs = reconcile(
         host.ledger.sandboxes,

@@ -8,7 +8,6 @@ refuses, what was changed before is put back, and the request fails.
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.oci import linux, validate
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-CRIU = "criu"
 _PROC = Path("/proc")
 
 
@@ -164,18 +162,6 @@ async def _update_sandbox(host: Host, sandbox_id: str, request: cri.UpdatePodSan
             validate.sandbox_config(config)
             with steps.step("sandbox.update", pod=record.name):
                 host.ledger.update_sandbox(sandbox_id, config=config)
-
-
-def checkpoint_container(host: Host, container_id: str) -> None:
-    """CheckpointContainer; raises NotFound, NotReady saying what is missing, Unsupported."""
-    container = _container(host, container_id)
-    if container.state is not ContainerState.RUNNING:
-        raise NotReady(f"container {container_id} is {container.state.value}, not running")
-    if shutil.which(CRIU) is None:
-        raise NotReady(
-            f"container {container_id} cannot be checkpointed: the program {CRIU} is not installed on this machine"
-        )
-    raise Unsupported(f"container {container_id} cannot be checkpointed: this sandboxd does not use {CRIU} yet")
 
 
 def _container(host: Host, container_id: str) -> ContainerRecord:

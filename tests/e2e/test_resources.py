@@ -309,15 +309,3 @@ def test_a_network_that_somebody_configured_is_left_alone(fresh_bed: StartBed) -
     bed.start_daemon(network={"conf_template": "/etc/cni/cluster.template"})
     set_cidr(bed, "10.77.1.0/24")
     assert [path.name for path in bed.path("/etc/cni/net.d").iterdir()] == ["10-sandboxd.conflist"]
-
-
-def test_a_checkpoint_says_what_is_missing(bed: Testbed, images: tuple[str, ...]) -> None:
-    pod_id = run_pod(bed)
-    container_id = run_container(bed, pod_id, container_config("c", "busybox", SLEEP))
-    request = cri.CheckpointContainerRequest(container_id=container_id, location="/var/lib/checkpoint.tar")
-    with pytest.raises(grpc.RpcError) as missing:
-        bed.runtime.CheckpointContainer(request)
-    code, words = refused(missing.value)
-    assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert "criu" in words
-    remove_pod(bed, pod_id)

@@ -69,6 +69,7 @@ ELSEWHERE = {
     "containerd.tasks": "tests/e2e/test_lifecycle.py",
     "daemon": "tests/e2e/test_daemon.py",
     "lifecycle.attach": "tests/e2e/test_exec.py",
+    "lifecycle.checkpoint": "tests/e2e/test_checkpoint.py",
     "lifecycle.containers": "tests/e2e/test_lifecycle.py",
     "lifecycle.events": "tests/e2e/test_lifecycle.py",
     "lifecycle.exec": "tests/e2e/test_exec.py",
@@ -268,7 +269,7 @@ def test_processes_are_started_in_six_places() -> None:
     assert starting == {
         "cni.invoker",
         "containerd.managed",
-        "lifecycle.handlers",
+        "lifecycle.programs",
         "logs.process",
         "netns",
         "registry.credential_helper",

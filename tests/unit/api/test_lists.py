@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.api.lists import BATCH_BYTES, BATCH_ITEMS, batches
@@ -13,6 +13,7 @@ def pods(sizes: list[int]) -> list[cri.PodSandbox]:
     return [cri.PodSandbox(id=f"{number}:{'x' * size}") for number, size in enumerate(sizes)]
 
 
+@settings(deadline=None)  # several MiB for each example, on a machine that may be busy
 @given(st.lists(st.sampled_from([1, 1000, BATCH_BYTES // 3, BATCH_BYTES, BATCH_BYTES * 2]), max_size=12))
 def test_every_item_comes_once_in_order_in_parts_that_fit_and_are_not_empty(sizes: list[int]) -> None:
     items = pods(sizes)

@@ -1,0 +1,242 @@
+"""CheckpointContainer: what a running container has in memory and on disk, as an archive; it runs on.
+
+    directory of its own → pause → CRIU, through the OCI runtime → changed files → resume → archive → directory gone
+
+The container stands still between pause and resume, so that its memory and its files are of the same moment. The
+directory is made first and goes last: where one is found that nobody works in, a checkpoint was cut off, and `undo`
+lets the container run on. CRIU is not needed for anything else, so that it is only asked for here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from pathlib import Path
+
+import structlog
+
+from sandboxd import steps
+from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
+from sandboxd.lifecycle import checkpoint_archive as archive
+from sandboxd.lifecycle import pod_files, programs
+from sandboxd.lifecycle.handlers import RUNC_SHIM
+from sandboxd.lifecycle.host import Host
+from sandboxd.model import ContainerRecord, ContainerState
+
+log = structlog.get_logger(__name__)
+
+CRIU = "criu"
+CHECK_SECONDS = 15.0
+DEFAULT_SECONDS = 600.0  # for the whole, when the client does not say
+CRIU_SECONDS = 10.0  # for a CRIU whose runtime was killed to put everything back
+
+# In a checkpoint's directory, beside what goes into the archive.
+_WORK = "work"
+_UNFINISHED = "unfinished"  # a link to the archive that is being written
+_PROC = Path("/proc")
+
+
+async def checkpoint_container(host: Host, container_id: str, location: str, seconds: int) -> None:
+    """Write an archive of a running container to `location` in at most `seconds` (0 is ten minutes).
+
+    Raises NotFound, InvalidRequest, NotReady saying what is missing or with CRIU's words, TimedOut; then there is no
+    archive, and in any case the container runs on.
+    """
+    if not location.startswith("/") or location.endswith("/"):
+        raise InvalidRequest(f"location: {location!r} is not the absolute path of a file")
+    if seconds < 0:
+        raise InvalidRequest(f"timeout: {seconds} is less than 0 seconds")
+    key = ("CheckpointContainer", container_id, location, seconds)
+    limit = float(seconds) or DEFAULT_SECONDS
+    await host.jobs.run_to_end(key, lambda: _checkpoint(host, container_id, Path(location), limit))
+
+
+async def _checkpoint(host: Host, container_id: str, location: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    container = _running(host, container_id)
+    with steps.operation("CheckpointContainer", sandbox_id=container.sandbox_id, container_id=container_id):
+        async with host.jobs.exclusive(container.sandbox_id):
+            container = _running(host, container_id)
+            await _check(host, container)
+            if not location.parent.is_dir():
+                raise NotReady(f"location: there is no directory {location.parent}")
+            with steps.step("container.checkpoint", container=container.config.metadata.name, archive=str(location)):
+                await undo(host, container_id)
+                try:
+                    await _take(host, container, location, deadline)
+                except OSError as exc:
+                    raise NotReady(f"the checkpoint of container {container_id} cannot be written: {exc}") from exc
+                finally:
+                    await undo(host, container_id)
+
+
+def _running(host: Host, container_id: str) -> ContainerRecord:
+    container = host.ledger.containers.get(container_id)
+    if container is None or container.state is ContainerState.CREATING:
+        raise NotFound(f"container {container_id} does not exist")
+    if container.state is not ContainerState.RUNNING:
+        raise NotReady(f"container {container_id} is {container.state.value}, not running")
+    return container
+
+
+async def _check(host: Host, container: ContainerRecord) -> None:
+    """Raise NotReady, saying what is missing, where no checkpoint can be taken."""
+    words = f"container {container.id} cannot be checkpointed: "
+    shim = _shim(host, container)
+    if shim != RUNC_SHIM:
+        raise NotReady(f"{words}the shim {shim} of its runtime handler does not do that")
+    path = shutil.which(CRIU)
+    if path is None:
+        raise NotReady(f"{words}the program {CRIU} is not installed on this machine")
+    try:
+        status, output, errors = await programs.ask((path, "check"), CHECK_SECONDS)
+    except (OSError, TimeoutError) as exc:
+        raise NotReady(f"{words}`{path} check` cannot be run: {str(exc) or type(exc).__name__}") from exc
+    if status != 0:
+        said = _last_lines(errors or output)
+        raise NotReady(f"{words}`{path} check` finds that this machine's kernel and CRIU do not fit: {said}")
+
+
+def _shim(host: Host, container: ContainerRecord) -> str:
+    handlers = host.config.runtime.handlers
+    name = host.ledger.sandboxes[container.sandbox_id].runtime_handler or host.config.runtime.default_handler
+    return handlers[name].type if name in handlers else name
+
+
+def _last_lines(text: bytes) -> str:
+    return "; ".join(text.decode("utf-8", "replace").splitlines()[-3:]) or "it does not say why"
+
+
+async def _take(host: Host, container: ContainerRecord, location: Path, deadline: float) -> None:
+    scratch = _directory(host, container.id)
+    images, work = scratch / archive.IMAGES, scratch / _WORK
+    for directory in (images, work):
+        directory.mkdir(mode=0o700, parents=True)
+    at = time.time_ns()
+    with steps.step("container.pause"):
+        await host.runtime.pause(container.id)
+    with steps.step("container.dump"):
+        try:
+            await host.runtime.checkpoint(
+                container.id,
+                image_path=str(images),
+                work_path=str(work),
+                terminal=container.config.tty,
+                timeout=max(0.0, deadline - time.monotonic()),
+            )
+        except NotReady as exc:
+            if said := _complaints(work / archive.DUMP_LOG):
+                exc.add_note(f"CRIU says: {said}")
+            raise
+    with steps.step("container.changes"), (scratch / archive.CHANGES).open("wb") as file:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await host.images.rootfs_changes(container.id, file)
+        except TimeoutError as exc:
+            raise TimedOut(
+                f"checkpoint of {container.id}: its changed files were not packed in the time given"
+            ) from exc
+    with steps.step("container.resume"):
+        await host.runtime.resume(container.id)
+    unfinished = location.parent / f".{container.id}.unfinished"
+    (scratch / _UNFINISHED).symlink_to(unfinished)
+    found = {
+        archive.IMAGES: images,
+        archive.CHANGES: scratch / archive.CHANGES,
+        archive.LOG: Path(container.log_path or "/"),
+        archive.DUMP_LOG: work / archive.DUMP_LOG,
+        archive.STATISTICS: work / archive.STATISTICS,
+    }
+    documents = {
+        "config.dump": archive.config_dump(container, _shim(host, container), at),
+        "spec.dump": await host.runtime.spec(container.id),
+    }
+    with steps.step("container.archive"):
+        await asyncio.to_thread(
+            archive.write,
+            location,
+            unfinished,
+            files={name: path for name, path in found.items() if name == archive.IMAGES or path.is_file()},
+            documents=documents,
+            deadline=deadline,
+        )
+
+
+def _complaints(path: Path) -> str:
+    """The last of the errors in CRIU's log, "" when there are none."""
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "; ".join([line.partition(") ")[2] for line in lines if ") Error (" in line][-3:])
+
+
+def _directory(host: Host, container_id: str) -> Path:
+    return Path(host.config.checkpoints_dir) / container_id
+
+
+async def undo(host: Host, container_id: str) -> None:
+    """Let the container run on and remove what its checkpoint left, an archive to the half included.
+
+    Nothing left is done. Raises CleanupIncomplete, and the runtime's errors.
+    """
+    scratch = _directory(host, container_id)
+    if not scratch.exists():
+        return
+    await _criu_has_ended(scratch)
+    await host.runtime.resume(container_id)
+    link = scratch / _UNFINISHED
+    try:
+        if link.is_symlink():
+            Path(os.readlink(link)).unlink(missing_ok=True)
+    except OSError as exc:
+        raise CleanupIncomplete(f"an unfinished checkpoint cannot be removed: {exc}") from exc
+    await asyncio.to_thread(pod_files.remove_directory, str(scratch))
+
+
+async def undo_all(host: Host, seconds: float) -> None:
+    """`undo` for every checkpoint that nobody is taking any more, each in at most `seconds`.
+
+    A failure is logged: whoever asks again later finds it still there.
+    """
+    try:
+        left = os.listdir(host.config.checkpoints_dir)
+    except FileNotFoundError:
+        return
+    for container_id in left:
+        container = host.ledger.containers.get(container_id)
+        owner = container.sandbox_id if container else container_id
+        if owner in host.jobs.held():
+            continue
+        log.warning("a checkpoint was cut off, its container goes on", container=container_id)
+        try:
+            async with asyncio.timeout(seconds), host.jobs.exclusive(owner):
+                await undo(host, container_id)
+        except (SandboxdError, OSError, TimeoutError) as exc:
+            log.error("a checkpoint could not be undone", container=container_id, error=str(exc))
+
+
+async def _criu_has_ended(scratch: Path) -> None:
+    """Wait, for a while, until no CRIU works for this checkpoint any more.
+
+    One whose runtime was killed when the time was over puts the container's processes back as they were: paused.
+    That must not come after they were resumed. Killing it would leave its own code in them.
+    """
+    deadline = time.monotonic() + CRIU_SECONDS
+    while time.monotonic() < deadline:
+        if not await asyncio.to_thread(_works_in, scratch / _WORK):
+            return
+        await asyncio.sleep(0.05)
+
+
+def _works_in(directory: Path) -> bool:
+    """Whether a process has its working directory there, as CRIU does."""
+    for entry in _PROC.iterdir():
+        try:
+            if entry.name.isdecimal() and os.readlink(entry / "cwd") == str(directory):
+                return True
+        except OSError:
+            continue
+    return False

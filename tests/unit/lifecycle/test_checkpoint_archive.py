@@ -1,0 +1,117 @@
+"""The archive of a checkpoint: whole or not there, and readable by what others read archives with."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.errors import TimedOut
+from sandboxd.lifecycle import checkpoint_archive as archive
+from sandboxd.model import ContainerRecord
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+LATER = float("inf")
+
+
+def write(directory: Path, files: dict[str, Path], documents: dict[str, Any], deadline: float = LATER) -> Path:
+    target = directory / "whole.tar"
+    archive.write(target, directory / "unfinished", files=files, documents=documents, deadline=deadline)
+    return target
+
+
+def test_files_directories_links_and_documents_are_in_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    (source / "below" / "file").write_bytes(b"\0" * 100_000)
+    (source / "link").symlink_to("/etc/passwd")
+    target = write(tmp_path, {"checkpoint": source}, {"config.dump": {"id": "c"}})
+    with tarfile.open(target) as tar:
+        assert tar.getnames() == [
+            "checkpoint",
+            "checkpoint/below",
+            "checkpoint/below/file",
+            "checkpoint/link",
+            "config.dump",
+        ]
+        assert tar.getmember("checkpoint/below/file").size == 100_000
+        assert tar.getmember("checkpoint/link").linkname == "/etc/passwd", "it is kept, and not followed"
+        assert json.load(tar.extractfile("config.dump")) == {"id": "c"}  # type: ignore[arg-type]
+        assert {(member.uid, member.uname) for member in tar} == {(0, "")}
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_file_that_grows_meanwhile_is_cut_at_its_size_of_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"line\n")
+    add = tarfile.TarFile.addfile
+
+    def grow(self: tarfile.TarFile, info: tarfile.TarInfo, file: Any = None) -> None:
+        if info.name == "container.log":
+            with log.open("ab") as end:
+                end.write(b"another\n")
+        add(self, info, file)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", grow)
+    with tarfile.open(write(tmp_path, {"container.log": log}, {"spec.dump": {}})) as tar:
+        assert tar.extractfile("container.log").read() == b"line\n"  # type: ignore[union-attr]
+        assert tar.getnames() == ["container.log", "spec.dump"]
+
+
+def test_out_of_time_there_is_no_archive_and_what_was_there_stays(tmp_path: Path) -> None:
+    target = tmp_path / "whole.tar"
+    target.write_text("an earlier one")
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    with pytest.raises(TimedOut, match=r"packing rootfs-diff\.tar"):
+        write(tmp_path, {"rootfs-diff.tar": source}, {}, deadline=time.monotonic() - 1)
+    assert target.read_text() == "an earlier one"
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="none"):
+        write(tmp_path, {"rootfs-diff.tar": tmp_path / "none"}, {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unfinished_one_of_before_is_written_over_and_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "unfinished").write_bytes(b"x" * 100_000)
+    assert tarfile.is_tarfile(write(tmp_path, {}, {"config.dump": {}}))
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / "unfinished").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic"):
+        write(tmp_path, {}, {})
+    assert precious.read_text() == "kept"
+
+
+def test_the_config_says_what_checkpointctl_asks_for() -> None:
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="web"),
+        image=cri.ImageSpec(image="sha256:1", user_specified_image="nginx:latest"),
+    )
+    record = ContainerRecord(
+        id="c", sandbox_id="s", config=config, sandbox_name="", image_ref="nginx@sha256:2", image_id="sha256:1",
+        log_path="", created_at=1_700_000_000_000_000_005,
+    )  # fmt: skip
+    assert archive.config_dump(record, "io.containerd.runc.v2", 1_700_000_001_500_000_000) == {
+        "id": "c",
+        "name": "web",
+        "rootfsImage": "sha256:1",
+        "rootfsImageRef": "nginx@sha256:2",
+        "rootfsImageName": "nginx:latest",
+        "runtime": "io.containerd.runc.v2",
+        "createdTime": "2023-11-14T22:13:20.000000005Z",
+        "checkpointedTime": "2023-11-14T22:13:21.500000000Z",
+        "restoredTime": "0001-01-01T00:00:00Z",
+        "restored": False,
+    }
