@@ -7,6 +7,7 @@ refuses, what was changed before is put back, and the request fails.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,13 @@ async def _apply(host: Host, container: ContainerRecord, limits: dict[str, Any],
     try:
         if oom_score_adj:
             # The OCI runtime has no word for this one; children of these processes inherit it.
-            _set_oom_score_adj(host, container, oom_score_adj, earlier)
+            await asyncio.to_thread(_set_oom_score_adj, host, container, oom_score_adj, earlier)
         if limits:
             await host.runtime.update(container.id, limits)
     except NotFound:
         pass  # it has ended meanwhile, which settling it will find
     except (SandboxdError, OSError) as exc:
-        _restore_oom_score_adj(earlier)
+        await asyncio.to_thread(_restore_oom_score_adj, earlier)
         try:
             await host.runtime.set_spec(container.id, before)
         except SandboxdError as left:
@@ -119,6 +120,7 @@ def updated_spec(spec: dict[str, Any], limits: dict[str, Any], oom_score_adj: in
 
 
 def _set_oom_score_adj(host: Host, container: ContainerRecord, value: int, earlier: dict[int, str]) -> None:
+    """Set it for every process of the container; `earlier` gets what they had. Blocks: there can be thousands."""
     sandbox = host.ledger.sandboxes[container.sandbox_id]
     parent = places.pod_parent(sandbox, host.facts)
     for pid in host.cgroups.processes(places.member(parent, container.id, host.facts.cgroup_driver)):

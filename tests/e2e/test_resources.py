@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -96,6 +97,142 @@ def test_the_limits_of_a_running_container_change_and_the_others_stay(bed: Testb
     # Also where the container would be started from, and with it what it was allowed.
     spec = spec_limits(bed, container_id)
     assert spec == {**before, "quota": -1, "memory": 96 * MIB, "cpus": "0"}
+    remove_pod(bed, pod_id)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where the kernel keeps a limit, below the container's cgroup, and what it says there for two values."""
+
+    field: str
+    values: tuple[object, object]
+    v1: str  # controller/file
+    v1_says: tuple[str, str]
+    v2: str
+    v2_says: tuple[str, str]
+
+
+LIMITS = (
+    Limit(
+        "cpu_period", (50_000, 40_000), "cpu/cpu.cfs_period_us", ("50000", "40000"),
+        "cpu.max", ("20000 50000", "10000 40000"),
+    ),
+    Limit(
+        "cpu_quota", (20_000, 10_000), "cpu/cpu.cfs_quota_us", ("20000", "10000"),
+        "cpu.max", ("20000 50000", "10000 40000"),
+    ),
+    Limit("cpu_shares", (512, 2048), "cpu/cpu.shares", ("512", "2048"), "cpu.weight", ("20", "79")),
+    Limit(
+        "memory_limit_in_bytes", (64 * MIB, 96 * MIB), "memory/memory.limit_in_bytes", (str(64 * MIB), str(96 * MIB)),
+        "memory.max", (str(64 * MIB), str(96 * MIB)),
+    ),
+    Limit(
+        "memory_swap_limit_in_bytes", (80 * MIB, 128 * MIB),
+        "memory/memory.memsw.limit_in_bytes", (str(80 * MIB), str(128 * MIB)),
+        "memory.swap.max", (str(16 * MIB), str(32 * MIB)),
+    ),
+    Limit("cpuset_cpus", ("0-1", "1"), "cpuset/cpuset.cpus", ("0-1", "1"), "cpuset.cpus", ("0-1", "1")),
+    Limit("cpuset_mems", ("0", "0"), "cpuset/cpuset.mems", ("0", "0"), "cpuset.mems", ("0", "0")),
+)  # fmt: skip
+OOM_SCORES = (300, 600)
+
+
+def seen_inside(bed: Testbed, container_id: str) -> dict[str, str]:
+    """The limits as the container itself sees them in the files of its cgroup, and its OOM score."""
+    files = {limit.field: f"/sys/fs/cgroup/{limit.v2 if V2 else limit.v1}" for limit in LIMITS}
+    script = "; ".join(f"cat {path}" for path in files.values())
+    request = cri.ExecSyncRequest(container_id=container_id, cmd=["sh", "-ec", script], timeout=20)
+    answer = bed.runtime.ExecSync(request, timeout=60)
+    assert answer.exit_code == 0, answer.stderr
+    pid = container_info(bed, container_id)["pid"]
+    score = (bed.proc / str(pid) / "oom_score_adj").read_text().strip()
+    return {**dict(zip(files, answer.stdout.decode().splitlines(), strict=True)), "oom_score_adj": score}
+
+
+def expected(which: int) -> dict[str, str]:
+    says = {limit.field: (limit.v2_says if V2 else limit.v1_says)[which] for limit in LIMITS}
+    return {**says, "oom_score_adj": str(OOM_SCORES[which])}
+
+
+def limits(which: int) -> dict[str, object]:
+    return {**{limit.field: limit.values[which] for limit in LIMITS}, "oom_score_adj": OOM_SCORES[which]}
+
+
+def test_every_limit_is_in_the_cgroup_from_the_start_after_a_change_and_after_a_restart(
+    bed: Testbed, images: tuple[str, ...]
+) -> None:
+    pod_id = run_pod(bed)
+    container_id = run_container(bed, pod_id, container_config("c", "busybox", SLEEP, linux=linux(**limits(0))))
+    assert seen_inside(bed, container_id) == expected(0)
+    update(bed, container_id, **limits(1))
+    assert seen_inside(bed, container_id) == expected(1)
+    bed.restart_daemon(kill=True)
+    assert seen_inside(bed, container_id) == expected(1)
+    told = container_status(bed, container_id).resources.linux
+    assert told == cri.LinuxContainerResources(**limits(1))  # type: ignore[arg-type]
+    # A container that is started from what is stored has them too.
+    again = create_container(bed, pod_id, container_config("again", "busybox", SLEEP, linux=linux(**limits(0))))
+    update(bed, again, **limits(1))
+    bed.restart_daemon(kill=True)
+    start_container(bed, again)
+    assert seen_inside(bed, again) == expected(1)
+    remove_pod(bed, pod_id)
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.field)
+def test_each_limit_changes_alone(bed: Testbed, images: tuple[str, ...], limit: Limit) -> None:
+    if V2:
+        pytest.skip("a file of v2 can hold two limits: the test of all at once tells what it says")
+    pod_id = run_pod(bed)
+    container_id = run_container(bed, pod_id, container_config("c", "busybox", SLEEP, linux=linux(**limits(0))))
+    changed = {limit.field: limit.values[1]}
+    if limit.field == "memory_limit_in_bytes":
+        # It counts into the other one, which is lower than this.
+        changed["memory_swap_limit_in_bytes"] = 128 * MIB
+    update(bed, container_id, **changed)
+    wanted = {each.field: each.v1_says[each.field in changed] for each in LIMITS}
+    assert seen_inside(bed, container_id) == {**wanted, "oom_score_adj": str(OOM_SCORES[0])}
+    remove_pod(bed, pod_id)
+
+
+def test_limits_that_are_not_given_are_the_kernels_and_a_memory_limit_leaves_no_swap(
+    bed: Testbed, images: tuple[str, ...]
+) -> None:
+    pod_id = run_pod(bed)
+    plain = run_container(bed, pod_id, container_config("plain", "busybox", SLEEP))
+    limited = run_container(
+        bed, pod_id, container_config("limited", "busybox", SLEEP, linux=linux(memory_limit_in_bytes=64 * MIB))
+    )
+    seen = seen_inside(bed, plain)
+    assert seen["cpu_quota"] in ("-1", "max 100000")
+    assert seen["oom_score_adj"] == Path("/proc/self/oom_score_adj").read_text().strip()
+    assert seen_inside(bed, limited)["memory_swap_limit_in_bytes"] == ("0" if V2 else str(64 * MIB))
+    remove_pod(bed, pod_id)
+
+
+def test_files_of_cgroup_v2_are_set_there_and_refused_elsewhere(bed: Testbed, images: tuple[str, ...]) -> None:
+    pod_id = run_pod(bed)
+    wanted = {"memory.high": str(48 * MIB)}
+    if V2:
+        container_id = run_container(
+            bed, pod_id, container_config("c", "busybox", SLEEP, linux=linux(unified=wanted))
+        )
+        where = f"{bed.cgroup_parent}/{pod_id}/{container_id}".lstrip("/")
+        assert (CGROUPS / where / "memory.high").read_text().strip() == str(48 * MIB)
+        update(bed, container_id, unified={"memory.high": str(32 * MIB)})
+        assert (CGROUPS / where / "memory.high").read_text().strip() == str(32 * MIB)
+    else:
+        with pytest.raises(grpc.RpcError) as at_create:
+            create_container(bed, pod_id, container_config("c", "busybox", SLEEP, linux=linux(unified=wanted)))
+        container_id = run_container(bed, pod_id, container_config("c", "busybox", SLEEP))
+        before = seen_inside(bed, container_id), container_info(bed, container_id)["runtimeSpec"]
+        with pytest.raises(grpc.RpcError) as at_update:
+            update(bed, container_id, cpu_shares=512, unified=wanted)
+        for error in (at_create, at_update):
+            code, words = refused(error.value)
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert "memory.high: this machine runs cgroup v1" in words
+        assert (seen_inside(bed, container_id), container_info(bed, container_id)["runtimeSpec"]) == before
     remove_pod(bed, pod_id)
 
 
