@@ -6,7 +6,8 @@ Pure. They follow from the pod's configuration and the ids alone, as the runtime
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Set
 
 from sandboxd.model import SandboxRecord
 from sandboxd.oci import linux
@@ -19,15 +20,22 @@ def pod_parent(record: SandboxRecord, host: linux.HostFacts) -> str:
     return "/" + (record.config.linux.cgroup_parent or f"{host.cgroup_parent}/{record.id}").strip("/")
 
 
-def is_own(record: SandboxRecord, host: linux.HostFacts, others: Iterable[SandboxRecord]) -> bool:
+def crowded(records: Iterable[SandboxRecord], host: linux.HostFacts) -> frozenset[str]:
+    """The cgroups that are right above the containers of more than one of these pods."""
+    found = Counter(pod_parent(record, host) for record in records)
+    return frozenset(parent for parent, pods in found.items() if pods > 1)
+
+
+def is_own(record: SandboxRecord, host: linux.HostFacts, shared: Set[str]) -> bool:
     """Whether the cgroup above the pod's containers holds nothing else, as far as is known here.
 
-    Not when `others` are in it too, nor when it is everybody's: the root, and the systemd driver's default slice.
+    Not when other pods are in it too (`shared` is `crowded` of all pods), nor when it is everybody's: the root, and
+    the systemd driver's default slice.
     """
     parent = pod_parent(record, host)
     if parent == "/" or (host.cgroup_driver == "systemd" and not record.config.linux.cgroup_parent):
         return False
-    return all(other.id == record.id or pod_parent(other, host) != parent for other in others)
+    return parent not in shared
 
 
 def member(parent: str, object_id: str, driver: str) -> str:

@@ -82,17 +82,26 @@ class Gauge:
         sample = self._sample(cgroup) if record.state is ContainerState.RUNNING else None
         return MeasuredContainer(record=record, cgroup=cgroup, sample=sample)
 
-    def pod(
-        self, sandbox: SandboxRecord, containers: Iterable[ContainerRecord], others: Iterable[SandboxRecord]
-    ) -> MeasuredPod:
-        """One pod. `others` are all the pods there are, to see whether the cgroup above it is its own.
+    def pods(
+        self,
+        wanted: Iterable[tuple[SandboxRecord, Sequence[ContainerRecord]]],
+        everyone: Iterable[SandboxRecord],
+    ) -> list[MeasuredPod]:
+        """Pods with those of their containers that run. `everyone` are all the pods there are.
 
-        If it is not, the pod is the sum of its containers, which have cgroups of their own in any case.
+        By them it is seen whether the cgroup above a pod is its own. If it is not, the pod is the sum of its
+        containers, which have cgroups of their own in any case.
         """
+        shared = places.crowded(everyone, self._facts)
+        return [self._pod(sandbox, containers, shared) for sandbox, containers in wanted]
+
+    def _pod(
+        self, sandbox: SandboxRecord, containers: Iterable[ContainerRecord], shared: frozenset[str]
+    ) -> MeasuredPod:
         measured = tuple(self.container(record, sandbox) for record in containers)
         parent = places.pod_parent(sandbox, self._facts)
         pause = self._member(sandbox, sandbox.id)
-        if places.is_own(sandbox, self._facts, others):
+        if places.is_own(sandbox, self._facts, shared):
             sample, holding = self._sample(parent), [parent]
         else:
             parts = [self._sample(pause), *(each.sample for each in measured)]

@@ -119,14 +119,12 @@ class Stats:
     async def measure_pods(self, records: Sequence[SandboxRecord]) -> list[MeasuredPod]:
         """The pods as they are now, with their containers."""
         ledger = self._host.ledger
-        others = list(ledger.sandboxes.values())
-        pairs = [
-            (record, [c for c in ledger.containers_of(record.id) if c.state is ContainerState.RUNNING])
-            for record in records
-        ]
-        return await asyncio.to_thread(
-            lambda: [self.gauge.pod(record, containers, others) for record, containers in pairs]
-        )
+        running: dict[str, list[ContainerRecord]] = {record.id: [] for record in records}
+        for container in ledger.containers.values():
+            if container.state is ContainerState.RUNNING and container.sandbox_id in running:
+                running[container.sandbox_id].append(container)
+        pairs = [(record, running[record.id]) for record in records]
+        return await asyncio.to_thread(self.gauge.pods, pairs, list(ledger.sandboxes.values()))
 
     async def _containers(self, records: Iterable[ContainerRecord]) -> list[cri.ContainerStats]:
         sandboxes = self._host.ledger.sandboxes

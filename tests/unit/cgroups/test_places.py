@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxd.cgroups.places import is_own, member, pod_parent, slice_path
+from sandboxd.cgroups.places import crowded, is_own, member, pod_parent, slice_path
 from sandboxd.model import SandboxRecord
 from sandboxd.oci import linux
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -43,13 +43,15 @@ def pod(id_: str, parent: str = "") -> SandboxRecord:
 def test_the_cgroup_above_a_pods_containers(driver: str, parent: str, above: str, own: bool) -> None:
     record = pod("a", parent)
     assert pod_parent(record, host(driver)) == above
-    assert is_own(record, host(driver), [record, pod("b")]) is own
+    assert is_own(record, host(driver), crowded([record, pod("b")], host(driver))) is own
 
 
 @pytest.mark.parametrize("driver", ["cgroupfs", "systemd"])
 def test_a_cgroup_that_another_pod_is_in_as_well_is_not_a_pods_own(driver: str) -> None:
     record = pod("a", "/shared.slice")
-    assert not is_own(record, host(driver), [record, pod("b", "/shared.slice")])
+    shared = crowded([record, pod("b", "/shared.slice"), pod("c")], host(driver))
+    assert not is_own(record, host(driver), shared)
+    assert len(shared) == 1
 
 
 @pytest.mark.parametrize("driver", ["cgroupfs", "systemd"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def memory(sample: Any) -> int:
 
 
 def test_a_pod_alone_in_its_cgroup_is_that_cgroup(paper: Paper) -> None:
-    pod = paper.gauge.pod(paper.sandbox, [container("c")], [paper.sandbox])
+    (pod,) = paper.gauge.pods([(paper.sandbox, [container("c")])], [paper.sandbox])
     assert (memory(pod.sample), pod.processes, pod.cgroup) == (100, 3, "/sandboxd/s")
     assert [memory(each.sample) for each in pod.containers] == [50]
     assert [interface.name for interface in pod.interfaces or ()] == ["eth0", "eth0:1"]
@@ -133,7 +134,7 @@ def test_a_pod_that_shares_its_cgroup_is_the_sum_of_its_containers(tmp_path: Pat
     other = SandboxRecord(
         id="t", config=machine.sandbox.config, runtime_handler="", netns_path="", created_at=1, started_at=2
     )
-    pod = machine.gauge.pod(machine.sandbox, [container("c")], [machine.sandbox, other])
+    (pod,) = machine.gauge.pods([(machine.sandbox, [container("c")])], [machine.sandbox, other])
     assert (memory(pod.sample), pod.processes) == (60, 3)
 
 
@@ -145,7 +146,8 @@ def test_a_container_that_does_not_run_is_not_measured_whatever_is_left_of_it(pa
 def test_a_pid_that_changed_hands_does_not_lend_its_interfaces(paper: Paper) -> None:
     (paper.root / "proc/10/ns/net").unlink()
     paper.write("proc/10/ns/net", "")
-    assert paper.gauge.pod(paper.sandbox, [], [paper.sandbox]).interfaces == ()
+    (pod,) = paper.gauge.pods([(paper.sandbox, [])], [paper.sandbox])
+    assert pod.interfaces == ()
 
 
 def test_what_processes_hold_is_summed_and_those_that_are_gone_hold_nothing(paper: Paper) -> None:
@@ -158,3 +160,29 @@ def test_what_processes_hold_is_summed_and_those_that_are_gone_hold_nothing(pape
     assert paper.gauge.processes(measured) == Processes(count=2, files=3, sockets=1, open_files_limit=1024)
     paper.write("proc/20/limits", f"{limits}Max open files            unlimited    unlimited    files\n")
     assert paper.gauge.processes(measured).open_files_limit is None
+
+
+def test_each_pod_costs_the_same_number_of_reads_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Paper(tmp_path)
+    pods = [replace(machine.sandbox, id=f"s{number}") for number in range(50)]
+    for pod in pods:
+        machine.cgroup(f"sandboxd/{pod.id}", 100)
+        machine.cgroup(f"sandboxd/{pod.id}/{pod.id}", 10, 10)
+        machine.cgroup(f"sandboxd/{pod.id}/c", 50, 20)
+    opened: list[str] = []
+    real = os.open
+
+    def counting(path: str, *arguments: Any, **options: Any) -> int:
+        opened.append(path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", counting)
+    machine.gauge.pods([(pods[0], [container("c")])], pods)
+    one = len(opened)
+    opened.clear()
+    measured = machine.gauge.pods([(pod, [container("c")]) for pod in pods], pods)
+    assert [memory(pod.sample) for pod in measured] == [100] * 50
+    assert len(opened) == 50 * one
+    assert one <= 50, "two cgroups with some twenty files each, and the processes"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cgroups.sample import Memory, Pressure, Sample, Stall
+from sandboxd.ledger import Ledger
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.image_store import FsInfo
+from sandboxd.lifecycle.layers import Layers
 from sandboxd.lifecycle.measure import Interface
-from sandboxd.lifecycle.stats import Rates, io_usage, memory_usage, network_usage, psi, swap_usage
+from sandboxd.lifecycle.metrics import list_pod_metrics
+from sandboxd.lifecycle.stats import Rates, Stats, io_usage, memory_usage, network_usage, psi, swap_usage
+from sandboxd.model import ContainerRecord, SandboxRecord
+from sandboxd.oci.linux import HostFacts
+from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 S = 1_000_000_000
 PRESSURE = Pressure(some=Stall(total=9, avg10=1.5, avg60=0.5, avg300=0.1), full=Stall(total=4))
@@ -104,3 +117,45 @@ def test_the_interface_that_cni_made_first_is_the_default_one() -> None:
     assert usage.default_interface.rx_bytes.value == 5
     assert usage.default_interface.HasField("tx_errors")
     assert [each.name for each in usage.interfaces] == ["net1"]
+
+
+async def test_the_kernels_files_are_never_read_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel file can take its time; whoever asks for pods or events meanwhile is not to notice."""
+    group = tmp_path / "sandboxd" / "s" / "c"
+    group.mkdir(parents=True)
+    (tmp_path / "cgroup.controllers").touch()
+    for directory in (group, group.parent):
+        (directory / "memory.current").write_text("5\n")
+    facts = cast("HostFacts", SimpleNamespace(cgroup_driver="cgroupfs", cgroup_parent="/sandboxd"))
+    ledger = Ledger(":memory:")
+    ledger.add_sandbox(
+        SandboxRecord(
+            id="s", config=cri.PodSandboxConfig(), runtime_handler="", netns_path="", created_at=1, started_at=2
+        )
+    )
+    ledger.add_container(
+        ContainerRecord(
+            id="c", sandbox_id="s", config=cri.ContainerConfig(), sandbox_name="", image_ref="", image_id="",
+            log_path="", created_at=1, started_at=2,
+        )
+    )  # fmt: skip
+    images = SimpleNamespace(fs_info=lambda: FsInfo(directory=str(tmp_path), bytes=0, inodes=0, at=0))
+    host = SimpleNamespace(ledger=ledger, facts=facts, cgroups=Cgroups(str(tmp_path)), images=images)
+    stats = Stats(cast("Host", host), cast("Layers", SimpleNamespace(get=lambda container_id: None)))
+    readers: set[int] = set()
+    real = os.open
+
+    def noting(*arguments: Any, **options: Any) -> int:
+        readers.add(threading.get_ident())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(os, "open", noting)
+    (container,) = await stats.containers(cri.ContainerStatsFilter())
+    (pod,) = await stats.pods(cri.PodSandboxStatsFilter())
+    (metrics,) = await list_pod_metrics(cast("Host", host), stats)
+    assert container.memory.usage_bytes.value == pod.linux.memory.usage_bytes.value == 5
+    assert metrics.container_metrics
+    assert readers and threading.get_ident() not in readers
+    ledger.close()
