@@ -40,7 +40,7 @@ from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle import events, load_image, machine
+from sandboxd.lifecycle import events, handlers, load_image, machine
 from sandboxd.lifecycle.announce import Announcer
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageStore
@@ -165,6 +165,7 @@ async def _start_up(
         await _reach_containerd(config, client)
         await events.follow(host, client, images)
 
+    host.jobs.start("features", lambda: handlers.ask_all(host))
     host.jobs.watch("containerd", keep_up)
     host.jobs.watch("logger", host.logs.keep_up)
     host.jobs.watch("compare", lambda: compare_forever(host, config.daemon.reconcile_seconds))

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 RUNC_SHIM = "io.containerd.runc.v2"
 ASK_SECONDS = 15.0
+AGAIN_SECONDS = 60.0  # after which a runtime that did not answer is asked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +48,26 @@ class Features:
     no_user_namespaces: str = ""  # why not
 
 
-_asked: dict[tuple[str, int, int, int], Abilities] = {}
+_Identity = tuple[str, int, int, int]
+_asked: dict[_Identity, Abilities] = {}
+_silent: dict[_Identity, float] = {}  # until when it is not asked again (time.monotonic)
+
+
+async def ask_all(host: Host) -> None:
+    """Know what every handler offers before a client asks: Status is not to wait for programs."""
+    for handler in host.config.runtime.handlers.values():
+        await features(host, handler)
 
 
 async def features(host: Host, handler: Handler) -> Features:
     """What works with this handler; never raises. The first time its runtime is executed, later that is known."""
-    binary, known = await _asked_of(handler)
+    binary, known = await _asked_of(host, handler)
     if known is None:
-        missing = f"the shim {handler.type} does not tell what it can do" if not binary else f"{binary} is not there"
+        missing = (
+            f"the shim {handler.type} does not tell what it can do"
+            if not binary
+            else f"{binary} cannot be asked what it can do"
+        )
         return Features(no_user_namespaces=missing)
     why = await _no_user_namespaces(host, binary, known)
     return Features(
@@ -63,9 +77,9 @@ async def features(host: Host, handler: Handler) -> Features:
     )
 
 
-async def recursive_read_only(handler: Handler) -> bool:
+async def recursive_read_only(host: Host, handler: Handler) -> bool:
     """That one of the features, by itself."""
-    _, known = await _asked_of(handler)
+    _, known = await _asked_of(host, handler)
     return known is not None and _mounts_recursively(known)
 
 
@@ -81,31 +95,41 @@ def parse(output: bytes) -> Abilities:
         return Abilities()
 
 
-async def _asked_of(handler: Handler) -> tuple[str, Abilities | None]:
+async def _asked_of(host: Host, handler: Handler) -> tuple[str, Abilities | None]:
     """The OCI runtime's program, "" for a shim that we cannot ask, and what it knows."""
     binary = (handler.binary or "runc") if handler.type == RUNC_SHIM else ""
-    return binary, await _abilities(binary) if binary else None
+    return binary, await _abilities(host, binary) if binary else None
 
 
 def _mounts_recursively(known: Abilities) -> bool:
     return "rro" in known.mount_options and kernel_has_mount_setattr()
 
 
-async def _abilities(binary: str) -> Abilities | None:
-    """What the runtime at `binary` (a path, or a name in PATH) knows; None when there is no such program."""
+async def _abilities(host: Host, binary: str) -> Abilities | None:
+    """What the runtime at `binary` (a path, or a name in PATH) knows; None when it cannot be executed."""
     path = shutil.which(binary)
     if path is None:
         return None
     try:
         stat = os.stat(path)
-        identity = (path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if identity not in _asked:
-            status, output, _ = await programs.ask((path, "features"), ASK_SECONDS)
-            _asked[identity] = parse(output if status == 0 else b"")
-        return _asked[identity]
+    except OSError:
+        return None  # replaced at this moment
+    identity = (path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    if identity not in _asked:
+        async with host.jobs.exclusive(f"features:{path}"):
+            if identity not in _asked and _silent.get(identity, 0.0) <= time.monotonic():
+                await _ask(path, identity)
+    return _asked.get(identity)
+
+
+async def _ask(path: str, identity: _Identity) -> None:
+    try:
+        status, output, _ = await programs.ask((path, "features"), ASK_SECONDS)
+        _asked[identity] = parse(output if status == 0 else b"")
     except (OSError, TimeoutError) as exc:
-        log.warning("an OCI runtime could not be asked for its features", binary=path, error=str(exc))
-        return None
+        _silent[identity] = time.monotonic() + AGAIN_SECONDS
+        words = str(exc) or type(exc).__name__
+        log.warning("an OCI runtime could not be asked for its features", binary=path, error=words)
 
 
 async def _no_user_namespaces(host: Host, binary: str, known: Abilities) -> str:

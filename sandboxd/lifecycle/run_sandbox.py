@@ -87,7 +87,7 @@ async def pod_facts(host: Host, sandbox: SandboxRecord) -> linux.HostFacts:
     handler = resolve_handler(host, sandbox.runtime_handler)
     return replace(
         facts(host, sandbox.id),
-        recursive_read_only=await handlers.recursive_read_only(handler),
+        recursive_read_only=await handlers.recursive_read_only(host, handler),
         annotations=handler.annotations,
     )
 

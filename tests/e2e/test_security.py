@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -449,90 +448,6 @@ def test_a_container_keeps_the_limits_of_the_runtime(bed: Testbed, pod: str) -> 
     """CRI has no rlimits; containers inherit those of the shim, which has containerd's."""
     soft = output(bed, pod, "ulimit -n")[0]
     assert soft == "unlimited" or int(soft) >= 1024
-
-
-# Runtime handlers.
-
-RECORDER = """#!/bin/sh
-echo "$@" >> /run/recorded
-exec runc "$@"
-"""
-
-
-def test_handlers_stand_side_by_side_with_options_of_their_own(fresh_bed: StartBed) -> None:
-    handlers = {
-        "recorded": {"binary": "/run/recorder", "root": "/run/recorded-root", "annotations": ["vendor.example/*"]},
-        "mute": {"binary": "/bin/true"},
-        "absent": {"binary": "/no/such/runtime"},
-        "vm": {"type": "io.containerd.vm.v2"},
-    }
-    bed = fresh_bed(daemon=False)
-    bed.write("/run/recorder", RECORDER, mode=0o755)
-    bed.start_daemon(runtime={"handlers": handlers, "cgroup_parent": bed.cgroup_parent})
-    bed.load_image("busybox")
-    offered = {h.name: h.features for h in bed.runtime.Status(cri.StatusRequest()).runtime_handlers}
-    assert {name for name, features in offered.items() if features.recursive_read_only_mounts} == {
-        "",
-        "runc",
-        "recorded",
-    }
-    assert offered["recorded"] == offered["runc"]
-    assert set(offered) == {"", "runc", *handlers}
-
-    config = pod_config(annotations={"vendor.example/a": "1", "other.example/b": "2"})
-    pod_id = run_pod(bed, config, handler="recorded")
-    output(bed, pod_id, "true")
-    recorded = bed.path("/run/recorded").read_text()
-    assert recorded.startswith("features\n")
-    assert "--root /run/recorded-root" in recorded
-    annotations = pod_info(bed, pod_id)["runtimeSpec"]["annotations"]
-    assert annotations["vendor.example/a"] == "1"
-    assert "other.example/b" not in annotations
-    plain = run_pod(bed)
-    assert bed.path("/run/recorded").read_text().count(plain) == 0
-
-    with pytest.raises(grpc.RpcError) as error:
-        run_pod(bed, userns_pod(), handler="mute")
-    assert "user namespaces do not work here: /bin/true does not say" in refused(error.value)[1]
-    with pytest.raises(grpc.RpcError) as error:
-        run_pod(bed, handler="none")
-    assert "unknown runtime handler 'none'; known are absent, mute, recorded, runc, vm" in refused(error.value)[1]
-
-
-def test_crun_runs_pods_beside_runc(fresh_bed: StartBed) -> None:
-    if shutil.which("crun") is None:
-        pytest.skip("crun is not installed")
-    bed = fresh_bed(daemon=False)
-    hide_unified_cgroups(bed)
-    bed.start_daemon(runtime={"handlers": {"crun": {"binary": "crun"}}, "cgroup_parent": bed.cgroup_parent})
-    bed.load_image("busybox")
-    before = None
-    for _ in range(2):
-        crun, runc = run_pod(bed, handler="crun"), run_pod(bed)
-        for pod_id in (crun, runc):
-            assert output(bed, pod_id, "echo runs") == ["runs"]
-        listed = bed.run(["crun", "--root", "/run/containerd/runc/sandboxd", "list", "-q"]).stdout.split()
-        assert crun in listed
-        remove_pod(bed, crun)
-        remove_pod(bed, runc)
-        before = before or observe(bed)
-    assert before is not None
-    assert_no_leaks(bed, before)
-
-
-def hide_unified_cgroups(bed: Testbed) -> None:
-    """Show the bed the v1 hierarchies alone: crun before 1.9 does not know a machine that has v2 beside them."""
-    script = """
-        [ -d /sys/fs/cgroup/unified ] || exit 0
-        mkdir /run/cgroups && mount -t tmpfs cgroups /run/cgroups && cd /sys/fs/cgroup
-        for d in *; do
-            if [ -L "$d" ]; then cp -P "$d" /run/cgroups/
-            elif [ "$d" != unified ]; then mkdir "/run/cgroups/$d" && mount --bind "$d" "/run/cgroups/$d"
-            fi
-        done
-        cd / && mount --rbind /run/cgroups /sys/fs/cgroup && umount -R /run/cgroups && rmdir /run/cgroups
-    """
-    bed.run(["sh", "-eu", "-c", script])
 
 
 # What is refused.

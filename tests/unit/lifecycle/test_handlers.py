@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from sandboxd.config import Handler
-from sandboxd.lifecycle import handlers, userns
+from sandboxd.config import Config, Handler, Runtime
+from sandboxd.jobs import Jobs
+from sandboxd.lifecycle import handlers, programs, userns
 from sandboxd.lifecycle.handlers import Abilities
 from sandboxd.lifecycle.host import Host
 
-HOST = cast(Host, SimpleNamespace())
+HOST = cast(Host, SimpleNamespace(jobs=Jobs()))
 ANSWER = '{"mountOptions": ["ro", "rro"], "linux": {"namespaces": ["mount", "user"]}}'
 
 
@@ -98,6 +101,40 @@ async def test_a_runtime_that_is_not_there_or_cannot_run_offers_nothing(tmp_path
         found = await handlers.features(HOST, Handler(binary=binary))
         assert (found.recursive_read_only, found.user_namespaces) == (False, False)
         assert found.no_user_namespaces
+
+
+async def test_a_runtime_that_does_not_answer_is_waited_for_once_and_asked_again_later(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    async def silent(argv: Sequence[str], seconds: float) -> tuple[int, bytes, bytes]:
+        waited.append(seconds)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "ask", silent)
+        for _ in range(3):
+            assert (
+                "cannot be asked" in (await handlers.features(HOST, Handler(binary=str(runtime)))).no_user_namespaces
+            )
+    assert waited == [handlers.ASK_SECONDS]
+    monkeypatch.setattr(handlers, "_silent", dict.fromkeys(handlers._silent, 0.0))
+    assert (await handlers.features(HOST, Handler(binary=str(runtime)))).user_namespaces
+
+
+async def test_those_who_ask_at_once_share_the_answer(runtime: Path, tmp_path: Path) -> None:
+    handler = Handler(binary=str(runtime))
+    found = await asyncio.gather(*(handlers.recursive_read_only(HOST, handler) for _ in range(5)))
+    assert found == [True] * 5
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+async def test_all_handlers_are_known_before_anybody_asks(runtime: Path, tmp_path: Path) -> None:
+    config = Config(runtime=Runtime(default_handler="a", handlers={"a": Handler(binary=str(runtime))}))
+    await handlers.ask_all(cast(Host, SimpleNamespace(config=config, jobs=Jobs())))
+    await handlers.features(HOST, Handler(binary=str(runtime)))
+    assert (tmp_path / "asked").read_text() == "asked\n"
 
 
 async def test_a_shim_that_cannot_be_asked_offers_nothing() -> None:
