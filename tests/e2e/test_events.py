@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.cri.v1.api_pb2_grpc import RuntimeServiceStub
 from tests.pods import (
     container_config,
+    container_info,
     create_container,
     pod_config,
     refused,
@@ -21,6 +23,7 @@ from tests.pods import (
     run_pod,
     start_container,
 )
+from tests.processes import until
 from tests.testbed import Testbed
 
 pytestmark = pytest.mark.e2e
@@ -120,12 +123,63 @@ def test_a_slow_subscriber_holds_nobody_up_and_learns_that_it_missed_something(
     remove_pod(bed, pod_id)
 
 
-def test_a_daemon_that_stops_ends_the_streams_with_a_status(bed: Testbed) -> None:
-    with events(bed) as stream:
-        bed.restart_daemon()
-        with pytest.raises(grpc.RpcError) as ended:
-            next(stream)
-    assert refused(ended.value)[0] is grpc.StatusCode.UNAVAILABLE
+@pytest.mark.parametrize("kill", [False, True], ids=["terminated", "killed"])
+def test_a_daemon_that_ends_ends_the_streams_and_the_next_one_goes_on_from_what_happened_meanwhile(
+    bed: Testbed, images: tuple[str, ...], kill: bool
+) -> None:
+    pod_id = run_pod(bed)
+    data = bed.write("/var/lib/gate/.keep", "").parent
+    gate = [cri.Mount(host_path="/var/lib/gate", container_path="/data")]
+    script = "while [ ! -e /data/go ]; do sleep 0.02; done; exit 5"
+    ends = run_container(bed, pod_id, container_config("ends", "busybox", ["sh", "-c", script], mounts=gate))
+    stays = run_container(bed, pod_id, container_config("stays", "busybox", ["sleep", "3600"]))
+    pid = container_info(bed, ends)["pid"]
+    with events(bed) as one, events(bed) as two:
+        if kill:
+            bed.kill_daemon()
+        else:
+            bed.stop_daemon()
+        for stream in (one, two):
+            with pytest.raises(grpc.RpcError) as ended:
+                next(stream)
+            assert refused(ended.value)[0] is grpc.StatusCode.UNAVAILABLE
+    (data / "go").touch()
+    until(lambda: not _alive(bed, pid), within=20, what="it has ended while nobody watched")
+    bed.relaunch_daemon()
+    with events(bed) as one, events(bed) as two:
+        bed.runtime.StopContainer(cri.StopContainerRequest(container_id=stays, timeout=0), timeout=60)
+        (event,) = take(one, 1)
+        assert take(two, 1) == [event]
+    assert (event.container_id, event.container_event_type) == (stays, STOPPED)
+    # What happened in between is in the state that each event carries.
+    codes = {status.id: status.exit_code for status in event.containers_statuses}
+    assert codes == {ends: 5, stays: 137}
+    (data / "go").unlink()
+    remove_pod(bed, pod_id)
+
+
+def _alive(bed: Testbed, pid: int) -> bool:
+    """Whether the process runs; a dead one may wait as a zombie for the shim to look at it."""
+    try:
+        return (bed.proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_subscribers_that_go_away_are_not_missed(bed: Testbed, images: tuple[str, ...]) -> None:
+    """Cancelled, or gone with their connection: the others see everything."""
+    with ExitStack() as leaving, events(bed) as stays:
+        for _ in range(5):
+            leaving.enter_context(events(bed))
+        with grpc.insecure_channel(f"unix:{bed.socket}") as channel:
+            cut_off = RuntimeServiceStub(channel).GetContainerEvents(cri.GetEventsRequest(), timeout=110)
+            cut_off.initial_metadata()
+        pod_id = run_pod(bed)
+        leaving.close()
+        remove_pod(bed, pod_id)
+        seen = take(stays, 4)
+    assert [event.container_event_type for event in seen] == [CREATED, STARTED, STOPPED, DELETED]
+    assert {event.container_id for event in seen} == {pod_id}
 
 
 def test_the_streaming_lists_say_what_the_others_say(bed: Testbed, images: tuple[str, ...]) -> None:
