@@ -13,6 +13,11 @@ pull_image, load_image, save_image, image_store
               images: from registries, archives in and out, listing, rootfs for containers
 machine       facts about this machine that specs depend on
 handlers      what each runtime handler can do here
+resources     limits that change after the creation
+checkpoint    CheckpointContainer, and its archive (checkpoint_archive)
+announce      CRI's events, from the ledger's changes
+stats, metrics
+              what pods and containers use, from what `measure` and `layers` find
 userns        a pod's user namespace, and files seen through its ids
 image_volumes images mounted into containers
 volumes       directories for the volumes that an image declares

@@ -66,10 +66,22 @@ async def _checkpoint(host: Host, container_id: str, location: Path, seconds: fl
                 await undo(host, container_id)
                 try:
                     await _take(host, container, location, deadline)
-                except OSError as exc:
-                    raise NotReady(f"the checkpoint of container {container_id} cannot be written: {exc}") from exc
-                finally:
-                    await undo(host, container_id)
+                except BaseException as exc:
+                    await _undo_after(host, container_id, exc)
+                    if isinstance(exc, OSError):
+                        raise NotReady(
+                            f"the checkpoint of container {container_id} cannot be written: {exc}"
+                        ) from exc
+                    raise
+                await undo(host, container_id)
+
+
+async def _undo_after(host: Host, container_id: str, cause: BaseException) -> None:
+    """Undo; what cannot be undone now is noted, and the next comparison tries."""
+    try:
+        await undo(host, container_id)
+    except SandboxdError as left:
+        cause.add_note(f"cleaning up: {left}")
 
 
 def _running(host: Host, container_id: str) -> ContainerRecord:
@@ -84,9 +96,12 @@ def _running(host: Host, container_id: str) -> ContainerRecord:
 async def _check(host: Host, container: ContainerRecord) -> None:
     """Raise NotReady, saying what is missing, where no checkpoint can be taken."""
     words = f"container {container.id} cannot be checkpointed: "
-    shim = _shim(host, container)
-    if shim != RUNC_SHIM:
-        raise NotReady(f"{words}the shim {shim} of its runtime handler does not do that")
+    name = host.ledger.sandboxes[container.sandbox_id].runtime_handler or host.config.runtime.default_handler
+    handler = host.config.runtime.handlers.get(name)
+    if handler is None:
+        raise NotReady(f"{words}its runtime handler {name!r} is not configured any more")
+    if handler.type != RUNC_SHIM:
+        raise NotReady(f"{words}the shim {handler.type} of its runtime handler {name!r} does not do that")
     path = shutil.which(CRIU)
     if path is None:
         raise NotReady(f"{words}the program {CRIU} is not installed on this machine")
@@ -99,12 +114,6 @@ async def _check(host: Host, container: ContainerRecord) -> None:
         raise NotReady(f"{words}`{path} check` finds that this machine's kernel and CRIU do not fit: {said}")
 
 
-def _shim(host: Host, container: ContainerRecord) -> str:
-    handlers = host.config.runtime.handlers
-    name = host.ledger.sandboxes[container.sandbox_id].runtime_handler or host.config.runtime.default_handler
-    return handlers[name].type if name in handlers else name
-
-
 def _last_lines(text: bytes) -> str:
     return "; ".join(text.decode("utf-8", "replace").splitlines()[-3:]) or "it does not say why"
 
@@ -112,8 +121,9 @@ def _last_lines(text: bytes) -> str:
 async def _take(host: Host, container: ContainerRecord, location: Path, deadline: float) -> None:
     scratch = _directory(host, container.id)
     images, work = scratch / archive.IMAGES, scratch / _WORK
-    for directory in (images, work):
-        directory.mkdir(mode=0o700, parents=True)
+    scratch.parent.mkdir(mode=0o700, exist_ok=True)
+    for directory in (scratch, images, work):
+        directory.mkdir(mode=0o700)
     at = time.time_ns()
     with steps.step("container.pause"):
         await host.runtime.pause(container.id)
@@ -150,7 +160,7 @@ async def _take(host: Host, container: ContainerRecord, location: Path, deadline
         archive.STATISTICS: work / archive.STATISTICS,
     }
     documents = {
-        "config.dump": archive.config_dump(container, _shim(host, container), at),
+        "config.dump": archive.config_dump(container, RUNC_SHIM, at),
         "spec.dump": await host.runtime.spec(container.id),
     }
     with steps.step("container.archive"):
@@ -233,9 +243,13 @@ async def _criu_has_ended(scratch: Path) -> None:
 
 def _works_in(directory: Path) -> bool:
     """Whether a process has its working directory there, as CRIU does."""
+    try:
+        wanted = directory.stat()
+    except FileNotFoundError:
+        return False
     for entry in _PROC.iterdir():
         try:
-            if entry.name.isdecimal() and os.readlink(entry / "cwd") == str(directory):
+            if entry.name.isdecimal() and os.path.samestat((entry / "cwd").stat(), wanted):
                 return True
         except OSError:
             continue

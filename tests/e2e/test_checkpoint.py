@@ -166,6 +166,9 @@ def test_a_daemon_that_dies_in_the_middle_lets_the_container_run_on_when_it_is_b
         with ThreadPoolExecutor(1) as threads:
             asked = threads.submit(checkpoint, bed, living, location, 5)
             until(lambda: dumping(bed), within=20, what="CRIU is at it")
+            scratch = bed.path("/var/lib/sandboxd/checkpoints")
+            modes = {path.stat().st_mode & 0o777 for path in (scratch, scratch / living)}
+            assert modes == {0o700}, "memory is nobody else's to read"
             bed.kill_daemon()
             with pytest.raises(grpc.RpcError):
                 asked.result(timeout=30)

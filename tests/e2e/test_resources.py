@@ -236,6 +236,29 @@ def test_files_of_cgroup_v2_are_set_there_and_refused_elsewhere(bed: Testbed, im
     remove_pod(bed, pod_id)
 
 
+def test_huge_page_limits_are_not_changed_while_a_container_runs_but_may_be_repeated(
+    bed: Testbed, images: tuple[str, ...]
+) -> None:
+    """kubelet sends a limit of 0 for each size with every change."""
+    pod_id = run_pod(bed)
+    none = [cri.HugepageLimit(page_size="2MB", limit=0)]
+    container_id = run_container(
+        bed, pod_id, container_config("c", "busybox", SLEEP, linux=linux(hugepage_limits=none))
+    )
+    update(bed, container_id, cpu_shares=512, hugepage_limits=none)
+    before = seen_inside(bed, container_id)
+    assert before["cpu_shares"] == ("20" if V2 else "512")
+    with pytest.raises(grpc.RpcError) as error:
+        update(
+            bed, container_id, cpu_shares=1024, hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=2 * MIB)]
+        )
+    code, words = refused(error.value)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "hugepage_limits" in words
+    assert seen_inside(bed, container_id) == before
+    remove_pod(bed, pod_id)
+
+
 def test_new_limits_survive_a_restart_of_the_daemon(bed: Testbed, images: tuple[str, ...]) -> None:
     pod_id = run_pod(bed)
     config = container_config("c", "busybox", SLEEP, linux=linux(memory_limit_in_bytes=64 * MIB, cpu_shares=512))
