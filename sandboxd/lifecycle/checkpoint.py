@@ -197,6 +197,7 @@ async def undo(host: Host, container_id: str) -> None:
         return
     await _criu_has_ended(scratch)
     await host.runtime.resume(container_id)
+    await host.images.forget_changes(container_id)
     link = scratch / _UNFINISHED
     try:
         if link.is_symlink():

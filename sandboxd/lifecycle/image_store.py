@@ -265,11 +265,19 @@ class ImageStore:
     async def rootfs_changes(self, key: str, file: BinaryIO) -> None:
         """Write what a root file system has changed of its image to `file`, as an uncompressed layer.
 
-        Nothing stays in containerd. Raises NotFound, OSError.
+        containerd packs it into a blob, which is gone when this returns. Raises NotFound, OSError.
         """
-        async with self.leases.held("changes", seconds=CHANGES_LEASE_SECONDS) as lease:
-            leased = Snapshots(self.client, self.snapshots.snapshotter, lease)
+        await self.forget_changes(key)
+        try:
+            await self.leases.create(_changes_lease(key), seconds=CHANGES_LEASE_SECONDS)
+            leased = Snapshots(self.client, self.snapshots.snapshotter, _changes_lease(key))
             await self.content.copy(await leased.diff(key, oci.OCI_LAYER), file)
+        finally:
+            await self.forget_changes(key)
+
+    async def forget_changes(self, key: str) -> None:
+        """Remove what a `rootfs_changes` that was cut off left in containerd; nothing left is done."""
+        await self.leases.delete(_changes_lease(key), sync=True)
 
     async def rootfs_keys(self) -> set[str]:
         """The keys of all root file systems that were prepared and not removed."""
@@ -278,6 +286,10 @@ class ImageStore:
             for snapshot in await self.snapshots.list()
             if snapshot.kind is Kind.ACTIVE and ROOT_LABEL in snapshot.labels
         }
+
+
+def _changes_lease(key: str) -> str:
+    return f"sandboxd-changes-{key}"
 
 
 def find(records: Sequence[ImageRecord], text: str) -> ImageRecord:

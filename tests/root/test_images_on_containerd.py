@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -510,3 +511,40 @@ async def test_snapshots_answer_as_their_docstrings_say(
     with pytest.raises(InvalidRequest, match="wrong digest"):
         await leased.unpack([layer], ["sha256:" + "0" * 64])
     assert {snapshot.name for snapshot in await snapshots.list()} == {record.chain_id}
+
+
+async def test_what_a_root_file_system_changed_comes_as_a_layer_and_nothing_stays(
+    private: Private, client: Containerd, store: ImageStore, tmp_path: Path
+) -> None:
+    """Also when it was cut off: by an error, or by a daemon that died over it."""
+    await load_image.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"kept": b"1", "gone": b"2"})])))
+    (mount,) = await store.prepare_rootfs("c", store.resolve("x:1"))
+    upper = Path(next(o.removeprefix("upperdir=") for o in mount.options if o.startswith("upperdir=")))
+    (upper / "made").write_bytes(b"x" * 3_000_000)
+    os.mknod(upper / "gone", stat.S_IFCHR, os.makedev(0, 0))  # how overlayfs deletes
+    before = await held(private, store)
+    for _ in range(2):
+        with (tmp_path / "changes").open("w+b") as file:
+            await store.rootfs_changes("c", file)
+        with tarfile.open(tmp_path / "changes", mode="r:") as changes:
+            assert sorted(changes.getnames()) == [".wh.gone", "made"]
+        assert await held(private, store) == before
+
+    with (tmp_path / "unwritable").open("w+b") as file:
+        file.close()
+        with pytest.raises(ValueError, match="closed file"):
+            await store.rootfs_changes("c", file)
+    assert await held(private, store) == before
+    with (tmp_path / "none").open("wb") as file, pytest.raises(NotFound):
+        await store.rootfs_changes("none", file)
+    assert await held(private, store) == before
+
+    await store.leases.create("sandboxd-changes-c", seconds=60)
+    leased = Snapshots(client, "overlayfs", "sandboxd-changes-c")
+    await leased.diff("c", oci.OCI_LAYER)
+    await leased.view("cut-off", store.resolve("x:1").chain_id)
+    left = await held(private, store)
+    assert left.content - before.content and left.snapshots - before.snapshots == {"cut-off"}
+    await store.forget_changes("c")
+    await store.forget_changes("c")
+    assert await held(private, store) == before
