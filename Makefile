@@ -6,13 +6,16 @@ export PYTHONASYNCIODEBUG ?= 1
 PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
 
-.PHONY: help setup proto proto-check style types layers images test test-quick conformance-tools demo demo-down clean
+.PHONY: help setup setup-test proto proto-check style types layers images test test-quick conformance-tools demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: Debian packages, and Python packages into .venv
 	@sh deploy/setup.sh
+
+setup-test: ## the same, and what the tests need besides
+	@sh deploy/setup.sh test
 
 proto: setup ## generate sandboxd/pb from proto/
 	$(PY) proto/generate.py
@@ -36,16 +39,16 @@ images: setup ## build the nginx and busybox archives into build/images
 conformance-tools: setup ## build crictl and a current containerd from their Go modules, where there is a Go
 	$(PY) tests/conformance/build.py
 
-test: setup proto-check style types layers images conformance-tools ## set up what is needed, then run every test
+test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest tests/unit $(PYTEST_ARGS)
 
-conformance: setup images ## run the genuine critest on sandboxd and, beside it, on containerd's own CRI plugin
+conformance: setup-test images ## run the genuine critest on sandboxd and, beside it, on containerd's own CRI plugin
 	@PYTHONASYNCIODEBUG=0 $(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
 
-bench-logs: setup images ## what container output costs the daemon's answers
+bench-logs: setup-test images ## what container output costs the daemon's answers
 	@PYTHONASYNCIODEBUG=0 $(PY) -m tests.bench.logs
 
 demo: setup images ## set up what is needed, then run nginx in a pod and show each step

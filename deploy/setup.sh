@@ -1,16 +1,18 @@
 #!/bin/sh
-# Installs from Debian what sandboxd runs on, and the Python packages into .venv. Repeatable: what is there is kept.
+# Installs from Debian what sandboxd runs on (and with the word "test" what its tests need besides), and the Python
+# packages into .venv. Repeatable: what is there is kept.
 set -eu
 cd "$(dirname "$0")/.."
 
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-[ "$(id -u)" = 0 ] || die "needs root, to install packages and to run pods; try: sudo make ${1:-setup}"
+[ "$(id -u)" = 0 ] || die "needs root, to install packages and to run pods; try: sudo make setup"
 command -v apt-get >/dev/null || die "this machine has no apt-get; sandboxd's set-up knows Debian 12 and newer. \
 Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox by hand and see README.md"
 
-PACKAGES="containerd runc crun containernetworking-plugins catatonit nginx-light busybox-static iptables nftables \
-iproute2 procps util-linux docker-registry openssl"
+PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables iproute2 procps \
+util-linux"
+[ "${1:-}" != test ] || PACKAGES="$PACKAGES crun nftables docker-registry openssl"
 PYTHON=${PYTHON:-python3}
 
 missing=""
