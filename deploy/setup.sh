@@ -10,9 +10,9 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 command -v apt-get >/dev/null || die "this machine has no apt-get; sandboxd's set-up knows Debian 12 and newer. \
 Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox by hand and see README.md"
 
-PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables iproute2 procps \
-util-linux"
-[ "${1:-}" != test ] || PACKAGES="$PACKAGES crun nftables docker-registry openssl"
+PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables nftables iproute2 \
+procps util-linux"
+[ "${1:-}" != test ] || PACKAGES="$PACKAGES crun docker-registry openssl"
 PYTHON=${PYTHON:-python3}
 
 missing=""
