@@ -64,6 +64,7 @@ log = structlog.get_logger(__name__)
 
 MESSAGE_BYTES = 16 << 20  # as kubelet's and crictl's own limit
 RETRY_FIRST, RETRY_MOST = 0.5, 10.0  # seconds between attempts to start
+LOOK_SECONDS = 1.0  # for somebody else's containerd to answer; it is asked again
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ async def serve(config: Config) -> None:
             await scraped.start(*host_and_port(config.metrics.address))
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
-        jobs.start("start-up", lambda: _start_up(config, host, client, images, pulls, condition))
+        jobs.start("start-up", lambda: _start_up(config, host, client, images, pulls, condition, stop))
         await stop.wait()
         _notify("STOPPING=1")
         condition.trouble = "sandboxd is shutting down"
@@ -142,10 +143,11 @@ async def _start_up(
     images: ImageStore,
     pulls: Pulls,
     condition: _Condition,
+    stop: asyncio.Event,
 ) -> None:
-    """Bring everything up, again and again until it works or the daemon is stopped."""
+    """Bring everything up, again and again until it works or `stop` is set."""
     delay = RETRY_FIRST
-    while True:
+    while not stop.is_set():
         try:
             netns.prepare_directory(config.network.netns_dir)
             version = await _reach_containerd(config, client)
@@ -158,8 +160,13 @@ async def _start_up(
         except (SandboxdError, OSError) as exc:
             condition.trouble = f"sandboxd is starting: {exc}"
             log.error("not ready yet, trying again", in_seconds=delay, error=str(exc))
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, RETRY_MOST)
+        try:
+            async with asyncio.timeout(delay):
+                await stop.wait()
+        except TimeoutError:
+            delay = min(delay * 2, RETRY_MOST)
+    else:
+        return
 
     async def keep_up() -> None:
         await _reach_containerd(config, client)
@@ -204,7 +211,7 @@ async def _reach_containerd(config: Config, client: Containerd) -> str:
             client, config.containerd.binary, places, config.containerd.start_seconds, child_environment()
         )
     else:
-        version = await client.wait_until_serving(config.containerd.start_seconds)
+        version = await client.wait_until_serving(LOOK_SECONDS)
     return version.version
 
 

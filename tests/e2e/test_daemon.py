@@ -84,6 +84,14 @@ def test_sigterm_lets_a_running_request_finish(fresh_bed: StartBed) -> None:
     remove_pod(bed, pod_id)
 
 
+def test_a_daemon_that_waits_for_containerd_stops_at_once(fresh_bed: StartBed) -> None:
+    bed = fresh_bed(daemon=False, network=False)
+    nobody = {"managed": False, "socket": "/run/none.sock"}
+    bed.start_daemon(ready=False, containerd=nobody, daemon={"drain_seconds": 1000.0})
+    until(lambda: "not ready yet" in bed.log_tail(), within=20, what="it has looked for containerd")
+    assert bed.stop_daemon() == 0  # which waits for less than the drain could take
+
+
 def test_an_existing_containerd_is_used_as_it_is(fresh_bed: StartBed) -> None:
     bed = fresh_bed(daemon=False)
     bed.write("/etc/cni/containerd.toml", 'version = 2\nroot = "/var/lib/own"\nstate = "/run/own"\n')
