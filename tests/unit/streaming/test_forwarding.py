@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import struct
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.frames import Frame, Opcode
-from websockets.protocol import Protocol, Side
+from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 
 from sandboxd.streaming.forwarding import Forwarding
 from sandboxd.streaming.inbox import LIMIT
 from sandboxd.streaming.link import READ, Limits
-from tests.unit.streaming.clients import messages, until
+from tests.streaming.clients import messages, until
+from tests.streaming.spdy_client import FIN, Frames, SpdyClient, StreamState, data_frame
+from tests.streaming.tunnel import TunnelClient
 from tests.unit.streaming.conftest import Serve
 from tests.unit.streaming.fakes import Pod
-from tests.unit.streaming.spdy_client import FIN, Frames, SpdyClient, StreamState, data_frame
 
 PROTOCOL = ["portforward.k8s.io"]
 
@@ -263,43 +262,6 @@ async def test_websocket_channels_need_the_ports_of_the_request(serve: Serve) ->
 
 async def channels(url: str, protocol: str) -> ClientConnection:
     return await connect(url.replace("http", "ws", 1), subprotocols=[Subprotocol(protocol)], compression=None)
-
-
-class TunnelClient:
-    """A WebSocket whose handshake is written by hand, because the name of the tunnel protocol is not a legal token
-    and the `websockets` client does not let it through."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self.protocol = Protocol(Side.CLIENT)
-
-    @classmethod
-    async def connect(cls, url: str) -> TunnelClient:
-        parts = urlsplit(url)
-        client = cls(*await asyncio.open_connection(parts.hostname, parts.port))
-        lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Connection: Upgrade", "Upgrade: websocket"]
-        lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
-        lines += ["Sec-WebSocket-Protocol: SPDY/3.1+portforward.k8s.io", "", ""]
-        client._writer.write("\r\n".join(lines).encode())
-        head = (await client._reader.readuntil(b"\r\n\r\n")).decode()
-        assert head.startswith("HTTP/1.1 101 ")
-        assert "Sec-WebSocket-Protocol: SPDY/3.1+portforward.k8s.io" in head
-        return client
-
-    def send(self, data: bytes, *, text: bool = False) -> None:
-        (self.protocol.send_text if text else self.protocol.send_binary)(data)
-        self._writer.writelines(self.protocol.data_to_send())
-
-    async def receive(self) -> list[Frame]:
-        """The next frames; none is the end."""
-        while data := await self._reader.read(65536):
-            self.protocol.receive_data(data)
-            if frames := [event for event in self.protocol.events_received() if isinstance(event, Frame)]:
-                return frames
-        return []
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 @pytest.mark.parametrize("cut", [1, 7, 100_000])

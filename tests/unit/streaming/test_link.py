@@ -13,7 +13,7 @@ import pytest
 from sandboxd.streaming.link import Broken, Gone, Idle, Limits, Link
 from sandboxd.streaming.spdy import Connection
 from sandboxd.streaming.streams import Event, StreamOpened
-from tests.unit.streaming.spdy_client import Frames, control, data_frame
+from tests.streaming.spdy_client import Frames, control, data_frame
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

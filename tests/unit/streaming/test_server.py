@@ -12,11 +12,11 @@ from sandboxd.errors import Exhausted, InvalidRequest, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.streaming.link import Limits
 from sandboxd.streaming.server import StreamingServer
-from tests.unit.streaming import tls
-from tests.unit.streaming.clients import SPDY, messages, opened, until, websocket
+from tests.streaming import tls
+from tests.streaming.clients import SPDY, messages, opened, until, websocket
+from tests.streaming.spdy_client import SpdyClient
 from tests.unit.streaming.conftest import Serve
 from tests.unit.streaming.fakes import Container, Pod, cat, says, sleeps
-from tests.unit.streaming.spdy_client import SpdyClient
 
 UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
 

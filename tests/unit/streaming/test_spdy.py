@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandboxd.streaming import spdy
 from sandboxd.streaming.spdy import MOST_CONTROL, MOST_STREAMS, Connection
 from sandboxd.streaming.streams import Data, Event, GoneAway, ProtocolError, StreamOpened, StreamReset
-from tests.unit.streaming.spdy_client import FIN, Frames, control, data_frame
+from tests.streaming.spdy_client import FIN, Frames, control, data_frame
 
 PING = control(6, 0, struct.pack(">I", 1))
 GOAWAY = control(7, 0, bytes(8))

@@ -17,7 +17,7 @@ from sandboxd.streaming.spdy_headers import (
     HeaderReader,
     HeaderWriter,
 )
-from tests.unit.streaming.spdy_client import plain_headers
+from tests.streaming.spdy_client import plain_headers
 
 NAMES = st.text(st.characters(codec="latin-1", exclude_categories=["Lu"]), min_size=1, max_size=20).filter(
     lambda name: name == name.lower()

@@ -16,10 +16,10 @@ from sandboxd.streaming.link import READ, Limits
 from sandboxd.streaming.remotecommand import Streams, TerminalSize
 from sandboxd.streaming.sessions import ExecRequest
 from sandboxd.streaming.stdio import Stdio
-from tests.unit.streaming.clients import SPDY, messages, opened, until, websocket
+from tests.streaming.clients import SPDY, messages, opened, until, websocket
+from tests.streaming.spdy_client import SpdyClient, control
 from tests.unit.streaming.conftest import Serve
 from tests.unit.streaming.fakes import Container, FakeProcess, cat, says, sleeps
-from tests.unit.streaming.spdy_client import SpdyClient, control
 
 
 def session(server: Any) -> Stdio:

@@ -14,7 +14,7 @@ from websockets.protocol import Protocol, Side
 from sandboxd.streaming.spdy import Connection
 from sandboxd.streaming.streams import Data, Event, GoneAway, Multiplexer, ProtocolError, StreamOpened
 from sandboxd.streaming.websocket import MOST_FRAME, Channels, Tunnel, WebSocket
-from tests.unit.streaming.spdy_client import Frames, data_frame
+from tests.streaming.spdy_client import Frames, data_frame
 from tests.unit.streaming.test_spdy import merged
 
 HANDSHAKE = (

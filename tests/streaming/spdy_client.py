@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from sandboxd.streaming.spdy_headers import DICTIONARY
+from tests.streaming.tunnel import TunnelClient
 
 FIN = 1
 CONTROL = 0x80000000
@@ -85,7 +86,9 @@ class StreamState:
 class SpdyClient:
     """A connection over which streams are opened; reading goes on in the background while `reading` is set."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader | TunnelClient, writer: asyncio.StreamWriter | TunnelClient
+    ) -> None:
         self.reader, self.writer = reader, writer
         self.frames = Frames()
         self.streams: dict[int, StreamState] = {}
@@ -111,10 +114,18 @@ class SpdyClient:
         method: str = "POST",
         extra: bytes = b"",
         upgrade: str = "SPDY/3.1",
+        sock: socket.socket | None = None,
     ) -> SpdyClient:
-        """Ask for the upgrade; `status` tells the answer. `extra` follows the request at once."""
+        """Ask for the upgrade; `status` tells the answer. `extra` follows the request at once.
+
+        The connection is made over `sock` if it is given, which is connected.
+        """
         parts = urlsplit(url)
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=tls)
+        if sock is None:
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=tls)
+        else:
+            name = parts.hostname if tls else None
+            reader, writer = await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=name)
         client = cls(reader, writer)
         lines = [f"{method} {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Connection: Upgrade"]
         lines += [f"Upgrade: {upgrade}", "Content-Length: 0"]
@@ -128,6 +139,13 @@ class SpdyClient:
             client._task = asyncio.create_task(client._read())
         else:
             client.body = await reader.read()
+        return client
+
+    @classmethod
+    def tunnelled(cls, tunnel: TunnelClient) -> SpdyClient:
+        """Speak through a WebSocket."""
+        client = cls(tunnel, tunnel)
+        client._task = asyncio.create_task(client._read())
         return client
 
     async def open(self, headers: Mapping[str, str], *, fin: bool = False) -> int:
