@@ -29,7 +29,7 @@ class Limits:
     streams: float = 30.0  # for the client to open the streams that it needs
     idle: float = 4 * 3600.0  # without a byte in either direction
     silence: float = 5.0  # of a process that has ended, before its output counts as ended too
-    linger: float = 5.0  # for the client to take what is left and hang up; for input after it has hung up
+    linger: float = 5.0  # for the client to take what is left and hang up; for its last input once it has
     half_closed: float = 1.0  # for a client to finish after the pod's side of a forwarded connection has
     sessions: int = 1000
     token: float = 60.0
@@ -151,7 +151,7 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        """End the connection now; what was written is still sent, if the client takes it."""
+        """End the connection; what was written is still sent, if the client takes it soon."""
         self._writer.close()
 
     async def _handle(self, events: list[Event], handle: Callable[[Event], Awaitable[None]]) -> None:

@@ -122,8 +122,17 @@ class StreamingServer:
         except Exception:
             log.exception("streaming connection failed")
         finally:
+            await self._let_go(writer)
             self._connections.discard(task)
+
+    async def _let_go(self, writer: asyncio.StreamWriter) -> None:
+        """End the connection; a client that does not take what was written may not keep it for ever."""
+        try:
             writer.close()
+            async with asyncio.timeout(self._limits.linger):
+                await writer.wait_closed()
+        except (OSError, asyncio.CancelledError):  # a TimeoutError is one too
+            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         exchange = Exchange()

@@ -26,7 +26,10 @@ class Stdio(Protocol):
         ...
 
     async def close_stdin(self) -> None:
-        """The client has sent everything. For attach this ends the container's stdin only with stdin_once."""
+        """The client has sent everything, or left. For attach this ends the container's stdin only with stdin_once.
+
+        May be called again.
+        """
         ...
 
     def stdout(self) -> AsyncIterator[bytes]:

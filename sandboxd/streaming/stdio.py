@@ -4,12 +4,16 @@
 2. The session is opened, then input, sizes and output flow, each in its own task.
 3. The process ends, its output is sent to the last byte, then the outcome, then goodbye.
 Whatever goes wrong on the way becomes the outcome, if the client is still there to read it.
+
+A client that leaves has thereby ended its input, and older WebSocket ones have no other way to: what it had sent is
+still handed over, and a process that it had started to read that has a moment to end by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import structlog
 
@@ -46,6 +50,8 @@ class Stdio:
         self._resized = asyncio.Event()
         self._exited = False
         self._waiting: set[asyncio.Timeout] = set()  # of the output readers
+        self._left = False
+        self._fed = asyncio.Event()  # the process has got all its input, or takes no more
         self.stdin = Inbox()
 
     async def run(self) -> str:
@@ -72,8 +78,8 @@ class Stdio:
         try:
             async with asyncio.TaskGroup() as group:
                 beside = [
-                    group.create_task(self.link.read(self._handle)),
-                    group.create_task(self.link.watch_idle()),
+                    group.create_task(self._until_left(self.link.read(self._handle))),
+                    group.create_task(self._until_left(self.link.watch_idle())),
                 ]
                 outcome = await self._session()
                 for task in beside:
@@ -87,6 +93,32 @@ class Stdio:
                 case _:
                     raise
         return outcome
+
+    async def _until_left(self, watching: Coroutine[Any, Any, None]) -> None:
+        try:
+            await watching
+        except (Gone, Broken, Idle) as ended:
+            self._left = True
+            self.stdin.close()
+            if isinstance(ended, Gone):
+                await self._last_input()
+            raise
+
+    async def _last_input(self) -> None:
+        """Wait for an attached container to have all that was sent, for an exec'd process to make an end of it."""
+        streams = self._request.streams
+        attached = isinstance(self._request, AttachRequest)
+        if not streams.stdin or (streams.tty and not attached):  # the end of its input means nothing to a terminal
+            return
+        linger = self.link.limits.linger
+        if attached:
+            try:
+                async with asyncio.timeout(linger):
+                    await self._fed.wait()
+            except TimeoutError:
+                pass
+        else:
+            await asyncio.sleep(linger)  # at most: the end of the process ends the session, and this with it
 
     async def _handle(self, event: Event) -> None:
         mux = self.link.mux
@@ -131,8 +163,7 @@ class Stdio:
             try:
                 return await self._run(session)
             finally:
-                # A job: neither the client's leaving nor a slow close can come in its way.
-                self._jobs.start(("stream", "close", id(session)), session.close)
+                self._close(session)
         except SandboxdError as exc:
             return Failed(message=str(exc))
         except (Gone, Broken, asyncio.CancelledError):
@@ -155,8 +186,16 @@ class Stdio:
 
     def _close_orphan(self, opening: asyncio.Task[Session]) -> None:
         if not opening.cancelled() and opening.exception() is None:
-            session = opening.result()
-            self._jobs.start(("stream", "close", id(session)), session.close)
+            self._close(opening.result())
+
+    def _close(self, session: Session) -> None:
+        # A job: neither the client's leaving nor a slow close can come in its way.
+        self._jobs.start(("stream", "close", id(session)), lambda: self._closing(session))
+
+    async def _closing(self, session: Session) -> None:
+        if self._left and self._request.streams.stdin and isinstance(self._request, AttachRequest):
+            await _end_stdin(session)
+        await session.close()
 
     async def _run(self, session: Session) -> Outcome:
         streams = self._request.streams
@@ -190,10 +229,12 @@ class Stdio:
         try:
             while data := await self.stdin.take():
                 await session.write_stdin(data)
-            await session.close_stdin()
         except (SandboxdError, OSError):
             # The process reads no more. That is its right: what the client still sends is dropped.
             self.stdin.discard()
+        else:
+            await _end_stdin(session)
+        self._fed.set()
 
     async def _resize(self, session: Session) -> None:
         while True:
@@ -220,10 +261,15 @@ class Stdio:
             except TimeoutError:
                 # Something the process left behind holds the pipe open; it must not hold the client.
                 break
-            if stream is not None:
-                await self.link.send(stream, data)
+            await self._send(stream, data)
+        await self._send(stream, b"", fin=True)
+
+    async def _send(self, stream: int | None, data: bytes, *, fin: bool = False) -> None:
         if stream is not None:
-            await self.link.send(stream, b"", fin=True)
+            try:
+                await self.link.send(stream, data, fin=fin)
+            except Gone:
+                pass  # whoever reads the connection learns it too, and decides when the session ends
 
     def _note_exit(self) -> None:
         self._exited = True
@@ -240,3 +286,10 @@ class Stdio:
         for name in ("stdin", "stdout", "stderr", "resize", "error"):
             if (stream := self._set.stream(name)) is not None:
                 mux.send_data(stream, b"", fin=True)
+
+
+async def _end_stdin(session: Session) -> None:
+    try:
+        await session.close_stdin()
+    except (SandboxdError, OSError) as exc:
+        log.debug("stdin not ended", error=str(exc))

@@ -14,7 +14,7 @@ from sandboxd.errors import NotReady
 from sandboxd.streaming.inbox import LIMIT
 from sandboxd.streaming.link import READ, Limits
 from sandboxd.streaming.remotecommand import Streams, TerminalSize
-from sandboxd.streaming.sessions import ExecRequest
+from sandboxd.streaming.sessions import AttachRequest, ExecRequest
 from sandboxd.streaming.stdio import Stdio
 from tests.streaming.clients import SPDY, messages, opened, until, websocket
 from tests.streaming.spdy_client import SpdyClient, control
@@ -516,6 +516,79 @@ async def test_a_websocket_client_that_leaves_ends_its_process(serve: Serve, pol
         ws.transport.abort()
     await container.processes[0].closed.wait()
     assert container.processes[0].closes == 1
+
+
+async def test_what_a_client_sent_before_it_left_is_read_to_its_end(serve: Serve) -> None:
+    """A client that speaks no v5 ends its input by leaving, as one does that copies a file with `tar x`."""
+    received: list[bytes] = []
+    ended = asyncio.Event()
+
+    async def main(process: FakeProcess) -> int:
+        while (data := await process.stdin.get()) is not None:
+            received.append(data)
+            await process.out.put(data)  # which nobody reads any more
+        ended.set()
+        return 0
+
+    server = await serve()
+    container = Container(main)
+    ws = await websocket(server.url_for(container.exec(stdin=True, stdout=True)), "v4.channel.k8s.io")
+    payload = bytes(range(256)) * 4096
+    for start in range(0, len(payload), READ):
+        await ws.send(b"\0" + payload[start : start + READ])
+    await ws.close()
+    await ended.wait()
+    assert b"".join(received) == payload
+    await container.processes[0].closed.wait()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_the_end_of_an_attached_client_is_the_end_of_its_input(serve: Serve, reads: bool) -> None:
+    """Also when the container does not take what was sent: with stdin_once it must see the end some day."""
+    told: list[bytes | None] = []
+
+    async def main(process: FakeProcess) -> int:
+        while reads:
+            told.append(await process.stdin.get())
+        return await sleeps(process)
+
+    class Told(FakeProcess):
+        async def close_stdin(self) -> None:
+            if reads:
+                await self.stdin.put(None)
+            else:
+                told.append(None)
+
+    process = Told(main)
+
+    async def attached() -> Any:
+        return process
+
+    server = await serve(limits=Limits(linger=0.1))
+    request = AttachRequest(subject="container c1", streams=Streams(stdin=True, stdout=True), open=attached)
+    ws = await websocket(server.url_for(request), "v4.channel.k8s.io")
+    for word in (b"one", b"two", b"three", b"four"):
+        await ws.send(b"\0" + word)
+    await ws.close()
+    await process.closed.wait()
+    assert told[-1] is None
+    assert b"".join(data for data in told if data) == (b"onetwothreefour" if reads else b"")
+
+
+async def test_a_client_that_takes_nothing_any_more_is_cut_off(serve: Serve) -> None:
+    """What was written for it would otherwise be kept for as long as it likes."""
+    total = 32 << 20
+    server = await serve(limits=Limits(linger=0.05, idle=0.2))
+    client = await SpdyClient.connect(server.url_for(Container(says(bytes(total))).exec(stdout=True)), SPDY)
+    await opened(client, "error", "stdout")
+    client.reading.clear()
+    await until(lambda: not server.sessions)
+    await server.close()
+    client.reading.set()
+    await client.until_ended()
+    assert sum(len(stream.data) for stream in client.streams.values()) < total
+    assert not client.goaway
+    await client.close()
 
 
 @pytest.mark.parametrize(
