@@ -110,6 +110,7 @@ class Streaming:
     port: int = field(default=0, metadata={"zero": True})  # 0 is any free one
     tls_cert: str = ""  # PEM files; both or none
     tls_key: str = ""
+    idle_seconds: float = 4 * 3600.0  # without a byte in either direction, then a stream is ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts_dir import HostsDir
 from sandboxd.registry.patience import Limits
 from sandboxd.registry.proxies import Proxies
+from sandboxd.streaming.link import Limits as StreamLimits
 from sandboxd.streaming.server import StreamingServer
 
 log = structlog.get_logger(__name__)
@@ -271,7 +272,8 @@ def _streaming(config: Config, jobs: Jobs) -> StreamingServer:
             tls.load_cert_chain(wanted.tls_cert, wanted.tls_key)
         except (OSError, ssl.SSLError) as exc:
             raise InvalidRequest(f"streaming.tls_cert, streaming.tls_key: cannot be used: {exc}") from exc
-    return StreamingServer(jobs=jobs, host=wanted.address, port=wanted.port, tls=tls)
+    limits = StreamLimits(idle=wanted.idle_seconds)
+    return StreamingServer(jobs=jobs, host=wanted.address, port=wanted.port, tls=tls, limits=limits)
 
 
 def _bind(server: grpc.aio.Server, path: str, group: str) -> None:
