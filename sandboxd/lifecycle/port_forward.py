@@ -24,19 +24,27 @@ class PodPorts:
         record = self._host.ledger.sandboxes.get(self._sandbox_id)
         if record is None or record.stopped_at:
             raise NotReady(f"pod {self._sandbox_id} does not run any more")
-        refused: OSError | None = None
+        refused: Exception | None = None
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-            sock = await self._socket(record.netns_path, family)
-            sock.setblocking(False)
             try:
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await asyncio.get_running_loop().sock_connect(sock, (address, port))
-                return await asyncio.open_connection(sock=sock)
-            except OSError as exc:  # a TimeoutError is one, without words
-                sock.close()
-                refused = exc
-        words = getattr(refused, "strerror", None) or "no answer in time"
+                return await self._connect(record.netns_path, family, address, port)
+            except (NotReady, OSError) as exc:  # a TimeoutError is an OSError, without words
+                refused = refused or exc  # IPv6 may be off, which says nothing of the port
+        words = getattr(refused, "strerror", None) or str(refused) or f"no answer in {CONNECT_SECONDS:g} s"
         raise NotReady(f"port {port} of pod {record.name}: {words}") from refused
+
+    async def _connect(
+        self, path: str, family: int, address: str, port: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        sock = await self._socket(path, family)
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await asyncio.get_running_loop().sock_connect(sock, (address, port))
+            return await asyncio.open_connection(sock=sock)
+        except BaseException:
+            sock.close()
+            raise
 
     async def _socket(self, path: str, family: int) -> socket.socket:
         if path:
