@@ -29,6 +29,7 @@ class ExecRpcs:
     async def Exec(self, request: cri.ExecRequest, context: Any) -> cri.ExecResponse:
         container_id = find(self._host.ledger.containers, request.container_id, "container")
         execs.running(self._host, container_id)
+        execs.check_command(request.cmd)
         wanted = Streams(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
         names = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(wanted, name))
         url = self._streaming.url_for(
@@ -43,6 +44,8 @@ class ExecRpcs:
     async def Attach(self, request: cri.AttachRequest, context: Any) -> cri.AttachResponse:
         container_id = find(self._host.ledger.containers, request.container_id, "container")
         container = execs.running(self._host, container_id)
+        if request.stdin:
+            attaching.check_stdin(container)
         # The container decides whether there is a terminal; a client cannot ask for another.
         tty = container.config.tty
         wanted = Streams(

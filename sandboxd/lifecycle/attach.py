@@ -1,15 +1,21 @@
-"""Attach: a client at a running container's own streams, from now on; the container goes on when it leaves."""
+"""Attach: a client at a running container's own streams, from now on; the container goes on when it leaves.
+
+With `stdin_once` its stdin ends with the first client that has sent everything, or left: for the container, for the
+others that are attached to it, and for good. Nobody reads the FIFO then, so it cannot be opened for writing.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 from sandboxd.errors import NotFound, NotReady
-from sandboxd.lifecycle.exec import running, write_all
+from sandboxd.lifecycle.exec import running
 from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.stdin import Stdin
 from sandboxd.model import ContainerRecord
 
 
@@ -20,7 +26,7 @@ class Attached:
         self._host = host
         self._container = container
         self._wanted = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        self._stdin = -1
+        self._stdin: Stdin | None = None
         self._outputs: dict[str, AsyncIterator[tuple[str, bytes]]] = {}
         self._stack = AsyncExitStack()
 
@@ -28,13 +34,7 @@ class Attached:
         """Subscribe to the output before anything is sent. Raises NotReady for a container without a stdin."""
         try:
             if self._wanted["stdin"]:
-                path = stdin_path(self._host, self._container)
-                try:
-                    # For reading too: opening never waits for the shim, and it holds its own end until told.
-                    self._stdin = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-                except OSError as exc:
-                    words = f"container {self._container.id} has no stdin to attach to: {exc.strerror}"
-                    raise NotReady(f"{words}; create it with stdin") from exc
+                self._open_stdin()
             # One subscription for each stream, so that neither waits for the other to be read.
             for stream in ("stdout", "stderr"):
                 if self._wanted[stream]:
@@ -44,16 +44,28 @@ class Attached:
             await self.close()
             raise
 
+    def _open_stdin(self) -> None:
+        check_stdin(self._container)
+        try:
+            self._stdin = Stdin(f"{self._host.config.container_dir(self._container.id)}/io/stdin", os.O_WRONLY)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                words = f"the stdin of container {self._container.id} cannot be opened: {exc.strerror}"
+                raise NotReady(words) from exc
+            raise NotReady(f"the stdin of container {self._container.id} was closed by an earlier client") from exc
+        self._host.at_stdin.setdefault(self._container.id, set()).add(self._stdin.close)
+
     async def write_stdin(self, data: bytes) -> None:
         """Hand data to the container; returns when all of it is in its pipe."""
-        if self._stdin < 0:
-            raise BrokenPipeError("stdin is closed")
-        await write_all(self._stdin, data)
+        assert self._stdin is not None, "stdin was not asked for"
+        await self._stdin.write(data)
 
     async def close_stdin(self) -> None:
-        """The client has sent everything; with stdin_once that is the end for the container too."""
+        """The client has sent everything, or left; with stdin_once that is the end for the container too."""
         self._let_go_of_stdin()
         if self._container.config.stdin_once and not self._container.config.tty:
+            for let_go in self._host.at_stdin.pop(self._container.id, ()):
+                let_go()
             await self._host.processes.close_stdin(self._container.id, "")
 
     def stdout(self) -> AsyncIterator[bytes]:
@@ -86,14 +98,19 @@ class Attached:
         await self._stack.aclose()
 
     def _let_go_of_stdin(self) -> None:
-        if self._stdin >= 0:
-            os.close(self._stdin)
-            self._stdin = -1
+        if self._stdin is None:
+            return
+        self._stdin.close()
+        attached = self._host.at_stdin.get(self._container.id, set())
+        attached.discard(self._stdin.close)
+        if not attached:
+            self._host.at_stdin.pop(self._container.id, None)
 
 
-def stdin_path(host: Host, container: ContainerRecord) -> str:
-    """The FIFO of a container that was created with stdin."""
-    return f"{host.config.container_dir(container.id)}/io/stdin"
+def check_stdin(container: ContainerRecord) -> None:
+    """Raises NotReady when the container was created without a stdin."""
+    if not container.config.stdin:
+        raise NotReady(f"container {container.id} has no stdin to attach to; create it with stdin")
 
 
 async def attach(host: Host, container_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> Attached:

@@ -1,8 +1,10 @@
 """ExecSync and Exec: further processes in a running container.
 
-A process has FIFOs of its own for its streams. Its stdin reaches the shim through one that we hold open for reading
-and writing, so that opening it never blocks; the end of stdin is told to the shim. Whoever starts a process closes
-it: `close` ends it if it still runs, and removes what it left.
+A process has FIFOs of its own for its streams, in a directory with its id. Its stdin reaches the shim through one
+that we hold open for reading and writing, so that opening it never blocks; the end of stdin is told to the shim.
+Whoever starts a process closes it: `close` ends it if it still runs, and removes what it left. The directory goes
+last, so one that belongs to nobody names a process that an earlier daemon, or an absent containerd, left behind:
+`end_leftovers`.
 """
 
 from __future__ import annotations
@@ -15,16 +17,22 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import structlog
+
 from sandboxd import steps
 from sandboxd.containerd.tasks import Exit
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.pod_files import remove_directory
+from sandboxd.lifecycle.stdin import Stdin
 from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState
 
+log = structlog.get_logger(__name__)
+
 # Bytes of output that ExecSync returns; what is more is read and dropped. CRI clients take messages of 16 MiB.
 MOST_OUTPUT = (16 << 20) - 65536
+END_SECONDS = 30.0  # for a SIGKILL to show; longer means a process stuck in the kernel
 DRAIN_SECONDS = 2.0  # how long a background child may hold the streams after the process itself has ended
 READ_BYTES = 65536
 
@@ -48,8 +56,8 @@ class Process:
         self._sandbox_id = container.sandbox_id
         self._tty = tty
         self.id = secrets.token_hex(16)
-        self._directory = f"{host.config.container_dir(container.id)}/exec/{self.id}"
-        self._stdin = -1
+        self._directory = f"{_directory(host, container.id)}/{self.id}"
+        self._stdin: Stdin | None = None
         self._readers: dict[str, asyncio.StreamReader] = {}
         self._pipes: list[asyncio.ReadTransport] = []
         self._end: Exit | None = None
@@ -60,6 +68,7 @@ class Process:
             steps.operation("Exec", sandbox_id=self._sandbox_id, container_id=self._container_id),
             steps.step("exec.start", command=argv[0]) as step,
         ):
+            self._host.execs.add(self.id)
             try:
                 spec = await self._host.runtime.spec(self._container_id)
                 fifos = make_fifos(self._directory, tuple(streams))
@@ -82,7 +91,7 @@ class Process:
         loop = asyncio.get_running_loop()
         for stream, path in fifos.items():
             if stream == "stdin":
-                self._stdin = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._stdin = Stdin(path, os.O_RDWR)
                 continue
             file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
             reader = asyncio.StreamReader(limit=READ_BYTES)
@@ -93,16 +102,14 @@ class Process:
 
     async def write_stdin(self, data: bytes) -> None:
         """Hand data to the process; returns when all of it is in its pipe."""
-        if self._stdin < 0:
-            raise BrokenPipeError("stdin is closed")
-        await write_all(self._stdin, data)
+        assert self._stdin is not None, "stdin was not asked for"
+        await self._stdin.write(data)
 
     async def close_stdin(self) -> None:
         """Let the process see the end of its stdin."""
-        if self._stdin >= 0:
-            os.close(self._stdin)
-            self._stdin = -1
-            await self._host.processes.close_stdin(self._container_id, self.id)
+        assert self._stdin is not None, "stdin was not asked for"
+        self._stdin.close()
+        await self._host.processes.close_stdin(self._container_id, self.id)
 
     def stdout(self) -> AsyncIterator[bytes]:
         """The output until its end."""
@@ -139,32 +146,51 @@ class Process:
         """Let go of everything; a process that still runs is ended."""
         for pipe in self._pipes:
             pipe.close()
-        if self._stdin >= 0:
-            os.close(self._stdin)
-            self._stdin = -1
+        if self._stdin is not None:
+            self._stdin.close()
         try:
-            if self._end is None:
-                await self.kill()
-            await self._host.processes.delete(self._container_id, self.id)
-        except SandboxdError:
-            pass  # the container has ended, and its processes with it
-        remove_directory(self._directory)
+            await _end(self._host, self._container_id, self.id)
+        except SandboxdError as exc:
+            log.warning("a process could not be ended, it is tried again later", process=self.id, error=str(exc))
+        else:
+            remove_directory(self._directory)
+        finally:
+            self._host.execs.discard(self.id)
 
 
-async def write_all(fd: int, data: bytes) -> None:
-    """Write everything to a pipe that does not block, waiting for room as often as it takes."""
-    loop = asyncio.get_running_loop()
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:
-            room = asyncio.Event()
-            loop.add_writer(fd, room.set)
-            try:
-                await room.wait()
-            finally:
-                loop.remove_writer(fd)
+async def _end(host: Host, container_id: str, exec_id: str) -> None:
+    """End a process if it runs, and let the shim forget it; gone is done.
+
+    Raises TimedOut when it does not end, Unavailable when containerd cannot be asked.
+    """
+    try:
+        await host.processes.delete(container_id, exec_id)
+        return  # it has ended, or was never started
+    except SandboxdError:
+        pass
+    await host.processes.kill(container_id, exec_id, signal.SIGKILL)
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await host.processes.wait(container_id, exec_id)
+    except NotFound:
+        return
+    except TimeoutError as exc:
+        raise TimedOut(f"process {exec_id} did not end {END_SECONDS:g} s after SIGKILL") from exc
+    await host.processes.delete(container_id, exec_id)
+
+
+async def end_leftovers(host: Host, container_id: str) -> None:
+    """End the processes in a container that nobody drives any more. Raises SandboxdError at the first that stays."""
+    directory = _directory(host, container_id)
+    for exec_id in os.listdir(directory) if os.path.isdir(directory) else ():
+        if exec_id not in host.execs:
+            log.info("ending a process that was left behind", container=container_id, process=exec_id)
+            await _end(host, container_id, exec_id)
+            remove_directory(f"{directory}/{exec_id}")
+
+
+def _directory(host: Host, container_id: str) -> str:
+    return f"{host.config.container_dir(container_id)}/exec"
 
 
 def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:
@@ -175,6 +201,12 @@ def process_spec(init: dict[str, Any], argv: Sequence[str], *, tty: bool) -> dic
     """The container's own process with another command: user, environment, capabilities and limits are its own."""
     env = [entry for entry in init.get("env", []) if not entry.startswith("TERM=")]
     return {**init, "args": list(argv), "terminal": tty, "env": [*env, "TERM=xterm"] if tty else init.get("env", [])}
+
+
+def check_command(argv: Sequence[str]) -> None:
+    """Raises InvalidRequest when there is nothing to execute."""
+    if not argv:
+        raise InvalidRequest("cmd: there is no command")
 
 
 async def start(host: Host, container_id: str, argv: Sequence[str], *, tty: bool, streams: Sequence[str]) -> Process:
@@ -190,10 +222,9 @@ async def exec_sync(host: Host, container_id: str, argv: Sequence[str], timeout:
     Raises TimedOut when it takes longer. However this ends, and also when the caller is cancelled, the process is
     gone afterwards.
     """
-    if not argv:
-        raise InvalidRequest("cmd: there is no command")
+    check_command(argv)
     process = Process(host, running(host, container_id), tty=False)
-    job = host.jobs.spawn(("ExecSync", process.id), lambda: _sync(process, argv, timeout))
+    job = host.jobs.spawn(("ExecSync", process.id), lambda: _sync(host, process, argv, timeout))
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
@@ -202,7 +233,7 @@ async def exec_sync(host: Host, container_id: str, argv: Sequence[str], timeout:
         raise
 
 
-async def _sync(process: Process, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
+async def _sync(host: Host, process: Process, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
     await process.start(argv, ("stdout", "stderr"))
     stdout, stderr = bytearray(), bytearray()
     pouring = asyncio.gather(_pour(process.stdout(), stdout), _pour(process.stderr(), stderr))
@@ -222,7 +253,8 @@ async def _sync(process: Process, argv: Sequence[str], timeout: int) -> tuple[by
     finally:
         pouring.cancel()
         await asyncio.gather(pouring, return_exceptions=True)
-        await process.close()
+        # A job: the shim takes seconds to forget a process whose child still holds the streams.
+        host.jobs.start(("ExecSync", process.id, "close"), process.close)
 
 
 async def _pour(source: AsyncIterator[bytes], into: bytearray) -> None:

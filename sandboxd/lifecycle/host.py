@@ -6,7 +6,7 @@ the jobs, the configuration) is named by its class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
@@ -142,4 +142,7 @@ class Host:
     facts: HostFacts
     cgroups: Cgroups = field(default_factory=Cgroups)
     killed: set[str] = field(default_factory=set)  # running containers that our own SIGKILL is about to end
+    execs: set[str] = field(default_factory=set)  # ids of exec'd processes that somebody here drives
+    # By container, the clients attached to its stdin: what makes each let go of it.
+    at_stdin: dict[str, set[Callable[[], None]]] = field(default_factory=dict)
     pause: ImageRecord | None = None  # known once containerd has answered

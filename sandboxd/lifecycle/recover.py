@@ -14,12 +14,13 @@ from sandboxd import steps
 from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.errors import SandboxdError
 from sandboxd.lifecycle import checkpoint, network
+from sandboxd.lifecycle.exec import end_leftovers
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container, settle_sandbox
 from sandboxd.lifecycle.reconcile import Action, Repair, Seen, reconcile
 from sandboxd.lifecycle.teardown import remove_sandbox
 from sandboxd.logs.client import fifo_paths
-from sandboxd.model import ContainerRecord
+from sandboxd.model import ContainerRecord, ContainerState
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,14 @@ async def _round(host: Host, *, starting_up: bool) -> None:
                     await _apply(host, repair)
         except (SandboxdError, OSError, TimeoutError) as exc:
             log.error("a repair failed, it is tried again later", repair=repair.describe(), error=str(exc))
+    for container in tuple(host.ledger.containers.values()):
+        if container.state is ContainerState.RUNNING:
+            try:
+                await end_leftovers(host, container.id)
+            except (SandboxdError, OSError) as exc:
+                log.error(
+                    "a process was left behind, it is tried again later", container=container.id, error=str(exc)
+                )
 
 
 def _seen(task: Task) -> Seen:
