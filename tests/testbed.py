@@ -39,7 +39,7 @@ from sandboxd.pb.cri.v1.api_pb2 import VersionRequest
 from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from sandboxd.pb.host.v1.host_pb2 import LoadedImage, LoadImageRequest
 from sandboxd.pb.host.v1.host_pb2_grpc import HostStub
-from tests.processes import Inside, processes_in, until
+from tests.processes import Inside, children_of, processes_in, until
 
 ROOT = Path(__file__).resolve().parents[1]
 UPLINK_ADDRESS = "198.51.100.1"  # of up0, TEST-NET-2 (RFC 5737); the gateway behind it is .2
@@ -147,6 +147,15 @@ class Testbed:
         """The identity of the bed's pid namespace, as in the links below /proc/PID/ns."""
         return os.readlink(self._proc / "ns" / "pid_for_children")
 
+    @property
+    def netns(self) -> str:
+        """The bed's network namespace, as a path outside."""
+        return str(self._proc / "ns" / "net")
+
+    def pod_netns(self, pod_id: str) -> str:
+        """A pod's network namespace, as a path outside: it is a mount, and those are seen through the bed only."""
+        return str(self._proc / "root" / "run" / "netns" / pod_id)
+
     def write(self, inside: str, text: str, *, mode: int = 0o644) -> Path:
         """Write a file in the bed, with its directories; returns its path outside."""
         outside = self.path(inside)
@@ -250,6 +259,14 @@ class Testbed:
     def daemon_running(self) -> bool:
         """Whether the daemon that was started last still runs."""
         return self._daemon is not None and self._daemon.poll() is None
+
+    @property
+    def daemon_pid(self) -> int:
+        """The pid, outside, of the daemon that runs."""
+        if self._daemon is None or not self.daemon_running:
+            raise BedFailed("no daemon runs in this bed")
+        (pid,) = children_of(self._daemon.pid)
+        return pid
 
     def start_daemon(self, *, ready: bool = True, within: float = 60.0, **sections: Mapping[str, Any]) -> None:
         """Write the configuration and start sandboxd; wait until it serves unless `ready` is false.
