@@ -6,8 +6,8 @@ from typing import Any
 
 from sandboxd.lifecycle import attach as attaching
 from sandboxd.lifecycle import exec as execs
+from sandboxd.lifecycle import port_forward
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.port_forward import PodPorts
 from sandboxd.model import find
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.streaming.remotecommand import Streams
@@ -64,7 +64,10 @@ class ExecRpcs:
 
     async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> cri.PortForwardResponse:
         sandbox_id = find(self._host.ledger.sandboxes, request.pod_sandbox_id, "pod")
+        port_forward.running(self._host, sandbox_id)
         url = self._streaming.url_for(
-            PortForwardRequest(subject=sandbox_id, ports=tuple(request.port), target=PodPorts(self._host, sandbox_id))
+            PortForwardRequest(
+                subject=sandbox_id, ports=tuple(request.port), target=port_forward.PodPorts(self._host, sandbox_id)
+            )
         )
         return cri.PortForwardResponse(url=url)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 from sandboxd import netns
 from sandboxd.errors import NotReady
 from sandboxd.lifecycle.host import Host
+from sandboxd.model import SandboxRecord
 
 CONNECT_SECONDS = 10.0
+
+
+def running(host: Host, sandbox_id: str) -> SandboxRecord:
+    """The pod, if it has not been stopped; raises NotReady."""
+    record = host.ledger.sandboxes.get(sandbox_id)
+    if record is None or record.stopped_at:
+        raise NotReady(f"pod {sandbox_id} does not run any more")
+    return record
 
 
 class PodPorts:
@@ -21,17 +31,17 @@ class PodPorts:
 
     async def open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the port, over IPv4 first and IPv6 if nobody answers there. Raises NotReady."""
-        record = self._host.ledger.sandboxes.get(self._sandbox_id)
-        if record is None or record.stopped_at:
-            raise NotReady(f"pod {self._sandbox_id} does not run any more")
+        record = running(self._host, self._sandbox_id)
         refused: Exception | None = None
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             try:
                 return await self._connect(record.netns_path, family, address, port)
             except (NotReady, OSError) as exc:  # a TimeoutError is an OSError, without words
                 refused = refused or exc  # IPv6 may be off, which says nothing of the port
-        words = getattr(refused, "strerror", None) or str(refused) or f"no answer in {CONNECT_SECONDS:g} s"
-        raise NotReady(f"port {port} of pod {record.name}: {words}") from refused
+        # asyncio has words of its own for a failed connect, which leave out why.
+        number = getattr(refused, "errno", None)
+        words = os.strerror(number) if number else str(refused) or f"no answer in {CONNECT_SECONDS:g} s"
+        raise NotReady(f"nothing to connect to on the localhost of pod {record.name}: {words}") from refused
 
     async def _connect(
         self, path: str, family: int, address: str, port: int

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,11 +16,13 @@ from tests.streaming.remote import (
     NEWEST,
     TRANSPORTS,
     WEBSOCKET_V5,
+    Settled,
     Transport,
     execute,
     exit_code,
     failure,
     reached,
+    resident_kb,
 )
 from tests.testbed import Testbed
 
@@ -165,26 +166,6 @@ async def test_what_a_leaving_client_has_sent_still_reaches_the_process(bed: Tes
 def stdout_of(bed: Testbed, container_id: str, *cmd: str) -> bytes:
     request = cri.ExecSyncRequest(container_id=container_id, cmd=cmd, timeout=30)
     return bytes(bed.runtime.ExecSync(request, timeout=60).stdout)
-
-
-def resident_kb(pid: int) -> int:
-    """The memory that a process has, in kB (proc_pid_status(5))."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-
-
-class Settled:
-    """True once a number has not changed for so many looks."""
-
-    def __init__(self, number: Callable[[], int], looks: int = 25) -> None:
-        self._number, self._looks = number, looks
-        self._last, self._same = -1, 0
-
-    def __call__(self) -> bool:
-        now = self._number()
-        self._same = self._same + 1 if now == self._last and now > 0 else 0
-        self._last = now
-        return self._same >= self._looks
 
 
 @pytest.mark.parametrize("transport", NEWEST, ids=str)

@@ -20,6 +20,14 @@ async def opened(client: SpdyClient, *names: str) -> dict[str, int]:
     return {name: await client.open({"streamtype": name}) for name in names}
 
 
+async def forwarded(client: SpdyClient, port: int, request: int | None = 0) -> tuple[int, int]:
+    """Open a connection as kubectl does: the error stream, ended at once, then the data stream."""
+    headers = {"port": str(port)} | ({"requestid": str(request)} if request is not None else {})
+    error = await client.open({"streamtype": "error", **headers})
+    await client.send(error, b"", fin=True)
+    return error, await client.open({"streamtype": "data", **headers})
+
+
 async def websocket(url: str, *protocols: str, **options: Any) -> ClientConnection:
     return await connect(
         url.replace("http", "ws", 1),

@@ -15,6 +15,7 @@ import ssl
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from sandboxd.streaming.remotecommand import CHANNELS
 from tests.processes import until
 from tests.streaming import clients
 from tests.streaming.spdy_client import SpdyClient
+from tests.streaming.tunnel import TunnelClient
 from tests.testbed import Testbed
 
 SECONDS = 60.0  # for anything that must come; only a broken daemon takes so long
@@ -295,6 +297,22 @@ async def attach(
     return await connect(bed, url, transport, *_streams(stdin, tty, transport))
 
 
+def forward_url(bed: Testbed, pod_id: str, *ports: int) -> str:
+    """PortForward; the URL. Only WebSocket channels need the ports."""
+    return str(bed.runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=pod_id, port=ports), timeout=60).url)
+
+
+async def forwarder(bed: Testbed, pod_id: str, *, tunnelled: bool = False) -> SpdyClient:
+    """PortForward over SPDY; a connection is a `clients.forwarded`."""
+    url = forward_url(bed, pod_id)
+    sock = await dial(bed, url)
+    if tunnelled:
+        return SpdyClient.tunnelled(await TunnelClient.connect(url, sock=sock))
+    client = await SpdyClient.connect(url, ["portforward.k8s.io"], sock=sock)
+    assert client.status == 101, (client.status, client.body)
+    return client
+
+
 def exit_code(transport: Transport, words: bytes) -> int:
     """The exit code that the error stream told, as the version of the protocol tells it."""
     if transport.version < 4:
@@ -326,6 +344,26 @@ def open_files(bed: Testbed) -> int:
     return len(os.listdir(f"/proc/{bed.daemon_pid}/fd"))
 
 
+def resident_kb(pid: int) -> int:
+    """The memory that a process has, in kB (proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
 async def reached(check: Callable[[], object], *, what: str, within: float = SECONDS) -> None:
     """Wait for a state of the bed while the clients go on."""
     await asyncio.to_thread(until, check, within=within, what=what)
+
+
+class Settled:
+    """True once a number has not changed for so many looks."""
+
+    def __init__(self, number: Callable[[], int], looks: int = 25) -> None:
+        self._number, self._looks = number, looks
+        self._last, self._same = -1, 0
+
+    def __call__(self) -> bool:
+        now = self._number()
+        self._same = self._same + 1 if now == self._last and now > 0 else 0
+        self._last = now
+        return self._same >= self._looks

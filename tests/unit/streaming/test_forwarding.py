@@ -14,7 +14,7 @@ from websockets.typing import Subprotocol
 from sandboxd.streaming.forwarding import Forwarding
 from sandboxd.streaming.inbox import LIMIT
 from sandboxd.streaming.link import READ, Limits
-from tests.streaming.clients import messages, until
+from tests.streaming.clients import forwarded, messages, until
 from tests.streaming.spdy_client import FIN, Frames, SpdyClient, StreamState, data_frame
 from tests.streaming.tunnel import TunnelClient
 from tests.unit.streaming.conftest import Serve
@@ -43,14 +43,6 @@ async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     """Reads nothing until the other side is gone."""
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     await asyncio.Event().wait()
-
-
-async def forwarded(client: SpdyClient, port: int, request: int | None = 0) -> tuple[int, int]:
-    """Open a connection as kubectl does: the error stream, ended at once, then the data stream."""
-    headers = {"port": str(port)} | ({"requestid": str(request)} if request is not None else {})
-    error = await client.open({"streamtype": "error", **headers})
-    await client.send(error, b"", fin=True)
-    return error, await client.open({"streamtype": "data", **headers})
 
 
 def session(server: Any) -> Forwarding:
