@@ -14,7 +14,8 @@ import functools
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -25,7 +26,7 @@ from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, T
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.pod_files import remove_directory
 from sandboxd.lifecycle.stdin import Stdin
-from sandboxd.logs.client import make_fifos
+from sandboxd.logs.client import fifo_paths, make_fifos
 from sandboxd.model import ContainerRecord, ContainerState
 
 log = structlog.get_logger(__name__)
@@ -163,20 +164,44 @@ async def _end(host: Host, container_id: str, exec_id: str) -> None:
 
     Raises TimedOut when it does not end, Unavailable when containerd cannot be asked.
     """
-    try:
+    with _discarded(f"{_directory(host, container_id)}/{exec_id}"):
+        try:
+            await host.processes.delete(container_id, exec_id)
+            return  # it has ended, or was never started
+        except SandboxdError:
+            pass
+        await host.processes.kill(container_id, exec_id, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await host.processes.wait(container_id, exec_id)
+        except NotFound:
+            return
+        except TimeoutError as exc:
+            raise TimedOut(f"process {exec_id} did not end {END_SECONDS:g} s after SIGKILL") from exc
         await host.processes.delete(container_id, exec_id)
-        return  # it has ended, or was never started
-    except SandboxdError:
-        pass
-    await host.processes.kill(container_id, exec_id, signal.SIGKILL)
+
+
+@contextmanager
+def _discarded(directory: str) -> Iterator[None]:
+    """Throw away what comes out of a process meanwhile: until it has it all, the shim waits ten seconds."""
+    loop = asyncio.get_running_loop()
+
+    def discard(fd: int) -> None:
+        try:
+            if not os.read(fd, READ_BYTES):
+                loop.remove_reader(fd)
+        except BlockingIOError:
+            pass
+
+    fds = [os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) for path in fifo_paths(directory).values()]
+    for fd in fds:
+        loop.add_reader(fd, discard, fd)
     try:
-        async with asyncio.timeout(END_SECONDS):
-            await host.processes.wait(container_id, exec_id)
-    except NotFound:
-        return
-    except TimeoutError as exc:
-        raise TimedOut(f"process {exec_id} did not end {END_SECONDS:g} s after SIGKILL") from exc
-    await host.processes.delete(container_id, exec_id)
+        yield
+    finally:
+        for fd in fds:
+            loop.remove_reader(fd)
+            os.close(fd)
 
 
 async def end_leftovers(host: Host, container_id: str) -> None:

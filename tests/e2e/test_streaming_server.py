@@ -144,6 +144,7 @@ async def test_a_stream_on_which_nothing_moves_is_ended(fresh_bed: StartBed) -> 
     """With its process, and with the reason; one that says something now and then is not."""
     bed = fresh_bed(streaming={"idle_seconds": 2.0})
     box = started(bed)
+    await (await execute(bed, box, "true", transport=SPDY_V4)).ended()
     before = observe(bed)
     talks = "for i in 1 2 3 4 5 6; do sleep 0.7; echo $i; done; exit 8"
     for transport in NEWEST:
@@ -162,10 +163,11 @@ async def test_a_restart_of_the_daemon_ends_what_was_executed_and_leaves_nothing
     bed: Testbed, box: str, tty: bool, kill: bool
 ) -> None:
     """Silent ones and one in the middle of writing all it can; afterwards everything works."""
+    await (await execute(bed, box, "true", transport=SPDY_V4)).ended()
     before = observe(bed)
     duration, marker = sleeper()
     silent = [await execute(bed, box, "sleep", duration, transport=t, stdin=True, tty=tty) for t in NEWEST]
-    loud = [await execute(bed, box, "sh", "-c", f"yes; {marker}", transport=t, stdin=True, tty=tty) for t in NEWEST]
+    loud = [await execute(bed, box, "yes", marker, transport=t, stdin=True, tty=tty) for t in NEWEST]
     for remote in loud:
         await remote.until(lambda remote=remote: len(remote.said("stdout")) > 1 << 20)  # type: ignore[misc]
     await reached(lambda: running(bed, marker), what="they run")
@@ -191,8 +193,7 @@ async def test_what_is_executed_when_containerd_dies_is_ended_when_it_is_back(fr
     """Nobody knows what became of the process then; the client is told so, and the process does not stay."""
     bed = fresh_bed(daemon={"reconcile_seconds": 1.0})
     box = started(bed)
-    remote = await execute(bed, box, "true", transport=SPDY_V4)
-    await remote.ended()
+    await (await execute(bed, box, "true", transport=SPDY_V4)).ended()
     before = observe(bed)
     duration, marker = sleeper()
     remote = await execute(bed, box, "sleep", duration, transport=WEBSOCKET_V5, stdin=True)

@@ -131,7 +131,11 @@ class SpdyClient:
         lines += [f"Upgrade: {upgrade}", "Content-Length: 0"]
         lines += [f"X-Stream-Protocol-Version: {protocol}" for protocol in protocols]
         writer.write("\r\n".join([*lines, "", ""]).encode() + extra)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        except (OSError, EOFError):
+            await client.close()
+            raise
         first, *rest = head.split("\r\n")
         client.status = int(first.split()[1])
         client.response = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
