@@ -6,100 +6,18 @@ pinned Go module; where no fitting Go toolchain is present these tests are skipp
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from tests.audit import assert_no_leaks, observe
-from tests.conformance.build import OUT, TARGETS, toolchain, wanted
+from tests.conformance.crictl import Crictl
 from tests.processes import until
 from tests.testbed import BedFailed, Testbed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.conformance]
 
-CONFIG = "/run/crictl/crictl.yaml"
-LOGS = "/var/lib/pod-logs"
 ID = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crictl:
-    """crictl in a bed."""
-
-    bed: Testbed
-
-    def streams(self, *words: str) -> tuple[str, str]:
-        """Run one command; returns its stdout and stderr. Raises BedFailed with crictl's own words."""
-        finished = self.bed.run([str(OUT / "crictl"), "--config", CONFIG, *words], timeout=60)
-        return finished.stdout, finished.stderr
-
-    def __call__(self, *words: str) -> str:
-        """Run one command; returns what it printed."""
-        return self.streams(*words)[0].strip()
-
-    def json(self, command: str, *words: str) -> Any:
-        """Run one command that can print JSON. crictl takes no flags after the first word that is none."""
-        return json.loads(self(command, "--output", "json", *words))
-
-    def pod(self, name: str) -> str:
-        """Write the configuration of a pod with a log directory; returns the file."""
-        logs = f"{LOGS}/{name}"
-        self.bed.path(logs).mkdir(parents=True, exist_ok=True)
-        config = {
-            "metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}", "attempt": 0},
-            "log_directory": logs,
-            "labels": {"app": name},
-            "linux": {},
-        }
-        return self._file(f"{name}-pod", config)
-
-    def container(self, name: str, image: str, **more: Any) -> str:
-        """Write the configuration of a container; returns the file."""
-        config = {
-            "metadata": {"name": name, "attempt": 0},
-            "image": {"image": image},
-            "log_path": f"{name}.log",
-            "linux": {},
-        }
-        return self._file(f"{name}-container", config | more)
-
-    def _file(self, name: str, config: dict[str, Any]) -> str:
-        inside = f"/run/crictl/{name}.json"
-        self.bed.write(inside, json.dumps(config))
-        return inside
-
-    def remove_all(self) -> None:
-        """Stop and remove every pod."""
-        for pod in self("pods", "--quiet").split():
-            self("rmp", "--force", pod)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built() -> None:
-    """crictl must be there wherever it can be built."""
-    if (OUT / "crictl").is_file():
-        return
-    needed, version = wanted(TARGETS["crictl"])
-    go = toolchain()
-    if go is None or go < needed:
-        found = "too old" if go else "missing"
-        pytest.skip(f"crictl {version} is not built: the Go toolchain is {found} (its source needs {needed})")
-    pytest.fail("crictl is not built: run `python tests/conformance/build.py crictl`", pytrace=False)
-
-
-@pytest.fixture
-def crictl(bed: Testbed, images: tuple[str, ...]) -> Iterator[Crictl]:
-    """crictl with a configuration of its own, and no pods left when the test ends."""
-    endpoint = "unix:///run/sandboxd/sandboxd.sock"
-    lines = [f"runtime-endpoint: {endpoint}", f"image-endpoint: {endpoint}", "timeout: 30", "debug: false"]
-    bed.write(CONFIG, "\n".join([*lines, "pull-image-on-create: false", "disable-pull-on-run: true"]) + "\n")
-    command = Crictl(bed=bed)
-    yield command
-    command.remove_all()
 
 
 def test_version_names_the_runtime_and_cri_v1(crictl: Crictl) -> None:

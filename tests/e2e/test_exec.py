@@ -1,4 +1,4 @@
-"""ExecSync, and the streaming RPCs through the genuine crictl."""
+"""ExecSync; Exec is in test_streaming."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ ELSEWHERE = {
     "containerd.snapshots": "tests/root/test_images_on_containerd.py",
     "containerd.tasks": "tests/e2e/test_lifecycle.py",
     "daemon": "tests/e2e/test_daemon.py",
-    "lifecycle.attach": "tests/e2e/test_exec.py",
+    "lifecycle.attach": "tests/e2e/test_attach.py",
     "lifecycle.checkpoint": "tests/e2e/test_checkpoint.py",
     "lifecycle.containers": "tests/e2e/test_lifecycle.py",
     "lifecycle.events": "tests/e2e/test_lifecycle.py",
@@ -78,6 +78,7 @@ ELSEWHERE = {
     "lifecycle.load_image": "tests/root/test_images_on_containerd.py",
     "lifecycle.network": "tests/e2e/test_bad_input.py",
     "lifecycle.pod_files": "tests/e2e/test_lifecycle.py",
+    "lifecycle.port_forward": "tests/e2e/test_port_forward.py",
     "lifecycle.processes": "tests/e2e/test_lifecycle.py",
     "lifecycle.recover": "tests/e2e/test_restart.py",
     "lifecycle.run_sandbox": "tests/e2e/test_story.py",
@@ -85,10 +86,12 @@ ELSEWHERE = {
     "lifecycle.userns": "tests/root/test_user_namespaces.py",
     "lifecycle.volumes": "tests/e2e/test_volumes.py",
     "netns": "tests/root/test_netns.py",
+    "streaming.sessions": "tests/unit/streaming/test_stdio.py",
+    "streaming.streams": "tests/unit/streaming/test_websocket.py",
     "syscalls": "tests/root/test_netns.py",
 }
 # Nobody tests these yet. Rooms end with a dot. An entry that has become untrue fails.
-UNTESTED = {"insight.doctor", "lifecycle.port_forward", "registry.", "streaming."}
+UNTESTED = {"insight.doctor", "registry."}
 
 
 def modules() -> dict[str, Path]:
