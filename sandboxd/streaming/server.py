@@ -214,7 +214,9 @@ class StreamingServer:
             socket = WebSocket(chosen)
             if not socket.accept(asked.head):
                 # Its own words tell what the handshake lacks; the connection ends with them.
-                writer.write(socket.data_to_send())
+                if not (words := socket.data_to_send()):
+                    raise Refused(400, "not a WebSocket handshake that can be read")
+                writer.write(words)
                 raise ConnectionAbortedError("not an acceptable WebSocket handshake")
             answer = socket.data_to_send()
             mux = _websocket_mux(socket, chosen, request)

@@ -39,7 +39,10 @@ class WebSocket:
         self._ended = False
 
     def accept(self, head: bytes) -> bool:
-        """Answer the client's handshake (the request up to and with its empty line); whether it was acceptable."""
+        """Answer the client's handshake (the request up to and with its empty line); whether it was acceptable.
+
+        The answer is empty if it could not even be read.
+        """
         self._protocol.receive_data(head)
         for event in self._protocol.events_received():
             if isinstance(event, Request):
@@ -52,7 +55,7 @@ class WebSocket:
                     response.headers["Sec-WebSocket-Protocol"] = self._subprotocol
                 self._protocol.send_response(response)
                 return response.status_code == 101
-        return False  # not a request to its parser, which has answered
+        return False  # not a request to its parser, which has nothing to say to it
 
     def receive_data(self, data: bytes) -> list[Fragment | GoneAway | ProtocolError]:
         """The fragments that these bytes complete; GoneAway and ProtocolError are the last there will be."""

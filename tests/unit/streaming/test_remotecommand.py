@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -162,3 +163,29 @@ def test_outcomes_are_text_before_v4_and_a_status_from_then_on(
         if cause is not None:
             assert said["details"]["causes"][0]["message"] == cause
             assert said["message"] == text
+
+
+@given(st.text(), st.integers(-(2**31), 2**31), st.integers(1, 5))
+def test_every_outcome_can_be_told(message: str, code: int, version: int) -> None:
+    """From v4 on as JSON that says it whole."""
+    for outcome in (Failed(message=message), Exited(code=code)):
+        said = outcome_message(version, outcome)
+        if version >= 4:
+            status = json.loads(said)
+            assert (status["status"] == "Success") == (outcome == Exited(code=0))
+            assert isinstance(outcome, Exited) or status["message"] == message
+        else:
+            assert isinstance(outcome, Exited) or said.decode() == message
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 65535), st.integers(1, 65535)), max_size=6),
+    st.lists(st.integers(0, 200), max_size=6),
+)
+def test_all_sizes_are_read_from_any_pieces(sizes: list[tuple[int, int]], cuts: list[int]) -> None:
+    """In order."""
+    text = b"".join(json.dumps({"Width": width, "Height": height}).encode() for width, height in sizes)
+    edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(text)}), len(text)]
+    reader = ResizeReader()
+    read = [size for start, end in itertools.pairwise(edges) for size in reader.read(text[start:end])]
+    assert [(size.width, size.height) for size in read] == sizes

@@ -119,11 +119,12 @@ async def test_a_refused_request_does_not_use_the_token_up(serve: Serve) -> None
     await client.close()
 
 
-async def test_a_websocket_handshake_that_is_none_is_refused(serve: Serve) -> None:
-    """Without a key there is no session."""
+@pytest.mark.parametrize("damage", ["", "Sec-WebSocket-Key: \x01\r\n"], ids=["no key", "not to be read"])
+async def test_a_websocket_handshake_that_is_none_is_refused(serve: Serve, damage: str) -> None:
+    """There is an answer also where the HTTP around it was fine and the WebSocket library has nothing to say."""
     server = await serve()
     url = server.url_for(Container(sleeps).exec(stdout=True))
-    request = asking(urlsplit(url).path, "GET", "Connection: Upgrade\r\nUpgrade: websocket\r\n")
+    request = asking(urlsplit(url).path, "GET", f"Connection: Upgrade\r\nUpgrade: websocket\r\n{damage}")
     assert (await raw(server, request))[0] == 400
     assert not server.sessions
 

@@ -326,3 +326,13 @@ def test_no_bytes_raise(pieces: list[bytes]) -> None:
     events += connection.receive_eof()
     assert sum(isinstance(event, ProtocolError) for event in events) <= 1
     assert len(connection.data_to_send()) <= 3 * sum(map(len, pieces)) + 16
+
+
+@settings(max_examples=300)
+@given(conversations(), st.integers(0, 400), st.integers(0, 4), st.binary(max_size=6))
+def test_a_damaged_conversation_ends_at_most_the_connection(data: bytes, at: int, length: int, patch: bytes) -> None:
+    """One error, and it is the last event."""
+    connection = Connection()
+    events = connection.receive_data(data[:at] + patch + data[at + length :]) + connection.receive_eof()
+    assert not any(isinstance(event, ProtocolError) for event in events[:-1])
+    assert connection.open_streams <= spdy.MOST_STREAMS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sandboxd.errors import Exhausted, NotFound
@@ -79,6 +81,18 @@ def test_the_number_out_is_bounded_and_expiry_makes_room() -> None:
     source.now += 30
     issued.issue("c")
     assert len(issued) == 2
+
+
+@given(st.text(max_size=40), st.integers(0, 31))
+def test_what_was_not_given_out_is_not_found(guess: str, at: int) -> None:
+    """A token with a character changed is as unknown as any other text, and the token itself stays good."""
+    issued = tokens(Source())
+    token = issued.issue("x")
+    for wrong in (guess, token[:at], token[:at] + guess + token[at + 1 :], token + guess):
+        if wrong != token:
+            with pytest.raises(NotFound):
+                issued.redeem(wrong)
+    assert issued.redeem(token) == "x"
 
 
 class TokensMachine(RuleBasedStateMachine):

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.streaming.upgrade import SPDY, WEBSOCKET, Asked, Exchange, Refused
+from sandboxd.streaming.websocket import WebSocket
 
 HEAD = (
     b"POST /exec/TOKEN?x=1 HTTP/1.1\r\nHost: h\r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: 0\r\n"
@@ -85,3 +86,27 @@ def test_no_bytes_raise_anything_but_a_refusal_that_can_be_written(pieces: list[
             exchange.receive_data(piece)
     except Refused as refused:
         assert exchange.refuse(refused).startswith(b"HTTP/1.1 4")
+
+
+WEBSOCKET_HEAD = (
+    b"GET /exec/TOKEN HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([HEAD, WEBSOCKET_HEAD]), st.integers(0, 250), st.integers(0, 8), st.binary(max_size=8))
+def test_a_damaged_request_is_understood_or_refused(head: bytes, at: int, length: int, patch: bytes) -> None:
+    """And so is the WebSocket handshake in it, by the library or by us."""
+    exchange = Exchange()
+    try:
+        asked = exchange.receive_data(head[:at] + patch + head[at + length :])
+    except Refused as refused:
+        assert exchange.refuse(refused).startswith(b"HTTP/1.1 4")
+        return
+    if asked is not None and asked.transport == WEBSOCKET:
+        socket = WebSocket(None)
+        accepted = socket.accept(asked.head)
+        answer = socket.data_to_send()
+        assert answer.startswith(b"HTTP/1.1 101 ") if accepted else answer[:10] in (b"", b"HTTP/1.1 4")
