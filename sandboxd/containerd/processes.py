@@ -102,11 +102,18 @@ class Processes:
             if await self._runs(container_id, exec_id):
                 raise
 
-    async def _runs(self, container_id: str, exec_id: str) -> bool:
+    async def pid(self, container_id: str, exec_id: str) -> int:
+        """Its pid; 0 when it has ended or is not there. Raises Unavailable."""
         request = tasks_pb2.GetRequest(container_id=container_id, exec_id=exec_id)
         try:
             with translate(f"process of {container_id}"):
                 answer = await self._tasks.Get(request, metadata=self._meta, timeout=CALL_SECONDS)
+        except NotFound:
+            return 0
+        return 0 if answer.process.exited_at.seconds > 0 else int(answer.process.pid)
+
+    async def _runs(self, container_id: str, exec_id: str) -> bool:
+        try:
+            return await self.pid(container_id, exec_id) > 0
         except SandboxdError:
             return False
-        return not answer.process.exited_at.seconds > 0

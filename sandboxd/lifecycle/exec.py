@@ -2,9 +2,9 @@
 
 A process has FIFOs of its own for its streams, in a directory with its id. Its stdin reaches the shim through one
 that we hold open for reading and writing, so that opening it never blocks; the end of stdin is told to the shim.
-Whoever starts a process closes it: `close` ends it if it still runs, and removes what it left. The directory goes
-last, so one that belongs to nobody names a process that an earlier daemon, or an absent containerd, left behind:
-`end_leftovers`.
+Whoever starts a process closes it: `close` ends it and its group if it still runs, and removes what it left. The
+directory goes last, so one that belongs to nobody names a process that an earlier daemon, or an absent containerd,
+left behind: `end_leftovers`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -137,7 +138,7 @@ class Process:
 
     async def kill(self) -> None:
         """End the process and wait until it has; ended is done."""
-        await self._host.processes.kill(self._container_id, self.id, signal.SIGKILL)
+        await _kill(self._host, self._container_id, self.id)
         try:
             await self.wait()
         except NotFound:
@@ -170,7 +171,7 @@ async def _end(host: Host, container_id: str, exec_id: str) -> None:
             return  # it has ended, or was never started
         except SandboxdError:
             pass
-        await host.processes.kill(container_id, exec_id, signal.SIGKILL)
+        await _kill(host, container_id, exec_id)
         try:
             async with asyncio.timeout(END_SECONDS):
                 await host.processes.wait(container_id, exec_id)
@@ -179,6 +180,22 @@ async def _end(host: Host, container_id: str, exec_id: str) -> None:
         except TimeoutError as exc:
             raise TimedOut(f"process {exec_id} did not end {END_SECONDS:g} s after SIGKILL") from exc
         await host.processes.delete(container_id, exec_id)
+
+
+async def _kill(host: Host, container_id: str, exec_id: str) -> None:
+    """SIGKILL a process and the rest of its group; ended or gone is done.
+
+    The group is what a shell without job control has started: killed alone, it would leave that in the container.
+    """
+    pid = await host.processes.pid(container_id, exec_id)
+    if pid:
+        try:
+            # The kernel's word that it is ours: the number may belong to another by now, or come from elsewhere.
+            if container_id in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8") and os.getpgid(pid) == pid:
+                os.killpg(pid, signal.SIGKILL)
+        except OSError:
+            pass  # it has just ended
+    await host.processes.kill(container_id, exec_id, signal.SIGKILL)
 
 
 @contextmanager

@@ -46,6 +46,14 @@ def test_a_timeout_ends_the_process_before_the_call_returns(bed: Testbed, box: s
     assert not running(bed, "sleep 43210")
 
 
+def test_a_timeout_ends_what_the_process_has_started_too(bed: Testbed, box: str) -> None:
+    """A probe that times out every few seconds would fill the container with sleepers."""
+    with pytest.raises(grpc.RpcError) as error:
+        sync(bed, box, "sh", "-c", "sleep 43213; true", timeout=1)
+    assert refused(error.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    until(lambda: not running(bed, "sleep 43213"), within=10, what="all are ended")
+
+
 def test_a_client_that_leaves_ends_the_process(bed: Testbed, box: str) -> None:
     request = cri.ExecSyncRequest(container_id=box, cmd=["sleep", "43211"])
     call = bed.runtime.ExecSync.future(request)

@@ -14,6 +14,7 @@ from tests.audit import assert_no_leaks, observe
 from tests.pods import container_config, remove_pod, run_container, run_pod
 from tests.streaming.remote import (
     NEWEST,
+    SPDY_V4,
     TRANSPORTS,
     WEBSOCKET_V5,
     Settled,
@@ -147,6 +148,15 @@ async def test_a_client_that_disappears_ends_the_process_and_leaves_nothing(
         await remote.vanish()
     await reached(lambda: not running(bed, marker), what="it is ended")
     assert_no_leaks(bed, before)
+
+
+async def test_what_the_process_has_started_is_ended_with_it(bed: Testbed, box: str) -> None:
+    """A shell that is killed alone leaves what it waits for."""
+    duration, marker = marked()
+    remote = await execute(bed, box, "sh", "-c", f"sleep {duration} | cat; true", transport=SPDY_V4)
+    await reached(lambda: running(bed, f"^{marker}"), what="it sleeps")
+    await remote.vanish()
+    await reached(lambda: not running(bed, marker), what="all are ended")
 
 
 async def test_what_a_leaving_client_has_sent_still_reaches_the_process(bed: Testbed, box: str) -> None:
