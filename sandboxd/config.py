@@ -288,8 +288,9 @@ def _typed(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[Any, str
     if hint is float or hint is int:
         if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
             return None, f"expected a number, got {value!r}"
-        if not 0 < value <= _MOST:
-            return None, f"must be greater than 0 and at most {_MOST}, got {value!r}"
+        if not (0 < value <= _MOST or (value == 0 and metadata.get("zero"))):
+            least = "not be less than 0" if metadata.get("zero") else "be greater than 0"
+            return None, f"must {least} and at most {_MOST}, got {value!r}"
         return hint(value), ""
     if hint is str:
         if not isinstance(value, str):

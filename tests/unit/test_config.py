@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd import config
-from sandboxd.config import SECTIONS, Config, effective, load, merge
+from sandboxd.config import SECTIONS, Config, Handler, effective, load, merge
 from sandboxd.errors import InvalidRequest
 
 HUGE = int("9" * 400)  # TOML integers have no limit in Python, floats do
@@ -61,6 +61,7 @@ def test_an_unknown_or_misshapen_name_is_refused_and_the_nearest_is_named(
         ("daemon", "drain_seconds", "5", "daemon.drain_seconds: expected a number, got '5'"),
         ("daemon", "drain_seconds", True, "expected a number, got True"),
         ("daemon", "drain_seconds", 0, "must be greater than 0"),
+        ("streaming", "port", -1, "must not be less than 0"),
         ("daemon", "drain_seconds", -1.5, "must be greater than 0"),
         ("daemon", "drain_seconds", float("nan"), "must be"),
         ("daemon", "drain_seconds", float("inf"), "must be"),
@@ -255,16 +256,19 @@ def test_a_file_that_was_named_must_be_there_and_readable(
     assert str(file) in str(caught.value)
 
 
-def test_the_shipped_example_shows_the_defaults_and_nothing_else() -> None:
+def test_the_shipped_example_shows_every_setting_with_its_default() -> None:
     text = (Path(__file__).resolve().parents[2] / "deploy" / "config" / "config.toml").read_text()
     settings = re.sub(r"(?m)^# (?=\w+ = |\[)", "", text)
 
     tables = tomllib.loads(settings)
-    assert tables["runtime"].pop("handlers") == {"crun": {"binary": "crun"}}
+    crun = tables["runtime"].pop("handlers")["crun"]
+    assert Handler(**{**crun, "binary": "", "annotations": ()}) == Handler()
+    assert set(crun) == {each.name for each in fields(Handler)}
     result = merge(tables, origin="x.toml", flags={})
 
-    assert len(result.sources) > 10
     assert replace(result, sources={}) == Config()
+    every = {f"{section}.{each.name}" for section in SECTIONS for each in fields(getattr(Config(), section))}
+    assert every - {"runtime.handlers"} == {f"{name}.{key}" for name, table in tables.items() for key in table}
 
 
 _KEYS = sorted({f.name for section in SECTIONS for f in fields(getattr(Config(), section))} | {"runc", "type"})
