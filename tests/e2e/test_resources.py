@@ -399,7 +399,7 @@ def test_a_child_that_ran_out_of_memory_is_not_the_containers_end(bed: Testbed, 
     well = run_container(bed, pod_id, small("well", f"{HOG}; echo child $?; exit 0"))
     badly = run_container(bed, pod_id, small("badly", f"{HOG}; exit 3"))
     until(lambda: exited(bed, well) and exited(bed, badly), within=30, what="both have ended")
-    assert log_lines(bed, well)[-1] == "child 137"
+    assert "child 137" in log_lines(bed, well)
     status = container_status(bed, well)
     assert (status.exit_code, status.reason) == (0, "Completed")
     status = container_status(bed, badly)
