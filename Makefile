@@ -5,8 +5,9 @@ PY := .venv/bin/python
 export PYTHONASYNCIODEBUG ?= 1
 PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: help setup setup-test proto proto-check style types layers images test test-quick conformance-tools demo demo-down clean
+.PHONY: help setup setup-test proto proto-check style types layers images test test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,10 +47,13 @@ test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest tests/unit $(PYTEST_ARGS)
 
 conformance: setup-test images ## run the genuine critest on sandboxd and, beside it, on containerd's own CRI plugin
-	@PYTHONASYNCIODEBUG=0 $(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
+	@PYTHONASYNCIODEBUG= $(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
 
 bench-logs: setup-test images ## what container output costs the daemon's answers
-	@PYTHONASYNCIODEBUG=0 $(PY) -m tests.bench.logs
+	@PYTHONASYNCIODEBUG= $(PY) -m tests.bench.logs
+
+bench-pull: setup-test conformance-tools ## PullImage against containerd's own CRI plugin; writes build/bench/pull.json
+	@PYTHONASYNCIODEBUG= $(PY) -m tests.bench.pull $(BENCH_ARGS)
 
 demo: setup images ## set up what is needed, then run nginx in a pod and show each step
 	@PYTHONASYNCIODEBUG= $(PY) -m deploy.demo up

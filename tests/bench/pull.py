@@ -1,0 +1,288 @@
+"""How long PullImage takes: `python -m tests.bench.pull [options]`.
+
+Two images, 500 MB in one layer and 100 small layers, are pulled from a registry on loopback through sandboxd and
+through the CRI plugin of the very containerd that sandboxd uses: by turns, and cold each time (the image is removed
+and everything of it collected before the next pull). build/bench/pull.json gets every figure, the medians, their
+ratios, and the most memory that the daemon had while it pulled the large image.
+
+The exit status is 1 when a goal was missed. A containerd that is not built here is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+if not __package__:  # started as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from deploy.images import synthetic
+from deploy.images.synthetic import Shape
+from sandboxd.pb.cri.v1.api_pb2 import (
+    ImageSpec,
+    ListImagesRequest,
+    PullImageRequest,
+    RemoveImageRequest,
+    VersionRequest,
+)
+from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
+from tests.processes import Inside, until
+from tests.registry_server import start_registry
+from tests.testbed import ROOT, BedFailed, Testbed
+
+OUT = ROOT / "build" / "bench"
+BUILT = ROOT / "build" / "conformance"
+REGISTRY_PORT = 5000
+SOCKET = "/run/containerd/containerd.sock"
+CONFIG = "/etc/containerd/bench.toml"
+PULL_SECONDS = 120.0
+LARGE = "one-layer"
+
+# What a ratio of medians, sandboxd's to the plugin's, may be at most.
+MOST_RATIO: Mapping[str, float] = {LARGE: 1.0, "many-layers": 0.7}
+MOST_MEMORY = 150_000_000  # bytes, of the daemon while it pulls the large image
+
+OURS, THEIRS = "sandboxd", "plugin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flavour:
+    """One containerd. `programs` are directories of build/conformance that come first in the PATH."""
+
+    name: str
+    programs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> str:
+        """What is not built, "" when everything is there."""
+        return next((d for d in self.programs if not (BUILT / d).is_dir()), "")
+
+
+FLAVOURS = (
+    Flavour(name="debian"),
+    Flavour(name="current", programs=("containerd-cri/bin", "containerd/bin", "runc/bin")),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Figures:
+    """What was measured with one containerd: seconds by image and by who pulled, in order."""
+
+    containerd: str  # its version
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    peak_bytes: list[int] = field(default_factory=list)  # of the daemon, for each pull of the large image
+
+    def ratio(self, image: str) -> float:
+        """sandboxd's median over the plugin's."""
+        taken = self.seconds[image]
+        return statistics.median(taken[OURS]) / statistics.median(taken[THEIRS])
+
+    def goals(self) -> dict[str, bool]:
+        """Each goal in words, and whether it was met."""
+        met = {
+            f"{image}: ratio {self.ratio(image):.2f}, at most {MOST_RATIO[image]:.2f}": self.ratio(image)
+            <= MOST_RATIO[image]
+            for image in self.seconds
+        }
+        if self.peak_bytes:
+            peak = max(self.peak_bytes)
+            met[f"peak memory {peak / 1e6:.0f} MB, below {MOST_MEMORY / 1e6:.0f}"] = peak < MOST_MEMORY
+        return met
+
+    def document(self) -> dict[str, Any]:
+        """For pull.json."""
+        images = {
+            image: {
+                "ratio": round(self.ratio(image), 4),
+                "most_ratio": MOST_RATIO[image],
+                "median_seconds": {who: round(statistics.median(all_), 4) for who, all_ in taken.items()},
+                "seconds": {who: [round(one, 4) for one in all_] for who, all_ in taken.items()},
+            }
+            for image, taken in self.seconds.items()
+        }
+        peak = max(self.peak_bytes, default=0)
+        return {"containerd": self.containerd, "images": images, "peak_bytes": peak, "most_peak_bytes": MOST_MEMORY}
+
+
+@dataclass(slots=True, kw_only=True)
+class Arena:
+    """One bed: a containerd with its CRI plugin, sandboxd on the same socket, the registry with both images."""
+
+    bed: Testbed
+    services: Mapping[str, ImageServiceStub]
+    registry: str
+
+    def pull(self, who: str, image: str) -> float:
+        """Seconds of one cold pull; the image is gone again afterwards."""
+        name = f"{self.registry}/{image}:v1"
+        before = self._stored()
+        os.sync()  # what earlier pulls left to be written is not this one's business
+        began = time.monotonic()
+        self.services[who].PullImage(PullImageRequest(image=ImageSpec(image=name)), timeout=PULL_SECONDS)
+        seconds = time.monotonic() - began
+        self.services[who].RemoveImage(RemoveImageRequest(image=ImageSpec(image=name)), timeout=PULL_SECONDS)
+        until(lambda: self._stored() == before, within=30, what=f"everything of {image} is collected")
+        return seconds
+
+    def forget_peak(self) -> None:
+        """Begin to measure the daemon's peak memory anew (proc_pid_clear_refs(5))."""
+        self._proc("clear_refs").write_text("5", encoding="ascii")
+
+    def peak(self) -> int:
+        """The daemon's peak resident memory since then, in bytes."""
+        lines = self._proc("status").read_text(encoding="utf-8").splitlines()
+        (kib,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        return kib << 10
+
+    def _proc(self, file: str) -> Path:
+        return Path("/proc") / str(self.bed.daemon_pid) / file
+
+    def _stored(self) -> tuple[set[str], set[str]]:
+        """Blobs and snapshots on the disk, of all namespaces."""
+        root = self.bed.path("/var/lib/containerd")
+        blobs = root / "io.containerd.content.v1.content" / "blobs" / "sha256"
+        snapshots = root / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
+        return {p.name for p in blobs.glob("*")}, {p.name for p in snapshots.glob("*")}
+
+
+@contextmanager
+def arena(flavour: Flavour, shapes: Sequence[Shape]) -> Iterator[Arena]:
+    """Bring everything up, and down again. Raises BedFailed, TimeoutError."""
+    with Testbed() as bed:
+        bed.env["PATH"] = ":".join([*(str(BUILT / d) for d in flavour.programs), bed.env["PATH"]])
+        bed.env["PYTHONASYNCIODEBUG"] = ""  # off ("0" would be on): what is measured is what is shipped
+        bed.default_network()
+        registry = start_registry(bed, REGISTRY_PORT)
+        for shape in shapes:
+            registry.storage.publish(synthetic.OUT / shape.name, shape.name, "v1")
+        process = _start_containerd(bed)
+        bed.start_daemon(daemon={"log_level": "info"}, containerd={"managed": False, "socket": SOCKET})
+        with grpc.insecure_channel(f"unix:{bed.path(SOCKET)}") as channel:
+            _wait_for_plugin(bed, channel, process)
+            yield Arena(
+                bed=bed, services={OURS: bed.images, THEIRS: ImageServiceStub(channel)}, registry=registry.host
+            )
+
+
+def _start_containerd(bed: Testbed) -> Inside:
+    # Configured by nobody but for `opt`, which would create /opt/containerd on the machine itself.
+    bed.write(CONFIG, 'version = 2\ndisabled_plugins = ["io.containerd.internal.v1.opt"]\n')
+    with (bed.base / "containerd.log").open("w") as output:
+        return bed.popen(["containerd", "--config", CONFIG], stdout=output, stderr=output)
+
+
+def _wait_for_plugin(bed: Testbed, channel: grpc.Channel, process: Inside) -> None:
+    runtime = RuntimeServiceStub(channel)
+
+    def serves() -> bool:
+        if process.poll() is not None:
+            raise BedFailed(f"containerd ended:\n{(bed.base / 'containerd.log').read_text('utf-8')[-2000:]}")
+        try:
+            runtime.Version(VersionRequest(), timeout=5, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+        return True
+
+    until(serves, within=60, what="containerd's CRI plugin serves")
+
+
+def measure(flavour: Flavour, shapes: Sequence[Shape], rounds: int, deadline: float) -> Figures:
+    """Pull each image `rounds` times through both, fewer times when the deadline (monotonic) comes first."""
+    with arena(flavour, shapes) as here:
+        version = here.bed.run(["containerd", "--version"]).stdout.split()[2].removeprefix("v")
+        figures = Figures(containerd=version)
+        for shape in shapes:
+            # Once each without the clock: the registry's files come into memory, programs grow to their size.
+            for who in here.services:
+                here.pull(who, shape.name)
+            taken: dict[str, list[float]] = {OURS: [], THEIRS: []}
+            for number in range(rounds):
+                if number and time.monotonic() > deadline:
+                    break
+                # Whoever goes first changes, so that neither always finds the disk as the other left it.
+                for who in (OURS, THEIRS) if number % 2 else (THEIRS, OURS):
+                    here.forget_peak()
+                    taken[who].append(here.pull(who, shape.name))
+                    if who == OURS and shape.name == LARGE:
+                        figures.peak_bytes.append(here.peak())
+            figures.seconds[shape.name] = taken
+        left = here.services[OURS].ListImages(ListImagesRequest()).images
+        assert all(image.pinned for image in left), "an image was not removed"
+        return figures
+
+
+def images(shapes: Sequence[Shape]) -> None:
+    """Build the images that are not built yet."""
+    for shape in shapes:
+        place = synthetic.OUT / shape.name
+        if not (place / "index.json").is_file():
+            print(f"bench-pull: building {shape.name} ({shape.layers} x {shape.layer_bytes / 1e6:g} MB)", flush=True)
+            synthetic.build(shape, place)
+
+
+def table(measured: Mapping[str, Figures]) -> str:
+    """Medians side by side."""
+    rows: list[tuple[str, ...]] = [("containerd", "image", "sandboxd", "plugin", "ratio", "goal", "peak MB")]
+    for name, figures in measured.items():
+        for image, taken in figures.seconds.items():
+            medians = [f"{statistics.median(taken[who]):.2f} s" for who in (OURS, THEIRS)]
+            peak = f"{max(figures.peak_bytes) / 1e6:.0f}" if image == LARGE and figures.peak_bytes else ""
+            ratio, goal = f"{figures.ratio(image):.2f}", f"<= {MOST_RATIO[image]:.2f}"
+            rows.append((f"{name} {figures.containerd}", image, *medians, ratio, goal, peak))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; see the head of this file."""
+    names = [flavour.name for flavour in FLAVOURS]
+    parser = argparse.ArgumentParser(description="Measure PullImage against containerd's own CRI plugin.")
+    parser.add_argument("containerds", nargs="*", metavar="CONTAINERD", help=f"of {', '.join(names)} (default: all)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="pulls of each image through each (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=300, help="bound for all of it (default: %(default)s)")
+    parser.add_argument("--image", choices=[shape.name for shape in synthetic.SHAPES], help="only this one")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.containerds) - set(names):
+        parser.error(f"unknown containerd {', '.join(sorted(unknown))}: known are {', '.join(names)}")
+    shapes = [shape for shape in synthetic.SHAPES if options.image in (None, shape.name)]
+    images(shapes)
+    chosen = []
+    for flavour in FLAVOURS:
+        if options.containerds and flavour.name not in options.containerds:
+            continue
+        if flavour.missing:
+            print(f"bench-pull: {flavour.name}: left out, build/conformance/{flavour.missing} is not built")
+        else:
+            chosen.append(flavour)
+    measured: dict[str, Figures] = {}
+    began = time.monotonic()
+    for number, flavour in enumerate(chosen, 1):
+        share = options.seconds * number / len(chosen)
+        measured[flavour.name] = measure(flavour, shapes, options.rounds, began + share)
+    OUT.mkdir(parents=True, exist_ok=True)
+    document = {name: figures.document() for name, figures in measured.items()}
+    (OUT / "pull.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(table(measured))
+    met = {f"{name}: {goal}": ok for name, figures in measured.items() for goal, ok in figures.goals().items()}
+    for goal, ok in met.items():
+        if not ok:
+            print(f"missed: {goal}")
+    print(f"bench-pull: {sum(met.values())} of {len(met)} goals met; {OUT / 'pull.json'} has every figure")
+    return 0 if all(met.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
