@@ -43,11 +43,18 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:
-    """Fetching one blob over several connections. `count` 1 is off; memory holds `count` times `bytes`."""
+    """Fetching one blob over several connections. `count` 1 is off; memory holds `count` times `bytes`.
+
+    It is begun where one connection turns out not to be enough: where most of the time is spent waiting for it.
+    """
 
     count: int = 1
     bytes: int = 4 << 20
     least: int = 64 << 20  # smaller blobs are not worth it
+    probe: int = (
+        8 << 20
+    )  # after so many bytes of one connection it is decided, and again after as many more; 0: never
+    waiting: float = 0.6  # the share of the time from which on it is too much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,41 @@ class Manifest:
 
 class _RangeIgnored(SandboxdError):
     """The server answered a range with something else."""
+
+
+class TooSlow(Exception):
+    """Most of the time is spent waiting for the one connection."""
+
+
+class Probe:
+    """A sink before the sink that tells what the time goes to; raises TooSlow for the wrong thing."""
+
+    def __init__(self, ranges: Ranges, sink: Sink, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`size` is how much is to come."""
+        self._ranges = ranges
+        self._sink = sink
+        self._size = size
+        self._clock = clock
+        self.passed = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since = self._left = self._clock()
+        self._bytes = 0
+        self._waited = 0.0
+
+    async def take(self, data: bytes) -> None:
+        """The next bytes, which are passed on in any case."""
+        self._waited += self._clock() - self._left
+        await self._sink(data)
+        self._left = self._clock()
+        self.passed += len(data)
+        self._bytes += len(data)
+        if self._bytes >= self._ranges.probe:
+            slow = self._waited >= self._ranges.waiting * (self._left - self._since)
+            if slow and self._size - self.passed >= self._ranges.least:
+                raise TooSlow
+            self._begin()
 
 
 class Registries:
@@ -224,8 +266,14 @@ class Repository:
     async def _fetch(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> None:
         """The rest of a blob from one endpoint."""
         if self._ranges.count > 1 and size - offset >= self._ranges.least and endpoint not in self._no_ranges:
-            offset = await self._fetch_wide(endpoint, digest, size, offset, sink)
-        await self._fetch_part(endpoint, digest, size, offset, size, sink)
+            probe = Probe(self._ranges, sink, size - offset)
+            try:
+                if self._ranges.probe:
+                    return await self._fetch_part(endpoint, digest, size, offset, size, probe.take)
+            except TooSlow:
+                pass
+            offset = await self._fetch_wide(endpoint, digest, size, offset + probe.passed, sink)
+        return await self._fetch_part(endpoint, digest, size, offset, size, sink)
 
     async def _fetch_part(
         self, endpoint: Endpoint, digest: str, size: int, start: int, end: int, sink: Sink, *, strict: bool = False

@@ -23,7 +23,7 @@ from sandboxd.errors import (
 )
 from sandboxd.registry import reference
 from sandboxd.registry.auth import Credentials
-from sandboxd.registry.client import Ranges, Registries, Repository, explanation, first_cause
+from sandboxd.registry.client import Probe, Ranges, Registries, Repository, TooSlow, explanation, first_cause
 from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts_dir import HostsDir
 from sandboxd.registry.patience import Limits
@@ -191,7 +191,7 @@ async def test_a_busy_registry_is_asked_again() -> None:
 
 @pytest.mark.parametrize("count", [2, 5])
 async def test_a_large_blob_comes_over_several_connections_in_order(count: int) -> None:
-    ranges = Ranges(count=count, bytes=9000, least=10_000)
+    ranges = Ranges(count=count, bytes=9000, least=10_000, probe=0)
     async with serving(blob) as server, opened(server.host, ranges=ranges) as repository:
         assert await read(repository) == BLOB
 
@@ -199,7 +199,7 @@ async def test_a_large_blob_comes_over_several_connections_in_order(count: int) 
 
 
 async def test_ranges_are_given_up_when_they_are_ignored() -> None:
-    ranges = Ranges(count=3, bytes=9000, least=10_000)
+    ranges = Ranges(count=3, bytes=9000, least=10_000, probe=0)
     async with serving(lambda asked: Reply(body=BLOB)) as server, opened(server.host, ranges=ranges) as repository:
         assert await read(repository) == BLOB
         assert await read(repository) == BLOB
@@ -211,7 +211,7 @@ async def test_a_range_that_is_ignored_in_the_middle_loses_nothing() -> None:
     def script(asked: Asked) -> Reply:
         return Reply(body=BLOB) if "bytes=27000" in asked.headers.get("range", "") else blob(asked)
 
-    ranges = Ranges(count=2, bytes=9000, least=10_000)
+    ranges = Ranges(count=2, bytes=9000, least=10_000, probe=0)
     async with serving(script) as server, opened(server.host, ranges=ranges) as repository:
         assert await read(repository) == BLOB
 
@@ -220,10 +220,76 @@ async def test_a_fault_in_one_of_several_ranges_is_the_error() -> None:
     def script(asked: Asked) -> Reply:
         return Reply(status=404) if "bytes=27000" in asked.headers.get("range", "") else blob(asked)
 
-    ranges = Ranges(count=3, bytes=9000, least=10_000)
+    ranges = Ranges(count=3, bytes=9000, least=10_000, probe=0)
     async with serving(script) as server, opened(server.host, ranges=ranges) as repository:
         with pytest.raises(NotFound):
             await read(repository)
+
+
+class Clock:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def passing(probe: Probe, clock: Clock, *, pieces: int, waiting: float) -> None:
+    for _ in range(pieces):
+        clock.now += waiting
+        await probe.take(bytes(100))
+
+
+@pytest.mark.parametrize(("waiting", "taking"), [(1.0, 2.0), (0.0, 0.0001)])
+async def test_one_connection_will_do_when_it_is_not_what_is_waited_for(waiting: float, taking: float) -> None:
+    clock = Clock()
+
+    async def sink(data: bytes) -> None:
+        clock.now += taking
+
+    probe = Probe(Ranges(count=2, least=500, probe=300), sink, 100_000, clock=clock)
+
+    await passing(probe, clock, pieces=20, waiting=waiting)
+
+    assert probe.passed == 2000
+
+
+async def test_a_connection_that_becomes_slow_is_found_out() -> None:
+    clock = Clock()
+    taken: list[bytes] = []
+
+    async def sink(data: bytes) -> None:
+        clock.now += 1.0
+        taken.append(data)
+
+    probe = Probe(Ranges(count=2, least=500, probe=300), sink, 100_000, clock=clock)
+    await passing(probe, clock, pieces=9, waiting=0.1)
+
+    with pytest.raises(TooSlow):
+        await passing(probe, clock, pieces=3, waiting=9.0)
+
+    assert (len(taken), probe.passed) == (12, 1200)
+
+
+async def test_the_little_that_is_left_is_not_worth_more_connections() -> None:
+    clock = Clock()
+
+    async def sink(data: bytes) -> None: ...
+
+    await passing(Probe(Ranges(count=2, least=500, probe=300), sink, 700, clock=clock), clock, pieces=7, waiting=9.0)
+
+
+async def test_more_connections_go_on_where_the_one_was() -> None:
+    ranges = Ranges(count=3, bytes=200_000, least=10_000, probe=1000, waiting=0)
+    large = BLOB * 20  # more than comes in one piece
+    async with serving(lambda asked: blob(asked, large)) as server, opened(server.host, ranges=ranges) as repository:
+        assert await read(repository, large) == large
+
+    assert "range" not in server.asked[0].headers
+    assert len(server.asked) > 2
+    assert all("range" in asked.headers for asked in server.asked[1:])
 
 
 # Mirrors.
