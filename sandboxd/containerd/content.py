@@ -7,7 +7,7 @@ config and layers, and from a config to the snapshot that its layers were unpack
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -65,11 +65,12 @@ class Content:
             )
         return _info(answer.info)
 
-    async def list(self) -> list[ContentInfo]:
-        """Every blob of this namespace."""
+    async def list(self, digests: Sequence[str] = ()) -> list[ContentInfo]:
+        """Every blob of this namespace, or those of `digests` that are there."""
         found = []
+        request = content_pb2.ListContentRequest(filters=[f"digest=={digest}" for digest in digests])
         with translate("listing content"):
-            stream = self._stub.List(content_pb2.ListContentRequest(), metadata=self._meta, timeout=CALL_SECONDS)
+            stream = self._stub.List(request, metadata=self._meta, timeout=CALL_SECONDS)
             async for answer in stream:
                 found += [_info(info) for info in answer.info]
         return found

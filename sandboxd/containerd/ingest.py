@@ -7,10 +7,12 @@ aborted, or the lease that it belongs to ends. One writer at a time holds an ing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from sandboxd.containerd.client import Containerd, translate
@@ -23,6 +25,11 @@ CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
 LOCKED_SECONDS = 10.0  # that a writer who went away may need to be noticed
 MESSAGE_BYTES = 1 << 20  # of data that make a message; smaller pieces are collected
+UNDER_WAY = 3  # messages without an answer, at most
+
+
+class _Unsaid(SandboxdError):
+    """The call has ended, and gRPC does not know why."""
 
 
 class Ingest:
@@ -31,11 +38,17 @@ class Ingest:
     def __init__(self, client: Containerd, lease: str, descriptor: Descriptor) -> None:
         self._meta = metadata(client, lease)
         self._stub = content_pb2_grpc.ContentStub(client.channel)
+        self._begin: Any = client.channel.stream_stream(
+            "/containerd.services.content.v1.Content/Write",
+            request_serializer=_serialized,
+            response_deserializer=content_pb2.WriteContentResponse.FromString,
+        )
         self._descriptor = descriptor
         self._ref = f"sandboxd-pull-{descriptor.digest}"
         self._what = f"content {descriptor.digest}"
         self._call: Any = None
-        self._unanswered = False
+        self._asked = False  # whether containerd was asked what it has
+        self._sent: deque[tuple[int, list[bytes]]] = deque()  # (offset, data) of messages without an answer
         self._pieces: list[bytes] = []
         self._collected = 0
         self.offset = 0
@@ -45,10 +58,10 @@ class Ingest:
         deadline = asyncio.get_running_loop().time() + LOCKED_SECONDS
         delay = 0.01
         while True:
-            self._call = self._stub.Write(metadata=self._meta)
             try:
                 await self._send(content_pb2.STAT)
                 self.offset = await self._answer()
+                self._asked = True
                 break
             except Unavailable as exc:
                 self.close()
@@ -61,48 +74,88 @@ class Ingest:
             await self.restart()
 
     async def write(self, data: bytes) -> None:
-        """Add bytes; they are on their way when enough of them make a message.
-
-        One message is under way while the caller gets the next bytes, not more: when containerd ends a call that we
-        are sending on, gRPC reports that sending failed and drops the reason.
-        """
+        """Add bytes; they are on their way when enough of them make a message."""
         self._pieces.append(data)
         self._collected += len(data)
         if self._collected >= MESSAGE_BYTES:
-            if self._unanswered:
-                await self._answer()
-            collected = self._take()
-            await self._send(content_pb2.WRITE, collected)
-            self.offset += len(collected)
+            await self._pass_on()
 
     async def commit(self, labels: Mapping[str, str]) -> None:
         """Store the blob. Raises InvalidRequest when the bytes are not those of the digest."""
-        if self._unanswered:
-            await self._answer()
+        # The last message goes alone: the answer to it is the one that counts.
+        while self._sent:
+            await self._settle()
+        pieces = self._take()
         try:
-            await self._send(content_pb2.COMMIT, self._take(), labels)
-            await self._answer()
+            try:
+                await self._send(content_pb2.COMMIT, pieces, labels)
+                await self._answer()
+            except Unavailable:
+                if self._asked:
+                    raise
+                # The writer before us, perhaps, whom `open` waits for.
+                self.close()
+                await self.restart()
+                await self._send(content_pb2.COMMIT, pieces, labels)
+                await self._answer()
         except AlreadyExists:
             pass  # somebody else brought the same
         except NotReady as exc:
             # The precondition that containerd sees violated is the digest or the size.
             raise InvalidRequest(str(exc)) from exc
 
-    def _take(self) -> bytes:
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
+    async def _pass_on(self) -> None:
+        """Send what was collected, while containerd hashes what was sent before."""
+        while len(self._sent) >= UNDER_WAY:
+            await self._settle()
+        count, pieces = self._collected, self._take()
+        self._sent.append((self.offset, pieces))
+        try:
+            await self._send(content_pb2.WRITE, pieces)
+            self.offset += count
+        except _Unsaid:
+            await self._say_again()
+
+    async def _settle(self) -> None:
+        """Wait for the answer to the oldest message that has none."""
+        try:
+            await self._answer()
+        except _Unsaid:
+            await self._say_again()
+        else:
+            self._sent.popleft()
+
+    async def _say_again(self) -> None:
+        """Send the messages without an answer again, one at a time, to hear what is wrong with them.
+
+        When containerd ends a call that we are sending on, gRPC reports that sending failed and drops the reason.
+        """
+        sent = [*self._sent]
+        self.close()
+        await self.open()
+        for start, pieces in sent:
+            rest = b"".join(pieces)[max(0, self.offset - start) :]
+            if rest:
+                try:
+                    await self._send(content_pb2.WRITE, [rest])
+                    self.offset = await self._answer()
+                except _Unsaid as exc:
+                    raise Unavailable(str(exc)) from exc
+
+    def _take(self) -> list[bytes]:
+        pieces, self._pieces = self._pieces, []
         self._collected = 0
-        return data
+        return pieces
 
     async def restart(self) -> None:
         """Drop what is there and begin anew."""
-        self.close()
         await self.abort()
         await self.open()
 
     async def abort(self) -> None:
         """Drop what was written; gone is done."""
         self.close()
+        self._take()
         try:
             with translate(f"transfer of {self._what}"):
                 await self._stub.Abort(
@@ -116,53 +169,76 @@ class Ingest:
         if self._call is not None:
             self._call.cancel()
             self._call = None
-        self._unanswered = False
-        self._take()
+        self._sent.clear()
 
-    async def _send(self, action: Any, data: bytes = b"", labels: Mapping[str, str] | None = None) -> None:
+    async def _send(self, action: Any, data: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
         request = content_pb2.WriteContentRequest(
             action=action,
             ref=self._ref,
             total=self._descriptor.size,
             expected=self._descriptor.digest,
             offset=self.offset,
-            data=data,
             labels=labels,
         )
-        with translate(self._what):
+        if self._call is None:
+            self._call = self._begin(metadata=self._meta)
+        with self._translated():
             try:
                 async with asyncio.timeout(WRITE_SECONDS):
-                    await self._call.write(request)
-            except TimeoutError as exc:
-                raise TimedOut(f"{self._what}: containerd took no data for {WRITE_SECONDS:g} s") from exc
+                    await self._call.write((request, data))
             except asyncio.InvalidStateError as exc:
                 await self._call.read()  # the call has ended: reading raises the reason
                 raise SandboxdError(f"{self._what}: containerd ended the transfer early") from exc
-        self._unanswered = True
 
     async def _answer(self) -> int:
-        """Wait for containerd's answer to the message before; returns the offset that it tells."""
-        self._unanswered = False
-        with translate(self._what):
-            try:
-                async with asyncio.timeout(WRITE_SECONDS):
-                    answer = await self._call.read()
-            except TimeoutError as exc:
-                raise TimedOut(f"{self._what}: containerd took no data for {WRITE_SECONDS:g} s") from exc
+        """Wait for containerd's answer to the oldest message that has none; returns the offset that it tells."""
+        with self._translated():
+            async with asyncio.timeout(WRITE_SECONDS):
+                answer = await self._call.read()
         if not isinstance(answer, content_pb2.WriteContentResponse):
             raise SandboxdError(f"{self._what}: containerd ended the transfer early")
         return int(answer.offset)
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        with translate(self._what):
+            try:
+                yield
+            except TimeoutError as exc:
+                raise TimedOut(f"{self._what}: containerd took no data for {WRITE_SECONDS:g} s") from exc
+            except grpc.aio.AioRpcError as exc:
+                if exc.code() is grpc.StatusCode.INTERNAL:
+                    raise _Unsaid(f"{self._what}: {exc.details()}") from exc
+                raise
+
+
+def _serialized(message: tuple[content_pb2.WriteContentRequest, Sequence[bytes]]) -> bytes:
+    """The request with its data: in the message itself all of it would be copied three times instead of once."""
+    request, pieces = message
+    length = sum(len(piece) for piece in pieces)
+    if not length:
+        return request.SerializeToString()
+    field = bytearray([content_pb2.WriteContentRequest.DATA_FIELD_NUMBER << 3 | 2])
+    while length >= 0x80:
+        field.append(length & 0x7F | 0x80)
+        length >>= 7
+    field.append(length)
+    return b"".join((request.SerializeToString(), field, *pieces))
+
 
 @asynccontextmanager
-async def writing(client: Containerd, lease: str, descriptor: Descriptor) -> AsyncIterator[Ingest]:
-    """An open ingest for the time of the block; what is not committed stays for the next writer.
+async def writing(
+    client: Containerd, lease: str, descriptor: Descriptor, *, ask: bool = True
+) -> AsyncIterator[Ingest]:
+    """An ingest for the time of the block; what is not committed stays for the next writer.
 
-    Raises AlreadyExists when the blob is there.
+    Raises AlreadyExists when the blob is there. Without `ask` it is taken for absent and begun anew, which saves a
+    small one half of its messages.
     """
     ingest = Ingest(client, lease, descriptor)
     try:
-        await ingest.open()
+        if ask:
+            await ingest.open()
         yield ingest
     finally:
         ingest.close()
