@@ -27,6 +27,8 @@ UNPACK_SECONDS = 1800.0  # of one layer; large ones on slow disks take minutes
 # An active snapshot with this label is kept whether or not a container record refers to it yet, and so are the
 # snapshots below it; whoever prepared it removes it.
 ROOT_LABEL = "containerd.io/gc.root"
+# Given to an active snapshot, it says which committed one this is to become: containerd refuses if that is there.
+TARGET_LABEL = "containerd.io/snapshot.ref"
 
 
 class Kind(enum.Enum):
@@ -156,12 +158,14 @@ class Snapshots:
             return False
         return True
 
-    async def list(self) -> list[Snapshot]:
-        """Every snapshot of this namespace and snapshotter."""
+    async def list(self, names: Sequence[str] = ()) -> list[Snapshot]:
+        """Every snapshot of this namespace and snapshotter, or those of `names` that are there."""
         found = []
         with translate("listing snapshots"):
             stream = self._stub.List(
-                snapshots_pb2.ListSnapshotsRequest(snapshotter=self.snapshotter),
+                snapshots_pb2.ListSnapshotsRequest(
+                    snapshotter=self.snapshotter, filters=[f"name=={name}" for name in names]
+                ),
                 metadata=self._meta,
                 timeout=CALL_SECONDS,
             )
@@ -243,7 +247,10 @@ class Snapshots:
         chain = chain_ids(diff_ids)
         for layer, diff_id, name in zip(layers, diff_ids, chain, strict=True):
             if not await self.exists(name):
-                await self.unpack_layer(layer, diff_id, name, parent)
+                try:
+                    await self.unpack_layer(layer, diff_id, name, parent)
+                except AlreadyExists:
+                    pass  # somebody else was faster; theirs is the same
             progress(layer.size)
             parent = name
         return parent
@@ -251,27 +258,50 @@ class Snapshots:
     async def unpack_layer(self, layer: Descriptor, diff_id: str, name: str, parent: str) -> None:
         """Unpack one layer on top of the committed snapshot `parent` ("" for the lowest) into `name`.
 
-        Somebody else's snapshot of that name is as good. Raises InvalidRequest when the layer is not what its diff
-        id says.
+        Raises AlreadyExists when there is one of that name, InvalidRequest when the layer is not what its diff id
+        says.
         """
-        key = f"sandboxd-unpack-{secrets.token_hex(6)}-{name}"
+        draft = await self.begin(name, parent)
         try:
-            mounts = await self.prepare(key, parent)
-            found = await self.apply(layer, mounts)
+            found = await self.apply(layer, draft.mounts)
             if found != diff_id:
                 raise InvalidRequest(
                     f"the uncompressed layer {layer.digest} has a wrong digest: expected {diff_id}, computed {found}"
                 )
-            await self.commit(name, key)
-        except AlreadyExists:
-            # Somebody else was faster; theirs is the same.
-            await self.remove(key)
-        except BaseException:
+            await draft.commit()
+        finally:
+            await draft.discard()
+
+    async def begin(self, name: str, parent: str) -> Draft:
+        """An empty writable snapshot on top of the committed `parent` ("" for none) that is to become `name`.
+
+        Raises AlreadyExists when there is one of that name, NotFound without the parent.
+        """
+        key = f"sandboxd-unpack-{secrets.token_hex(6)}-{name}"
+        return Draft(self, name, key, await self.prepare(key, parent, {TARGET_LABEL: name}))
+
+
+class Draft:
+    """A layer's snapshot before it is committed: `commit` it, and `discard` it in any case."""
+
+    def __init__(self, snapshots: Snapshots, name: str, key: str, mounts: tuple[Mount, ...]) -> None:
+        self.mounts = mounts
+        self._snapshots = snapshots
+        self._name = name
+        self._key = key
+
+    async def commit(self) -> None:
+        """Make it the committed snapshot. Raises AlreadyExists when somebody was faster; theirs is the same."""
+        await self._snapshots.commit(self._name, self._key)
+        self._key = ""
+
+    async def discard(self) -> None:
+        """Remove it unless it was committed."""
+        if self._key:
             try:
-                await self.remove(key)
+                await self._snapshots.remove(self._key)
             except SandboxdError:
-                pass  # the lease, or the next collection, takes it; the first error is the one to tell
-            raise
+                pass  # the lease, or the next collection, takes it; whatever failed before is the error to tell
 
 
 def _message(mount: Mount) -> mount_pb2.Mount:

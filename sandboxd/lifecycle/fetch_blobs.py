@@ -1,7 +1,8 @@
 """Bringing one image's parts into containerd: fetched, verified, examined and unpacked, each part once.
 
     manifests   small; fetched whole, verified, then stored
-    layers      streamed into the content store while they are examined; committed when the examination is over
+    layers      streamed into the content store while they are examined, and unpacked too if that can be; committed
+                when the examination is over
 
 A layer that was examined carries `CHECKED` in the content store. One without it (another tool's, or one whose
 transfer was taken up in the middle) is read back and examined before it is unpacked.
@@ -14,7 +15,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -26,6 +27,7 @@ from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, 
 from sandboxd.jobs import Jobs
 from sandboxd.lifecycle.image_store import ImageStore
 from sandboxd.lifecycle.layer_check import LayerCheck
+from sandboxd.lifecycle.unpack_layers import SMALL_BYTES, Memory, Unpacking
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
 from sandboxd.registry.client import Manifest as Served
@@ -65,6 +67,8 @@ class Shared:
     executor: Executor
     layers: asyncio.Semaphore  # layers under way at once, over all pulls
     counters: Counters
+    memory: Memory
+    brought: set[str] = field(default_factory=set)  # digests, since there was no pull under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,17 @@ class Found:
     def target(self) -> Descriptor:
         """What the image's names point at: the index if there is one."""
         return self.chain[0][0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Layer:
+    """A layer on its way. `arrived`: it is in the content store, and examined."""
+
+    number: int
+    blob: Descriptor
+    diff_id: str
+    unpacking: Unpacking
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Damaged(InvalidRequest):
@@ -171,80 +186,75 @@ class Fetch:
 
     async def layers(self, manifest: Manifest, config: ImageConfig) -> None:
         """Fetch all layers and unpack them in order; one is unpacked while those above it are still under way."""
-        unpacked = await self._unpacked(config)
-        chain = oci.chain_ids(config.diff_ids)
-        arrived = [asyncio.Event() for _ in manifest.layers]
-        for layer in manifest.layers:
-            self._progress("wait", layer.digest, 0, layer.size)
+        unpacking = Unpacking(
+            snapshots=self._snapshots,
+            leases=self._store.leases,
+            lease=self._lease,
+            jobs=self._shared.jobs,
+            executor=self._shared.executor,
+            memory=self._shared.memory,
+            layers=manifest.layers,
+            diff_ids=config.diff_ids,
+        )
+        await unpacking.find()
+        there = unpacking.count
+        stored = await self._content.list([layer.digest for layer in manifest.layers]) if manifest.layers else ()
+        self._shared.brought.update(info.digest for info in stored)
+        layers = [
+            _Layer(number=number, blob=blob, diff_id=diff_id, unpacking=unpacking)
+            for number, (blob, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True))
+        ]
+        for layer in layers:
+            self._progress("wait", layer.blob.digest, 0, layer.blob.size)
 
-        async def bring(number: int) -> None:
-            layer = manifest.layers[number]
+        async def bring(layer: _Layer) -> None:
             async with self._mine:
-                await self._bring(layer, config.diff_ids[number], examine=number >= unpacked)
-            arrived[number].set()
+                await self._bring(layer)
+            layer.arrived.set()
 
         async def unpack() -> None:
-            for number, layer in enumerate(manifest.layers):
-                await arrived[number].wait()
-                if number >= unpacked:
-                    self._progress("unpack", layer.digest, 0, layer.size)
-                    below = chain[number - 1] if number else ""
-                    # Another pull may be about to unpack the very same one.
-                    async with self._shared.jobs.exclusive(f"layer {chain[number]}"):
-                        await self._unpack(layer, config.diff_ids[number], chain[number], below)
-                self._progress("done", layer.digest, layer.size, layer.size)
+            for layer in layers:
+                await layer.arrived.wait()
+                digest, size = layer.blob.digest, layer.blob.size
+                if layer.number >= there:
+                    self._progress("unpack", digest, 0, size)
+                    with no_space(f"unpacking layer {digest}"):
+                        await unpacking.unpack(layer.number)
+                self._progress("done", digest, size, size)
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(unpack())
-            # Each digest once: an image may have the same layer several times.
-            first = {layer.digest: number for number, layer in reversed(list(enumerate(manifest.layers)))}
-            for number, layer in enumerate(manifest.layers):
-                if first[layer.digest] == number:
-                    group.create_task(bring(number))
-                else:
-                    group.create_task(_after(arrived[first[layer.digest]], arrived[number]))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(unpack())
+                # Each digest once: an image may have the same layer several times.
+                first: dict[str, _Layer] = {}
+                for layer in layers:
+                    if first.setdefault(layer.blob.digest, layer) is layer:
+                        group.create_task(bring(layer))
+                    else:
+                        group.create_task(_after(first[layer.blob.digest].arrived, layer.arrived))
+        finally:
+            unpacking.forget()
 
-    async def _unpacked(self, config: ImageConfig) -> int:
-        """How many layers from below are unpacked; the lease keeps them from now on."""
-        chain = oci.chain_ids(config.diff_ids)
-        if not chain:
-            return 0
-        count = 0
-        if await self._snapshots.exists(chain[-1]):
-            count = len(chain)
-        else:
-            while await self._snapshots.exists(chain[count]):
-                count += 1
-        if count:
-            try:
-                await self._store.leases.add_snapshot(self._lease, self._snapshots.snapshotter, chain[count - 1])
-            except NotFound:
-                return 0  # collected this instant
-        return count
-
-    async def _unpack(self, layer: Descriptor, diff_id: str, name: str, below: str) -> None:
-        if await self._snapshots.exists(name):
-            await self._store.leases.add_snapshot(self._lease, self._snapshots.snapshotter, name)
-            return
-        with no_space(f"unpacking layer {layer.digest}"):
-            await self._snapshots.unpack_layer(layer, diff_id, name, below)
-
-    async def _bring(self, layer: Descriptor, diff_id: str, *, examine: bool) -> None:
+    async def _bring(self, layer: _Layer) -> None:
         """Have the layer in the content store, examined if it is to be unpacked."""
-        async with self._shared.jobs.exclusive(f"blob {layer.digest}"):
+        blob, client = layer.blob, self._store.client
+        async with self._shared.jobs.exclusive(f"blob {blob.digest}"):
+            # What may be there already, whole or in part, belongs to our lease when it was asked for.
+            ask = blob.digest in self._shared.brought or blob.size > SMALL_BYTES
             try:
-                with no_space(f"storing layer {layer.digest}"):
-                    async with ingest.writing(self._store.client, self._lease, layer) as writer, self._shared.layers:
-                        checked = await self._fetch(writer, layer, diff_id)
+                with no_space(f"storing layer {blob.digest}"):
+                    async with ingest.writing(client, self._lease, blob, ask=ask) as writer, self._shared.layers:
+                        checked = await self._fetch(writer, layer)
+                self._shared.brought.add(blob.digest)
                 self._shared.counters.blobs_fetched += 1
             except AlreadyExists:
                 self._shared.counters.blobs_reused += 1
-                checked = CHECKED.items() <= (await self._content.info(layer.digest)).labels.items()
-                self._progress("exists", layer.digest, layer.size, layer.size)
-            if examine and not checked:
-                await self._examine_stored(layer, diff_id)
+                checked = CHECKED.items() <= (await self._content.info(blob.digest)).labels.items()
+                self._progress("exists", blob.digest, blob.size, blob.size)
+            if not checked and layer.number >= layer.unpacking.count:
+                await self._examine_stored(layer)
 
-    async def _fetch(self, writer: Ingest, layer: Descriptor, diff_id: str) -> bool:
+    async def _fetch(self, writer: Ingest, layer: _Layer) -> bool:
         """Fetch the rest of the layer into `writer`; tell whether it was examined on the way.
 
         Bytes that turn out wrong are fetched once more, from the beginning, if the mistake can be that of an
@@ -254,61 +264,74 @@ class Fetch:
             resumed = writer.offset > 0
             served: list[Endpoint] = []
             try:
-                checked = await self._attempt(writer, layer, diff_id, served)
+                if resumed:
+                    await self._attempt(writer, layer.blob, served)
+                else:
+                    await self._examined_attempt(writer, layer, served)
                 self._shared.counters.blobs_resumed += resumed
-                return checked
+                return not resumed
             except Damaged:
                 raise
             except InvalidRequest as exc:
                 await writer.abort()
                 if not resumed and not (served and self._repository.distrust(served)):
                     raise
-                log.warning("a layer is fetched again from its beginning", layer=layer.digest, error=str(exc))
+                log.warning("a layer is fetched again from its beginning", layer=layer.blob.digest, error=str(exc))
                 await writer.restart()
 
-    async def _attempt(self, writer: Ingest, layer: Descriptor, diff_id: str, served: list[Endpoint]) -> bool:
-        check = None if writer.offset else LayerCheck(self._shared.executor, f"layer {layer.digest}")
+    async def _examined_attempt(self, writer: Ingest, layer: _Layer, served: list[Endpoint]) -> None:
+        """Fetch the whole layer, examined on the way, and unpacked too if that can be."""
+        async with layer.unpacking.arriving(layer.number) as visitor:
+            check = LayerCheck(self._shared.executor, f"layer {layer.blob.digest}", visitor)
+            try:
+                await self._attempt(writer, layer.blob, served, check, layer.diff_id)
+            finally:
+                await check.stop()
+
+    async def _attempt(
+        self,
+        writer: Ingest,
+        blob: Descriptor,
+        served: list[Endpoint],
+        check: LayerCheck | None = None,
+        diff_id: str = "",
+    ) -> None:
         at = writer.offset
 
         async def take(piece: bytes) -> None:
             nonlocal at
             at += len(piece)
             self._shared.counters.bytes_fetched += len(piece)
-            self._progress("fetch", layer.digest, at, layer.size)
+            self._progress("fetch", blob.digest, at, blob.size)
             if check is not None:
                 await check.feed(piece)
             await writer.write(piece)
 
-        try:
-            if at < layer.size:
-                served += await self._repository.blob(layer.digest, layer.size, at, take)
-            failure: InvalidRequest | None = None
-            if check is not None:
-                try:
-                    scan = await check.finish()
-                    _same_diff_id(layer, diff_id, scan.diff_id)
-                except InvalidRequest as exc:
-                    failure = exc
-            # Damage shows in the digest first, and that is the better explanation: it names who is to blame.
-            await writer.commit(CHECKED if check is not None and failure is None else {})
-            if failure is not None:
-                raise Damaged(str(failure)) from failure
-            return check is not None
-        finally:
-            if check is not None:
-                check.stop()
+        if at < blob.size:
+            served += await self._repository.blob(blob.digest, blob.size, at, take)
+        failure: InvalidRequest | None = None
+        if check is not None:
+            try:
+                _same_diff_id(blob, diff_id, (await check.finish()).diff_id)
+            except InvalidRequest as exc:
+                failure = exc
+        # Damage shows in the digest first, and that is the better explanation: it names who is to blame.
+        await writer.commit(CHECKED if check is not None and failure is None else {})
+        if failure is not None:
+            raise Damaged(str(failure)) from failure
 
-    async def _examine_stored(self, layer: Descriptor, diff_id: str) -> None:
+    async def _examine_stored(self, layer: _Layer) -> None:
         """Examine a layer of the content store, and remember that."""
-        self._progress("check", layer.digest, 0, layer.size)
-        check = LayerCheck(self._shared.executor, f"layer {layer.digest}")
+        blob = layer.blob
+        self._progress("check", blob.digest, 0, blob.size)
+        check = LayerCheck(self._shared.executor, f"layer {blob.digest}")
         try:
-            async for piece in ingest.read(self._store.client, layer.digest):
+            async for piece in ingest.read(self._store.client, blob.digest):
                 await check.feed(piece)
-            _same_diff_id(layer, diff_id, (await check.finish()).diff_id)
+            _same_diff_id(blob, layer.diff_id, (await check.finish()).diff_id)
         finally:
-            check.stop()
-        await self._content.set_labels(layer.digest, CHECKED)
+            await check.stop()
+        await self._content.set_labels(blob.digest, CHECKED)
 
 
 @contextmanager

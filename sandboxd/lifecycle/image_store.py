@@ -100,7 +100,8 @@ class ImageStore:
         self.images = Images(client)
         self.snapshots = Snapshots(client, snapshotter)
         self.leases = Leases(client)
-        self._refreshing = asyncio.Lock()
+        self._looking, self._measuring = asyncio.Lock(), asyncio.Lock()
+        self._changed = True  # since `measure` began last
         self._view = _View()
         self._usage: dict[str, Usage] = {}
         self._fs = FsInfo(directory="", bytes=0, inodes=0, at=0)
@@ -129,7 +130,13 @@ class ImageStore:
 
     async def refresh(self) -> None:
         """Read containerd's state anew. Raises Unavailable; the copy stays as it was then."""
-        async with self._refreshing:
+        await self.look()
+        await self.measure()
+
+    async def look(self) -> None:
+        """See which images there are; `measure` is to follow. Raises Unavailable."""
+        self._changed = True
+        async with self._looking:
             known, parsed = self._view.parsed, {}
             listed = await self.images.list()
             for image in listed:
@@ -142,7 +149,6 @@ class ImageStore:
                     # Somebody's unfinished pull, an artifact, another platform: not something to run here.
                     log.debug("an image is left out", image=image.name, error=str(exc))
             self._view = _View(records=_records(listed, parsed), parsed=parsed)
-            await self._measure()
 
     async def _parse(self, target: Descriptor) -> _Parsed:
         """Read the manifest for this platform that `target` is or leads to, and its config."""
@@ -167,8 +173,15 @@ class ImageStore:
             return _Parsed(descriptor=descriptor, manifest=document, config=config)
         raise NotFound(f"no manifest for {self.platform} in {target.digest}")
 
+    async def measure(self) -> None:
+        """Sum what images take, if anything has changed. Raises Unavailable."""
+        async with self._measuring:
+            while self._changed:
+                self._changed = False
+                await self._measure()
+
     async def _measure(self) -> None:
-        """Sum what committed snapshots take; each is measured once, because it cannot change."""
+        """Each committed snapshot is measured once, because it cannot change."""
         committed = [s.name for s in await self.snapshots.list() if s.kind is Kind.COMMITTED]
         usage = {}
         for name in committed:

@@ -1,7 +1,8 @@
 """Examining a layer while it arrives: `oci.layers.scan` in a thread, fed from the event loop.
 
 The scan reads a file that must not end before the layer does; `LayerCheck` is that file. The thread waits for
-bytes, the event loop waits when the thread is behind; neither holds more than `AHEAD` bytes.
+bytes, the event loop waits when the thread is behind; neither holds more than `AHEAD` bytes. The digest of the bytes
+as they come is not computed here: containerd verifies it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import asyncio
 import threading
 from collections import deque
 from concurrent.futures import Executor, Future
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.oci import layers
+from sandboxd.oci.layers import Visitor
 
 AHEAD = 4 << 20  # bytes
 
@@ -21,28 +23,42 @@ AHEAD = 4 << 20  # bytes
 class LayerCheck:
     """One layer's examination. `feed` it whole, then `finish`; `stop` in any case."""
 
-    def __init__(self, executor: Executor, what: str) -> None:
+    def __init__(self, executor: Executor, what: str, visitor: Visitor | None = None) -> None:
         self._source = _Source(asyncio.get_running_loop())
-        self._scan: Future[layers.Scan] = executor.submit(self._run, what)
+        self._scan: Future[layers.Scan] = executor.submit(self._run, what, visitor)
 
-    def _run(self, what: str) -> layers.Scan:
+    def _run(self, what: str, visitor: Visitor | None) -> layers.Scan:
         try:
-            return layers.scan(cast(BinaryIO, self._source), what)
+            return layers.scan(cast(BinaryIO, self._source), what, visitor, digest=False)
         finally:
             self._source.abandon()
 
     async def feed(self, data: bytes) -> None:
-        """The next bytes. After the scan has failed they are ignored: `finish` tells why."""
+        """The next bytes. After the scan has found something wrong they are ignored: `finish` tells what.
+
+        Raises what else made an end of the scan, such as Exhausted.
+        """
         await self._source.put(data)
+        if self._scan.done() and not isinstance(self._scan.exception(), InvalidRequest | None):
+            self._scan.result()
 
     async def finish(self) -> layers.Scan:
         """The layer has ended: what it was. Raises as `layers.scan`."""
         self._source.end()
         return await asyncio.wrap_future(self._scan)
 
-    def stop(self) -> None:
-        """End the thread's work, if it still goes on."""
+    async def stop(self) -> None:
+        """End the thread's work, if it still goes on; returns when it has ended."""
         self._source.cut()
+        await ended(self._scan)
+
+
+async def ended(work: Future[Any]) -> None:
+    """Wait until a thread's work has ended, however it did; what has not begun never will."""
+    if not work.cancel() and not work.done():
+        waiter = asyncio.wrap_future(work)
+        waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
+        await asyncio.wait((waiter,))
 
 
 class _Source:

@@ -42,6 +42,7 @@ from sandboxd.errors import (
 from sandboxd.jobs import Jobs
 from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
 from sandboxd.lifecycle.image_store import MANAGED, ImageRecord, ImageStore
+from sandboxd.lifecycle.unpack_layers import Memory
 from sandboxd.oci.image import Descriptor, is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, reference
@@ -53,6 +54,7 @@ log = structlog.get_logger(__name__)
 
 KEEP_SECONDS = 24 * 3600.0
 LAYERS_OF_ALL = 12  # under way at once, over all pulls; each may hold a thread and some MiB
+WRITERS = 4  # threads that unpack from memory, which must not wait for those that wait for the network
 
 # The next attempt can go on from what these left; it says nothing against the content.
 _WORTH_KEEPING = (asyncio.CancelledError, Unavailable, TimedOut, NotReady, AccessDenied)
@@ -94,7 +96,7 @@ class Pulls:
         self._leases: set[str] = set()  # of pulls under way
         self._stopping = False
         # Threads of their own: an examination waits for the network, and the network must not wait for a thread.
-        self._executor = ThreadPoolExecutor(max_workers=LAYERS_OF_ALL, thread_name_prefix="layer-check")
+        self._executor = ThreadPoolExecutor(max_workers=LAYERS_OF_ALL + WRITERS, thread_name_prefix="layer-check")
         self.counters = Counters()
         self._shared = Shared(
             store=store,
@@ -102,6 +104,7 @@ class Pulls:
             executor=self._executor,
             layers=asyncio.Semaphore(LAYERS_OF_ALL),
             counters=self.counters,
+            memory=Memory(),
         )
 
     async def pull(
@@ -182,6 +185,8 @@ class Pulls:
             raise
         finally:
             del self._flights[key]
+            if not self._flights:
+                self._shared.brought.clear()
         self.counters.succeeded += 1
         return record
 
@@ -198,7 +203,8 @@ class Pulls:
                 raise first_cause(exc) from exc
             finally:
                 self.counters.retries += repository.retries
-        await self._store.refresh()
+        await self._store.look()
+        self._jobs.start("image usage", self._store.measure)
         return self._store.resolve(str(name))
 
     async def _unchanged(self, name: Reference, repository: Repository) -> ImageRecord | None:

@@ -21,7 +21,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 try:
     from compression import zstd  # type: ignore[import-not-found, unused-ignore]
@@ -50,12 +50,29 @@ _EXTENDED = (
 class Scan:
     """What a layer turned out to be. Sizes in bytes."""
 
-    digest: str  # of the bytes as they are
+    digest: str  # of the bytes as they are, "" where somebody else verifies it
     size: int
     compression: str  # "", "gzip" or "zstd"
     diff_id: str  # digest of the uncompressed tar
     uncompressed: int
     entries: int
+
+
+Read = Callable[[int], memoryview]  # the content's next bytes, at most so many; none at its end
+
+
+class Visitor(Protocol):
+    """Sees the entries of a layer one after the other, each after it was checked."""
+
+    def visit(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
+        """An entry that goes to `path` below the root, "" for the root itself.
+
+        Links that the layer made before are followed already; a directory in a link's place replaces it. `target` is
+        that of a hard link, followed likewise. What is not read of the content is skipped.
+        """
+
+    def finish(self) -> None:
+        """Every entry was visited and nothing is wrong with the layer."""
 
 
 class BoundedTarInfo(tarfile.TarInfo):
@@ -79,14 +96,15 @@ def check_size(entry: tarfile.TarInfo) -> None:
 class _Measured(io.RawIOBase):
     """Passes a stream on, hashing and counting what goes by."""
 
-    def __init__(self, inner: BinaryIO) -> None:
+    def __init__(self, inner: BinaryIO, *, hashed: bool = True) -> None:
         self._inner = inner
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.sha256() if hashed else None
         self.count = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._inner.read(size)
-        self._hash.update(data)
+        if self._hash is not None:
+            self._hash.update(data)
         self.count += len(data)
         return data
 
@@ -95,7 +113,7 @@ class _Measured(io.RawIOBase):
 
     @property
     def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        return f"sha256:{self._hash.hexdigest()}" if self._hash is not None else ""
 
 
 class _Gunzip(io.RawIOBase):
@@ -132,22 +150,62 @@ class _Gunzip(io.RawIOBase):
                 return plain
 
 
-def scan(file: BinaryIO, what: str = "layer") -> Scan:
+class _Forward:
+    """A stream with as much of a file's face as tarfile needs, without the copies of its own (mode "r|")."""
+
+    def __init__(self, inner: BinaryIO) -> None:
+        self._inner = inner
+        self._chunk = memoryview(b"")
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        """Go forward, to the end of the stream at most."""
+        if position < self._position:
+            raise tarfile.StreamError("a stream cannot be read backwards")
+        while self._position < position and self.some(position - self._position):
+            pass
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes unless the end comes."""
+        parts = []
+        while size > 0 and (part := self.some(size)):
+            parts.append(part)
+            size -= len(part)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def some(self, most: int) -> memoryview:
+        """Some of the next bytes, at most `most`; none at the end."""
+        if most and not self._chunk:
+            self._chunk = memoryview(self._inner.read(CHUNK))
+        data, self._chunk = self._chunk[:most], self._chunk[most:]
+        self._position += len(data)
+        return data
+
+
+def scan(file: BinaryIO, what: str = "layer", visitor: Visitor | None = None, *, digest: bool = True) -> Scan:
     """Read a whole layer from its beginning; `file` is seekable, `what` names it in errors.
+
+    Whatever `visitor` made of the entries counts for nothing when this fails. Without `digest` the bytes as they are
+    are not hashed.
 
     Raises InvalidRequest for a damaged layer or one that escapes its root, Unsupported for a compression that this
     Python cannot read.
     """
     compression = compression_of(file)
-    raw = _Measured(file)
+    raw = _Measured(file, hashed=digest)
     plain = _Measured(decompressed(cast(BinaryIO, raw), compression, what))
     try:
-        entries = _check_entries(plain, what)
+        entries = _check_entries(plain, what, visitor)
         while plain.read(CHUNK):
             pass
         while raw.read(CHUNK):
             pass
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as exc:
+        if visitor is not None:
+            visitor.finish()
+    except (tarfile.TarError, zlib.error, zstd.ZstdError, EOFError, OSError, ValueError) as exc:
         # Reading the file itself can fail too; then errno is set and it is not the layer's fault.
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
@@ -181,28 +239,32 @@ def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:
     return file
 
 
-def _check_entries(stream: _Measured, what: str) -> int:
+def _check_entries(stream: _Measured, what: str, visitor: Visitor | None) -> int:
     """Read the tar to the end of its entries and refuse what escapes; return how many there are."""
     # A directory's entry at a link's place: one unpacker keeps the link, another replaces it. Both must be safe.
     keeping: dict[str, str] = {}
     replacing: dict[str, str] = {}
     count = 0
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", bufsize=CHUNK, tarinfo=BoundedTarInfo) as tar:
+        forward = _Forward(cast(BinaryIO, stream))
+        with tarfile.TarFile(fileobj=cast(BinaryIO, forward), tarinfo=BoundedTarInfo) as tar:
             while (entry := tar.next()) is not None:
                 count += 1
                 check_size(entry)
                 # The list of members is kept for random access, which a stream does not have.
                 cast(Any, tar).members = []
+                target = ""
                 for links in (keeping, replacing):
                     path = _inside(entry.name, links, what)
                     if entry.islnk():
-                        _inside(entry.linkname, links, what)
+                        target = _inside(entry.linkname, links, what)
                     if entry.issym():
                         links[path] = entry.linkname
                     elif links is replacing or not entry.isdir():
                         links.pop(path, None)
-            _only_zeros_follow(tar, what)
+                if visitor is not None:
+                    visitor.visit(entry, path, target, _content(forward, entry))
+            _only_zeros_follow(forward, what)
     except tarfile.ReadError:
         if stream.count == 0:
             return 0  # no bytes at all is a tar without entries, to Go's reader too
@@ -210,10 +272,24 @@ def _check_entries(stream: _Measured, what: str) -> int:
     return count
 
 
-def _only_zeros_follow(tar: tarfile.TarFile, what: str) -> None:
+def _content(stream: _Forward, entry: tarfile.TarInfo) -> Read:
+    """How to read the content of the entry that the stream is at."""
+    left = entry.size if entry.isreg() and not entry.issparse() else 0
+
+    def read(most: int) -> memoryview:
+        nonlocal left
+        data = stream.some(min(most, left))
+        if left and not data:
+            raise EOFError("it ends in the middle of an entry")
+        left -= len(data)
+        return data
+
+    return read
+
+
+def _only_zeros_follow(stream: _Forward, what: str) -> None:
     """Refuse bytes after the end: tarfile takes a header it cannot read for the end, another reader may not."""
-    assert tar.fileobj is not None
-    while data := tar.fileobj.read(CHUNK):
+    while data := stream.read(CHUNK):
         if data.count(0) != len(data):
             raise InvalidRequest(f"{what} is damaged: an entry cannot be read, or data follows the end of the tar")
 

@@ -24,8 +24,8 @@ def words(text: str) -> frozenset[str]:
 PURE = words(
     """
     errors model
-    oci.cdi oci.container oci.files oci.image oci.layers oci.layout oci.linux oci.lsm oci.sandbox oci.seccomp
-    oci.userns oci.users oci.validate
+    oci.cdi oci.container oci.files oci.image oci.layers oci.layout oci.linux oci.lsm oci.recording oci.sandbox
+    oci.seccomp oci.userns oci.users oci.validate
     cni.conf cni.request cni.result cni.strict_json cni.template
     cgroups.places cgroups.sample
     registry.auth registry.hosts registry.reference
@@ -61,6 +61,7 @@ ELSEWHERE = {
     "cli.session": "tests/unit/cli/test_commands.py",
     "containerd.content": "tests/root/test_images_on_containerd.py",
     "containerd.events": "tests/e2e/test_lifecycle.py",
+    "containerd.extract": "tests/root/test_extract.py",
     "containerd.images": "tests/root/test_images_on_containerd.py",
     "containerd.ingest": "tests/e2e/test_pull.py",
     "containerd.leases": "tests/root/test_images_on_containerd.py",
@@ -83,6 +84,7 @@ ELSEWHERE = {
     "lifecycle.recover": "tests/e2e/test_restart.py",
     "lifecycle.run_sandbox": "tests/e2e/test_story.py",
     "lifecycle.teardown": "tests/e2e/test_lifecycle.py",
+    "lifecycle.unpack_layers": "tests/e2e/test_pull.py",
     "lifecycle.userns": "tests/root/test_user_namespaces.py",
     "lifecycle.volumes": "tests/e2e/test_volumes.py",
     "netns": "tests/root/test_netns.py",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.errors import InvalidRequest
+from sandboxd.errors import Exhausted, InvalidRequest
 from sandboxd.lifecycle.layer_check import LayerCheck
 from sandboxd.oci import layers
 
@@ -40,7 +40,7 @@ async def check(executor: ThreadPoolExecutor, pieces: list[bytes]) -> layers.Sca
             await examined.feed(piece)
         return await examined.finish()
     finally:
-        examined.stop()
+        await examined.stop()
 
 
 @pytest.mark.parametrize("data", [tar(), gzip.compress(tar(), 1), b""], ids=["plain", "gzip", "empty"])
@@ -48,7 +48,7 @@ async def check(executor: ThreadPoolExecutor, pieces: list[bytes]) -> layers.Sca
 async def test_pieces_give_what_the_whole_gives(executor: ThreadPoolExecutor, data: bytes, piece: int) -> None:
     pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
 
-    assert await check(executor, pieces) == layers.scan(io.BytesIO(data))
+    assert await check(executor, pieces) == layers.scan(io.BytesIO(data), digest=False)
 
 
 @given(st.lists(st.integers(1, 700), max_size=8))
@@ -62,7 +62,7 @@ def test_any_cut_gives_what_the_whole_gives(cuts: list[int]) -> None:
     with ThreadPoolExecutor(1) as executor:
         found = asyncio.run(check(executor, [*pieces, data[at:]]))
 
-    assert found == layers.scan(io.BytesIO(data))
+    assert found == layers.scan(io.BytesIO(data), digest=False)
 
 
 async def test_what_escapes_is_refused_and_the_rest_may_still_be_fed(executor: ThreadPoolExecutor) -> None:
@@ -81,7 +81,25 @@ async def test_stopping_frees_the_thread() -> None:
     try:
         examined = LayerCheck(executor, "layer")
         await examined.feed(tar()[:600])
-        examined.stop()
+        await examined.stop()
         assert (await check(executor, [tar()])).entries == 1
     finally:
         executor.shutdown(wait=True)
+
+
+async def test_another_reason_than_the_layer_ends_it_at_once(executor: ThreadPoolExecutor) -> None:
+    """A full disk, say: there is no use in the rest."""
+
+    class Full:
+        def visit(self, *arguments: object) -> None:
+            raise Exhausted("no space")
+
+        def finish(self) -> None: ...
+
+    examined = LayerCheck(executor, "layer", Full())
+    try:
+        with pytest.raises(Exhausted):
+            for _ in range(1000):
+                await examined.feed(tar())
+    finally:
+        await examined.stop()

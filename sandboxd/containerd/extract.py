@@ -1,0 +1,222 @@
+"""Writing a layer into the directory of its snapshot while the layer is read for the first time.
+
+containerd's diff service does it from a blob that is complete: it decompresses and hashes everything once more.
+Here the entries are written as the scan that every layer goes through (`oci.layers.scan`) comes by them, with the
+result that the diff service would have had. Rules:
+
+1. No link is followed. Each part of a path is opened below the one before it with O_NOFOLLOW, so that nothing
+   reaches out of the directory whatever the scan let through.
+2. Nothing is replaced: the directory was empty, and what is there twice is for the diff service.
+3. What cannot be done exactly (devices, sparse files, a parent directory that a layer below describes, a file
+   system without extended attributes) is not done by halves: `unfit` says why, nothing more is written, and the
+   caller throws the snapshot away and asks the diff service.
+4. Nothing is visible before the caller has verified the layer and commits the snapshot.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tarfile
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+from sandboxd.containerd.snapshots import Mount
+from sandboxd.errors import Exhausted
+from sandboxd.oci.layers import Read
+from sandboxd.oci.recording import OPAQUE, WHITEOUT, is_whiteout
+
+PIECE = 1 << 20  # bytes written at a time
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_XATTR = "SCHILY.xattr."
+_NO_NAMES = frozenset({"", ".", ".."})
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Unfit(Exception):
+    """This entry is for the diff service."""
+
+
+def directory_of(mounts: Sequence[Mount], *, lowest: bool) -> str:
+    """The directory that holds exactly this layer's changes, "" when the snapshotter has no such thing."""
+    if len(mounts) != 1:
+        return ""
+    (mount,) = mounts
+    if mount.type == "bind" and lowest and not mount.target and "ro" not in mount.options:
+        return mount.source
+    if mount.type == "overlay" and not lowest and "userxattr" not in mount.options:
+        return next((o.removeprefix("upperdir=") for o in mount.options if o.startswith("upperdir=")), "")
+    return ""
+
+
+class Extraction:
+    """A visitor of `oci.layers.scan` that writes; for one thread at a time. `close` it, from whichever thread."""
+
+    def __init__(self, directory: str, *, lowest: bool) -> None:
+        """`lowest`: there is no layer below, so there is nothing to be deleted from, nor to take attributes from."""
+        self.unfit = ""
+        self._directory = directory
+        self._lowest = lowest
+        self._times: list[tuple[str, int]] = []  # of directories, set when nothing is put into them any more
+        self._root = self._parent = -1
+        self._parent_path = ""
+        try:
+            self._root = os.open(directory, _DIRECTORY)
+        except OSError as exc:
+            self._give_up("the directory", exc)  # in another mount namespace than ours, perhaps
+
+    def visit(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
+        """Write an entry; raises Exhausted when the disk is full."""
+        if self.unfit:
+            return
+        try:
+            self._write(entry, path, target, read)
+        except (_Unfit, OSError, OverflowError, ValueError) as exc:
+            self._give_up(entry.name, exc)
+
+    def finish(self) -> None:
+        """Every entry was visited: give the directories their times."""
+        if self.unfit:
+            return
+        try:
+            for path, time in self._times:
+                parent, name = self._place(path)
+                os.utime(name, ns=(time, time), dir_fd=parent, follow_symlinks=False)
+        except (_Unfit, OSError) as exc:
+            self._give_up(path, exc)
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        for fd in {self._root, self._parent} - {-1}:
+            os.close(fd)
+        self._root = self._parent = -1
+
+    def _give_up(self, what: str, exc: Exception) -> None:
+        if isinstance(exc, OSError) and exc.errno in _FULL:
+            raise Exhausted(f"{what}: no space is left on the disk; remove images with `sandboxctl rmi`") from exc
+        self.unfit = f"{what}: {exc}"
+
+    def _write(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
+        parent, name = self._place(path)
+        if is_whiteout(name):
+            self._delete(entry, parent, name)
+        elif entry.isdir():
+            if name:  # what a layer says of the root itself is ignored, as containerd does
+                self._make_directory(entry, parent, name, path)
+        elif not name:
+            raise _Unfit("the root is not a directory")
+        elif entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not entry.issparse():
+            fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
+            try:
+                while view := read(PIECE):
+                    while view:
+                        view = view[os.write(fd, view) :]
+                _describe(entry, fd)
+                time = _modified(entry)
+                os.utime(fd, ns=(time, time))
+            finally:
+                os.close(fd)
+        elif entry.issym():
+            if any(key.startswith(_XATTR) for key in entry.pax_headers):
+                raise _Unfit("a link with extended attributes")
+            os.symlink(entry.linkname, name, dir_fd=parent)
+            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+            time = _modified(entry)
+            os.utime(name, ns=(time, time), dir_fd=parent, follow_symlinks=False)
+        elif entry.islnk():
+            self._link(entry, target, path)
+        else:
+            raise _Unfit(f"an entry of type {entry.type!r}")
+
+    def _delete(self, entry: tarfile.TarInfo, parent: int, name: str) -> None:
+        """A whiteout, in overlayfs' form (https://docs.kernel.org/filesystems/overlayfs.html)."""
+        if self._lowest:
+            raise _Unfit("a whiteout without a layer below")
+        if name == OPAQUE:
+            os.setxattr(parent, "trusted.overlay.opaque", b"y")
+        elif name.startswith(WHITEOUT * 2):
+            raise _Unfit("a whiteout of aufs' own")
+        else:
+            hidden = name.removeprefix(WHITEOUT)
+            os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
+            os.chown(hidden, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+
+    def _make_directory(self, entry: tarfile.TarInfo, parent: int, name: str, path: str) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            pass  # what is no directory cannot be opened as one below
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            _describe(entry, fd)
+        finally:
+            os.close(fd)
+        self._times.append((path, _modified(entry)))
+
+    def _link(self, entry: tarfile.TarInfo, target: str, path: str) -> None:
+        source, source_name = self._place(target)
+        if not source_name:
+            raise _Unfit("a link to the root")
+        # What both names share was described with the first one.
+        info = os.stat(source_name, dir_fd=source, follow_symlinks=False)
+        described = (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns)
+        if described != (entry.mode & 0o7777, entry.uid, entry.gid, _modified(entry)):
+            raise _Unfit("a link that says something else than its target")
+        source = os.dup(source)  # the place of the new name may close it
+        try:
+            parent, name = self._place(path)
+            os.link(source_name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(source)
+
+    def _place(self, path: str) -> tuple[int, str]:
+        """(directory, name) of a path. The directory stays open until the next call."""
+        directory, _, name = path.rpartition("/")
+        if path and not _NO_NAMES.isdisjoint(path.split("/")):
+            raise _Unfit("a path that is none")
+        if not directory:
+            return self._root, name
+        if directory != self._parent_path:
+            fd = self._open(directory)
+            if self._parent != -1:
+                os.close(self._parent)
+            self._parent, self._parent_path = fd, directory
+        return self._parent, name
+
+    def _open(self, path: str) -> int:
+        fd = os.dup(self._root)
+        for part in path.split("/"):
+            try:
+                try:
+                    below = os.open(part, _DIRECTORY, dir_fd=fd)
+                except FileNotFoundError:
+                    if not self._lowest:
+                        raise _Unfit("a layer below describes its parent directory") from None
+                    os.mkdir(part, 0o700, dir_fd=fd)
+                    below = os.open(part, _DIRECTORY, dir_fd=fd)
+                    os.fchmod(below, 0o755)
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
+
+
+def _describe(entry: tarfile.TarInfo, fd: int) -> None:
+    """Owner, attributes and mode; in this order, because a change of the owner takes capabilities and setuid away."""
+    os.fchown(fd, entry.uid, entry.gid)
+    for key, value in entry.pax_headers.items():
+        if key.startswith(_XATTR):
+            os.setxattr(fd, key.removeprefix(_XATTR), value.encode("utf-8", "surrogateescape"))
+    os.fchmod(fd, entry.mode & 0o7777)
+
+
+def _modified(entry: tarfile.TarInfo) -> int:
+    """When the entry was changed last, unix nanoseconds; tarfile itself keeps no more than a float."""
+    text = entry.pax_headers.get("mtime", "")
+    try:
+        return int(Decimal(text) * 1_000_000_000) if text else int(entry.mtime) * 1_000_000_000
+    except InvalidOperation as exc:
+        raise _Unfit(f"a time that is no number, {text!r}") from exc
