@@ -24,8 +24,11 @@ from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_
 CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
 LOCKED_SECONDS = 10.0  # that a writer who went away may need to be noticed
-MESSAGE_BYTES = 1 << 20  # of data that make a message; smaller pieces are collected
+MESSAGE_BYTES = 2 << 20  # of data that make a message; smaller pieces are collected
 UNDER_WAY = 3  # messages without an answer, at most
+
+
+_Request = tuple[content_pb2.WriteContentRequest, Sequence[bytes]]  # the data is not in the message itself
 
 
 class _Unsaid(SandboxdError):
@@ -37,7 +40,7 @@ class Ingest:
 
     def __init__(self, client: Containerd, lease: str, descriptor: Descriptor) -> None:
         self._meta = metadata(client, lease)
-        self._stub = content_pb2_grpc.ContentStub(client.channel)
+        self._channel = client.channel
         self._begin: Any = client.channel.stream_stream(
             "/containerd.services.content.v1.Content/Write",
             request_serializer=_serialized,
@@ -47,6 +50,7 @@ class Ingest:
         self._ref = f"sandboxd-pull-{descriptor.digest}"
         self._what = f"content {descriptor.digest}"
         self._call: Any = None
+        self._requests: asyncio.Queue[_Request | None] = asyncio.Queue()
         self._asked = False  # whether containerd was asked what it has
         self._sent: deque[tuple[int, list[bytes]]] = deque()  # (offset, data) of messages without an answer
         self._pieces: list[bytes] = []
@@ -59,7 +63,7 @@ class Ingest:
         delay = 0.01
         while True:
             try:
-                await self._send(content_pb2.STAT)
+                self._send(content_pb2.STAT)
                 self.offset = await self._answer()
                 self._asked = True
                 break
@@ -88,21 +92,27 @@ class Ingest:
         pieces = self._take()
         try:
             try:
-                await self._send(content_pb2.COMMIT, pieces, labels)
-                await self._answer()
+                await self._finish(pieces, labels)
             except Unavailable:
                 if self._asked:
                     raise
                 # The writer before us, perhaps, whom `open` waits for.
-                self.close()
                 await self.restart()
-                await self._send(content_pb2.COMMIT, pieces, labels)
-                await self._answer()
+                await self._finish(pieces, labels)
         except AlreadyExists:
             pass  # somebody else brought the same
         except NotReady as exc:
             # The precondition that containerd sees violated is the digest or the size.
             raise InvalidRequest(str(exc)) from exc
+
+    async def _finish(self, pieces: list[bytes], labels: Mapping[str, str]) -> None:
+        self._send(content_pb2.COMMIT, pieces, labels)
+        # Nothing follows: a call that ends by itself need not be cancelled, which gRPC makes much ado about.
+        self._requests.put_nowait(None)
+        await self._answer()
+        with self._translated():
+            if await self._call.read() is grpc.aio.EOF:
+                self._call = None
 
     async def _pass_on(self) -> None:
         """Send what was collected, while containerd hashes what was sent before."""
@@ -110,11 +120,8 @@ class Ingest:
             await self._settle()
         count, pieces = self._collected, self._take()
         self._sent.append((self.offset, pieces))
-        try:
-            await self._send(content_pb2.WRITE, pieces)
-            self.offset += count
-        except _Unsaid:
-            await self._say_again()
+        self._send(content_pb2.WRITE, pieces)
+        self.offset += count
 
     async def _settle(self) -> None:
         """Wait for the answer to the oldest message that has none."""
@@ -137,7 +144,7 @@ class Ingest:
             rest = b"".join(pieces)[max(0, self.offset - start) :]
             if rest:
                 try:
-                    await self._send(content_pb2.WRITE, [rest])
+                    self._send(content_pb2.WRITE, [rest])
                     self.offset = await self._answer()
                 except _Unsaid as exc:
                     raise Unavailable(str(exc)) from exc
@@ -158,7 +165,7 @@ class Ingest:
         self._take()
         try:
             with translate(f"transfer of {self._what}"):
-                await self._stub.Abort(
+                await content_pb2_grpc.ContentStub(self._channel).Abort(
                     content_pb2.AbortRequest(ref=self._ref), metadata=self._meta, timeout=CALL_SECONDS
                 )
         except SandboxdError:
@@ -171,7 +178,7 @@ class Ingest:
             self._call = None
         self._sent.clear()
 
-    async def _send(self, action: Any, data: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
+    def _send(self, action: Any, data: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
         request = content_pb2.WriteContentRequest(
             action=action,
             ref=self._ref,
@@ -181,14 +188,10 @@ class Ingest:
             labels=labels,
         )
         if self._call is None:
-            self._call = self._begin(metadata=self._meta)
-        with self._translated():
-            try:
-                async with asyncio.timeout(WRITE_SECONDS):
-                    await self._call.write((request, data))
-            except asyncio.InvalidStateError as exc:
-                await self._call.read()  # the call has ended: reading raises the reason
-                raise SandboxdError(f"{self._what}: containerd ended the transfer early") from exc
+            # Sent by a task of the call's own, so that the caller can get the next bytes meanwhile.
+            self._requests = asyncio.Queue()
+            self._call = self._begin(_from(self._requests), metadata=self._meta)
+        self._requests.put_nowait((request, data))
 
     async def _answer(self) -> int:
         """Wait for containerd's answer to the oldest message that has none; returns the offset that it tells."""
@@ -212,7 +215,12 @@ class Ingest:
                 raise
 
 
-def _serialized(message: tuple[content_pb2.WriteContentRequest, Sequence[bytes]]) -> bytes:
+async def _from(requests: asyncio.Queue[_Request | None]) -> AsyncIterator[_Request]:
+    while (request := await requests.get()) is not None:
+        yield request
+
+
+def _serialized(message: _Request) -> bytes:
     """The request with its data: in the message itself all of it would be copied three times instead of once."""
     request, pieces = message
     length = sum(len(piece) for piece in pieces)

@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 CHECKED = {"sandboxd.io/layer": "checked"}
 ACCEPT = (*oci.MANIFESTS, *oci.INDEXES)
+SMALL_AT_ONCE = 6  # small layers of one pull: what they take is round trips, not bandwidth
 MOST_NESTING = 4  # indexes in indexes
 
 Progress = Callable[[str, str, int, int], None]  # stage, digest, bytes done, bytes altogether
@@ -140,7 +141,8 @@ class Fetch:
         self._repository = repository
         self._lease = lease
         self._progress = progress
-        self._mine = asyncio.Semaphore(at_once)
+        self._large = asyncio.Semaphore(at_once)
+        self._small = asyncio.Semaphore(max(at_once, SMALL_AT_ONCE))
         self._content = Content(shared.store.client, lease)
         self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, lease)
 
@@ -208,7 +210,7 @@ class Fetch:
             self._progress("wait", layer.blob.digest, 0, layer.blob.size)
 
         async def bring(layer: _Layer) -> None:
-            async with self._mine:
+            async with self._small if layer.blob.size <= SMALL_BYTES else self._large:
                 await self._bring(layer)
             layer.arrived.set()
 

@@ -127,8 +127,8 @@ class Unpacking:
                     yield extraction
                     if await self._commit(draft, extraction, number):
                         self.count = number + 1
-        elif number >= self.count and layer.size <= SMALL_BYTES and self._memory.take(RECORDED_BYTES):
-            recording = Recording(RECORDED_BYTES)
+        elif number >= self.count and layer.size <= SMALL_BYTES and self._memory.take(most := _room_for(layer)):
+            recording = Recording(most)
             used = 0
             try:
                 yield recording
@@ -136,7 +136,7 @@ class Unpacking:
                     used = recording.held
                     self._recorded[number] = recording
             finally:
-                self._memory.left += RECORDED_BYTES - used
+                self._memory.left += most - used
         else:
             yield None
 
@@ -232,6 +232,11 @@ class Unpacking:
 
     def _below(self) -> str:
         return self._chain[self.count - 1] if self.count else ""
+
+
+def _room_for(layer: Descriptor) -> int:
+    """The memory that a small layer is given; what is packed more densely than usual does not fit."""
+    return min(RECORDED_BYTES, (64 << 10) + layer.size * 8)
 
 
 @asynccontextmanager

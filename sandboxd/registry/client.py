@@ -55,6 +55,7 @@ class Ranges:
         8 << 20
     )  # after so many bytes of one connection it is decided, and again after as many more; 0: never
     waiting: float = 0.6  # the share of the time from which on it is too much
+    fast: int = 64 << 20  # bytes a second that are enough from one connection, whatever is waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,8 @@ class Probe:
         self.passed += len(data)
         self._bytes += len(data)
         if self._bytes >= self._ranges.probe:
-            slow = self._waited >= self._ranges.waiting * (self._left - self._since)
+            seconds = self._left - self._since
+            slow = self._waited >= self._ranges.waiting * seconds and self._bytes < self._ranges.fast * seconds
             if slow and self._size - self.passed >= self._ranges.least:
                 raise TooSlow
             self._begin()

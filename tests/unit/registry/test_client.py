@@ -242,14 +242,14 @@ async def passing(probe: Probe, clock: Clock, *, pieces: int, waiting: float) ->
         await probe.take(bytes(100))
 
 
-@pytest.mark.parametrize(("waiting", "taking"), [(1.0, 2.0), (0.0, 0.0001)])
+@pytest.mark.parametrize(("waiting", "taking"), [(1.0, 2.0), (0.00001, 0.0)], ids=["slow sink", "fast enough"])
 async def test_one_connection_will_do_when_it_is_not_what_is_waited_for(waiting: float, taking: float) -> None:
     clock = Clock()
 
     async def sink(data: bytes) -> None:
         clock.now += taking
 
-    probe = Probe(Ranges(count=2, least=500, probe=300), sink, 100_000, clock=clock)
+    probe = Probe(Ranges(count=2, least=500, probe=300, fast=1_000_000), sink, 100_000, clock=clock)
 
     await passing(probe, clock, pieces=20, waiting=waiting)
 
@@ -282,7 +282,7 @@ async def test_the_little_that_is_left_is_not_worth_more_connections() -> None:
 
 
 async def test_more_connections_go_on_where_the_one_was() -> None:
-    ranges = Ranges(count=3, bytes=200_000, least=10_000, probe=1000, waiting=0)
+    ranges = Ranges(count=3, bytes=200_000, least=10_000, probe=1000, waiting=0, fast=1 << 40)
     large = BLOB * 20  # more than comes in one piece
     async with serving(lambda asked: blob(asked, large)) as server, opened(server.host, ranges=ranges) as repository:
         assert await read(repository, large) == large
