@@ -23,6 +23,7 @@ from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_
 
 CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
+FLUSH_SECONDS = 5.0
 LOCKED_SECONDS = 10.0  # that a writer who went away may need to be noticed
 MESSAGE_BYTES = 2 << 20  # of data that make a message; smaller pieces are collected
 UNDER_WAY = 3  # messages without an answer, at most
@@ -104,6 +105,17 @@ class Ingest:
         except NotReady as exc:
             # The precondition that containerd sees violated is the digest or the size.
             raise InvalidRequest(str(exc)) from exc
+
+    async def flush(self) -> None:
+        """Have containerd keep everything so far, for a writer who goes on later; a failure is no matter."""
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                if self._asked and self._call is not None and self._pieces:
+                    await self._pass_on()
+                while self._sent:
+                    await self._settle()
+        except (SandboxdError, TimeoutError):
+            pass
 
     async def _finish(self, pieces: list[bytes], labels: Mapping[str, str]) -> None:
         self._send(content_pb2.COMMIT, pieces, labels)
@@ -248,6 +260,9 @@ async def writing(
         if ask:
             await ingest.open()
         yield ingest
+    except (Unavailable, TimedOut, asyncio.CancelledError):
+        await ingest.flush()
+        raise
     finally:
         ingest.close()
 
