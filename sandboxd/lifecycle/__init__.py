@@ -15,6 +15,11 @@ reconcile     records and observations to repairs (pure)
 recover       gather, reconcile, apply; at start, on reconnect, periodically
 pull_image, load_image, save_image, image_store
               images: from registries, archives in and out, listing, rootfs for containers
+fetch_blobs, layer_check, unpack_layers
+              a pull's blobs: into the content store, examined as they arrive, unpacked as early as can be
+layers        what containers have written, measured now and then
+programs      asking a program of the machine a question
+pod_cidr      the pod CIDR into a network configuration
 machine       facts about this machine that specs depend on
 handlers      what each runtime handler can do here
 resources     limits that change after the creation
