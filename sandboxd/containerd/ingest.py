@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -25,7 +25,7 @@ CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
 FLUSH_SECONDS = 5.0
 LOCKED_SECONDS = 10.0  # that a writer who went away may need to be noticed
-MESSAGE_BYTES = 2 << 20  # of data that make a message; smaller pieces are collected
+MESSAGE_BYTES = 1 << 20  # of data that make a message; smaller pieces are collected
 UNDER_WAY = 3  # messages without an answer, at most
 
 
@@ -51,7 +51,7 @@ class Ingest:
         self._ref = f"sandboxd-pull-{descriptor.digest}"
         self._what = f"content {descriptor.digest}"
         self._call: Any = None
-        self._requests: asyncio.Queue[_Request | None] = asyncio.Queue()
+        self._requests = _Requests()
         self._asked = False  # whether containerd was asked what it has
         self._sent: deque[tuple[int, list[bytes]]] = deque()  # (offset, data) of messages without an answer
         self._pieces: list[bytes] = []
@@ -120,7 +120,7 @@ class Ingest:
     async def _finish(self, pieces: list[bytes], labels: Mapping[str, str]) -> None:
         self._send(content_pb2.COMMIT, pieces, labels)
         # Nothing follows: a call that ends by itself need not be cancelled, which gRPC makes much ado about.
-        self._requests.put_nowait(None)
+        self._requests.end()
         await self._answer()
         with self._translated():
             if await self._call.read() is grpc.aio.EOF:
@@ -159,6 +159,8 @@ class Ingest:
                     self._send(content_pb2.WRITE, [rest])
                     self.offset = await self._answer()
                 except _Unsaid as exc:
+                    self.close()
+                    self._take()
                     raise Unavailable(str(exc)) from exc
 
     def _take(self) -> list[bytes]:
@@ -201,9 +203,9 @@ class Ingest:
         )
         if self._call is None:
             # Sent by a task of the call's own, so that the caller can get the next bytes meanwhile.
-            self._requests = asyncio.Queue()
-            self._call = self._begin(_from(self._requests), metadata=self._meta)
-        self._requests.put_nowait((request, data))
+            self._requests = _Requests()
+            self._call = self._begin(self._requests, metadata=self._meta)
+        self._requests.put((request, data))
 
     async def _answer(self) -> int:
         """Wait for containerd's answer to the oldest message that has none; returns the offset that it tells."""
@@ -227,9 +229,25 @@ class Ingest:
                 raise
 
 
-async def _from(requests: asyncio.Queue[_Request | None]) -> AsyncIterator[_Request]:
-    while (request := await requests.get()) is not None:
-        yield request
+class _Requests:
+    """What a call is to send, as it comes up. (An asynchronous generator would be closed while it waits.)"""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[_Request | None] = asyncio.Queue()
+
+    def put(self, request: _Request) -> None:
+        self._queue.put_nowait(request)
+
+    def end(self) -> None:
+        self._queue.put_nowait(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _Request:
+        if (request := await self._queue.get()) is None:
+            raise StopAsyncIteration
+        return request
 
 
 def _serialized(message: _Request) -> bytes:

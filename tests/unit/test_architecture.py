@@ -63,7 +63,6 @@ ELSEWHERE = {
     "containerd.events": "tests/e2e/test_lifecycle.py",
     "containerd.extract": "tests/root/test_extract.py",
     "containerd.images": "tests/root/test_images_on_containerd.py",
-    "containerd.ingest": "tests/e2e/test_pull.py",
     "containerd.leases": "tests/root/test_images_on_containerd.py",
     "containerd.processes": "tests/e2e/test_exec.py",
     "containerd.snapshots": "tests/root/test_images_on_containerd.py",
