@@ -30,6 +30,7 @@ from sandboxd.lifecycle.layer_check import LayerCheck
 from sandboxd.lifecycle.unpack_layers import SMALL_BYTES, Memory, Unpacking
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
+from sandboxd.oci.layers import Scan
 from sandboxd.registry.client import Manifest as Served
 from sandboxd.registry.client import Repository
 from sandboxd.registry.hosts import Endpoint
@@ -314,7 +315,7 @@ class Fetch:
         failure: InvalidRequest | None = None
         if check is not None:
             try:
-                _same_diff_id(blob, diff_id, (await check.finish()).diff_id)
+                _as_described(blob, diff_id, await check.finish())
             except InvalidRequest as exc:
                 failure = exc
         # Damage shows in the digest first, and that is the better explanation: it names who is to blame.
@@ -330,7 +331,7 @@ class Fetch:
         try:
             async for piece in ingest.read(self._store.client, blob.digest):
                 await check.feed(piece)
-            _same_diff_id(blob, layer.diff_id, (await check.finish()).diff_id)
+            _as_described(blob, layer.diff_id, await check.finish())
         finally:
             await check.stop()
         await self._content.set_labels(blob.digest, CHECKED)
@@ -356,10 +357,16 @@ def _parsed(served: Served) -> Manifest | Index:
         raise InvalidRequest(f"{exc} (served as {served.media_type or 'nothing in particular'})") from exc
 
 
-def _same_diff_id(layer: Descriptor, expected: str, computed: str) -> None:
-    if computed != expected:
+def _as_described(layer: Descriptor, diff_id: str, found: Scan) -> None:
+    """Raises InvalidRequest when a layer is not what the manifest and the config say that it is."""
+    if found.diff_id != diff_id:
         raise InvalidRequest(
-            f"the uncompressed layer {layer.digest} has a wrong digest: expected {expected}, computed {computed}"
+            f"the uncompressed layer {layer.digest} has a wrong digest: expected {diff_id}, computed {found.diff_id}"
+        )
+    # containerd takes this type at its word, and others on the same containerd would fail.
+    if found.compression and layer.media_type == oci.OCI_LAYER:
+        raise InvalidRequest(
+            f"layer {layer.digest} is compressed ({found.compression}), its type says that it is not"
         )
 
 

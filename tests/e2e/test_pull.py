@@ -6,6 +6,7 @@ Everything is inside the bed: docker-registry, a token server and the fault-inje
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -779,10 +780,31 @@ def artifact(manifest: dict[str, Any]) -> None:
     manifest["config"]["mediaType"] = "application/vnd.example.config.v1+json"
 
 
+def unknown(manifest: dict[str, Any]) -> None:
+    manifest["layers"][0]["mediaType"] = "application/vnd.example.layer.v1.tar"
+
+
+def special(name: str, kind: bytes, linkname: str = "") -> bytes:
+    """A plain tar with one entry that is neither a file nor a symbolic link."""
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname, entry.devmajor, entry.devminor = kind, linkname, 1, 3
+        tar.addfile(entry)
+    return output.getvalue()
+
+
 GOOD = [("file", b"content", "")]
 WRONG: dict[str, tuple[list[tuple[str, bytes, str]], dict[str, Any], tuple[str, ...]]] = {
     "a name that climbs": ([("../../etc/passwd", b"x", "")], {}, ("climbs", "../../etc/passwd")),
     "a link that leads out": ([("a", b"", "/etc"), ("a/passwd", b"x", "")], {}, ("leads out", "/etc")),
+    "a hard link that leads out": ([], {"layers": [special("a", tarfile.LNKTYPE, "../../etc/passwd")]}, ("climbs",)),
+    "an unknown kind of layer": (GOOD, {"changes": unknown}, ("unsupported type", "vnd.example")),
+    "a compressed layer that is said to be plain": (
+        [],
+        {"layers": [gzip.compress(layer_of(GOOD))], "diff_ids": [sha256(layer_of(GOOD))]},
+        ("gzip", "its type says"),
+    ),
     "a wrong diff id": (GOOD, {"diff_ids": ["sha256:" + "00" * 32]}, ("wrong digest", "00" * 32)),
     "too few diff ids": ([*GOOD], {"diff_ids": ["sha256:" + "00" * 32] * 2}, ("2 diff_ids for 1 layers",)),
     "a layer that is no tar": ([], {"layers": [b"not a tar" * 500]}, ("damaged",)),
@@ -837,9 +859,11 @@ def test_what_is_no_name_is_refused(site: Site, name: str) -> None:
     assert refused(caught.value)[0] is Code.INVALID_ARGUMENT
 
 
-def test_a_full_disk_is_said_to_be_full_and_is_empty_again(fresh_bed: StartBed) -> None:
+@pytest.mark.parametrize("where", ["content.v1.content", "snapshotter.v1.overlayfs"])
+def test_a_full_disk_is_said_to_be_full_and_is_empty_again(fresh_bed: StartBed, where: str) -> None:
+    """The content store's, or the one that layers are unpacked to."""
     bed = fresh_bed(daemon=False, network=False)
-    store = "/var/lib/sandboxd/containerd/io.containerd.content.v1.content"
+    store = f"/var/lib/sandboxd/containerd/io.containerd.{where}"
     bed.run(["mkdir", "-p", store])
     bed.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", store])
     site = Site(bed=bed, registry=start_registry(bed, 5000), proxy=start_proxy(bed, 5001, "127.0.0.1:5000"))
@@ -850,3 +874,82 @@ def test_a_full_disk_is_said_to_be_full_and_is_empty_again(fresh_bed: StartBed) 
     site.refuses(f"{site.registry.host}/disk/large:v1", Code.RESOURCE_EXHAUSTED, "no space")
 
     site.pull(f"{site.registry.host}/disk/small:v1")
+
+
+# How it is unpacked.
+
+
+def unpacked(site: Site, name: str) -> list[Path]:
+    """Files of this name in the snapshots' directories."""
+    snapshots = "/var/lib/sandboxd/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
+    return list(site.bed.path(snapshots).glob(f"*/fs/{name}"))
+
+
+def test_entries_that_are_not_ours_to_write_are_unpacked_by_containerd(site: Site) -> None:
+    layers = [layer_of([("below", b"x", "")]), special("device-of-a-layer", tarfile.CHRTYPE)]
+    for order in (layers, layers[::-1]):
+        make_image(site.registry.storage, "unpacked/device", order)
+        name = f"{site.registry.host}/unpacked/device:v1"
+        site.pull(name)
+
+        (device,) = unpacked(site, "device-of-a-layer")
+        assert device.is_char_device()
+        assert os.major(device.stat().st_rdev) == 1
+        site.remove(name)
+    assert "left to containerd" in site.bed.log_file.read_text("utf-8")
+
+
+@pytest.mark.parametrize("layers", [8, 45])
+def test_every_layer_counts_however_many_there_are(site: Site, layers: int) -> None:
+    """Each replaces a file of the one before, and deletes one; of very many, small ones share a snapshot."""
+    layout = site.bed.base / "layouts" / "counted"
+    with tarfile.open(site.bed.build_image("busybox")) as tar:
+        tar.extractall(layout, filter="data")
+    storage = site.registry.storage
+    base = storage.read(storage.publish(layout, "unpacked/base", "v1"))
+    blob = storage.read(json.loads(base)["layers"][0]["digest"])
+    base_diff = json.loads(storage.read(json.loads(base)["config"]["digest"]))["rootfs"]["diff_ids"][0]
+    steps = [
+        layer_of([(f"made-{n}", b"x", ""), ("step", str(n).encode(), ""), (f".wh.made-{n - 1}", b"", "")])
+        for n in range(1, layers)
+    ]
+    kind = json.loads(base)["layers"][0]["mediaType"]
+
+    def typed(manifest: dict[str, Any]) -> None:
+        manifest["layers"][0]["mediaType"] = kind
+
+    diff_ids = [base_diff, *(sha256(step) for step in steps)]
+    repository = f"unpacked/counted-{layers}"
+    make_image(storage, repository, [blob, *steps], diff_ids=diff_ids, changes=typed)
+    name = f"{site.registry.host}/{repository}:v1"
+    before = len(site.stored()["snapshots"])
+    site.pull(name)
+
+    snapshots = len(site.stored()["snapshots"]) - before
+    assert snapshots in (layers, layers - 1) if layers < 20 else 1 < snapshots < layers / 4  # the base may be there
+    last = layers - 1
+    script = f'test "$(cat /step)" = {last} && test "$(echo /made-*)" = /made-{last}'
+    pod = pod_config()
+    pod_id = run_pod(site.bed, pod)
+    container_id = create_container(site.bed, pod_id, container_config("once", name, ["sh", "-c", script]), pod)
+    start_container(site.bed, container_id)
+    until(lambda: exited(site.bed, container_id), within=20, what="the container ends")
+    assert container_status(site.bed, container_id).exit_code == 0
+    remove_pod(site.bed, pod_id)
+    site.remove(name)
+
+
+def test_an_image_of_many_layers_goes_on_from_those_that_are_unpacked(site: Site) -> None:
+    """Another image with the same first layers, more of them, and a part of a shared snapshot."""
+    layers = [layer_of([(f"grown-{n}", str(n).encode(), "")]) for n in range(60)]
+    for number, count in enumerate((30, 37, 60)):
+        make_image(site.registry.storage, f"unpacked/growing-{number}", layers[:count])
+        site.pull(f"{site.registry.host}/unpacked/growing-{number}:v1")
+
+    stored = site.stored()["snapshots"]
+    assert len([path for path in unpacked(site, "grown-59") if path.read_text() == "59"]) == 1
+    assert len(stored) == len(set(stored))
+    # What the first image has is not unpacked again for the second, nor for the third.
+    assert len(unpacked(site, "grown-3")) == 1
+    for number in range(3):
+        site.remove(f"{site.registry.host}/unpacked/growing-{number}:v1")
