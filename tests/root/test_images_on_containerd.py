@@ -23,7 +23,7 @@ from sandboxd.containerd import rootfs
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.content import Content
 from sandboxd.containerd.images import Image
-from sandboxd.containerd.snapshots import Snapshots
+from sandboxd.containerd.snapshots import Snapshot, Snapshots, Usage
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, Unavailable
 from sandboxd.lifecycle import load_image
 from sandboxd.lifecycle.image_store import ImageStore
@@ -484,3 +484,69 @@ async def test_what_a_root_file_system_changed_comes_as_a_layer_and_nothing_stay
     await store.forget_changes("c")
     await store.forget_changes("c")
     assert await held(private, store) == before
+
+
+async def test_usage_is_asked_for_once_and_never_by_a_question(
+    store: ImageStore, archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each committed snapshot is measured when it is new; what clients ask is answered from memory."""
+    usage_of, lists = [], 0
+    usage, list_ = store.snapshots.usage, store.snapshots.list
+
+    async def counted_usage(key: str) -> Usage:
+        usage_of.append(key)
+        return await usage(key)
+
+    async def counted_list() -> list[Snapshot]:
+        nonlocal lists
+        lists += 1
+        return await list_()
+
+    monkeypatch.setattr(store.snapshots, "usage", counted_usage)
+    monkeypatch.setattr(store.snapshots, "list", counted_list)
+    await load_image.load(store, archives["busybox"])
+    busybox = store.resolve("busybox").chain_id
+    assert usage_of == [busybox]
+
+    asked = lists
+    for _ in range(100):
+        assert store.fs_info().bytes > 0
+    assert (usage_of, lists) == ([busybox], asked)
+    await store.measure()
+    assert lists == asked, "nothing has changed"
+
+    await load_image.load(store, archives["nginx"])
+    await store.refresh()
+    assert usage_of == [busybox, store.resolve("nginx").chain_id]
+    before = store.fs_info().bytes
+    await store.remove("busybox")
+    assert len(usage_of) == 2
+    assert store.fs_info().bytes < before
+
+
+async def test_changes_during_a_measurement_are_measured_too(
+    store: ImageStore, archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once do not measure the same, and nothing is missed."""
+    await load_image.load(store, archives["busybox"])
+    began, go_on = asyncio.Event(), asyncio.Event()
+    list_ = store.snapshots.list
+
+    async def slow_list() -> list[Snapshot]:
+        found = await list_()
+        began.set()
+        await go_on.wait()
+        return found
+
+    await store.look()
+    monkeypatch.setattr(store.snapshots, "list", slow_list)
+    measuring = asyncio.ensure_future(store.measure())
+    await began.wait()
+    monkeypatch.setattr(store.snapshots, "list", list_)
+    loading = asyncio.ensure_future(load_image.load(store, archives["nginx"]))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(measuring, loading)
+
+    usages = [await store.snapshots.usage(store.resolve(name).chain_id) for name in ("busybox", "nginx")]
+    assert store.fs_info().bytes == sum(item.bytes for item in usages)
