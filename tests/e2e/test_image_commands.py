@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2 as host
-from tests.e2e.test_pull import QUICK, Site, blob_requests, host_architecture, index_of, layer_of, make_image
+from tests.e2e.test_pull import PATIENT, Site, blob_requests, host_architecture, index_of, layer_of, make_image
 from tests.e2e.test_sandboxctl import Ctl
 from tests.pods import refused
 from tests.processes import until
@@ -71,7 +71,7 @@ def place(containerd_bin: Path | None) -> Iterator[Place]:
         bed.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")
         registry = start_registry(bed, 5000)
         proxy = start_proxy(bed, 5001, registry.host)
-        bed.start_daemon(images=QUICK, metrics={"address": f"127.0.0.1:{METRICS_PORT}"})
+        bed.start_daemon(images=PATIENT, metrics={"address": f"127.0.0.1:{METRICS_PORT}"})
         yield Place(bed=bed, registry=registry, proxy=proxy, ctl=Ctl(bed))
 
 
@@ -153,7 +153,7 @@ def test_an_interrupt_stops_the_pull_and_the_next_one_goes_on(place: Place) -> N
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
 
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "kept for the next attempt" in said
     until(
         lambda: place.figure("sandboxd_image_pulls_total", outcome="cancelled") == before + 1,
