@@ -86,21 +86,7 @@ class Unpacking:
         there = {snapshot.name for snapshot in await self._snapshots.list(self._chain)} if self._chain else set()
         number = next((n for n in reversed(range(len(self._chain))) if self._chain[n] in there), -1)
         self.count = number + 1 if number >= 0 and await self._keep(number) else 0
-        self._uppermost = self._groups()
-
-    def _groups(self) -> list[int]:
-        """For each layer the uppermost of those that share its snapshot, itself where it shares it with none."""
-        uppermost = list(range(len(self._layers)))
-        if len(self._layers) <= MANY:
-            return uppermost
-        first = self.count
-        for number in range(self.count, len(self._layers) + 1):
-            full = number - first == TOGETHER
-            if number == len(self._layers) or full or self._layers[number].size > SMALL_BYTES:
-                uppermost[first:number] = [max(first, number - 1)] * (number - first)
-                alone = number < len(self._layers) and self._layers[number].size > SMALL_BYTES
-                first = number + 1 if alone else number
-        return uppermost
+        self._uppermost = shared_snapshots([layer.size for layer in self._layers], self.count)
 
     async def _keep(self, number: int) -> bool:
         """Put somebody else's snapshot under our lease; False when it was collected this instant."""
@@ -232,6 +218,24 @@ class Unpacking:
 
     def _below(self) -> str:
         return self._chain[self.count - 1] if self.count else ""
+
+
+def shared_snapshots(sizes: Sequence[int], first: int) -> list[int]:
+    """For each layer the uppermost of those that share its snapshot, itself where it shares it with none.
+
+    `sizes` are compressed, in bytes; the layers below `first` are unpacked already.
+    """
+    uppermost = list(range(len(sizes)))
+    if len(sizes) <= MANY:
+        return uppermost
+    while first < len(sizes):
+        end = first
+        while end < len(sizes) and end - first < TOGETHER and sizes[end] <= SMALL_BYTES:
+            end += 1
+        end = max(end, first + 1)  # a large one is alone
+        uppermost[first:end] = [end - 1] * (end - first)
+        first = end
+    return uppermost
 
 
 def _room_for(layer: Descriptor) -> int:

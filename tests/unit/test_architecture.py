@@ -83,7 +83,6 @@ ELSEWHERE = {
     "lifecycle.recover": "tests/e2e/test_restart.py",
     "lifecycle.run_sandbox": "tests/e2e/test_story.py",
     "lifecycle.teardown": "tests/e2e/test_lifecycle.py",
-    "lifecycle.unpack_layers": "tests/e2e/test_pull.py",
     "lifecycle.userns": "tests/root/test_user_namespaces.py",
     "lifecycle.volumes": "tests/e2e/test_volumes.py",
     "netns": "tests/root/test_netns.py",
