@@ -22,7 +22,7 @@ from sandboxd.containerd.content import Content, snapshot_label
 from sandboxd.containerd.images import Image, Images
 from sandboxd.containerd.leases import Leases
 from sandboxd.containerd.snapshots import ROOT_LABEL, Kind, Mount, Snapshots, Usage
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest, Platform
 from sandboxd.registry import reference
@@ -213,6 +213,30 @@ class ImageStore:
                 # The last one waits for the collection, so that the space is free when the call returns.
                 await self.images.delete(name, sync=number == len(record.records))
             await self.refresh()
+
+    async def name(self, lease: str, wanted: Iterable[Image]) -> None:
+        """Create or move image records, which keep their other labels; when one fails, put the others back.
+
+        What a record pointed at is kept by the lease meanwhile: were it collected, there was nothing to go back to.
+        """
+        changed: list[tuple[str, Image | None]] = []
+        try:
+            for image in wanted:
+                try:
+                    before = await self.images.get(image.name)
+                except NotFound:
+                    labels = dict(image.labels)
+                else:
+                    labels = {**before.labels, **image.labels}
+                    await self.leases.add_content(lease, before.target.digest)
+                changed.append((image.name, await self.images.put(replace(image, labels=labels))))
+        except BaseException:
+            for name, earlier in reversed(changed):
+                try:
+                    await (self.images.delete(name) if earlier is None else self.images.put(earlier))
+                except SandboxdError as exc:
+                    log.error("an image name could not be put back", image=name, error=str(exc))
+            raise
 
     async def pin(self, image: ImageRecord) -> ImageRecord:
         """Have kubelet's image garbage collection spare an image; raises NotFound when it is gone."""

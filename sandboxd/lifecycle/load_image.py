@@ -18,21 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
 from sandboxd import steps
 from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snapshot_label
-from sandboxd.containerd.images import Image, Images
+from sandboxd.containerd.images import Image
 from sandboxd.containerd.snapshots import Snapshots
-from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError
+from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.lifecycle.image_store import MANAGED, PINNED, ImageRecord, ImageStore
 from sandboxd.oci import archive, layers
 from sandboxd.oci import image as oci
 from sandboxd.oci.archive import Archive, Blob, ImageContent
 from sandboxd.oci.image import Descriptor, Platform
 from sandboxd.registry import reference
-
-log = structlog.get_logger(__name__)
 
 PAUSE_NAME = "sandboxd.local/pause:builtin"
 LEASE_SECONDS = 24 * 3600.0
@@ -179,7 +175,9 @@ async def _bring_in(
                 await snapshots.unpack(descriptors, content.parsed.diff_ids, count)
             step.note(layers=sum(len(content.layers) for content in contents))
         with steps.step("image.name"):
-            await _name(store.images, contents, labels)
+            # containerd keeps only what has a name: an untagged image is named by its id.
+            named = [(name, each) for each in contents for name in each.names or (each.config.descriptor.digest,)]
+            await store.name(lease, [Image(name=name, target=each.target, labels=labels) for name, each in named])
     await store.refresh()
 
 
@@ -202,24 +200,6 @@ async def _store(
             with blob.open() as file:
                 written += await content_store.write(blob.descriptor, file, labels, count)
     return written
-
-
-async def _name(images: Images, contents: Sequence[ImageContent], labels: Mapping[str, str]) -> None:
-    """Create or move the image records; when one fails, put the others back."""
-    changed: list[tuple[str, Image | None]] = []
-    try:
-        for content in contents:
-            # containerd keeps only what has a name: an untagged image is named by its id.
-            for name in content.names or (content.config.descriptor.digest,):
-                image = Image(name=name, target=content.target, labels=labels)
-                changed.append((name, await images.put(image)))
-    except BaseException:
-        for name, before in reversed(changed):
-            try:
-                await (images.delete(name) if before is None else images.put(before))
-            except SandboxdError as exc:
-                log.error("an image name could not be put back", image=name, error=str(exc))
-        raise
 
 
 def _counter(stage: str, total: int, progress: Progress) -> Callable[[int], None]:

@@ -43,7 +43,7 @@ from sandboxd.jobs import Jobs
 from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
 from sandboxd.lifecycle.image_store import MANAGED, ImageRecord, ImageStore
 from sandboxd.lifecycle.unpack_layers import Memory
-from sandboxd.oci.image import Descriptor, is_digest
+from sandboxd.oci.image import is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, reference
 from sandboxd.registry.auth import Credentials
@@ -246,30 +246,12 @@ class Pulls:
                 step.note(fetched=self.counters.blobs_fetched - before.blobs_fetched)
                 step.note(reused=self.counters.blobs_reused - before.blobs_reused)
             with steps.step("image.name", image=str(name)):
-                await self._name(name, found.target)
-
-    async def _name(self, name: Reference, target: Descriptor) -> None:
-        """Make the image records; when one fails, put the others back."""
-        # The digest keeps the image when the tag moves on to another one.
-        names = [f"{name.repository}@{target.digest}"]
-        if not name.digest:
-            names.insert(0, f"{name.repository}:{name.tag}")
-        images = self._store.images
-        changed: list[tuple[str, Image | None]] = []
-        try:
-            for full in names:
-                try:
-                    labels = {**(await images.get(full)).labels, **MANAGED}
-                except NotFound:
-                    labels = dict(MANAGED)
-                changed.append((full, await images.put(Image(name=full, target=target, labels=labels))))
-        except BaseException:
-            for full, before in reversed(changed):
-                try:
-                    await (images.delete(full) if before is None else images.put(before))
-                except SandboxdError as exc:
-                    log.error("an image name could not be put back", image=full, error=str(exc))
-            raise
+                # The digest keeps the image when the tag moves on to another one.
+                names = [f"{name.repository}@{found.target.digest}"]
+                if not name.digest:
+                    names.insert(0, f"{name.repository}:{name.tag}")
+                images = [Image(name=each, target=found.target, labels=MANAGED) for each in names]
+                await self._store.name(hold.lease, images)
 
     # The lease.
 
