@@ -429,25 +429,25 @@ async def test_snapshots_answer_as_their_docstrings_say(
     """Errors by meaning; a view is read-only."""
     await load_image.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"a": b"a"})])))
     record = store.resolve("x:1")
-    snapshots = store.snapshots
-    with pytest.raises(NotFound):
-        await snapshots.prepare("k", "no-such-parent")
-    await snapshots.prepare("k", record.chain_id)
-    with pytest.raises(AlreadyExists):
-        await snapshots.prepare("k", record.chain_id)
-    with pytest.raises(NotReady):
-        await snapshots.remove(record.chain_id)
-    (mount,) = await snapshots.view("v", record.chain_id)
-    assert "ro" in mount.options or mount.type == "overlay"
-    assert (await snapshots.stat("k")).parent == record.chain_id
-    assert (await snapshots.usage("k")).inodes >= 0
-    await snapshots.remove("k")
-    await snapshots.remove("v")
     layer = (await store._parse((await store.images.get("docker.io/library/x:1")).target)).manifest.layers[0]
-    leased = Snapshots(client, "overlayfs")
-    with pytest.raises(InvalidRequest, match="wrong digest"):
-        await leased.unpack([layer], ["sha256:" + "0" * 64])
-    assert {snapshot.name for snapshot in await snapshots.list()} == {record.chain_id}
+    async with store.leases.held("test", seconds=60) as lease:
+        snapshots = Snapshots(client, "overlayfs", lease)
+        with pytest.raises(NotFound):
+            await snapshots.prepare("k", "no-such-parent")
+        await snapshots.prepare("k", record.chain_id)
+        with pytest.raises(AlreadyExists):
+            await snapshots.prepare("k", record.chain_id)
+        with pytest.raises(NotReady):
+            await snapshots.remove(record.chain_id)
+        (mount,) = await snapshots.view("v", record.chain_id)
+        assert "ro" in mount.options or mount.type == "overlay"
+        assert (await snapshots.stat("k")).parent == record.chain_id
+        assert (await snapshots.usage("k")).inodes >= 0
+        await snapshots.remove("k")
+        await snapshots.remove("v")
+        with pytest.raises(InvalidRequest, match="wrong digest"):
+            await snapshots.unpack([layer], ["sha256:" + "0" * 64])
+        assert {snapshot.name for snapshot in await snapshots.list()} == {record.chain_id}
 
 
 async def test_what_a_root_file_system_changed_comes_as_a_layer_and_nothing_stays(
