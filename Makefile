@@ -52,7 +52,8 @@ conformance: setup-test images ## run the genuine critest on sandboxd and, besid
 bench-logs: setup-test images ## what container output costs the daemon's answers
 	@PYTHONASYNCIODEBUG= $(PY) -m tests.bench.logs
 
-bench-pull: setup-test conformance-tools ## PullImage against containerd's own CRI plugin; writes build/bench/pull.json
+bench-pull: setup-test ## PullImage against containerd's own CRI plugin; writes build/bench/pull.json
+	$(PY) tests/conformance/build.py containerd containerd-cri
 	@PYTHONASYNCIODEBUG= $(PY) -m tests.bench.pull $(BENCH_ARGS)
 
 demo: setup images ## set up what is needed, then run nginx in a pod and show each step

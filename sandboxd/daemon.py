@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import grp
 import os
 import signal
@@ -178,6 +179,9 @@ async def _start_up(
     host.jobs.watch("logger", host.logs.keep_up)
     host.jobs.watch("compare", lambda: compare_forever(host, config.daemon.reconcile_seconds))
     condition.trouble = ""
+    # What there is by now stays: no collection needs to look through it again. (A full one takes 50 ms.)
+    gc.collect()
+    gc.freeze()
     log.info("ready", containerd=version, pods=len(host.ledger.sandboxes), containers=len(host.ledger.containers))
     _notify("READY=1")
 

@@ -42,10 +42,15 @@ class Ingest:
     def __init__(self, client: Containerd, lease: str, descriptor: Descriptor) -> None:
         self._meta = metadata(client, lease)
         self._channel = client.channel
-        self._begin: Any = client.channel.stream_stream(
-            "/containerd.services.content.v1.Content/Write",
-            request_serializer=_serialized,
-            response_deserializer=content_pb2.WriteContentResponse.FromString,
+        # A call for one message is the same on the wire as one for many, and gRPC makes far less of it.
+        kinds: tuple[Any, ...] = (client.channel.stream_stream, client.channel.unary_stream)
+        self._begin, self._write_once = (
+            kind(
+                "/containerd.services.content.v1.Content/Write",
+                request_serializer=_serialized,
+                response_deserializer=content_pb2.WriteContentResponse.FromString,
+            )
+            for kind in kinds
         )
         self._descriptor = descriptor
         self._ref = f"sandboxd-pull-{descriptor.digest}"
@@ -118,13 +123,19 @@ class Ingest:
             pass
 
     async def _finish(self, pieces: list[bytes], labels: Mapping[str, str]) -> None:
-        self._send(content_pb2.COMMIT, pieces, labels)
-        # Nothing follows: a call that ends by itself need not be cancelled, which gRPC makes much ado about.
-        self._requests.end()
+        if self._call is None:
+            request = self._request(content_pb2.COMMIT, labels)
+            self._call = self._write_once((request, pieces), metadata=self._meta)
+        else:
+            self._send(content_pb2.COMMIT, pieces, labels)
+            self._requests.end()
         await self._answer()
+        # A call that ends by itself need not be cancelled, which is work. containerd gives this answer twice.
         with self._translated():
-            if await self._call.read() is grpc.aio.EOF:
-                self._call = None
+            async with asyncio.timeout(WRITE_SECONDS):
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
+        self._call = None
 
     async def _pass_on(self) -> None:
         """Send what was collected, while containerd hashes what was sent before."""
@@ -193,7 +204,14 @@ class Ingest:
         self._sent.clear()
 
     def _send(self, action: Any, data: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
-        request = content_pb2.WriteContentRequest(
+        if self._call is None:
+            # Sent by a task of the call's own, so that the caller can get the next bytes meanwhile.
+            self._requests = _Requests()
+            self._call = self._begin(self._requests, metadata=self._meta)
+        self._requests.put((self._request(action, labels), data))
+
+    def _request(self, action: Any, labels: Mapping[str, str] | None) -> content_pb2.WriteContentRequest:
+        return content_pb2.WriteContentRequest(
             action=action,
             ref=self._ref,
             total=self._descriptor.size,
@@ -201,11 +219,6 @@ class Ingest:
             offset=self.offset,
             labels=labels,
         )
-        if self._call is None:
-            # Sent by a task of the call's own, so that the caller can get the next bytes meanwhile.
-            self._requests = _Requests()
-            self._call = self._begin(self._requests, metadata=self._meta)
-        self._requests.put((request, data))
 
     async def _answer(self) -> int:
         """Wait for containerd's answer to the oldest message that has none; returns the offset that it tells."""

@@ -26,7 +26,7 @@ from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, SandboxdError, Unsupported
 from sandboxd.jobs import Jobs
 from sandboxd.lifecycle.image_store import ImageStore
-from sandboxd.lifecycle.layer_check import LayerCheck
+from sandboxd.lifecycle.layer_check import LayerCheck, WholeCheck
 from sandboxd.lifecycle.unpack_layers import SMALL_BYTES, Memory, Unpacking
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 CHECKED = {"sandboxd.io/layer": "checked"}
 ACCEPT = (*oci.MANIFESTS, *oci.INDEXES)
-SMALL_AT_ONCE = 6  # small layers of one pull: what they take is round trips, not bandwidth
+SMALL_AT_ONCE = 8  # small layers of one pull: what they take is round trips, not bandwidth
 MOST_NESTING = 4  # indexes in indexes
 
 Progress = Callable[[str, str, int, int], None]  # stage, digest, bytes done, bytes altogether
@@ -285,7 +285,8 @@ class Fetch:
     async def _examined_attempt(self, writer: Ingest, layer: _Layer, served: list[Endpoint]) -> None:
         """Fetch the whole layer, examined on the way, and unpacked too if that can be."""
         async with layer.unpacking.arriving(layer.number) as visitor:
-            check = LayerCheck(self._shared.executor, f"layer {layer.blob.digest}", visitor)
+            checking = WholeCheck if layer.blob.size <= SMALL_BYTES else LayerCheck
+            check = checking(self._shared.executor, f"layer {layer.blob.digest}", visitor)
             try:
                 await self._attempt(writer, layer.blob, served, check, layer.diff_id)
             finally:
@@ -296,7 +297,7 @@ class Fetch:
         writer: Ingest,
         blob: Descriptor,
         served: list[Endpoint],
-        check: LayerCheck | None = None,
+        check: LayerCheck | WholeCheck | None = None,
         diff_id: str = "",
     ) -> None:
         at = writer.offset

@@ -1,13 +1,15 @@
 """Examining a layer while it arrives: `oci.layers.scan` in a thread, fed from the event loop.
 
 The scan reads a file that must not end before the layer does; `LayerCheck` is that file. The thread waits for
-bytes, the event loop waits when the thread is behind; neither holds more than `AHEAD` bytes. The digest of the bytes
-as they come is not computed here: containerd verifies it.
+bytes, the event loop waits when the thread is behind; neither holds more than `AHEAD` bytes. A small layer comes
+sooner than the two could take turns: `WholeCheck` examines it when all of it is there. The digest of the bytes as
+they come is not computed here: containerd verifies it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections import deque
 from concurrent.futures import Executor, Future
@@ -51,6 +53,32 @@ class LayerCheck:
         """End the thread's work, if it still goes on; returns when it has ended."""
         self._source.cut()
         await ended(self._scan)
+
+
+class WholeCheck:
+    """The same for a layer that is small enough to be held in memory."""
+
+    def __init__(self, executor: Executor, what: str, visitor: Visitor | None = None) -> None:
+        self._executor = executor
+        self._what = what
+        self._visitor = visitor
+        self._pieces: list[bytes] = []
+        self._scan: Future[layers.Scan] | None = None
+
+    async def feed(self, data: bytes) -> None:
+        """The next bytes."""
+        self._pieces.append(data)
+
+    async def finish(self) -> layers.Scan:
+        """The layer has ended: what it was. Raises as `layers.scan`."""
+        whole = io.BytesIO(b"".join(self._pieces))
+        self._scan = self._executor.submit(layers.scan, whole, self._what, self._visitor, digest=False)
+        return await asyncio.wrap_future(self._scan)
+
+    async def stop(self) -> None:
+        """Return when the thread's work has ended, if it was begun."""
+        if self._scan is not None:
+            await ended(self._scan)
 
 
 async def ended(work: Future[Any]) -> None:

@@ -18,7 +18,6 @@ import io
 import posixpath
 import struct
 import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, cast
@@ -28,11 +27,14 @@ try:
 except ModuleNotFoundError:  # before Python 3.14
     from backports import zstd
 
+from isal import isal_zlib
+
 from sandboxd.errors import InvalidRequest
 
 MOST_HEADER_BYTES = 1 << 20  # of a name or an extended header, which is read into memory
 CHUNK = 1 << 20
 
+_GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stub says: an instance
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _WHITEOUT = ".wh."
@@ -117,7 +119,10 @@ class _Measured(io.RawIOBase):
 
 
 class _Gunzip(io.RawIOBase):
-    """gzip's members, decompressed in large pieces: GzipFile reads a few KiB at a time and holds up other threads."""
+    """gzip's members, decompressed in large pieces: GzipFile reads a few KiB at a time and holds up other threads.
+
+    ISA-L takes less than half of zlib's time for what images are made of.
+    """
 
     def __init__(self, inner: BinaryIO) -> None:
         self._inner = inner
@@ -138,7 +143,7 @@ class _Gunzip(io.RawIOBase):
                         return b""
                     self._left = more
                     continue
-                self._member = zlib.decompressobj(31)
+                self._member = isal_zlib.decompressobj(31)
             plain: bytes = self._member.decompress(data, max(size, 0))
             if not data and not plain and not self._member.eof:
                 raise EOFError("it ends in the middle of its compressed data")
@@ -205,7 +210,7 @@ def scan(file: BinaryIO, what: str = "layer", visitor: Visitor | None = None, *,
             pass
         if visitor is not None:
             visitor.finish()
-    except (tarfile.TarError, zlib.error, zstd.ZstdError, EOFError, OSError, ValueError) as exc:
+    except (tarfile.TarError, _GzipError, zstd.ZstdError, EOFError, OSError, ValueError) as exc:
         # Reading the file itself can fail too; then errno is set and it is not the layer's fault.
         if isinstance(exc, OSError) and exc.errno is not None:
             raise

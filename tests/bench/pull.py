@@ -71,7 +71,7 @@ class Flavour:
 
 FLAVOURS = (
     Flavour(name="debian"),
-    Flavour(name="current", programs=("containerd-cri/bin", "containerd/bin", "runc/bin")),
+    Flavour(name="current", programs=("containerd-cri/bin", "containerd/bin")),
 )
 
 

@@ -56,6 +56,8 @@ class Store:
                     await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "unexpected commit digest")
                 self.stored[request.expected] = bytes(self.data)
                 self.labels = dict(request.labels)
+                # As containerd does: this answer comes twice.
+                yield content_pb2.WriteContentResponse(action=request.action, offset=len(self.data))
             yield content_pb2.WriteContentResponse(action=request.action, offset=len(self.data))
 
     async def abort(self, request: Any, context: Any) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import tarfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.errors import Exhausted, InvalidRequest
-from sandboxd.lifecycle.layer_check import LayerCheck
+from sandboxd.lifecycle.layer_check import LayerCheck, WholeCheck
 from sandboxd.oci import layers
 
 
@@ -33,8 +34,12 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-async def check(executor: ThreadPoolExecutor, pieces: list[bytes]) -> layers.Scan:
-    examined = LayerCheck(executor, "layer")
+Kind = type[LayerCheck] | type[WholeCheck]
+KINDS = pytest.mark.parametrize("kind", [LayerCheck, WholeCheck])
+
+
+async def check(executor: ThreadPoolExecutor, pieces: list[bytes], kind: Kind = LayerCheck) -> layers.Scan:
+    examined = kind(executor, "layer")
     try:
         for piece in pieces:
             await examined.feed(piece)
@@ -45,10 +50,13 @@ async def check(executor: ThreadPoolExecutor, pieces: list[bytes]) -> layers.Sca
 
 @pytest.mark.parametrize("data", [tar(), gzip.compress(tar(), 1), b""], ids=["plain", "gzip", "empty"])
 @pytest.mark.parametrize("piece", [1 << 20, 70_001])
-async def test_pieces_give_what_the_whole_gives(executor: ThreadPoolExecutor, data: bytes, piece: int) -> None:
+@KINDS
+async def test_pieces_give_what_the_whole_gives(
+    executor: ThreadPoolExecutor, data: bytes, piece: int, kind: Kind
+) -> None:
     pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
 
-    assert await check(executor, pieces) == layers.scan(io.BytesIO(data), digest=False)
+    assert await check(executor, pieces, kind) == layers.scan(io.BytesIO(data), digest=False)
 
 
 @given(st.lists(st.integers(1, 700), max_size=8))
@@ -65,15 +73,19 @@ def test_any_cut_gives_what_the_whole_gives(cuts: list[int]) -> None:
     assert found == layers.scan(io.BytesIO(data), digest=False)
 
 
-async def test_what_escapes_is_refused_and_the_rest_may_still_be_fed(executor: ThreadPoolExecutor) -> None:
+@KINDS
+async def test_what_escapes_is_refused_and_the_rest_may_still_be_fed(
+    executor: ThreadPoolExecutor, kind: Kind
+) -> None:
     data = tar("../out", 20_000_000)
     with pytest.raises(InvalidRequest, match="climbs"):
-        await check(executor, [data[start : start + 1_000_000] for start in range(0, len(data), 1_000_000)])
+        await check(executor, [data[start : start + 1_000_000] for start in range(0, len(data), 1_000_000)], kind)
 
 
-async def test_a_layer_that_ends_early_is_damaged(executor: ThreadPoolExecutor) -> None:
+@KINDS
+async def test_a_layer_that_ends_early_is_damaged(executor: ThreadPoolExecutor, kind: Kind) -> None:
     with pytest.raises(InvalidRequest, match="damaged"):
-        await check(executor, [gzip.compress(tar())[:5000]])
+        await check(executor, [gzip.compress(tar())[:5000]], kind)
 
 
 async def test_stopping_frees_the_thread() -> None:
@@ -85,6 +97,35 @@ async def test_stopping_frees_the_thread() -> None:
         assert (await check(executor, [tar()])).entries == 1
     finally:
         executor.shutdown(wait=True)
+
+
+async def test_what_is_being_examined_is_waited_for_when_it_is_stopped(executor: ThreadPoolExecutor) -> None:
+    """Its visitor writes, and whoever stops it throws away what was written."""
+    reached, go_on = threading.Event(), threading.Event()
+    visited: list[str] = []
+
+    class Slow:
+        def visit(self, *arguments: object) -> None:
+            reached.set()
+            go_on.wait(20)
+            visited.append("entry")
+
+        def finish(self) -> None: ...
+
+    examined = WholeCheck(executor, "layer", Slow())
+    await examined.stop()  # nothing was begun
+    await examined.feed(tar())
+    finishing = asyncio.create_task(examined.finish())
+    await asyncio.to_thread(reached.wait, 20)
+    finishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finishing
+    stopping = asyncio.create_task(examined.stop())
+    await asyncio.sleep(0)
+    assert not stopping.done()
+    go_on.set()
+    await stopping
+    assert visited == ["entry"]
 
 
 async def test_another_reason_than_the_layer_ends_it_at_once(executor: ThreadPoolExecutor) -> None:

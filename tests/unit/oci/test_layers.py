@@ -139,6 +139,46 @@ def test_a_damaged_layer_is_refused() -> None:
             layers.scan(io.BytesIO(data))
 
 
+def test_a_gzip_checksum_that_does_not_fit_is_damage() -> None:
+    """Of the content, or of its length; each is four bytes at the end."""
+    whole = gzip.compress(tar([file("a", b"1" * 50_000)]))
+    for place in (-8, -4):
+        data = bytearray(whole)
+        data[place] ^= 1
+        with pytest.raises(InvalidRequest, match="damaged"):
+            layers.scan(io.BytesIO(data))
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=3000), st.integers(1, 40), st.integers(0, 9)), max_size=4),
+    st.integers(1, 5000),
+    st.integers(0, 40),
+)
+def test_gzip_comes_out_as_it_went_in(members: list[tuple[bytes, int, int]], size: int, padding: int) -> None:
+    """However it was packed, in how many members, and in whatever pieces it is read."""
+    plain = b"".join(data * times for data, times, _ in members)
+    packed = b"".join(gzip.compress(data * times, level) for data, times, level in members)
+    stream = layers.decompressed(io.BytesIO(packed + bytes(padding)), "gzip", "layer")
+    found = b""
+    while piece := stream.read(size):
+        assert len(piece) <= size
+        found += piece
+    assert found == plain
+
+
+@given(st.binary(min_size=1, max_size=2000), st.integers(0, 1 << 30), st.integers(1, 255))
+def test_a_damaged_gzip_layer_is_never_read_as_another_one(content: bytes, place: int, change: int) -> None:
+    """One byte is another: that is told, unless it is one of those that say nothing of the content."""
+    plain = tar([file("a", content)])
+    data = bytearray(gzip.compress(plain))
+    data[place % len(data)] ^= change
+    try:
+        found = layers.scan(io.BytesIO(data))
+    except InvalidRequest:
+        return
+    assert found.diff_id in (sha256(plain), sha256(bytes(data)))
+
+
 def test_entries_cannot_hide_behind_a_header_that_python_cannot_read() -> None:
     """tarfile takes a bad header for the end; another reader might go on and find `../x`."""
     first, hidden = tar([file("a")])[:1024], tar([file("../x")])
