@@ -179,6 +179,18 @@ def test_a_damaged_gzip_layer_is_never_read_as_another_one(content: bytes, place
     assert found.diff_id in (sha256(plain), sha256(bytes(data)))
 
 
+@given(st.binary(min_size=1, max_size=2000), st.integers(0, 1 << 30), st.integers(1, 255))
+def test_a_damaged_zstd_layer_is_refused_in_words(content: bytes, place: int, change: int) -> None:
+    """It has no checksum as a rule; what can still be read has another diff id."""
+    plain = tar([file("a", content)])
+    data = bytearray(zstd.compress(plain))
+    data[place % len(data)] ^= change
+    try:
+        assert layers.scan(io.BytesIO(data)).entries <= 1
+    except InvalidRequest as exc:
+        assert "damaged" in str(exc)
+
+
 def test_entries_cannot_hide_behind_a_header_that_python_cannot_read() -> None:
     """tarfile takes a bad header for the end; another reader might go on and find `../x`."""
     first, hidden = tar([file("a")])[:1024], tar([file("../x")])
