@@ -2,7 +2,7 @@
 
     manifests   small; fetched whole, verified, then stored
     layers      streamed into the content store while they are examined, and unpacked too if that can be; committed
-                when the examination is over
+                when the examination is over. Small ones are examined when they are whole, and stored in one message
 
 A layer that was examined carries `CHECKED` in the content store. One without it (another tool's, or one whose
 transfer was taken up in the middle) is read back and examined before it is unpacked.

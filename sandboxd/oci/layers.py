@@ -121,7 +121,7 @@ class _Measured(io.RawIOBase):
 class _Gunzip(io.RawIOBase):
     """gzip's members, decompressed in large pieces: GzipFile reads a few KiB at a time and holds up other threads.
 
-    ISA-L takes less than half of zlib's time for what images are made of.
+    ISA-L takes about half of zlib's time for what images are made of.
     """
 
     def __init__(self, inner: BinaryIO) -> None:
