@@ -27,14 +27,14 @@ try:
 except ModuleNotFoundError:  # before Python 3.14
     from backports import zstd
 
-from isal import isal_zlib
+from isal import igzip_lib
 
 from sandboxd.errors import InvalidRequest
 
 MOST_HEADER_BYTES = 1 << 20  # of a name or an extended header, which is read into memory
 CHUNK = 1 << 20
 
-_GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stub says: an instance
+_GzipError: type[Exception] = igzip_lib.error  # type: ignore[assignment]  # the stub says: an instance
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _WHITEOUT = ".wh."
@@ -126,31 +126,29 @@ class _Gunzip(io.RawIOBase):
 
     def __init__(self, inner: BinaryIO) -> None:
         self._inner = inner
-        self._member: Any = None
-        self._left = b""
+        self._member: igzip_lib.IgzipDecompressor | None = None
+        self._left = b""  # what follows the member that has ended
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         while True:
-            data = self._left or self._inner.read(CHUNK // 4)
-            self._left = b""
-            if self._member is None:
-                data = data.lstrip(b"\0") if data else data  # padding between members is allowed
+            data = b""
+            if self._member is None or self._member.needs_input:
+                data = self._left or self._inner.read(CHUNK // 4)
+                self._left = b""
                 if not data:
-                    if not (more := self._inner.read(CHUNK // 4)):
-                        return b""
-                    self._left = more
+                    if self._member is not None:
+                        raise EOFError("it ends in the middle of its compressed data")
+                    return b""
+            if self._member is None:
+                if not (data := bytes(data).lstrip(b"\0")):  # padding between members is allowed
                     continue
-                self._member = isal_zlib.decompressobj(31)
-            plain: bytes = self._member.decompress(data, max(size, 0))
-            if not data and not plain and not self._member.eof:
-                raise EOFError("it ends in the middle of its compressed data")
+                self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+            plain = self._member.decompress(data, size)
             if self._member.eof:
                 self._left, self._member = self._member.unused_data, None
-            else:
-                self._left = self._member.unconsumed_tail
             if plain:
                 return plain
 
