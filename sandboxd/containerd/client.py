@@ -7,8 +7,10 @@ the design: reads never wait), and `wait_until_serving` is there for those who h
 from __future__ import annotations
 
 import asyncio
+import os
+import socket as sockets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import grpc
@@ -20,6 +22,8 @@ from sandboxd.pb.containerd.services.version.v1 import version_pb2_grpc
 
 # containerd's own limit for a message in either direction.
 MESSAGE_BYTES = 16 << 20
+SEND_BUFFER_BYTES = 2 << 20  # what an ingest sends at a time
+_SO_SNDBUFFORCE = 32  # socket(7); asm-generic/socket.h
 
 _MEANING: dict[grpc.StatusCode, type[errors.SandboxdError]] = {
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
@@ -98,6 +102,18 @@ class Containerd:
             return f"containerd at {self.socket} does not answer"
         return ""
 
+    def widen(self) -> None:
+        """Give the connection room for large messages; that it cannot be done is no matter.
+
+        The system's default of about 200 KiB makes both sides wake up ten times for a message of 2 MiB. gRPC has no
+        option for it, so the socket is looked for among our own. A new connection has to be widened again; without
+        CAP_NET_ADMIN none is.
+        """
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError), _duplicate(int(name)) as connection:
+                if connection.family == sockets.AF_UNIX and connection.getpeername() == self.socket:
+                    connection.setsockopt(sockets.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+
     async def version(self, timeout: float = 5.0) -> Version:
         """Ask for the version; raises Unavailable when containerd does not answer in `timeout` seconds."""
         with translate(f"containerd at {self.socket}"):
@@ -125,3 +141,16 @@ class Containerd:
         else:
             # Connected, but the service is not registered yet: let containerd go on.
             await asyncio.sleep(0.05)
+
+
+@contextmanager
+def _duplicate(number: int) -> Iterator[sockets.socket]:
+    """A socket of ours under another number, because this one may mean something else any moment. Raises OSError."""
+    copy = os.dup(number)
+    try:
+        duplicate = sockets.socket(fileno=copy)
+    except OSError:  # it is no socket
+        os.close(copy)
+        raise
+    with duplicate:
+        yield duplicate

@@ -25,7 +25,7 @@ CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
 FLUSH_SECONDS = 5.0
 LOCKED_SECONDS = 10.0  # that a writer who went away may need to be noticed
-MESSAGE_BYTES = 1 << 20  # of data that make a message; smaller pieces are collected
+MESSAGE_BYTES = 2 << 20  # of data that make a message; smaller pieces are collected
 UNDER_WAY = 3  # messages without an answer, at most
 
 
@@ -290,6 +290,8 @@ async def writing(
     try:
         if ask:
             await ingest.open()
+        if descriptor.size > MESSAGE_BYTES:
+            client.widen()
         yield ingest
     except (Unavailable, TimedOut, asyncio.CancelledError):
         await ingest.flush()

@@ -26,7 +26,7 @@ from sandboxd.registry.patience import Broken, Stalled
 from sandboxd.registry.proxies import Proxies
 
 MOST_REDIRECTS = 10
-BUFFER_BYTES = 512 << 10  # read ahead for each connection; aiohttp holds up to twice that
+BUFFER_BYTES = 2 << 20  # read ahead for each connection; aiohttp holds up to twice that
 HEADER_BYTES = 64 << 10  # signed URLs in redirects are long
 
 _REDIRECTS = (301, 302, 303, 307, 308)

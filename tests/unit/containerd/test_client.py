@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import stat
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +205,33 @@ async def test_a_restarted_containerd_is_found_again(client: Containerd, service
     assert (await client.wait_until_serving(30)).version == "1.2.3"
     assert client.trouble() == ""
     await second.stop(None)
+
+
+async def test_the_connection_is_widened_and_nothing_else_is_touched(
+    serving: VersionService, client: Containerd, tmp_path: Path
+) -> None:
+    await client.version()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind(str(tmp_path / "other.sock"))
+        listener.listen()
+        other.connect(str(tmp_path / "other.sock"))
+        before = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        descriptors = sorted(os.listdir("/proc/self/fd"))
+
+        client.widen()
+
+        assert max(send_buffers(client.socket)) > before
+        assert other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == before
+        assert sorted(os.listdir("/proc/self/fd")) == descriptors
+    assert (await client.version()).version == "1.2.3"
+
+
+def send_buffers(peer: str) -> list[int]:
+    """Of our sockets that are connected to `peer`."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        if os.path.exists(path := f"/proc/self/fd/{name}") and stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(fileno=os.dup(int(name))) as one, suppress(OSError):
+                if one.family == socket.AF_UNIX and one.getpeername() == peer:
+                    found.append(one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+    return found
