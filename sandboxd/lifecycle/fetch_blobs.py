@@ -1,8 +1,8 @@
 """Bringing one image's parts into containerd: fetched, verified, examined and unpacked, each part once.
 
     manifests   small; fetched whole, verified, then stored
-    layers      streamed into the content store while they are examined, and unpacked too if that can be; committed
-                when the examination is over. Small ones are examined when they are whole, and stored in one message
+    layers      streamed into the content store while they are examined, and unpacked too if that can be. Small ones
+                are examined when they are whole, and stored in one message
 
 A layer that was examined carries `CHECKED` in the content store. One without it (another tool's, or one whose
 transfer was taken up in the middle) is read back and examined before it is unpacked.
@@ -32,7 +32,7 @@ from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
 from sandboxd.oci.layers import Scan
 from sandboxd.registry.client import Manifest as Served
-from sandboxd.registry.client import Repository
+from sandboxd.registry.client import Repository, first_cause
 from sandboxd.registry.hosts import Endpoint
 
 log = structlog.get_logger(__name__)
@@ -313,16 +313,26 @@ class Fetch:
 
         if at < blob.size:
             served += await self._repository.blob(blob.digest, blob.size, at, take)
-        failure: InvalidRequest | None = None
-        if check is not None:
-            try:
-                _as_described(blob, diff_id, await check.finish())
-            except InvalidRequest as exc:
-                failure = exc
+        if isinstance(check, LayerCheck):
+            await self._commit_meanwhile(writer, blob, diff_id, check)
+            return
+        failure = None if check is None else await _verdict(check, blob, diff_id)
         # Damage shows in the digest first, and that is the better explanation: it names who is to blame.
         await writer.commit(CHECKED if check is not None and failure is None else {})
         if failure is not None:
             raise Damaged(str(failure)) from failure
+
+    async def _commit_meanwhile(self, writer: Ingest, blob: Descriptor, diff_id: str, check: LayerCheck) -> None:
+        """Commit a layer while the end of it is examined: for a large one containerd waits for the disk."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(writer.commit({}))
+                failure = await _verdict(check, blob, diff_id)
+        except BaseExceptionGroup as exc:
+            raise first_cause(exc) from exc
+        if failure is not None:
+            raise Damaged(str(failure)) from failure
+        await self._content.set_labels(blob.digest, CHECKED)
 
     async def _examine_stored(self, layer: _Layer) -> None:
         """Examine a layer of the content store, and remember that."""
@@ -356,6 +366,15 @@ def _parsed(served: Served) -> Manifest | Index:
         raise
     except InvalidRequest as exc:
         raise InvalidRequest(f"{exc} (served as {served.media_type or 'nothing in particular'})") from exc
+
+
+async def _verdict(check: LayerCheck | WholeCheck, layer: Descriptor, diff_id: str) -> InvalidRequest | None:
+    """The end of an examination: what is wrong with the layer is returned, anything else raised."""
+    try:
+        _as_described(layer, diff_id, await check.finish())
+    except InvalidRequest as exc:
+        return exc
+    return None
 
 
 def _as_described(layer: Descriptor, diff_id: str, found: Scan) -> None:

@@ -1,9 +1,10 @@
 """Examining a layer while it arrives: `oci.layers.scan` in a thread, fed from the event loop.
 
 The scan reads a file that must not end before the layer does; `LayerCheck` is that file. The thread waits for
-bytes, the event loop waits when the thread is behind; neither holds more than `AHEAD` bytes. A small layer comes
-sooner than the two could take turns: `WholeCheck` examines it when all of it is there. The digest of the bytes as
-they come is not computed here: containerd verifies it.
+bytes, the event loop waits when the thread is too far behind. All layers under way share what may wait for their
+threads, `AHEAD` bytes, but each has `LEAST_AHEAD`. A small layer comes sooner than the two could take turns:
+`WholeCheck` examines it when all of it is there. The digest of the bytes as they come is not computed here:
+containerd verifies it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import io
 import threading
 from collections import deque
 from concurrent.futures import Executor, Future
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.oci import layers
 from sandboxd.oci.layers import Visitor
 
-AHEAD = 4 << 20  # bytes
+AHEAD = 16 << 20  # bytes; what one layer alone may have waiting
+LEAST_AHEAD = 4 << 20
 
 
 class LayerCheck:
@@ -92,8 +94,11 @@ async def ended(work: Future[Any]) -> None:
 class _Source:
     """A pipe with the face of a file that can be rewound as long as only its first bytes were read."""
 
+    _under_way: ClassVar[set[_Source]] = set()  # all of the daemon's, until they are cut
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._under_way.add(self)
         self._lock = threading.Condition()
         self._chunks: deque[memoryview] = deque()
         self._held = 0
@@ -111,7 +116,7 @@ class _Source:
                 return
             self._chunks.append(memoryview(data))
             self._held += len(data)
-            if self._held > AHEAD:
+            if self._held > self._most():
                 self._room.clear()
             self._lock.notify()
         await self._room.wait()
@@ -122,6 +127,7 @@ class _Source:
             self._lock.notify()
 
     def cut(self) -> None:
+        self._under_way.discard(self)
         with self._lock:
             self._cut = self._ended = True
             self._chunks.clear()
@@ -129,9 +135,9 @@ class _Source:
 
     # The thread's side.
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes | memoryview:
         """At most `size` bytes, exactly as many until the end comes (as a buffered file does)."""
-        parts = []
+        parts: list[bytes | memoryview] = []
         wanted = size if size >= 0 else 1 << 62
         if self._position < len(self._head):
             part = self._head[self._position : self._position + wanted]
@@ -143,7 +149,7 @@ class _Source:
             if not chunk:
                 break
             if self._position < 4:
-                self._head += chunk
+                self._head += bytes(chunk)
             self._position += len(chunk)
             wanted -= len(chunk)
             parts.append(chunk)
@@ -155,23 +161,27 @@ class _Source:
         self._position = 0
         return 0
 
-    def _next(self, most: int) -> bytes:
+    def _next(self, most: int) -> memoryview:
         with self._lock:
             while not self._chunks and not self._ended:
                 self._lock.wait()
             if self._cut:
                 raise InvalidRequest("the layer was not read to its end")
             if not self._chunks:
-                return b""
-            # Views, because gzip asks for a few KiB at a time of chunks of a MiB.
+                return memoryview(b"")
+            # Views, because a fraction of each chunk is asked for at a time.
             view = self._chunks.popleft()
             if len(view) > most:
                 self._chunks.appendleft(view[most:])
                 view = view[:most]
             self._held -= len(view)
-            if self._held <= AHEAD and not self._room.is_set():
+            if self._held <= self._most() and not self._room.is_set():
                 self._loop.call_soon_threadsafe(self._room.set)
-        return bytes(view)
+        return view
+
+    def _most(self) -> int:
+        """What may wait for the thread, in bytes."""
+        return max(LEAST_AHEAD, AHEAD // max(1, len(self._under_way)))
 
     def abandon(self) -> None:
         """Nobody reads on; nobody shall wait for room."""

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -630,6 +631,20 @@ def test_a_busy_registry_is_asked_again_when_it_says(site: Site, status: int) ->
     assert [request["do"] for request in blob_requests(site.proxy, image.layers[0])] == ["status", "status", ""]
 
 
+def test_a_wrong_digest_of_a_large_layer_is_told_as_such_and_leaves_nothing(site: Site) -> None:
+    """It is found by containerd, while the layer itself is still examined, and the layer is damaged too."""
+    image = site.synthetic("faults/largedigest", layer_bytes=9_000_000)
+    name = f"{site.proxy.host}/{image.repository}:v1"
+    site.proxy.rules({"path": image.layers[0], "do": "corrupt"})
+
+    site.refuses(name, Code.INVALID_ARGUMENT, image.layers[0], "digest")
+
+    site.proxy.rules()
+    site.pull(name)
+    (line,) = [line for line in site.ctr("content", "ls") if line.startswith(image.layers[0])]
+    assert "sandboxd.io/layer=checked" in line
+
+
 FAULTS: dict[str, tuple[dict[str, Any], Code, tuple[str, ...]]] = {
     "a wrong digest of a layer": ({"path": "LAYER", "do": "corrupt"}, Code.INVALID_ARGUMENT, ("digest",)),
     "a wrong digest of the config": ({"path": "CONFIG", "do": "corrupt"}, Code.INVALID_ARGUMENT, ("wrong digest",)),
@@ -797,6 +812,7 @@ def special(name: str, kind: bytes, linkname: str = "") -> bytes:
 
 
 GOOD = [("file", b"content", "")]
+LARGE = ("large", random.Random(4).randbytes(5_000_000), "")  # examined as it comes, and stored meanwhile
 WRONG: dict[str, tuple[list[tuple[str, bytes, str]], dict[str, Any], tuple[str, ...]]] = {
     "a name that climbs": ([("../../etc/passwd", b"x", "")], {}, ("climbs", "../../etc/passwd")),
     "a link that leads out": ([("a", b"", "/etc"), ("a/passwd", b"x", "")], {}, ("leads out", "/etc")),
@@ -808,6 +824,12 @@ WRONG: dict[str, tuple[list[tuple[str, bytes, str]], dict[str, Any], tuple[str, 
         ("gzip", "its type says"),
     ),
     "a wrong diff id": (GOOD, {"diff_ids": ["sha256:" + "00" * 32]}, ("wrong digest", "00" * 32)),
+    "a large layer with a wrong diff id": (
+        [LARGE],
+        {"diff_ids": ["sha256:" + "00" * 32]},
+        ("wrong digest", "00" * 32),
+    ),
+    "a large layer that climbs at its end": ([LARGE, ("../../etc/passwd", b"x", "")], {}, ("climbs",)),
     "too few diff ids": ([*GOOD], {"diff_ids": ["sha256:" + "00" * 32] * 2}, ("2 diff_ids for 1 layers",)),
     "a layer that is no tar": ([], {"layers": [b"not a tar" * 500]}, ("damaged",)),
     "a layer that is no gzip": (

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.errors import Exhausted, InvalidRequest
-from sandboxd.lifecycle.layer_check import LayerCheck, WholeCheck
+from sandboxd.lifecycle import layer_check
+from sandboxd.lifecycle.layer_check import AHEAD, LEAST_AHEAD, LayerCheck, WholeCheck
 from sandboxd.oci import layers
 
 
@@ -144,3 +145,46 @@ async def test_another_reason_than_the_layer_ends_it_at_once(executor: ThreadPoo
                 await examined.feed(tar())
     finally:
         await examined.stop()
+
+
+class Held:
+    """A visitor that waits."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def visit(self, *arguments: object) -> None:
+        self.go_on.wait(20)
+
+    def finish(self) -> None: ...
+
+
+async def accepted(examined: LayerCheck, most: int) -> int:
+    """How many bytes are taken at once while the thread reads nothing more, `most` at the most."""
+    piece, count = bytes(1 << 18), 0
+    while count < most:
+        feeding = asyncio.create_task(examined.feed(piece))
+        await asyncio.sleep(0)
+        count += len(piece)
+        if not feeding.done():
+            feeding.cancel()
+            break
+    return count
+
+
+@pytest.mark.parametrize(("others", "least", "most"), [(0, AHEAD, AHEAD + (2 << 20)), (7, LEAST_AHEAD, AHEAD // 2)])
+async def test_what_waits_for_the_thread_is_bounded_and_shared_by_all_layers(
+    others: int, least: int, most: int
+) -> None:
+    visitor = Held()
+    executor = ThreadPoolExecutor(1 + others)
+    checks = [LayerCheck(executor, "layer", visitor) for _ in range(1 + others)]
+    try:
+        await checks[0].feed(tar("file", 1)[:512])  # its one entry, which is held
+        assert least <= await accepted(checks[0], 4 * AHEAD) <= most
+    finally:
+        visitor.go_on.set()
+        for examined in checks:
+            await examined.stop()
+        executor.shutdown(wait=True)
+    assert not layer_check._Source._under_way, "a layer keeps its share although it was stopped"
