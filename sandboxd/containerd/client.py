@@ -106,13 +106,14 @@ class Containerd:
         """Give the connection room for large messages; that it cannot be done is no matter.
 
         The system's default of about 200 KiB makes both sides wake up ten times for a message of 2 MiB. gRPC has no
-        option for it, so the socket is looked for among our own. A new connection has to be widened again; without
-        CAP_NET_ADMIN none is.
+        option for it, so the socket is looked for among our own. A new connection has to be widened again.
         """
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError), _duplicate(int(name)) as connection:
                 if connection.family == sockets.AF_UNIX and connection.getpeername() == self.socket:
-                    connection.setsockopt(sockets.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+                    # The first as far as the system allows, the second, with CAP_NET_ADMIN, as far as is asked.
+                    for option in (sockets.SO_SNDBUF, _SO_SNDBUFFORCE):
+                        connection.setsockopt(sockets.SOL_SOCKET, option, SEND_BUFFER_BYTES)
 
     async def version(self, timeout: float = 5.0) -> Version:
         """Ask for the version; raises Unavailable when containerd does not answer in `timeout` seconds."""
