@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,8 +149,8 @@ class Fetch:
 
     # Documents.
 
-    async def config(self, manifest: Manifest) -> ImageConfig:
-        """The image's config, stored. Raises InvalidRequest when it does not fit the manifest or this machine."""
+    async def config(self, manifest: Manifest) -> tuple[ImageConfig, bytes]:
+        """The image's config. Raises InvalidRequest when it does not fit the manifest or this machine."""
         descriptor = manifest.config
         try:
             data = await self._content.read(descriptor.digest, oci.MOST_CONFIG_BYTES)
@@ -161,9 +161,7 @@ class Fetch:
             raise InvalidRequest(f"image config: {len(parsed.diff_ids)} diff_ids for {len(manifest.layers)} layers")
         if not oci.runs_on(parsed.platform, self._store.platform):
             raise Unsupported(f"the image is for {parsed.platform}, this machine is {self._store.platform}")
-        labels = snapshot_label(self._snapshots.snapshotter, parsed.chain_id) if parsed.chain_id else {}
-        await self._content.write(descriptor, io.BytesIO(data), labels)
-        return parsed
+        return parsed, data
 
     async def _small_blob(self, descriptor: Descriptor) -> bytes:
         data = bytearray()
@@ -178,12 +176,18 @@ class Fetch:
         self._shared.counters.blobs_fetched += 1
         return bytes(data)
 
-    async def keep_documents(self, found: Found) -> None:
-        """Store manifest and indexes, the lowest first, with the labels that keep what they name."""
-        labels: Mapping[str, str] = child_labels(found.manifest.config, found.manifest.layers)
-        for descriptor, data in reversed(found.chain):
-            await self._content.write(descriptor, io.BytesIO(data), labels)
-            labels = {f"{CHILD_LABEL}.m.0": descriptor.digest}
+    async def keep_documents(self, found: Found, config: ImageConfig, data: bytes) -> None:
+        """Store config (`data`), manifest and indexes, the lowest first, with the labels that keep what they name.
+
+        That may not be there yet: the lease keeps everything until there is a name.
+        """
+        labels = snapshot_label(self._snapshots.snapshotter, config.chain_id) if config.chain_id else {}
+        with no_space("storing the image's documents"):
+            await self._content.write(found.manifest.config, io.BytesIO(data), labels)
+            labels = child_labels(found.manifest.config, found.manifest.layers)
+            for descriptor, document in reversed(found.chain):
+                await self._content.write(descriptor, io.BytesIO(document), labels)
+                labels = {f"{CHILD_LABEL}.m.0": descriptor.digest}
 
     # Layers.
 

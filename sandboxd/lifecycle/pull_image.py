@@ -239,9 +239,10 @@ class Pulls:
             before = replace(self.counters)
             total = sum(layer.size for layer in found.manifest.layers)
             with steps.step("image.content", image=str(name), bytes=total) as step:
-                config = await fetch.config(found.manifest)
-                await fetch.layers(found.manifest, config)
-                await fetch.keep_documents(found)
+                config, data = await fetch.config(found.manifest)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(fetch.keep_documents(found, config, data))
+                    group.create_task(fetch.layers(found.manifest, config))
                 # Of all pulls at this time; mostly there is one.
                 step.note(fetched=self.counters.blobs_fetched - before.blobs_fetched)
                 step.note(reused=self.counters.blobs_reused - before.blobs_reused)

@@ -36,7 +36,7 @@ SMALL_BYTES = 1 << 20  # compressed; what is larger is not held in memory
 RECORDED_BYTES = 4 << 20  # of one layer, uncompressed
 MEMORY_BYTES = 32 << 20  # of all recorded layers of all pulls
 MANY = 20  # layers of an image; up to here each has a snapshot of its own, which other images may share
-TOGETHER = 16  # small layers in one snapshot at most
+TOGETHER = 25  # small layers in one snapshot at most
 
 
 @dataclass(slots=True)
