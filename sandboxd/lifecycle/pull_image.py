@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +97,9 @@ class Pulls:
         self._leases: set[str] = set()  # of pulls under way
         self._stopping = False
         # Threads of their own: an examination waits for the network, and the network must not wait for a thread.
-        self._executor = ThreadPoolExecutor(max_workers=LAYERS_OF_ALL + WRITERS, thread_name_prefix="layer-check")
+        self._executor = ThreadPoolExecutor(
+            max_workers=LAYERS_OF_ALL + WRITERS, thread_name_prefix="layer-check", initializer=_work_in_bulk
+        )
         self.counters = Counters()
         self._shared = Shared(
             store=store,
@@ -295,6 +298,11 @@ class Pulls:
                 await self._store.leases.delete(lease, sync=sync and number == len(mine) - 1)
             except SandboxdError as exc:
                 log.warning("a lease could not be deleted, it will expire", lease=lease, error=str(exc))
+
+
+def _work_in_bulk() -> None:
+    """Have the calling thread interrupt nobody when it wakes up (sched(7), SCHED_BATCH)."""
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _end(lease: str) -> int:
