@@ -146,6 +146,7 @@ class Fetch:
         self._small = asyncio.Semaphore(max(at_once, SMALL_AT_ONCE))
         self._content = Content(shared.store.client, lease)
         self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, lease)
+        self._under_way = asyncio.Event()  # layers come, or there are none to come
 
     # Documents.
 
@@ -179,8 +180,10 @@ class Fetch:
     async def keep_documents(self, found: Found, config: ImageConfig, data: bytes) -> None:
         """Store config (`data`), manifest and indexes, the lowest first, with the labels that keep what they name.
 
-        That may not be there yet: the lease keeps everything until there is a name.
+        That may not be there yet: the lease keeps everything until there is a name. To be called together with
+        `layers`, which goes first: containerd's transactions wait for each other, and so would the first layer.
         """
+        await self._under_way.wait()
         labels = snapshot_label(self._snapshots.snapshotter, config.chain_id) if config.chain_id else {}
         with no_space("storing the image's documents"):
             await self._content.write(found.manifest.config, io.BytesIO(data), labels)
@@ -239,6 +242,7 @@ class Fetch:
                         group.create_task(bring(layer))
                     else:
                         group.create_task(_after(first[layer.blob.digest].arrived, layer.arrived))
+            self._under_way.set()
         finally:
             unpacking.forget()
 
@@ -309,6 +313,7 @@ class Fetch:
         async def take(piece: bytes) -> None:
             nonlocal at
             at += len(piece)
+            self._under_way.set()
             self._shared.counters.bytes_fetched += len(piece)
             self._progress("fetch", blob.digest, at, blob.size)
             if check is not None:

@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure PullImage against containerd's own CRI plugin.")
     parser.add_argument("containerds", nargs="*", metavar="CONTAINERD", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument(
-        "--rounds", type=int, default=7, help="pulls of each image through each (default: %(default)s)"
+        "--rounds", type=int, default=11, help="pulls of each image through each (default: %(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=300, help="bound for all of it (default: %(default)s)")
     parser.add_argument("--image", choices=[shape.name for shape in synthetic.SHAPES], help="only this one")
