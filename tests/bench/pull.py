@@ -197,8 +197,11 @@ def arena(flavour: Flavour, shapes: Sequence[Shape]) -> Iterator[Arena]:
 def give_disk(bed: Testbed) -> None:
     """Give the bed's containerd a file system of its own; it goes with the bed. Raises BedFailed."""
     image = bed.base / "disk"
-    with image.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
+    try:
+        with image.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
+    except OSError as exc:
+        raise BedFailed(f"no disk of {DISK_BYTES >> 30} GiB for the benchmark: {exc}") from exc
     bed.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image)])
     bed.run(["mkdir", "-p", DISK])
     device = bed.run(["losetup", "--find", "--show", "--direct-io=on", str(image)]).stdout.strip()

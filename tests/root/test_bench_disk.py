@@ -1,0 +1,33 @@
+"""What the benchmarks put under a bed is the bed's alone."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.bench.pull import DISK, give_disk
+from tests.processes import until
+from tests.testbed import Testbed
+
+pytestmark = pytest.mark.root
+
+
+def test_the_disk_is_seen_in_the_bed_only_and_goes_with_it() -> None:
+    with Testbed() as bed:
+        give_disk(bed)
+        image = bed.base / "disk"
+        mounts = [line.split() for line in bed.mountinfo.splitlines()]
+
+        assert [fields[fields.index("-") + 1] for fields in mounts if fields[4] == DISK] == ["ext4"]
+        assert not list(bed.path(DISK).glob("lost+found")), "the mount is seen outside"
+        assert loop_devices(image)
+
+    until(lambda: not loop_devices(image), within=20, what="the loop device is let go")
+
+
+def loop_devices(image: Path) -> list[str]:
+    """Those that show the image, though it may be deleted meanwhile."""
+    shown = subprocess.run(["losetup", "--all"], capture_output=True, text=True, check=True).stdout
+    return [line for line in shown.splitlines() if f"({image}" in line]
