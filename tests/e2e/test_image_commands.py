@@ -20,6 +20,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sandboxd.containerd.ingest import MESSAGE_BYTES
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2 as host
 from tests.e2e.test_pull import PATIENT, Site, blob_requests, host_architecture, index_of, layer_of, make_image
@@ -140,9 +141,9 @@ def test_cri_and_sandboxctl_pull_together(place: Place) -> None:
 
 
 def test_an_interrupt_stops_the_pull_and_the_next_one_goes_on(place: Place) -> None:
-    image = place.synthetic("told/interrupt", layer_bytes=3_000_000)
+    image = place.synthetic("told/interrupt", layer_bytes=12_000_000)
     name = f"{place.proxy.host}/told/interrupt:v1"
-    place.proxy.rules({"path": image.layers[0], "do": "stall", "after": 2_000_000, "times": 1})
+    place.proxy.rules({"path": image.layers[0], "do": "stall", "after": 2 * MESSAGE_BYTES, "times": 1})
     before = place.figure("sandboxd_image_pulls_total", outcome="cancelled")
 
     # Who runs the tests in the background has them, and what they start, ignore an interrupt.
