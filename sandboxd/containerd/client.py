@@ -22,7 +22,6 @@ from sandboxd.pb.containerd.services.version.v1 import version_pb2_grpc
 
 # containerd's own limit for a message in either direction.
 MESSAGE_BYTES = 16 << 20
-SEND_BUFFER_BYTES = 2 << 20  # what an ingest sends at a time
 _SO_SNDBUFFORCE = 32  # socket(7); asm-generic/socket.h
 
 _MEANING: dict[grpc.StatusCode, type[errors.SandboxdError]] = {
@@ -102,10 +101,10 @@ class Containerd:
             return f"containerd at {self.socket} does not answer"
         return ""
 
-    def widen(self) -> None:
-        """Give the connection room for large messages; that it cannot be done is no matter.
+    def widen(self, count: int) -> None:
+        """Give the connection room for messages of `count` bytes; that it cannot be done is no matter.
 
-        The system's default of about 200 KiB makes both sides wake up ten times for a message of 2 MiB. gRPC has no
+        The system's default of about 200 KiB makes both sides wake up ten times for 2 MiB. gRPC has no
         option for it, so the socket is looked for among our own. A new connection has to be widened again.
         """
         for name in os.listdir("/proc/self/fd"):
@@ -113,7 +112,7 @@ class Containerd:
                 if connection.family == sockets.AF_UNIX and connection.getpeername() == self.socket:
                     # The first as far as the system allows, the second, with CAP_NET_ADMIN, as far as is asked.
                     for option in (sockets.SO_SNDBUF, _SO_SNDBUFFORCE):
-                        connection.setsockopt(sockets.SOL_SOCKET, option, SEND_BUFFER_BYTES)
+                        connection.setsockopt(sockets.SOL_SOCKET, option, count)
 
     async def version(self, timeout: float = 5.0) -> Version:
         """Ask for the version; raises Unavailable when containerd does not answer in `timeout` seconds."""

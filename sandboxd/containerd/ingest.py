@@ -291,7 +291,7 @@ async def writing(
         if ask:
             await ingest.open()
         if descriptor.size > MESSAGE_BYTES:
-            client.widen()
+            client.widen(MESSAGE_BYTES)
         yield ingest
     except (Unavailable, TimedOut, asyncio.CancelledError):
         await ingest.flush()

@@ -218,7 +218,7 @@ async def test_the_connection_is_widened_and_nothing_else_is_touched(
         before = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         descriptors = sorted(os.listdir("/proc/self/fd"))
 
-        client.widen()
+        client.widen(1 << 20)
 
         assert max(send_buffers(client.socket)) > before
         assert other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == before
