@@ -23,7 +23,8 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
     model               P    records and the states they compute to
     steps                    the one instrument
-    jobs  config  syscalls   owned background work; every default; the only ctypes
+    jobs  config  private  syscalls
+                             owned background work; every default; who may reach our files; the only ctypes
     errors              P    the error tree
     cli/                     sandboxctl: knows the wire contracts and itself only
     pb/                      generated from proto/, never edited

@@ -27,8 +27,8 @@ _MOST = 2**31 - 1  # of any number: timers and buffers take no infinity, and TOM
 class Daemon:
     """[daemon]"""
 
-    root: str = "/var/lib/sandboxd"  # survives a reboot: the ledger, the managed containerd's content
-    state: str = "/run/sandboxd"  # gone after a reboot: sockets, FIFOs, per-pod files
+    root: str = "/var/lib/sandboxd"  # survives a reboot: the ledger, pods' files, the managed containerd's content
+    state: str = "/run/sandboxd"  # gone after a reboot: sockets, FIFOs, pods' shared memory
     log_level: str = field(default="info", metadata={"choices": ("debug", "info", "warning", "error")})
     log_format: str = field(default="auto", metadata={"choices": ("auto", "console", "json")})
     drain_seconds: float = 30.0  # how long SIGTERM waits for running operations
@@ -164,12 +164,21 @@ class Config:
         return f"{self.daemon.root}/ledger.db"
 
     def sandbox_dir(self, sandbox_id: str) -> str:
-        """A pod's own files: hosts, hostname, resolv.conf, shm."""
+        """What a pod has in memory: its shm and its pinned user namespace."""
         return f"{self.daemon.state}/sandboxes/{sandbox_id}"
+
+    def pod_files_dir(self, sandbox_id: str) -> str:
+        """A pod's hosts, hostname and resolv.conf, which its containers can write: never in `state`, a tmpfs that
+        others need."""
+        return f"{self.daemon.root}/pod-files/{sandbox_id}"
 
     def container_dir(self, container_id: str) -> str:
         """A container's own files: its FIFOs."""
         return f"{self.daemon.state}/containers/{container_id}"
+
+    def volumes_dir(self, container_id: str) -> str:
+        """The volumes that a container's image declares: on disk, as they hold whatever the container writes."""
+        return f"{self.daemon.root}/volumes/{container_id}"
 
     @property
     def checkpoints_dir(self) -> str:

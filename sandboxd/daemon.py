@@ -24,7 +24,7 @@ import grpc.aio
 import structlog
 
 import sandboxd
-from sandboxd import netns, steps
+from sandboxd import netns, private, steps
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
 from sandboxd.api.images import ImageService
@@ -79,8 +79,8 @@ class _Condition:
 async def serve(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises NotReady when another daemon has the directories or the socket."""
     async with AsyncExitStack() as stack:
-        for directory in (config.daemon.root, config.daemon.state):
-            Path(directory).mkdir(mode=0o711, parents=True, exist_ok=True)
+        os.umask(private.UMASK)
+        private.prepare(config.daemon.root, config.daemon.state)
         _lock(stack, f"{config.daemon.root}/lock")
         ledger = Ledger(config.ledger_file)
         stack.callback(ledger.close)
@@ -288,7 +288,7 @@ def _bind(server: grpc.aio.Server, path: str, group: str) -> None:
             gid = grp.getgrnam(group).gr_gid
         except KeyError as exc:
             raise InvalidRequest(f"api.socket_group: there is no group {group!r}") from exc
-    Path(path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    private.make(str(Path(path).parent), private.PASSABLE)
     _clear_stale(path)
     # Never open to others, not even for an instant.
     before = os.umask(0o177)
@@ -322,7 +322,7 @@ def _clear_stale(path: str) -> None:
 
 def _lock(stack: AsyncExitStack, path: str) -> None:
     """Hold the root directory for this process; the kernel lets go when it ends, however it ends."""
-    file = stack.enter_context(open(path, "a+b"))  # noqa: SIM115 - the stack closes it
+    file = stack.enter_context(open(path, "a+b", opener=private.opener))  # noqa: SIM115 - the stack closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:

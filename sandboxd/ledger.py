@@ -29,6 +29,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from sandboxd import private
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -333,7 +334,7 @@ def _open(path: str) -> tuple[sqlite3.Connection, str]:
     """The connection, and where a damaged file was put aside ("" when there was none)."""
     aside = ""
     if path != ":memory:":
-        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close(path)
     try:
         return _connect(path), aside
     except sqlite3.DatabaseError as exc:
@@ -345,6 +346,22 @@ def _open(path: str) -> tuple[sqlite3.Connection, str]:
         for extra in ("-wal", "-shm"):
             Path(path + extra).unlink(missing_ok=True)
         return _connect(path), aside
+
+
+def _close(path: str) -> None:
+    """Keep other users out of the database, which holds what containers have in their environment.
+
+    SQLite makes its other two files with the mode of the first (https://www.sqlite.org/wal.html); those that an
+    earlier sandboxd left are set right as well. Raises NotReady.
+    """
+    try:
+        private.make(str(Path(path).parent), private.CLOSED)
+        os.close(private.opener(path, os.O_RDWR | os.O_CREAT))
+        for other in (f"{path}-wal", f"{path}-shm"):
+            if os.path.exists(other):
+                os.close(private.opener(other, os.O_RDWR))
+    except OSError as exc:
+        raise NotReady(f"the ledger {path} cannot be opened: {exc.strerror or exc}") from exc
 
 
 def _free_name(path: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from sandboxd import private
 from sandboxd.containerd.client import Containerd, Version
 from sandboxd.errors import NotReady, TimedOut, Unavailable
 
@@ -110,9 +111,9 @@ async def ensure_running(
             " or set containerd.binary"
         )
     for directory in (places.root, places.state):
-        Path(directory).mkdir(mode=0o711, parents=True, exist_ok=True)
-    Path(places.config_file).write_text(configuration(places), encoding="utf-8")
-    with open(places.log_file, "ab") as output:
+        private.directory(directory, private.PASSABLE)
+    private.write(places.config_file, configuration(places))
+    with open(places.log_file, "ab", opener=private.opener) as output:
         process = await asyncio.create_subprocess_exec(
             path,
             "--config",
@@ -124,7 +125,7 @@ async def ensure_running(
             cwd="/",
             env=env,
         )
-    Path(places.pid_file).write_text(f"{process.pid}\n", encoding="ascii")
+    private.write(places.pid_file, f"{process.pid}\n")
     log.info("private containerd started", pid=process.pid, binary=path, socket=places.socket)
     try:
         return await client.wait_until_serving(timeout)

@@ -7,6 +7,7 @@ the task and lets it run. Both hold the sandbox's lock, so neither can meet a te
 from __future__ import annotations
 
 import asyncio
+import os
 import posixpath
 import secrets
 import time
@@ -17,7 +18,7 @@ from sandboxd import steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, SandboxdError
-from sandboxd.lifecycle import image_volumes, machine, run_sandbox, userns, volumes
+from sandboxd.lifecycle import image_volumes, machine, pod_files, run_sandbox, userns, volumes
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
@@ -114,6 +115,8 @@ async def _undo_create(host: Host, container_id: str, cause: BaseException) -> N
 
 async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
     config = record.config
+    if not os.path.exists(host.config.pod_files_dir(sandbox.id)):
+        pod_files.prepare(host, sandbox)  # it was made by an earlier sandboxd, which kept them elsewhere
     with steps.step("container.mounts", mounts=len(config.mounts), devices=len(config.devices)):
         facts = await run_sandbox.pod_facts(host, sandbox)
         facts = await asyncio.to_thread(machine.for_container, facts, config, host.config.runtime)
@@ -128,7 +131,7 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         user = await asyncio.to_thread(_user, config, image, rootfs)
         host.ledger.update_container(record.id, user=(user.uid, user.gid, *user.additional_gids))
         declared = oci_container.image_volumes(config, image.config)
-        directory = f"{host.config.container_dir(record.id)}/volumes"
+        directory = host.config.volumes_dir(record.id)
         ids = oci_userns.of(sandbox.config)
         own_volumes = await asyncio.to_thread(volumes.create, directory, declared, rootfs, ids)
     name = config.image.user_specified_image or config.image.image
@@ -137,6 +140,7 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         config,
         sandbox=sandbox,
         sandbox_dir=host.config.sandbox_dir(sandbox.id),
+        files_dir=host.config.pod_files_dir(sandbox.id),
         image=image.config,
         image_name=name,
         user=user,

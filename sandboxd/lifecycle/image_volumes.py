@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandboxd import steps, syscalls
+from sandboxd import private, steps, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady
 from sandboxd.lifecycle import userns
@@ -23,6 +23,9 @@ from sandboxd.oci import linux
 from sandboxd.oci import userns as ids_of
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
+# What an image brings is data here: neither its set-id programs nor its device nodes are to have any effect.
+READ_ONLY = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 _MOST_LINKS = 40  # as the kernel's own limit
 
 
@@ -87,7 +90,7 @@ async def _mounted(host: Host, sandbox: SandboxRecord, container_id: str, image_
     target = f"{_base(host, sandbox.id)}/{name}"
     if await asyncio.to_thread(_is_mounted, target):
         return target
-    os.makedirs(target, mode=0o711, exist_ok=True)
+    private.make(target, private.CLOSED)
     mounts = await host.images.view(_key(sandbox.id, name), host.images.resolve(image_id))
     try:
         await asyncio.to_thread(_mount, host, sandbox, container_id, mounts, target)
@@ -110,15 +113,15 @@ def _mount(host: Host, sandbox: SandboxRecord, container_id: str, mounts: Sequen
     (view,) = mounts
     ids = ids_of.of(sandbox.config)
     directory = userns.stage_directory(host, container_id)
-    os.makedirs(directory, mode=0o711, exist_ok=True)
+    private.make(directory, private.CLOSED)
     if ids is not None:
         with userns.namespace_fd(host, sandbox.id) as fd:
             view = userns.map_rootfs(view, f"{directory}/volume", fd, ids)
     if view.type != "overlay":
-        userns.map_mount(view.source, target, read_only=True)
+        userns.map_mount(view.source, target, attributes=READ_ONLY)
         return
     options = [_short(option, directory) for option in view.options if option not in ("ro", "rw")]
-    syscalls.mount("overlay", target, syscalls.MS_RDONLY, "overlay", ",".join(options))
+    syscalls.mount("overlay", target, _FLAGS, "overlay", ",".join(options))
 
 
 def _short(option: str, directory: str) -> str:

@@ -1,7 +1,11 @@
 """A pod's own files: hosts, hostname and resolv.conf, shared memory, and its cgroup.
 
-They are in the sandbox's directory, whose name the id gives, and are mounted into each of its containers. Writing
-them for every pod, host-network ones included, means that a container never finds one of them missing.
+They are in directories whose names the id gives, and are mounted into each of its containers. Writing them for every
+pod, host-network ones included, means that a container never finds one of them missing.
+
+Containers can write them, without a limit of their own. So the three files are on a file system that holds little
+more than them: what a container adds to its /etc/hosts fills neither the daemon's disk nor, as when they were in the
+state directory, the machine's /run.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandboxd import syscalls
+from sandboxd import private, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import SandboxRecord
-from sandboxd.oci import files
+from sandboxd.oci import files, userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 SHM_BYTES = 64 << 20  # Docker's and containerd's size for a pod's /dev/shm
+ROOM_BYTES = 1 << 20  # for what containers add to the three files
+_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 CGROUP_ROOT = "/sys/fs/cgroup"
 HOST_RESOLV_CONF = "/etc/resolv.conf"
 HOST_HOSTS = "/etc/hosts"
@@ -32,12 +38,29 @@ def hostname(config: cri.PodSandboxConfig) -> str:
     return config.hostname or os.uname().nodename
 
 
+def prepare(host: Host, sandbox: SandboxRecord) -> None:
+    """Make everything that the pod's containers share, for its own root to write. Idempotent.
+
+    Raises NotReady when the machine refuses.
+    """
+    mount(host, sandbox.id)
+    write(host, sandbox, sandbox.ips)
+    if ids := userns.of(sandbox.config):
+        for path in paths(host, sandbox.id):
+            os.chown(path, ids.uids.host, ids.gids.host)
+
+
+def paths(host: Host, sandbox_id: str) -> tuple[str, ...]:
+    """What the pod's containers share: its three files and its shared memory."""
+    shm, files_dir = _mount_points(host, sandbox_id)
+    return (*(f"{files_dir}/{name}" for name in files.NAMES), shm)
+
+
 def write(host: Host, sandbox: SandboxRecord, ips: tuple[str, ...]) -> None:
-    """Write the three files; raises NotReady when the disk refuses."""
-    directory = Path(host.config.sandbox_dir(sandbox.id))
+    """Write the three files where `mount` made room for them; raises NotReady when it cannot be done."""
+    directory = Path(host.config.pod_files_dir(sandbox.id))
     name = hostname(sandbox.config)
     try:
-        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         if sandbox.netns_path:
             hosts = files.hosts_file(name, ips)
         else:
@@ -56,26 +79,36 @@ def _read(path: str) -> bytes | None:
         return None
 
 
-def mount_shm(host: Host, sandbox_id: str) -> None:
-    """Mount the pod's own /dev/shm; mounted already is done."""
-    path = Path(host.config.sandbox_dir(sandbox_id)) / "shm"
+def mount(host: Host, sandbox_id: str) -> None:
+    """Mount the pod's own /dev/shm and the file system of its three files. Idempotent. Raises NotReady."""
+    shm, files_dir = _mount_points(host, sandbox_id)
     try:
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        if not path.is_mount():
-            flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-            syscalls.mount("shm", str(path), flags, "tmpfs", f"mode=1777,size={SHM_BYTES}")
+        room = ROOM_BYTES + sum(
+            os.stat(path).st_size for path in (HOST_HOSTS, HOST_RESOLV_CONF) if os.path.exists(path)
+        )
+        for name, path, mode, size in (
+            ("shm", shm, 0o1777, SHM_BYTES),
+            ("pod-files", files_dir, private.CLOSED, room),
+        ):
+            private.make(path, private.CLOSED)
+            if not os.path.ismount(path):
+                syscalls.mount(name, path, _FLAGS, "tmpfs", f"mode={mode:o},size={size}")
     except OSError as exc:
-        raise NotReady(f"the shared memory of pod {sandbox_id} cannot be mounted: {exc}") from exc
+        raise NotReady(f"the file systems of pod {sandbox_id} cannot be mounted: {exc}") from exc
 
 
-def unmount_shm(host: Host, sandbox_id: str) -> None:
-    """Unmount the pod's /dev/shm; not mounted is done."""
-    path = Path(host.config.sandbox_dir(sandbox_id)) / "shm"
-    try:
-        if path.is_mount():
-            syscalls.umount2(str(path), syscalls.MNT_DETACH)
-    except OSError as exc:
-        raise CleanupIncomplete(f"{path} cannot be unmounted: {exc}") from exc
+def unmount(host: Host, sandbox_id: str) -> None:
+    """Undo `mount`, with all that is in them. Idempotent. Raises CleanupIncomplete."""
+    for path in _mount_points(host, sandbox_id):
+        try:
+            if os.path.ismount(path):
+                syscalls.umount2(path, syscalls.MNT_DETACH)
+        except OSError as exc:
+            raise CleanupIncomplete(f"{path} cannot be unmounted: {exc}") from exc
+
+
+def _mount_points(host: Host, sandbox_id: str) -> tuple[str, str]:
+    return f"{host.config.sandbox_dir(sandbox_id)}/shm", host.config.pod_files_dir(sandbox_id)
 
 
 def remove_directory(path: str) -> None:

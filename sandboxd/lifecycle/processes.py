@@ -218,6 +218,7 @@ async def remove_container_remains(host: Host, container_id: str) -> None:
     await host.runtime.delete_container(container_id)
     await userns.drop(host, container_id)
     await host.images.remove_rootfs(container_id)
+    pod_files.remove_directory(host.config.volumes_dir(container_id))
     pod_files.remove_directory(host.config.container_dir(container_id))
     host.ledger.remove_container(container_id)
     host.killed.discard(container_id)

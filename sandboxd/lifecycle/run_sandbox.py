@@ -202,11 +202,8 @@ def _cgroup_path(host: Host, record: SandboxRecord) -> str:
 async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -> None:
     """Everything of the pause container but its start."""
     with steps.step("pod.shm"):
-        pod_files.mount_shm(host, record.id)
         # The runtime binds these when it creates the container; the pod's address follows before the start.
-        pod_files.write(host, record, ())
-        if ids := oci_userns.of(record.config):
-            userns.own_files(host, record, ids)
+        pod_files.prepare(host, record)
     with steps.step("pause.rootfs", image=pause.id):
         rootfs = await host.images.prepare_rootfs(record.id, pause)
     name = image_name(pause)
@@ -218,11 +215,12 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
         machine.for_pod, await pod_facts(host, record), record.config, host.config.runtime
     )
     if label := sandbox.pod_labels(record, found).mount:
-        for name in userns.POD_FILES:
-            await asyncio.to_thread(machine.relabel, f"{host.config.sandbox_dir(record.id)}/{name}", label)
+        for path in pod_files.paths(host, record.id):
+            await asyncio.to_thread(machine.relabel, path, label)
     spec = sandbox.sandbox_spec(
         record,
         sandbox_dir=host.config.sandbox_dir(record.id),
+        files_dir=host.config.pod_files_dir(record.id),
         image=pause.config,
         image_name=name,
         user=user,

@@ -78,7 +78,7 @@ async def _stop(host: Host, sandbox_id: str) -> None:
         with steps.step("netns.remove", path=record.netns_path):
             await host.netns.remove(record.netns_path)
     with steps.step("pod.shm"):
-        pod_files.unmount_shm(host, sandbox_id)
+        pod_files.unmount(host, sandbox_id)
     await image_volumes.remove(host, sandbox_id)
     if oci_userns.of(record.config) is not None:
         await userns.remove(host, sandbox_id)
@@ -104,5 +104,6 @@ async def _remove(host: Host, sandbox_id: str) -> None:
         places = host.config.containerd_socket, host.config.containerd.namespace, sandbox_id
         shims.remove_dead_socket(shims.socket_path(*places))
         await pod_files.remove_cgroup(f"{host.config.runtime.cgroup_parent}/{sandbox_id}")
+        pod_files.remove_directory(host.config.pod_files_dir(sandbox_id))
         pod_files.remove_directory(host.config.sandbox_dir(sandbox_id))
     host.ledger.remove_sandbox(sandbox_id)

@@ -18,9 +18,8 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from sandboxd import syscalls
+from sandboxd import private, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
 from sandboxd.lifecycle.host import Host
@@ -29,7 +28,6 @@ from sandboxd.oci import userns
 from sandboxd.oci.userns import IdMap
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-POD_FILES = ("hosts", "hostname", "resolv.conf", "shm")  # in the pod's directory, for its containers
 _MOST_STACKED = 8  # mounts at one place
 _probed: dict[str, str] = {}  # what was found to be wrong, by directory
 
@@ -41,7 +39,7 @@ def path(host: Host, sandbox_id: str) -> str:
 
 async def create(host: Host, sandbox: SandboxRecord, ids: IdMap) -> None:
     """Make the pod's user namespace, and with it the network namespace that it owns. Raises NotReady; clean then."""
-    Path(host.config.sandbox_dir(sandbox.id)).mkdir(mode=0o711, parents=True, exist_ok=True)
+    private.make(host.config.sandbox_dir(sandbox.id), private.CLOSED)
     await host.netns.create_user_namespace(
         path(host, sandbox.id), uid_map=ids.uids.kernel, gid_map=ids.gids.kernel, netns_path=sandbox.netns_path
     )
@@ -51,13 +49,6 @@ async def remove(host: Host, sandbox_id: str) -> None:
     """Unpin it, and drop what was staged for the pod's own container; done already is done."""
     await drop(host, sandbox_id)
     await host.netns.remove(path(host, sandbox_id))
-
-
-def own_files(host: Host, sandbox: SandboxRecord, ids: IdMap) -> None:
-    """Give the pod's own files to its root, who could not write them otherwise."""
-    directory = Path(host.config.sandbox_dir(sandbox.id))
-    for name in POD_FILES:
-        os.chown(directory / name, ids.uids.host, ids.gids.host)
 
 
 # --- staging ---------------------------------------------------------------------------------------------------
@@ -111,7 +102,7 @@ def _stage(
     unstage(host, object_id)
     directory = stage_directory(host, object_id)
     try:
-        os.makedirs(directory, mode=0o711)
+        private.make(directory, private.CLOSED)
         with namespace_fd(host, sandbox.id) as fd:
             for target, source in wanted.items():
                 map_mount(source, target, userns_fd=fd, recursive=True)
@@ -140,7 +131,8 @@ def map_rootfs(mount: Mount, prefix: str, userns_fd: int, ids: IdMap) -> Mount:
     the pod's root from the start.
     """
     if mount.type != "overlay":
-        map_mount(mount.source, f"{prefix}-0", userns_fd=userns_fd, read_only="ro" in mount.options)
+        read_only = syscalls.MOUNT_ATTR_RDONLY if "ro" in mount.options else 0
+        map_mount(mount.source, f"{prefix}-0", userns_fd=userns_fd, attributes=read_only)
         return replace(mount, source=f"{prefix}-0")
     options = []
     for option in mount.options:
@@ -148,7 +140,7 @@ def map_rootfs(mount: Mount, prefix: str, userns_fd: int, ids: IdMap) -> Mount:
         if key == "lowerdir":
             targets = [f"{prefix}-{i}" for i in range(value.count(":") + 1)]
             for source, target in zip(value.split(":"), targets, strict=True):
-                map_mount(source, target, userns_fd=userns_fd, read_only=True)
+                map_mount(source, target, userns_fd=userns_fd, attributes=syscalls.MOUNT_ATTR_RDONLY)
             options.append(f"lowerdir={':'.join(targets)}")
             continue
         if key == "upperdir" and os.stat(value).st_uid == 0:
@@ -157,16 +149,13 @@ def map_rootfs(mount: Mount, prefix: str, userns_fd: int, ids: IdMap) -> Mount:
     return replace(mount, options=tuple(options))
 
 
-def map_mount(
-    source: str, target: str, *, userns_fd: int = -1, read_only: bool = False, recursive: bool = False
-) -> None:
+def map_mount(source: str, target: str, *, userns_fd: int = -1, attributes: int = 0, recursive: bool = False) -> None:
     """Mount a copy of `source` at `target`, which is made, with ids mapped by the namespace if there is one.
 
-    Raises OSError.
+    `attributes` are MOUNT_ATTR_* for the copy. Raises OSError.
     """
-    attributes = (syscalls.MOUNT_ATTR_IDMAP if userns_fd >= 0 else 0) | (
-        syscalls.MOUNT_ATTR_RDONLY if read_only else 0
-    )
+    if userns_fd >= 0:
+        attributes |= syscalls.MOUNT_ATTR_IDMAP
     tree = syscalls.open_tree(source, recursive=recursive)
     try:
         try:
@@ -174,7 +163,7 @@ def map_mount(
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, source) from exc
         if os.path.isdir(source):
-            os.makedirs(target, mode=0o711, exist_ok=True)
+            private.make(target, private.CLOSED)
         else:
             os.close(os.open(target, os.O_RDONLY | os.O_CREAT, 0o600))
         syscalls.move_mount(tree, target)
@@ -234,7 +223,8 @@ async def probe(host: Host) -> str:
 
 
 async def _probe(host: Host, directory: str) -> None:
-    pin = f"{host.config.daemon.state}/userns-probe"
+    pin = host.config.sandbox_dir("userns-probe")
+    private.make(os.path.dirname(pin), private.CLOSED)
     await host.netns.remove(pin)
     await host.netns.create_user_namespace(pin, uid_map="0 65536 65536\n", gid_map="0 65536 65536\n")
     try:

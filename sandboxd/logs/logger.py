@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sandboxd
+from sandboxd import private
 from sandboxd.logs import wire
 from sandboxd.logs.connection import Connection
 from sandboxd.logs.listeners import Attached, Drained, Watching
@@ -72,7 +73,7 @@ class Logger:
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGTERM, lambda *_: self._end())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with open(wire.pid_file(self._path), "w", encoding="ascii") as file:
+        with open(wire.pid_file(self._path), "w", encoding="ascii", opener=private.opener) as file:
             file.write(f"{os.getpid()}\n")
         while not self._ending:
             self.turn()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from sandboxd import private
 from sandboxd.errors import NotReady
 from sandboxd.logs.wire import pid_file
 
@@ -57,7 +58,7 @@ async def start(places: Places, idle_seconds: float, env: Mapping[str, str]) -> 
     """
     try:
         listener = _listen(places.socket)
-        with listener, open(places.log_file, "ab") as output:
+        with listener, open(places.log_file, "ab", opener=private.opener) as output:
             shell = await asyncio.create_subprocess_exec(
                 "/bin/sh",
                 "-c",
@@ -82,7 +83,7 @@ async def start(places: Places, idle_seconds: float, env: Mapping[str, str]) -> 
 
 
 def _listen(path: str) -> socket.socket:
-    Path(path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    private.make(str(Path(path).parent), private.PASSABLE)
     Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     before = os.umask(0o177)  # root only, not even for an instant otherwise

@@ -7,7 +7,7 @@ from typing import Any
 
 from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.model import SandboxRecord
-from sandboxd.oci import linux, lsm, seccomp, userns
+from sandboxd.oci import files, linux, lsm, seccomp, userns
 from sandboxd.oci import sandbox as pod
 from sandboxd.oci.linux import HOST, NEW, HostFacts, Json, MountSource
 from sandboxd.oci.users import User
@@ -26,6 +26,7 @@ def container_spec(
     *,
     sandbox: SandboxRecord,
     sandbox_dir: str,
+    files_dir: str,
     image: Mapping[str, Any],
     image_name: str,
     user: User,
@@ -36,8 +37,8 @@ def container_spec(
     """The runtime spec for a container of a running `sandbox`; both configs were validated.
 
     `image` is the `config` object of the image (Entrypoint, Cmd, Env, WorkingDir, Volumes). `sandbox_dir` holds
-    the pod's hosts, hostname, resolv.conf and shm. `target_pid` is the process whose pid namespace to join when
-    the pid mode is TARGET. `volumes` gives a host directory for each of `image_volumes()`.
+    the pod's shm, `files_dir` its hosts, hostname and resolv.conf. `target_pid` is the process whose pid namespace
+    to join when the pid mode is TARGET. `volumes` gives a host directory for each of `image_volumes()`.
 
     Raises InvalidRequest when there is no command, or a mount's propagation does not fit its source; Unsupported
     for what this machine cannot do.
@@ -66,7 +67,7 @@ def container_spec(
             "oomScoreAdj": linux.oom_score_adj(config.linux.resources.oom_score_adj, host),
         },
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
-        "mounts": _mounts(config, sandbox, sandbox_dir, host, volumes or {}, own_cgroups=own_cgroups),
+        "mounts": _mounts(config, sandbox, (sandbox_dir, files_dir), host, volumes or {}, own_cgroups=own_cgroups),
         "annotations": {
             **linux.passed_on(config.annotations, host.annotations),
             "io.kubernetes.cri.container-type": "container",
@@ -213,7 +214,7 @@ def _guarded_paths(
 def _mounts(
     config: cri.ContainerConfig,
     sandbox: SandboxRecord,
-    sandbox_dir: str,
+    directories: tuple[str, str],
     host: HostFacts,
     volumes: Mapping[str, str],
     *,
@@ -223,6 +224,7 @@ def _mounts(
 
     A /dev of the request brings its own pts, shm and mqueue, so ours would only hide them.
     """
+    sandbox_dir, files_dir = directories
     context = config.linux.security_context
     asked = [_requested_mount(i, mount, host) for i, mount in enumerate(config.mounts)]
     taken = {mount["destination"] for mount in asked}
@@ -237,10 +239,9 @@ def _mounts(
     if "/dev" in taken:
         pseudo = [mount for mount in pseudo if not mount["destination"].startswith("/dev/")]
     access = "ro" if context.readonly_rootfs else "rw"
-    ours = [
-        linux.bind(f"{sandbox_dir}/{name}", f"/etc/{name}", ["rprivate", access])
-        for name in ("hosts", "hostname", "resolv.conf")
-    ]
+    # The flags of the file system that they are on: in a user namespace a mount cannot have fewer.
+    options = ["rprivate", access, "nosuid", "nodev", "noexec"]
+    ours = [linux.bind(f"{files_dir}/{name}", f"/etc/{name}", options) for name in files.NAMES]
     ours.append(linux.bind(pod.shm(sandbox, sandbox_dir), "/dev/shm", ["rprivate", "rw"]))
     ours += [linux.bind(source, linux.clean(path), ["rprivate", "rw"]) for path, source in sorted(volumes.items())]
     defaults = [mount for mount in (*pseudo, *ours) if mount["destination"] not in taken]
@@ -254,9 +255,13 @@ def _requested_mount(index: int, mount: cri.Mount, host: HostFacts) -> Json:
             f"config.mounts: {mount.container_path}: recursive_read_only needs Linux 5.12 and a runtime that has rro"
         )
     access = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
-    source = host.image_volumes[index] if linux.shows_image(mount) else _host_source(mount, host)
-    source = host.mapped_mounts.get(index, source)
-    return linux.bind(source, linux.clean(mount.container_path), [_PROPAGATION[mount.propagation], access])
+    options = [_PROPAGATION[mount.propagation], access]
+    if linux.shows_image(mount):
+        source = host.image_volumes[index]
+        options += ["nosuid", "nodev"]  # as it is mounted: in a user namespace a mount cannot have fewer
+    else:
+        source = host.mapped_mounts.get(index, _host_source(mount, host))
+    return linux.bind(source, linux.clean(mount.container_path), options)
 
 
 def _host_source(mount: cri.Mount, host: HostFacts) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
+NAMES = ("hosts", "hostname", "resolv.conf")
+
 _LOOPBACK = (
     ("127.0.0.1", "localhost"),
     ("::1", "localhost ip6-localhost ip6-loopback"),

@@ -26,6 +26,7 @@ def sandbox_spec(
     sandbox: SandboxRecord,
     *,
     sandbox_dir: str,
+    files_dir: str,
     image: Mapping[str, Any],
     image_name: str,
     user: User,
@@ -34,7 +35,7 @@ def sandbox_spec(
     """The runtime spec for the pause container of `sandbox`, whose config was validated.
 
     `image` is the `config` object of the pause image (Entrypoint, Cmd, Env, WorkingDir). `sandbox_dir` holds the
-    pod's own files: resolv.conf and the shm filesystem.
+    pod's shm filesystem, `files_dir` its resolv.conf.
 
     Raises InvalidRequest when the image does not say what to run, Unsupported for what this machine cannot do.
     """
@@ -69,7 +70,7 @@ def sandbox_spec(
             # A network namespace has one sysfs superblock, which stays read-only if its first mount is: this one.
             sysfs(sandbox, host, writable=context.privileged),
             linux.bind(shm(sandbox, sandbox_dir), "/dev/shm", _READONLY_BIND),
-            linux.bind(f"{sandbox_dir}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
+            linux.bind(f"{files_dir}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
         ],
         "annotations": {
             **linux.passed_on(config.annotations, host.annotations),

@@ -45,8 +45,8 @@ def layer() -> bytes:
     return buffer.getvalue()
 
 
-def with_volumes(base: Path, out: Path, volumes: Sequence[str]) -> Path:
-    """The image of the archive `base` with another layer and these volumes, as an archive."""
+def with_volumes(base: Path, out: Path, volumes: Sequence[str], *, added: bytes = b"") -> Path:
+    """The image of the archive `base` with another layer (`added`) and these volumes, as an archive."""
     with tarfile.open(base) as tar:
         files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
         blobs = {name: file.read() for name, file in files.items() if file is not None}
@@ -63,11 +63,11 @@ def with_volumes(base: Path, out: Path, volumes: Sequence[str]) -> Path:
     index = json.loads(blobs["index.json"])
     manifest = blob(index["manifests"][0])
     config = blob(manifest["config"])
-    added = add("layer.v1.tar", layer())
-    config["rootfs"]["diff_ids"].append(added["digest"])
+    top = add("layer.v1.tar", added or layer())
+    config["rootfs"]["diff_ids"].append(top["digest"])
     config["config"]["Volumes"] = {path: {} for path in volumes}
     config.pop("history", None)
-    manifest["layers"].append(added)
+    manifest["layers"].append(top)
     manifest["config"] = add("config.v1+json", json.dumps(config).encode())
     top = add("manifest.v1+json", json.dumps(manifest).encode())
     top["annotations"] = {"io.containerd.image.name": IMAGE}

@@ -194,6 +194,8 @@ def test_every_directory_derives_from_the_two_roots_and_the_id() -> None:
     assert result.ledger_file == "/r/ledger.db"
     assert result.sandbox_dir("ab") == "/s/sandboxes/ab"
     assert result.container_dir("ab") == "/s/containers/ab"
+    assert result.pod_files_dir("ab") == "/r/pod-files/ab"
+    assert result.volumes_dir("ab") == "/r/volumes/ab"
     assert result.netns_path("ab") == "/n/ab"
 
 

@@ -14,6 +14,7 @@ from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.unit.oci.golden import cases
 from tests.unit.oci.golden.cases import (
+    FILES_DIR,
     HOST,
     PAUSE_IMAGE,
     SANDBOX_DIR,
@@ -103,6 +104,7 @@ def test_a_pause_image_without_a_command_is_refused() -> None:
         sandbox_spec(
             record(),
             sandbox_dir="/s",
+            files_dir="/f",
             image={"Env": ["A=b"]},
             image_name="builtin",
             user=User(uid=0, gid=0, additional_gids=(0,)),
@@ -153,6 +155,7 @@ def test_pause_runs_as_somebody_who_exists() -> None:
         sandbox_spec(
             record(config),
             sandbox_dir=SANDBOX_DIR,
+            files_dir=FILES_DIR,
             image=PAUSE_IMAGE,
             image_name="builtin",
             user=User(uid=70000, gid=0, additional_gids=()),

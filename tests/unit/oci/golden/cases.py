@@ -23,6 +23,7 @@ DIRECTORY = Path(__file__).parent
 SANDBOX_ID = "5a" * 32
 CONTAINER_ID = "c0" * 32
 SANDBOX_DIR = f"/run/sandboxd/sandboxes/{SANDBOX_ID}"
+FILES_DIR = f"/var/lib/sandboxd/pod-files/{SANDBOX_ID}"
 ROOT = users.User(uid=0, gid=0, additional_gids=(0,), username="root", home="/root")
 
 HOST = HostFacts(
@@ -80,7 +81,13 @@ def record(config: cri.PodSandboxConfig | None = None) -> SandboxRecord:
 def pause(config: cri.PodSandboxConfig | None = None, *, host: HostFacts = HOST) -> Json:
     """The spec of a pod's pause container."""
     return sandbox_spec(
-        record(config), sandbox_dir=SANDBOX_DIR, image=PAUSE_IMAGE, image_name="builtin", user=ROOT, host=host
+        record(config),
+        sandbox_dir=SANDBOX_DIR,
+        files_dir=FILES_DIR,
+        image=PAUSE_IMAGE,
+        image_name="builtin",
+        user=ROOT,
+        host=host,
     )
 
 
@@ -100,6 +107,7 @@ def workload(
         config or cri.ContainerConfig(metadata=cri.ContainerMetadata(name="nginx")),
         sandbox=record(pod),
         sandbox_dir=SANDBOX_DIR,
+        files_dir=FILES_DIR,
         image=image,
         image_name="registry.example/nginx:1.27",
         user=user,

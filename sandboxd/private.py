@@ -1,0 +1,110 @@
+"""The daemon's own directories and files, and who may reach them: every mode is decided here.
+
+What images, containers and pods put on disk (set-id programs, device nodes, files that everybody may write) must not
+be reachable for other users of the machine, nor must what the daemon knows (environment values, logs, locks). One
+closed directory keeps them from all that is below it, whatever the modes there are; so
+
+    ROOT   0700   all that survives a reboot
+    STATE  0711   passable, because members of the socket's group must reach the socket in it, and because the
+                  managed containerd's bundles are passed by processes of user namespaces; what is directly in it is
+                  closed itself
+
+The process's umask plays no part: modes are set, not asked for, and what is there already is set right.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from sandboxd.errors import NotReady
+
+CLOSED = 0o700
+PASSABLE = 0o711
+FILE = 0o600
+
+# What programs that we start inherit: plugins, containerd and its shims expect what every shell and systemd give.
+UMASK = 0o022
+
+_PARENT = 0o755
+_ROOT = ("checkpoints", "image-volumes", "pod-files", "uploads", "volumes")
+_STATE = ("containers", "idmapped", "sandboxes")
+
+
+def prepare(root: str, state: str) -> None:
+    """Make the daemon's directories, or set right those that are there, and the files of those that can be passed.
+
+    Raises NotReady.
+    """
+    directory(state, PASSABLE)
+    directory(root, CLOSED)  # last: where both are the same directory, it is closed
+    for name in _STATE:
+        directory(f"{state}/{name}", CLOSED)
+    for name in _ROOT:
+        directory(f"{root}/{name}", CLOSED)
+    # The logger and the managed containerd outlive a daemon, and so do the files that an earlier one made for them.
+    for place in (state, f"{state}/containerd"):
+        _close_files(place)
+
+
+def directory(path: str, mode: int) -> None:
+    """Make `path` a directory of this user's with exactly this mode, whatever is or is not there.
+
+    Parents that are missing are made for everybody to pass and read (0755). Raises NotReady when something else is at
+    its place, or its file system does not take the mode.
+    """
+    try:
+        make(path, mode)
+        info = os.stat(path)
+        if info.st_uid != os.geteuid():
+            os.chown(path, os.geteuid(), -1)
+        if stat.S_IMODE(info.st_mode) != mode:
+            os.chmod(path, mode)
+            if stat.S_IMODE(os.stat(path).st_mode) != mode:
+                raise NotReady(f"{path} cannot be closed to other users: its file system does not keep modes")
+    except OSError as exc:
+        raise NotReady(f"the directory {path} cannot be used: {exc.strerror or exc}") from exc
+
+
+def _close_files(path: str) -> None:
+    try:
+        for entry in os.scandir(path) if os.path.isdir(path) else ():
+            if entry.is_file(follow_symlinks=False):
+                os.chmod(entry.path, FILE)
+    except OSError as exc:
+        raise NotReady(f"the files in {path} cannot be closed to other users: {exc.strerror or exc}") from exc
+
+
+def make(path: str, mode: int) -> None:
+    """Make the directory `path` with exactly this mode, its missing parents with 0755; one that is there stays as it
+    is. Raises OSError."""
+    for place in (*reversed(Path(path).parents), Path(path)):
+        try:
+            os.mkdir(place, CLOSED)
+        except FileExistsError:
+            if not place.is_dir():
+                raise
+        else:
+            os.chmod(place, mode if place == Path(path) else _PARENT)
+
+
+def opener(path: str, flags: int) -> int:
+    """For the builtin `open`: the file is readable and writable for this user only, also one that was there before.
+
+    A link at its place is not followed. Raises OSError.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE)
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) != FILE:
+            os.fchmod(fd, FILE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write(path: str, text: str) -> None:
+    """Write a whole file, for this user only. Raises OSError."""
+    with open(path, "w", encoding="utf-8", opener=opener) as file:
+        file.write(text)
