@@ -12,7 +12,7 @@ Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox
 
 PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables nftables iproute2 \
 procps util-linux"
-[ "${1:-}" != test ] || PACKAGES="$PACKAGES crun docker-registry e2fsprogs openssl"
+[ "${1:-}" != test ] || PACKAGES="$PACKAGES crun docker-registry e2fsprogs openssl systemd"
 PYTHON=${PYTHON:-python3}
 
 missing=""
