@@ -168,7 +168,7 @@ async def _take(host: Host, container: ContainerRecord, location: Path, deadline
             archive.write,
             location,
             unfinished,
-            files={name: path for name, path in found.items() if name == archive.IMAGES or path.is_file()},
+            files={name: path for name, path in found.items() if name == archive.IMAGES or archive.has_file(path)},
             documents=documents,
             deadline=deadline,
         )

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sandboxd.errors import TimedOut
+from sandboxd.logs.regular import open_regular
 from sandboxd.model import ContainerRecord
 
 IMAGES = "checkpoint"
@@ -56,6 +57,11 @@ def rfc3339(at: int) -> str:
     seconds, nanoseconds = divmod(at, 1_000_000_000)
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def has_file(path: Path) -> bool:
+    """Whether a regular file is there; a log's directory may be others' to write, who could have put a link there."""
+    return path.is_file() and not path.is_symlink()
 
 
 def write(
@@ -95,7 +101,7 @@ def _add(archive: tarfile.TarFile, name: str, path: Path, deadline: float) -> No
     if not path.is_file() or path.is_symlink():
         archive.addfile(_owned(archive.gettarinfo(path, arcname=name)))
         return
-    with path.open("rb") as file:
+    with open(open_regular(str(path), os.O_RDONLY), "rb") as file:
         # The size is that of this moment: a log grows while it is read.
         info = _owned(archive.gettarinfo(arcname=name, fileobj=file))
         archive.addfile(info, _Hurried(file, deadline, f"packing {name}"))

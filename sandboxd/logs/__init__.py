@@ -7,4 +7,5 @@ The logger is a process of its own (`python -m sandboxd.logs`): `logger` is its 
 `writer` its log file, `connection` and `listeners` its clients. It imports nothing of the daemon's side.
 
 Both sides know `format`, the log file's entries, and `wire`, what they say to each other; these two are pure.
+`regular` is how either side opens a file in a directory that others may write to.
 """

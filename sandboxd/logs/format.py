@@ -20,6 +20,8 @@ FULL, PARTIAL = b"F", b"P"
 
 _TIME = re.compile(rb"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))")
 
+_HEADS = tuple(b"0001-01-01T00:00:00.000000000Z %s F " % stream for stream in (b"stdout", b"stderr"))
+
 
 def timestamp(now: int) -> bytes:
     """Unix nanoseconds as RFC 3339 in UTC, always with nine decimals so that entries line up."""
@@ -106,6 +108,11 @@ def parse(line: bytes) -> Entry | None:
     if tag not in (FULL, PARTIAL):
         return None
     return Entry(timestamp=when, stream=parts[1].decode(), partial=tag == PARTIAL, text=parts[3])
+
+
+def begins_entry(data: bytes) -> bool:
+    """Whether `data` (without a newline) is the beginning of an entry, or all of it."""
+    return any(parse(data + head[len(data) :]) for head in _HEADS)
 
 
 def parse_time(text: bytes) -> int | None:

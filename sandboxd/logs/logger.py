@@ -140,7 +140,7 @@ class Logger:
         try:
             pump.read(fd)
         except Exception:  # one container's trouble must not end the others' logs
-            traceback.print_exc()
+            _say(traceback.format_exc())
             self._notice("container output cannot be handled, it is no longer logged", container=pump.container_id)
             pump.close()
 
@@ -154,12 +154,15 @@ class Logger:
             answer = {"error": str(exc), "unknown": True}
         except (KeyError, TypeError, ValueError) as exc:
             answer = {"error": f"the logger does not understand {request.get('op')!r}: {type(exc).__name__} {exc}"}
+        except Exception as exc:  # nor must one request
+            _say(traceback.format_exc())
+            answer = {"error": f"the logger cannot {request.get('op')!r}: {type(exc).__name__} {exc}"}
         if answer is not None:
             connection.send(wire.message(**answer, id=number))
 
     def _notice(self, words: str, **fields: str) -> None:
         notice = {"notice": words, **fields}
-        sys.stderr.write(f"{notice}\n")
+        _say(f"{notice}\n")
         if not self._daemons:
             self._notices.append(notice)
         for daemon in tuple(self._daemons):
@@ -295,6 +298,15 @@ class Logger:
                     container=listener.pump.container_id,
                 )
                 listener.connection.close()
+
+
+def _say(text: str) -> None:
+    """Write to the logger's own log, if there is room."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        pass
 
 
 class _Refused(Exception):

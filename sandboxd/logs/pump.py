@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from sandboxd.logs.format import LineSplitter
+from sandboxd.logs.regular import open_regular
 from sandboxd.logs.writer import LogWriter
 
 # At once. Handling it bounds how long anything else in the logger waits: 5 ms where each line is a single byte,
@@ -50,7 +51,7 @@ class _Stream:
         self.came_first = came_first
         self._beginning = f"{path}.held"
         try:
-            with open(self._beginning, "rb") as file:
+            with open(open_regular(self._beginning, os.O_RDONLY), "rb") as file:
                 held = file.read(max_line + 1)
         except OSError:
             held = b""
@@ -67,7 +68,8 @@ class _Stream:
         """Empty the file with the beginning of a line."""
         if self._kept:
             try:
-                os.truncate(self._beginning, 0)
+                with open(open_regular(self._beginning, os.O_WRONLY), "wb") as file:
+                    file.truncate(0)
             except OSError:
                 pass  # the container's directory is gone
             self._kept = False
@@ -77,8 +79,9 @@ class _Stream:
         if not self.splitter.held:
             return
         try:
-            with open(self._beginning, "wb", buffering=0) as file:
+            with open(open_regular(self._beginning, os.O_WRONLY | os.O_CREAT), "wb", buffering=0) as file:
                 self._kept = True
+                file.truncate(0)
                 file.write(self.splitter.held)
         except OSError:
             pass  # the directory is gone or full: then it is lost if this logger dies

@@ -1,6 +1,7 @@
 """Reading a CRI log file back: the last lines, lines since a time, and lines as they come.
 
-A log may be of any size, and is read on the daemon's event loop: after each batch the others have their turn.
+A log may be of any size and hold anything, and is read on the daemon's event loop: after each batch the others have
+their turn, and what is kept of it is bounded.
 """
 
 from __future__ import annotations
@@ -8,58 +9,88 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from itertools import chain
 from operator import itemgetter
 
+from sandboxd.errors import NotReady
 from sandboxd.logs.format import Entry, parse
+from sandboxd.logs.regular import open_regular
 
 BATCH = 256  # entries handed on at once
 READ_BYTES = 1 << 17
+LONGEST_BYTES = 16 << 20  # of a line of the file; a longer one is no entry, and is skipped
+LAST_BYTES = 64 << 20  # that the last lines may take; of more, the oldest are left out
+ENTRY_BYTES = 256  # that an entry takes beside its text
 
 
 class LogFile:
-    """One log file, read from its beginning; survives a rotation by following the new file at the path."""
+    """One log file, read from its beginning; survives a rotation by following the new file at the path.
+
+    A file that is not there has no entries. What is not a regular file, or cannot be read, raises NotReady.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
-        self._held = b""
+        self._held: list[bytes] = []  # the beginning of a line, as it was read
+        self._held_bytes = 0
 
     def close(self) -> None:
         """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            self._held = b""
+            self._hold()
 
-    def more(self) -> Iterator[Entry]:
-        """The entries written since the last call."""
+    def more(self) -> Iterator[Entry | None]:
+        """The entries written since the last call, and a None for each line or read that gives none."""
         yield from self._rest()
         if self._rotated():
             self.close()
             yield from self._rest()
 
-    def _rest(self) -> Iterator[Entry]:
+    def _rest(self) -> Iterator[Entry | None]:
         if self._fd < 0:
             try:
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = open_regular(self._path, os.O_RDONLY)
             except FileNotFoundError:
                 return
-        while data := os.read(self._fd, READ_BYTES):
-            *lines, self._held = (self._held + data).split(b"\n")
+            except OSError as exc:
+                raise NotReady(f"the log {self._path} cannot be read: {exc.strerror or exc}") from exc
+        while data := self._read():
+            *lines, rest = data.split(b"\n")
+            if not lines:
+                yield None
             for line in lines:
-                entry = parse(line)
-                if entry is not None:
-                    yield entry
+                too_long = self._held_bytes > LONGEST_BYTES
+                whole = b"".join((*self._held, line))
+                self._hold()
+                yield None if too_long else parse(whole)
+            self._held_bytes += len(rest)
+            if self._held_bytes <= LONGEST_BYTES:
+                self._held.append(rest)
+            else:
+                self._held.clear()
+
+    def _hold(self) -> None:
+        """Begin a line."""
+        self._held.clear()
+        self._held_bytes = 0
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._fd, READ_BYTES)
+        except OSError as exc:
+            raise NotReady(f"the log {self._path} cannot be read: {exc.strerror or exc}") from exc
 
     def _rotated(self) -> bool:
         if self._fd < 0:
             return False
         try:
-            at_path = os.stat(self._path)
-        except FileNotFoundError:
-            return False
+            at_path = os.lstat(self._path)
+        except OSError:
+            return False  # between the two renames, or for good: what is there would be said if it could be opened
         here = os.fstat(self._fd)
         return (at_path.st_dev, at_path.st_ino) != (here.st_dev, here.st_ino)
 
@@ -68,22 +99,41 @@ class Last:
     """The last `tail` lines of what is added.
 
     Partial entries belong to the line that their stream's next full entry ends, and count as one with it; those of
-    a line that has not ended come in addition.
+    a line that has not ended come in addition. Of more than LAST_BYTES the oldest are left out: a line may have no
+    end.
     """
 
     def __init__(self, tail: int) -> None:
         # Streams interleave, so a line's parts need not be neighbours; the numbers restore the file's order.
-        self._lines: deque[list[tuple[int, Entry]]] = deque(maxlen=tail)
-        self._parts: dict[str, list[tuple[int, Entry]]] = {}
+        self._lines: deque[deque[tuple[int, Entry]]] = deque()
+        self._parts: dict[str, deque[tuple[int, Entry]]] = {}
         self._tail = tail
         self._added = 0
+        self._bytes = 0
 
     def add(self, entry: Entry) -> None:
         """The next entry of the file."""
         self._added += 1
-        self._parts.setdefault(entry.stream, []).append((self._added, entry))
+        self._parts.setdefault(entry.stream, deque()).append((self._added, entry))
+        self._bytes += ENTRY_BYTES + len(entry.text)
         if not entry.partial:
             self._lines.append(self._parts.pop(entry.stream))
+            if len(self._lines) > self._tail:
+                self._drop(self._lines.popleft())
+        while self._bytes > LAST_BYTES:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Let go of the oldest line, or of a part of those that have not ended where that is all there is."""
+        if len(self._lines) > 1:
+            self._drop(self._lines.popleft())
+            return
+        lines = [*self._lines, *self._parts.values()]
+        _, entry = min((line for line in lines if line), key=lambda line: line[0][0]).popleft()
+        self._bytes -= ENTRY_BYTES + len(entry.text)
+
+    def _drop(self, line: Iterable[tuple[int, Entry]]) -> None:
+        self._bytes -= sum(ENTRY_BYTES + len(entry.text) for _, entry in line)
 
     def kept(self) -> list[Entry]:
         """What is left, in the file's order."""
@@ -96,7 +146,7 @@ async def read(
 ) -> AsyncGenerator[list[Entry], None]:
     """Batches of entries not older than `since`, of those the last `tail` lines (-1: all).
 
-    With `changes`, goes on after each of them until they end.
+    With `changes`, goes on after each of them until they end. Raises NotReady when the file cannot be read.
     """
     file = LogFile(path)
     try:
@@ -108,7 +158,7 @@ async def read(
             async for batch in _batches(file.more(), since):
                 for entry in batch:
                     last.add(entry)
-            async for batch in _batches(iter(last.kept()), since):
+            async for batch in _batches(last.kept(), since):
                 yield batch
         if changes is not None:
             async for _ in changes:
@@ -120,10 +170,10 @@ async def read(
         file.close()
 
 
-async def _batches(entries: Iterator[Entry], since: int) -> AsyncIterator[list[Entry]]:
+async def _batches(entries: Iterable[Entry | None], since: int) -> AsyncIterator[list[Entry]]:
     batch: list[Entry] = []
     for number, entry in enumerate(entries, 1):
-        if entry.timestamp >= since:
+        if entry is not None and entry.timestamp >= since:
             batch.append(entry)
         if number % BATCH == 0:
             if batch:

@@ -1,7 +1,8 @@
 """A container's log file, open for appending: only whole entries, whatever the disk does.
 
-The path's directory is made where it is missing. A file that cannot be written is tried again with each write, one
-that could not even be opened once a second; what cannot be written is lost and said so, once per stretch of it.
+The path's directory is made where it is missing; anything but a regular file is refused (`regular`). A file that
+cannot be written is tried again with each write, one that could not even be opened once a second; what cannot be
+written is lost and said so, once per stretch of it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import os
 import time
 from collections.abc import Callable
 
+from sandboxd.logs.format import begins_entry
+from sandboxd.logs.regular import make_directory, open_regular
+
 RETRY_SECONDS = 1.0
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 
 
 class LogWriter:
@@ -41,12 +45,12 @@ class LogWriter:
         """Open the file at the path anew (after it was renamed); raises OSError and keeps the old one then."""
         if not self.path:
             return
-        os.makedirs(os.path.dirname(self.path) or ".", mode=0o755, exist_ok=True)
-        fd = os.open(self.path, _FLAGS, 0o640)
+        make_directory(os.path.dirname(self.path))
+        fd = open_regular(self.path, _FLAGS, 0o640)
         try:
             self._mend(fd)
         except OSError:
-            pass  # a device, or a disk that is full: there is nothing to be mended
+            pass  # the disk is full: readers skip a line that is torn
         self.close()
         self._fd = fd
 
@@ -103,8 +107,9 @@ class LogWriter:
         if not size or os.pread(fd, 1, size - 1) == b"\n":
             return
         start = max(size - self._max_entry, 0)
-        newline = os.pread(fd, size - start, start).rfind(b"\n")
-        if newline >= 0 or not start:
+        last = os.pread(fd, size - start, start)
+        newline = last.rfind(b"\n")
+        if (newline >= 0 or not start) and begins_entry(last[newline + 1 :]):
             os.ftruncate(fd, start + newline + 1)
         else:
             os.write(fd, b"\n")  # not one of ours: leave it, but begin a line

@@ -14,12 +14,15 @@ import pytest
 from sandboxd.logs.format import parse
 from sandboxd.logs.pump import PIPE_BYTES, READ_BYTES
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
 from tests.pods import (
+    LOGS,
     container_config,
     container_info,
     container_status,
+    create_container,
     exited,
     log_lines,
     pod_config,
@@ -27,6 +30,7 @@ from tests.pods import (
     remove_pod,
     run_container,
     run_pod,
+    start_container,
 )
 from tests.processes import until
 from tests.testbed import Testbed
@@ -369,3 +373,76 @@ def test_nothing_is_left_of_containers_whose_logger_was_killed(bed: Testbed, ima
     log.unlink()  # it belongs to the client that named its place
     (gates / gate.name).unlink(missing_ok=True)
     assert_no_leaks(bed, before)
+
+
+# What others may have put into the log directory.
+
+STRANGERS = {
+    "a FIFO": "mkfifo {path}",
+    "a device": "mknod {path} c 1 5",
+    "a directory": "mkdir {path}",
+    "a symbolic link": "ln -s {path}.target {path}; printf 'first line\\nlast line' > {path}.target",
+}
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_a_container_whose_log_would_be_no_regular_file_is_not_started_and_the_others_are_logged(
+    bed: Testbed, pod: str, words: str
+) -> None:
+    gate = Gate(bed)
+    other = run_container(bed, pod, shell(counting(gate, pause="sleep 0.05"), gate))
+    config = shell("yes a line | head -c 3000000")
+    path = f"{LOGS}/{config.log_path}"
+    bed.run(["sh", "-c", f"mkdir -p {LOGS}; {STRANGERS[words].format(path=path)}"])
+    container_id = create_container(bed, pod, config)
+    with pytest.raises(grpc.RpcError) as error:
+        start_container(bed, container_id)
+
+    code, said = refused(error.value)
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert words in said and path in said
+    assert container_status(bed, container_id).reason == "StartError"
+    grows(bed, other)
+    gate.open()
+    ends(bed, other)
+    assert complete(log_lines(bed, other))
+    if words == "a symbolic link":
+        assert bed.path(f"{path}.target").read_text() == "first line\nlast line"
+    bed.run(["rm", "-rf", path])
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_what_comes_in_place_of_a_log_that_was_moved_is_not_written_nor_read(
+    bed: Testbed, pod: str, words: str
+) -> None:
+    gate = Gate(bed)
+    container_id = run_container(bed, pod, shell(counting(gate, pause="sleep 0.05"), gate))
+    grows(bed, container_id)
+    path = container_status(bed, container_id).log_path
+    bed.run(["sh", "-c", f"mv {path} {path}.1; {STRANGERS[words].format(path=path)}"])
+    with pytest.raises(grpc.RpcError) as error:
+        reopen(bed, container_id)
+    assert words in refused(error.value)[1]
+    with pytest.raises(grpc.RpcError) as error:
+        list(bed.host.ReadLogs(host_pb2.ReadLogsRequest(container_id=container_id, tail=-1), timeout=30))
+    code, said = refused(error.value)
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert words in said and path in said
+
+    bed.run(["rm", "-rf", path])
+    reopen(bed, container_id)
+    gate.open()
+    ends(bed, container_id)
+    assert complete(raw_lines(bed, f"{path}.1") + raw_lines(bed, path)), "the old file took what came meanwhile"
+
+
+def test_a_log_path_of_very_many_parts_does_not_end_the_logger(bed: Testbed, pod: str) -> None:
+    pid = logger_pid(bed)
+    config = shell("true")
+    config.log_path = "d/" * 5000 + "0.log"
+    container_id = create_container(bed, pod, config)
+    with pytest.raises(grpc.RpcError) as error:
+        start_container(bed, container_id)
+
+    assert refused(error.value)[0] is grpc.StatusCode.FAILED_PRECONDITION
+    assert logger_pid(bed) == pid

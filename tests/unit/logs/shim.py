@@ -73,3 +73,17 @@ def read_all(selector: selectors.BaseSelector) -> None:
 def descriptors() -> set[str]:
     """What this process has open."""
     return set(os.listdir("/proc/self/fd"))
+
+
+def redirect(fd: int, path: str) -> None:
+    """Let a descriptor lead somewhere else, like a disk that is full ("/dev/full")."""
+    other = os.open(path, os.O_WRONLY)
+    os.dup2(other, fd, inheritable=False)
+    os.close(other)
+
+
+def remove_chain(path: str, top: Path) -> None:
+    """Remove nested empty directories up to `top`, however many: pytest's own cleaning up recurses."""
+    while path != str(top):
+        os.rmdir(path)
+        path = os.path.dirname(path)

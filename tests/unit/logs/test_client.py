@@ -110,7 +110,7 @@ async def test_what_cannot_be_opened_is_not_ready_and_nothing_stays(
     await logs.connect()
     before = descriptors()
 
-    with pytest.raises(NotReady, match="the output of container c cannot be logged: Is a directory"):
+    with pytest.raises(NotReady, match="the output of container c cannot be logged: there is a directory"):
         await logs.open("c", output.fifos, str(tmp_path))
     with pytest.raises(NotReady, match="cannot be logged"):
         await logs.open("c", {"stdout": str(tmp_path / "none")}, output.log)
@@ -131,7 +131,7 @@ async def test_only_a_container_that_is_logged_can_be_reopened(logs: Logs, outpu
 
     os.unlink(output.log)
     os.mkdir(output.log)
-    with pytest.raises(NotReady, match="the log of container c cannot be reopened: Is a directory"):
+    with pytest.raises(NotReady, match="the log of container c cannot be reopened: there is a directory"):
         await logs.reopen("c")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.logs.format import Entry, LineSplitter, parse, parse_time, timestamp
+from sandboxd.logs.format import Entry, LineSplitter, begins_entry, parse, parse_time, timestamp
 
 NOW = 1_764_000_000_123_456_789
 HEAD = b"2025-11-24T16:00:00.123456789Z stdout "
@@ -197,3 +197,27 @@ def test_what_is_written_is_read_back(text: bytes, stream: str, now: int) -> Non
     written = LineSplitter(stream, 100).feed(text + b"\n", now)
 
     assert parse(written[:-1]) == Entry(now, stream, False, text)
+
+
+@pytest.mark.parametrize("tag", ["F", "P"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_every_beginning_of_an_entry_is_known_as_one(stream: str, tag: str) -> None:
+    whole = f"2031-12-31T23:59:59.987654321Z {stream} {tag} a text".encode()
+
+    assert all(begins_entry(whole[:length]) for length in range(len(whole) + 1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"r",
+        b"root:x:0:0:root:/root:/bin/bash",
+        b"2031-12-31",  # a date, and a file of dates ends in one: but an entry may be cut there too
+        b"2031-12-31 a line of another log",
+        b"2031-12-31T23:59:59Z something else",
+        b"2031-12-31T23:59:59.987654321Z stdin F x",
+        b"\0" * 40,
+    ],
+)
+def test_what_begins_no_entry_is_known(data: bytes) -> None:
+    assert begins_entry(data) is (data == b"2031-12-31")

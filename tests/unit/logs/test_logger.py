@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from sandboxd.logs import logger as module
 from sandboxd.logs import wire
 from sandboxd.logs.fifos import make_fifos
 from sandboxd.logs.logger import Logger
-from tests.unit.logs.shim import Writer, texts
+from tests.unit.logs.shim import Writer, redirect, remove_chain, texts
+from tests.unit.logs.strangers import STRANGERS, Stranger
 
 
 class Client:
@@ -178,7 +180,7 @@ def test_what_cannot_be_opened_is_an_error_with_its_reason(world: World) -> None
     assert "No such file" in client.ask("open", **world.opening())["error"]
     os.mkdir(world.log("d"))
     make_fifos(str(world.base / "d"), ("stdout",))
-    assert "Is a directory" in client.ask("open", **world.opening("d"))["error"]
+    assert "there is a directory" in client.ask("open", **world.opening("d"))["error"]
     assert client.ask("open", **world.opening("d", must_write=False)) == {}
 
 
@@ -340,7 +342,8 @@ def test_a_client_that_leaves_is_forgotten(world: World) -> None:
 def test_notices_wait_for_a_daemon(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     daemon = world.client()
     make_fifos(str(world.base / "c"), ("stdout",))
-    daemon.ask("open", **world.opening(log="/dev/full"))
+    daemon.ask("open", **world.opening())
+    redirect(world.logger._pumps["c"]._file._fd, "/dev/full")
     writer = Writer(world.base / "c" / "stdout")
     daemon.sock.close()
     world.logger.turn()
@@ -369,3 +372,67 @@ def test_trouble_with_one_container_leaves_the_others_alone(
 
     assert texts(world.log("good")) == [b"y"]
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_is_no_file_costs_one_container_its_log(
+    world: World, capfd: pytest.CaptureFixture[str], stranger: Stranger
+) -> None:
+    daemon = world.client()
+    good = world.container(daemon, "good")
+    bad = Writer(make_fifos(str(world.base / "bad"), ("stdout",))["stdout"])
+    with stranger.at(Path(world.log("bad"))) as words:
+        refused = daemon.ask("open", **world.opening("bad"))
+        assert words in refused["error"] and world.log("bad") in refused["error"]
+        assert daemon.ask("open", **world.opening("bad", must_write=False)) == {}
+        for _ in range(50):
+            bad.write(b"x\n" * 20_000)
+            good.write(b"y\n")
+            while daemon.ask("hello") and world.logger._fifos.select(0):
+                pass
+
+    assert texts(world.log("good")) == [b"y"] * 50
+    assert capfd.readouterr().err.count("lines are lost") == 1
+    bad.end()
+
+
+@pytest.mark.parametrize("parts", [1500, 3000, 100_000])
+def test_a_path_of_very_many_parts_does_not_end_the_logger(world: World, parts: int) -> None:
+    daemon = world.client()
+    make_fifos(str(world.base / "c"), ("stdout",))
+    deep = f"{world.base}{'/d' * parts}"
+    answer = daemon.ask("open", **world.opening(log=f"{deep}/0.log"))
+
+    assert "error" not in answer or "File name too long" in answer["error"]
+    assert "version" in daemon.ask("hello")
+    if "error" not in answer:
+        daemon.ask("close", container="c")
+        os.unlink(f"{deep}/0.log")
+        remove_chain(deep, world.base)
+
+
+def test_a_request_that_fails_unforeseen_is_answered_and_does_not_end_the_logger(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    daemon = world.client()
+
+    def deep(*_: Any, **__: Any) -> Any:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(module, "ContainerPump", deep)
+    assert "RecursionError too deep" in daemon.ask("open", **world.opening())["error"]
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_logger_that_cannot_write_its_own_log_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = world.client()
+    writer = world.container(daemon)
+    with open("/dev/full", "w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(module.sys, "stderr", full)  # type: ignore[attr-defined]
+        monkeypatch.setattr(world.logger._pumps["c"], "_read", lambda *_: 1 / 0)
+        writer.write(b"x\n")
+        assert "no longer logged" in daemon.next()["notice"]
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert "version" in daemon.ask("hello")

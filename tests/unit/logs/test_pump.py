@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from sandboxd.logs.pump import PIPE_BYTES, ContainerPump
-from tests.unit.logs.shim import Writer, descriptors, lines, read_all, read_until, texts
+from tests.unit.logs.shim import Writer, descriptors, lines, read_all, read_until, redirect, texts
+from tests.unit.logs.strangers import STRANGERS, Stranger
 
 MakePump = Callable[..., ContainerPump]
 
@@ -174,7 +175,8 @@ def test_a_reopen_that_fails_keeps_the_old_file(
 def test_a_full_disk_costs_lines_and_not_the_container(
     writer: Writer, pump: MakePump, ready: selectors.BaseSelector, told: list[str]
 ) -> None:
-    running = pump("/dev/full")
+    running = pump()
+    redirect(running._file._fd, "/dev/full")
     data = (b"x" * 4095 + b"\n") * 1000  # many times what a pipe holds: it blocks for ever unless somebody reads
 
     with ThreadPoolExecutor(1) as shim:
@@ -365,3 +367,17 @@ def test_a_container_without_streams_has_ended(log: Path, ready: selectors.BaseS
 
     assert running.ended
     running.close()
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_is_not_a_regular_file_is_no_beginning_of_a_line(
+    writer: Writer, log: Path, pump: MakePump, ready: selectors.BaseSelector, stranger: Stranger
+) -> None:
+    with stranger.at(Path(f"{writer.path}.held")):
+        running = pump()
+        for text in (b"one, ", b"two\n", b"three"):
+            writer.write(text)
+            read_all(ready)
+        running.close()
+
+    assert texts(log) == [b"one, two", b"three"]

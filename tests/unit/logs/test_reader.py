@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxd.errors import NotReady
+from sandboxd.logs import reader as module
 from sandboxd.logs.format import Entry, timestamp
-from sandboxd.logs.reader import BATCH, Last, LogFile, read
+from sandboxd.logs.reader import BATCH, READ_BYTES, Last, LogFile, read
+from tests.unit.logs.strangers import STRANGERS, Stranger
 
 
 def entry(line: str, at: int = 0) -> Entry:
@@ -138,32 +141,32 @@ async def test_a_large_log_comes_in_batches(log: Path) -> None:
 async def test_an_entry_written_in_two_pieces_is_one(log: Path) -> None:
     write(log, "oF a")
     file = LogFile(str(log))
-    assert [one.text for one in file.more()] == [b"a"]
+    assert [one.text for one in file.more() if one] == [b"a"]
     with log.open("ab") as half:
         half.write(timestamp(0) + b" stdout F he")
-    assert list(file.more()) == []
+    assert [one for one in file.more() if one] == []
     with log.open("ab") as half:
         half.write(b"llo\n")
 
-    assert [one.text for one in file.more()] == [b"hello"]
+    assert [one.text for one in file.more() if one] == [b"hello"]
     file.close()
 
 
 async def test_a_rotated_log_is_followed_to_the_new_file_and_nothing_is_lost(log: Path) -> None:
     write(log, "oF a")
     file = LogFile(str(log))
-    assert [one.text for one in file.more()] == [b"a"]
+    assert [one.text for one in file.more() if one] == [b"a"]
 
     write(log, "oF b")
     old = log.rename(log.with_suffix(".1"))
-    assert [one.text for one in file.more()] == [b"b"]
+    assert [one.text for one in file.more() if one] == [b"b"]
     write(old, "oF c")
-    assert [one.text for one in file.more()] == [b"c"]
+    assert [one.text for one in file.more() if one] == [b"c"]
     write(old, "oF d")
     write(log, "oF e")
-    assert [one.text for one in file.more()] == [b"d", b"e"]
+    assert [one.text for one in file.more() if one] == [b"d", b"e"]
     write(log, "oF f")
-    assert [one.text for one in file.more()] == [b"f"]
+    assert [one.text for one in file.more() if one] == [b"f"]
     file.close()
 
 
@@ -172,11 +175,11 @@ async def test_half_an_entry_at_the_end_of_the_old_file_does_not_spoil_the_new_o
     with log.open("ab") as half:
         half.write(timestamp(0) + b" stdout F to")
     file = LogFile(str(log))
-    assert [one.text for one in file.more()] == [b"a"]
+    assert [one.text for one in file.more() if one] == [b"a"]
     log.rename(log.with_suffix(".1"))
     write(log, "oF b")
 
-    assert [one.text for one in file.more()] == [b"b"]
+    assert [one.text for one in file.more() if one] == [b"b"]
     file.close()
 
 
@@ -223,3 +226,87 @@ async def test_a_reader_that_leaves_early_closes_the_file(log: Path) -> None:
     await endless.aclose()  # type: ignore[attr-defined]
 
     assert not [fd for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.readlink() == log]
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+async def test_what_is_not_a_regular_file_is_not_read(log: Path, stranger: Stranger) -> None:
+    with stranger.at(log) as words, pytest.raises(NotReady, match=words) as refused:
+        await texts(log)
+
+    assert str(log) in str(refused.value)
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+async def test_a_follower_does_not_go_on_with_what_came_in_place_of_the_file(log: Path, stranger: Stranger) -> None:
+    write(log, "oF a")
+    got: list[str] = []
+
+    async def changes() -> AsyncIterator[None]:
+        log.unlink()
+        with stranger.at(log):
+            yield
+
+    with pytest.raises(NotReady):
+        async for batch in read(str(log), tail=-1, since=0, changes=changes()):
+            got += [one.text.decode() for one in batch]
+
+    assert got == ["a"]
+
+
+async def test_a_line_that_is_no_entry_for_its_length_is_skipped_and_not_kept(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_BYTES", 2 * READ_BYTES)
+    write(log, "oF a")
+    with log.open("ab") as file:
+        file.write(timestamp(0) + b" stdout F " + b"x" * 8 * READ_BYTES)
+    reading = LogFile(str(log))
+    most = 0
+    for _ in reading.more():
+        most = max(most, sum(map(len, reading._held)))
+    with log.open("ab") as file:
+        file.write(b"\n")
+    write(log, "oF b")
+
+    assert 0 < most <= 2 * READ_BYTES
+    assert [one.text for one in reading.more() if one is not None] == [b"b"]
+    reading.close()
+    assert await texts(log) == ["a", "b"]
+
+
+async def test_others_have_their_turn_while_a_file_without_lines_is_read(log: Path) -> None:
+    with log.open("wb") as file:
+        file.truncate(4 * BATCH * READ_BYTES)  # sparse
+    batches = read(str(log), tail=-1, since=0, changes=None)
+    first = asyncio.ensure_future(anext(batches, None))
+    await asyncio.sleep(0)
+
+    assert not first.done()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+@pytest.mark.parametrize("lines", ["oP", "oP eP", "oF", "oF eP"])
+@pytest.mark.parametrize("tail", [1, 10**9])
+def test_the_last_lines_take_bounded_memory_and_lose_the_oldest(
+    monkeypatch: pytest.MonkeyPatch, lines: str, tail: int
+) -> None:
+    monkeypatch.setattr(module, "LAST_BYTES", 10 * (module.ENTRY_BYTES + 10))
+    keeping = Last(tail)
+    kinds = lines.split()
+    most = 0
+    for i in range(1000):
+        keeping.add(entry(f"{kinds[i % len(kinds)]} {i:010}"))
+        most = max(most, len(keeping.kept()))
+
+    kept = [int(one.text) for one in keeping.kept()]
+    assert kept[-1] == 999 and most <= 10
+    assert len(kept) == 10 or tail == 1
+
+
+def test_a_line_that_ends_after_very_long_is_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LAST_BYTES", 10 * (module.ENTRY_BYTES + 10))
+    lines = [entry(f"oP {i:010}") for i in range(1000)] + [entry(f"oF {1000:010}")]
+
+    assert last(lines, 1) == last(lines, 5) == lines[-10:]

@@ -11,6 +11,8 @@ import pytest
 
 from sandboxd.logs import writer as module
 from sandboxd.logs.writer import LogWriter
+from tests.unit.logs.shim import redirect
+from tests.unit.logs.strangers import STRANGERS, Stranger
 
 ENTRY = b"2026-11-24T16:00:00.000000000Z stdout F a text\n"
 
@@ -66,6 +68,47 @@ def test_a_file_that_cannot_be_opened_is_tried_again_and_reported_once(
     assert len(told) == 1 and str(log) in told[0]
 
 
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_is_not_a_regular_file_costs_lines_until_it_is_gone(
+    tmp_path: Path, make: Make, told: list[str], monkeypatch: pytest.MonkeyPatch, stranger: Stranger
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    log = tmp_path / "0.log"
+    with stranger.at(log) as words:
+        running = make(log, must_open=False)
+        for _ in range(100):
+            running.write(ENTRY * 1000)  # more than a pipe holds
+        with pytest.raises(OSError, match=words):
+            make(log)
+    running.write(ENTRY)
+
+    assert log.read_bytes() == ENTRY
+    assert len(told) == 1 and str(log) in told[0] and words in told[0]
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_comes_in_place_of_the_file_keeps_the_lines_in_the_old_one(
+    tmp_path: Path, make: Make, stranger: Stranger
+) -> None:
+    log, old = tmp_path / "0.log", tmp_path / "0.log.old"
+    running = make(log)
+    log.rename(old)
+    with stranger.at(log) as words:
+        with pytest.raises(OSError, match=words):
+            running.reopen()
+        running.write(ENTRY)
+
+    assert old.read_bytes() == ENTRY
+
+
+def test_the_directory_may_be_a_link(tmp_path: Path, make: Make) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "pods").symlink_to("real")
+    make(tmp_path / "pods" / "pod" / "0.log").write(ENTRY)
+
+    assert (tmp_path / "real" / "pod" / "0.log").read_bytes() == ENTRY
+
+
 def test_between_two_attempts_to_open_there_is_a_pause(tmp_path: Path, make: Make) -> None:
     log = tmp_path / "0.log"
     log.mkdir()
@@ -77,19 +120,16 @@ def test_between_two_attempts_to_open_there_is_a_pause(tmp_path: Path, make: Mak
     assert not log.exists()
 
 
-def test_a_full_disk_is_reported_once_per_stretch(make: Make, told: list[str]) -> None:
-    running = make("/dev/full")
+def test_a_full_disk_is_reported_once_per_stretch(tmp_path: Path, make: Make, told: list[str]) -> None:
+    running = make(tmp_path / "0.log")
+    redirect(running._fd, "/dev/full")
     running.write(ENTRY)
     running.write(ENTRY)
     assert len(told) == 1 and "No space left" in told[0]
 
-    fd = os.open("/dev/null", os.O_WRONLY)
-    os.dup2(fd, running._fd)
+    redirect(running._fd, "/dev/null")
     running.write(ENTRY)
-    os.close(fd)
-    fd = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(fd, running._fd)
-    os.close(fd)
+    redirect(running._fd, "/dev/full")
     running.write(ENTRY)
     assert len(told) == 2
 
@@ -133,8 +173,9 @@ def test_the_part_of_an_entry_that_fitted_on_the_disk_is_taken_back(
         (ENTRY + ENTRY[:-9], ENTRY),
         (ENTRY[:20], b""),
         (b"x" * 5000, b"x" * 5000 + b"\n"),  # far longer than any entry: not ours to cut
+        (b"root:x:0:0\nlast line", b"root:x:0:0\nlast line\n"),  # no entry's beginning
     ],
-    ids=["empty", "whole", "torn", "torn at once", "foreign"],
+    ids=["empty", "whole", "torn", "torn at once", "foreign", "foreign and short"],
 )
 def test_an_entry_that_a_killed_logger_left_half_is_cut_off(
     tmp_path: Path, make: Make, before: bytes, after: bytes
