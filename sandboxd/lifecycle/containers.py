@@ -14,20 +14,24 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import structlog
+
 from sandboxd import steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
-from sandboxd.errors import AlreadyExists, NotFound, NotReady, SandboxdError
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
 from sandboxd.lifecycle import image_volumes, machine, pod_files, run_sandbox, userns, volumes
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
-from sandboxd.oci import cdi, users, validate
+from sandboxd.oci import cdi, stop_signal, users, validate
 from sandboxd.oci import container as oci_container
 from sandboxd.oci import userns as oci_userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+log = structlog.get_logger(__name__)
 
 START_ERROR = 128  # exit code of a container that could not be started, as other runtimes report it
 
@@ -203,9 +207,19 @@ def _log_path(sandbox: cri.PodSandboxConfig, config: cri.ContainerConfig) -> str
 
 
 def _stop_signal(config: cri.ContainerConfig, image: ImageRecord) -> str:
+    """The stop signal: the request's, else the image's, else "" for SIGTERM.
+
+    An image may name any; one that nobody knows must not keep the container from being stopped, nor from running.
+    """
     if config.stop_signal:
+        if config.stop_signal not in cri.Signal.values():
+            raise InvalidRequest(f"config.stop_signal: {config.stop_signal} is none of CRI's signals")
         return cri.Signal.Name(config.stop_signal).replace("PLUS", "+").replace("MINUS", "-")
-    return str(image.config.get("StopSignal", ""))
+    named = str(image.config.get("StopSignal", ""))
+    if named and stop_signal.number(named) is None:
+        log.warning("unknown stop signal, SIGTERM takes its place", image=image.id, signal=ascii(named[:40]))
+        return stop_signal.DEFAULT
+    return named
 
 
 async def _start(host: Host, container_id: str) -> None:

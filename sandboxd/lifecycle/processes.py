@@ -15,10 +15,11 @@ import structlog
 from sandboxd import steps
 from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
-from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, TimedOut
+from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
 from sandboxd.lifecycle import checkpoint, pod_files, userns
 from sandboxd.lifecycle.host import Host
-from sandboxd.model import ContainerState
+from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.oci import stop_signal
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ async def _stop(host: Host, container_id: str, timeout: int) -> None:
     ):
         if timeout > 0:
             try:
-                await host.runtime.kill(container_id, signal_number(container.stop_signal or "SIGTERM"))
+                await _ask_to_end(host, container)
                 ended = await host.runtime.wait(container_id, timeout=timeout)
                 step.note(code=ended.code)
             except TimedOut:
@@ -53,24 +54,43 @@ async def _stop(host: Host, container_id: str, timeout: int) -> None:
                 note_kill(host, container_id)
             except NotFound:
                 pass  # it ended meanwhile and its task is gone; settled below
+            except _NotAsked as exc:
+                step.note(killed=f"stop signal not sent: {exc}")
+                note_kill(host, container_id)
         else:
             note_kill(host, container_id)
         await kill(host, container_id)
         await settle_container(host, container_id)
 
 
-def signal_number(name: str) -> int:
-    """The number of a signal named "SIGTERM", "TERM", "15" or "SIGRTMIN+3"; raises InvalidRequest."""
-    text = name.upper().removeprefix("SIG")
-    base, plus, offset = text.partition("+")
+class _NotAsked(Exception):
+    """The stop signal could not be sent: there is no point in granting a grace period."""
+
+
+async def _ask_to_end(host: Host, container: ContainerRecord) -> None:
+    """Send the stop signal. Raises NotFound and TimedOut, and _NotAsked when it is refused."""
+    number = signal_number(container)
     try:
-        named = 0 if text.isdigit() else signals.Signals[f"SIG{base}"].value
-        number = named + int(offset) if plus else named or int(text)
-        if 0 < number <= signals.SIGRTMAX:
-            return number
-    except (KeyError, ValueError):
-        pass
-    raise InvalidRequest(f"unknown signal {name!r}")
+        await host.runtime.kill(container.id, number)
+    except (NotFound, TimedOut):
+        raise
+    except SandboxdError as exc:
+        log.warning("stop signal not sent, killing", container=container.id, signal=number, error=str(exc))
+        raise _NotAsked(str(exc)) from exc
+
+
+def signal_number(container: ContainerRecord) -> int:
+    """The number of the container's stop signal; SIGTERM's where nobody knows the name.
+
+    It is decided when the container is created, but there are records from before that was so.
+    """
+    if not container.stop_signal:
+        return signals.SIGTERM
+    number = stop_signal.number(container.stop_signal)
+    if number is None:
+        log.warning("unknown stop signal, SIGTERM takes its place", container=container.id)
+        return signals.SIGTERM
+    return number
 
 
 def note_kill(host: Host, container_id: str) -> None:

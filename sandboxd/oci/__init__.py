@@ -2,6 +2,7 @@
 
     validate    CRI configs that can never work, or that this version does not offer, are refused here
     users       who a container runs as: USER, run_as_*, /etc/passwd and /etc/group of the image
+    stop_signal                    names of signals, to their numbers
     linux       the Linux sections that every spec shares, and HostFacts: what the machine is like
     seccomp     the system call filter: RuntimeDefault as data, Localhost profiles checked
     lsm         AppArmor profiles and SELinux labels

@@ -25,7 +25,7 @@ PURE = words(
     """
     errors model
     oci.cdi oci.container oci.files oci.image oci.layers oci.layout oci.linux oci.lsm oci.recording oci.sandbox
-    oci.seccomp oci.userns oci.users oci.validate
+    oci.seccomp oci.stop_signal oci.userns oci.users oci.validate
     cni.conf cni.request cni.result cni.strict_json cni.template
     cgroups.places cgroups.sample
     registry.auth registry.hosts registry.reference
@@ -79,7 +79,6 @@ ELSEWHERE = {
     "lifecycle.network": "tests/e2e/test_bad_input.py",
     "lifecycle.pod_files": "tests/e2e/test_lifecycle.py",
     "lifecycle.port_forward": "tests/e2e/test_port_forward.py",
-    "lifecycle.processes": "tests/e2e/test_lifecycle.py",
     "lifecycle.recover": "tests/e2e/test_restart.py",
     "lifecycle.run_sandbox": "tests/e2e/test_story.py",
     "lifecycle.teardown": "tests/e2e/test_lifecycle.py",

@@ -1,0 +1,99 @@
+"""The stop signal that an image or a request names is sent; an unknown one keeps no container from being stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import secrets
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.pods import container_config, container_status, log_lines, remove_pod, run_container, run_pod
+from tests.processes import until
+from tests.testbed import Testbed
+
+pytestmark = pytest.mark.e2e
+
+UNKNOWN = ["SIGNOPE", "99999", "-9", "SIGRTMAX+100", "0", "\u0663", " SIGTERM ", "9" * 5000, "SIGRTMIN-1"]
+KNOWN = {"rtmin+3": 37, "SIGRTMAX-1": 63, "12": 12, "usr1": 10}
+# Says by which signal it ends. Numbers, as no shell names them all.
+SCRIPT = 'for i in 10 12 15 37 63; do trap "echo got $i; exit 0" $i; done; echo ready; while :; do sleep 0.05; done'
+
+
+def image_name(signal: str) -> str:
+    return f"docker.io/test/stopped-by-{hashlib.sha256(signal.encode()).hexdigest()[:12]}:1"
+
+
+def with_stop_signals(base: Path, out: Path, signals: list[str]) -> Path:
+    """An archive with the image of the archive `base` once for each stop signal."""
+    with tarfile.open(base) as tar:
+        files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
+        blobs = {name: file.read() for name, file in files.items() if file is not None}
+
+    def add(kind: str, document: dict[str, Any]) -> dict[str, Any]:
+        data = json.dumps(document).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    def blob(descriptor: dict[str, Any]) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(blobs["blobs/" + descriptor["digest"].replace(":", "/")])
+        return parsed
+
+    manifest = blob(json.loads(blobs["index.json"])["manifests"][0])
+    config = blob(manifest["config"])
+    tops = []
+    for signal in signals:
+        config["config"]["StopSignal"] = signal
+        top = add("manifest.v1+json", {**manifest, "config": add("config.v1+json", config)})
+        tops.append({**top, "annotations": {"io.containerd.image.name": image_name(signal)}})
+    blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": tops}).encode()
+    with tarfile.open(out, "w") as tar:
+        for name, data in sorted(blobs.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return out
+
+
+@pytest.fixture(scope="module")
+def pod(bed: Testbed, images: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    archive = tmp_path_factory.mktemp("signals") / "signals.tar"
+    bed.load_archive(with_stop_signals(bed.build_image("busybox"), archive, [*UNKNOWN, *KNOWN]))
+    pod_id = run_pod(bed)
+    yield pod_id
+    remove_pod(bed, pod_id)
+
+
+def stopped(bed: Testbed, pod: str, image: str, **changes: Any) -> list[str]:
+    """What a container says when it is stopped."""
+    config = container_config(f"c-{secrets.token_hex(4)}", image, ["sh", "-c", SCRIPT], **changes)
+    container_id = run_container(bed, pod, config)
+    until(lambda: "ready" in log_lines(bed, container_id), within=20, what="it can be stopped")
+    bed.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=30), timeout=60)
+    assert container_status(bed, container_id).exit_code == 0
+    said = log_lines(bed, container_id)
+    bed.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=60)
+    return said
+
+
+@pytest.mark.parametrize("signal", UNKNOWN)
+def test_a_container_whose_image_names_no_signal_is_stopped_with_sigterm(bed: Testbed, pod: str, signal: str) -> None:
+    assert stopped(bed, pod, image_name(signal))[-1] == "got 15"
+    assert "unknown stop signal" in bed.log_tail(200)
+
+
+@pytest.mark.parametrize(("signal", "number"), KNOWN.items())
+def test_an_image_names_its_signal_in_any_of_dockers_ways(bed: Testbed, pod: str, signal: str, number: int) -> None:
+    assert stopped(bed, pod, image_name(signal))[-1] == f"got {number}"
+
+
+def test_a_request_counts_real_time_signals_from_either_end(bed: Testbed, pod: str) -> None:
+    for signal, number in ((cri.SIGRTMINPLUS3, 37), (cri.SIGRTMAXMINUS1, 63)):
+        assert stopped(bed, pod, "busybox", stop_signal=signal)[-1] == f"got {number}"
