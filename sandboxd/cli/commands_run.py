@@ -82,6 +82,14 @@ class _Pod:
 @click.option("-u", "--user", type=Parsed("UID|NAME[:GID]", parse.user), help="Who to run as; else the image says.")
 @click.option("-w", "--workdir", default="", help="Where to begin; else the image says.")
 @click.option("--entrypoint", default="", metavar="PROGRAM", help="Replace the image's; CMD are its arguments.")
+@click.option(
+    "--security-opt",
+    "fences",
+    multiple=True,
+    type=Parsed("seccomp|apparmor=PROFILE", parse.security),
+    help="Instead of the runtime's default: seccomp=unconfined or a profile's file, apparmor=unconfined or a"
+    " loaded profile's name.",
+)
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option(
     "--pull",
@@ -117,6 +125,7 @@ def run(
     user: parse.UserFlag | None,
     workdir: str,
     entrypoint: str,
+    fences: tuple[parse.SecurityFlag, ...],
     tty: bool,
     pull: str,
     quiet: bool,
@@ -132,6 +141,7 @@ def run(
         raise click.UsageError(
             "--port and --host-network exclude each other: such a container is on the host's ports"
         )
+    seccomp, apparmor = _profile_of("seccomp", fences), _profile_of("apparmor", fences)
     image_id = _image_id(session, image, pull, quiet=quiet)
     joined = _joined(session, pod_ref, namespace)
     base = name or configs.image_name(image)
@@ -151,6 +161,9 @@ def run(
             dns_servers=dns_servers,
             dns_searches=dns_searches,
             host_network=host_network,
+            # A profile is for the container; a machine that cannot have any has none for the pod either.
+            seccomp=seccomp if seccomp == parse.UNCONFINED else "",
+            apparmor=apparmor if apparmor == parse.UNCONFINED else "",
             labels=labels,
             annotations=annotations,
         )
@@ -170,6 +183,8 @@ def run(
         user=user,
         workdir=workdir,
         tty=tty,
+        seccomp=seccomp if seccomp in ("", parse.UNCONFINED) else os.path.abspath(seccomp),
+        apparmor=apparmor,
         labels=labels,
         annotations=annotations,
     )
@@ -237,6 +252,14 @@ def _image_id(session: Session, image: str, pull: str, *, quiet: bool) -> str:
         return pulling.pull(session, image, None, quiet=quiet).image_id
     hint = "`sandboxctl images` lists what there is; `sandboxctl pull` and `sandboxctl load FILE` add to it"
     raise Failure(f"image {image} is not on this machine", exit_code=Exit.NOT_FOUND, hint=hint)
+
+
+def _profile_of(fence: str, flags: tuple[parse.SecurityFlag, ...]) -> str:
+    """What --security-opt says of one fence, "" when nothing."""
+    found = [each.profile for each in flags if each.fence == fence]
+    if len(found) > 1:
+        raise click.UsageError(f"--security-opt says twice what {fence} is to be")
+    return found[0] if found else ""
 
 
 def _read(file: IO[str], message: M) -> M:

@@ -25,7 +25,7 @@ _KNOWN_FIELDS = re.compile(r"Available Fields\(except extensions\): (?P<fields>.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodFlags:
-    """A pod as `run` describes it."""
+    """A pod as `run` describes it. `seccomp` and `apparmor` are parse.UNCONFINED, or "" for the runtime's default."""
 
     name: str
     namespace: str
@@ -35,13 +35,19 @@ class PodFlags:
     dns_servers: Sequence[str] = ()
     dns_searches: Sequence[str] = ()
     host_network: bool = False
+    seccomp: str = ""
+    apparmor: str = ""
     labels: Sequence[tuple[str, str]] = ()
     annotations: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFlags:
-    """A container as `run` describes it. Mount sources are absolute here."""
+    """A container as `run` describes it. Mount sources are absolute here.
+
+    `seccomp` and `apparmor` are parse.UNCONFINED, an absolute file or a profile's name, or "" for the runtime's
+    default.
+    """
 
     name: str
     image: str
@@ -55,6 +61,8 @@ class ContainerFlags:
     user: parse.UserFlag | None = None
     workdir: str = ""
     tty: bool = False
+    seccomp: str = ""
+    apparmor: str = ""
     labels: Sequence[tuple[str, str]] = ()
     annotations: Sequence[tuple[str, str]] = ()
 
@@ -90,7 +98,9 @@ def pod_config(flags: PodFlags) -> cri.PodSandboxConfig:
         annotations=dict(flags.annotations),
         linux=cri.LinuxPodSandboxConfig(
             security_context=cri.LinuxSandboxSecurityContext(
-                namespace_options=cri.NamespaceOption(network=network, pid=cri.CONTAINER, ipc=cri.POD)
+                namespace_options=cri.NamespaceOption(network=network, pid=cri.CONTAINER, ipc=cri.POD),
+                seccomp=_profile(flags.seccomp),
+                apparmor=_profile(flags.apparmor),
             )
         ),
     )
@@ -131,7 +141,11 @@ def container_config(flags: ContainerFlags, pod: cri.PodSandboxConfig) -> cri.Co
         resources.cpu_period = parse.CPU_PERIOD
         resources.cpu_quota = flags.cpu.quota
         resources.cpu_shares = flags.cpu.shares
-    security = cri.LinuxContainerSecurityContext(namespace_options=pod.linux.security_context.namespace_options)
+    security = cri.LinuxContainerSecurityContext(
+        namespace_options=pod.linux.security_context.namespace_options,
+        seccomp=_profile(flags.seccomp),
+        apparmor=_profile(flags.apparmor),
+    )
     if flags.user:
         security.run_as_username = flags.user.name
         if flags.user.uid is not None:
@@ -161,6 +175,18 @@ def container_config(flags: ContainerFlags, pod: cri.PodSandboxConfig) -> cri.Co
         tty=flags.tty,
         linux=cri.LinuxContainerConfig(resources=resources, security_context=security),
     )
+
+
+def _profile(flag: str) -> cri.SecurityProfile:
+    """CRI leaves what asks for no seccomp profile unconfined; what people start by hand gets the runtime's default.
+
+    That of AppArmor is none where the machine does not run it.
+    """
+    if not flag:
+        return cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+    if flag == parse.UNCONFINED:
+        return cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined)
+    return cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=flag)
 
 
 def from_file(text: str, message: M, source: str) -> M:

@@ -28,6 +28,9 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _UNIT_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
+UNCONFINED = "unconfined"
+_FENCES = ("seccomp", "apparmor")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountFlag:
@@ -61,6 +64,14 @@ class CredentialsFlag:
 
     username: str
     password: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityFlag:
+    """One of the container's fences, "seccomp" or "apparmor", and what it is to be: UNCONFINED, or a profile."""
+
+    fence: str
+    profile: str
 
 
 def port(text: str) -> cri.PortMapping:
@@ -109,6 +120,17 @@ def mount(text: str) -> MountFlag:
     if not target.startswith("/"):
         raise ValueError(f"{text!r}: the path in the container, {target!r}, must begin with /")
     return MountFlag(source=source, target=target, readonly=mode == "ro")
+
+
+def security(text: str) -> SecurityFlag:
+    """seccomp=unconfined|FILE or apparmor=unconfined|NAME, in the words of docker and podman."""
+    fence, equals, profile = text.partition("=")
+    if fence not in _FENCES or not equals or not profile:
+        raise ValueError(
+            f"{text!r} is not a security option: write seccomp=unconfined, seccomp=FILE, apparmor=unconfined"
+            " or apparmor=PROFILE"
+        )
+    return SecurityFlag(fence=fence, profile=profile)
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -91,6 +91,31 @@ def test_a_command_runs_in_a_container_and_its_exit_code_is_passed_on(ctl: Ctl, 
     ctl("rm", "-f", "inside")
 
 
+def test_what_is_started_by_hand_has_a_seccomp_filter_that_an_option_lifts(
+    bed: Testbed, ctl: Ctl, loaded: None
+) -> None:
+    script = (
+        "grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status; unshare -Ur true && echo a user namespace; echo done"
+    )
+
+    def said(name: str, *options: str) -> list[str]:
+        ctl("run", "busybox", "--name", name, *options, "--", "sh", "-c", script)
+        until(lambda: "done" in ctl("logs", name), within=20, what="it has said what it may do")
+        return [" ".join(line.split()) for line in ctl("logs", name).splitlines()]
+
+    default = said("fenced")
+    assert {"Seccomp: 2", "NoNewPrivs: 0"} <= set(default)
+    assert "a user namespace" not in default
+    assert any("Operation not permitted" in line for line in ctl.run("logs", "fenced").stderr.splitlines())
+    lifted = said("lifted", "--security-opt", "seccomp=unconfined")
+    assert {"Seccomp: 0", "NoNewPrivs: 0", "a user namespace"} <= set(lifted)
+
+    bed.write("/etc/strict.json", json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}))
+    assert "Seccomp: 2" in said("own", "--security-opt", "seccomp=/etc/strict.json")
+    for name in ("fenced", "lifted", "own"):
+        ctl("rm", "-f", name)
+
+
 def test_info_version_and_images_tell_what_is_there(ctl: Ctl, loaded: None) -> None:
     assert "sandboxd" in ctl("version")
     assert "NetworkReady" in ctl("info", "-o", "json")

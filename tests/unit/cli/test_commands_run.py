@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.unit.cli.conftest import Sandboxctl
 from tests.unit.cli.fake_daemon import FakeDaemon
 
@@ -80,6 +81,48 @@ def test_a_relative_mount_source_is_below_the_callers_directory(
     sandboxctl("run", "nginx", "--mount", "www:/srv:ro")
     (container,) = daemon.container_configs.values()
     assert [each.host_path for each in container.mounts] == [str(tmp_path / "www")]
+
+
+def test_what_is_started_by_hand_has_the_runtimes_default_fences(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    assert sandboxctl("run", "nginx", "--name", "web").exit_code == 0
+    assert sandboxctl("run", "nginx", "--pod", "web").exit_code == 0
+    contexts: list[cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityContext] = [
+        *(pod.linux.security_context for pod in daemon.configs.values()),
+        *(container.linux.security_context for container in daemon.container_configs.values()),
+    ]
+    assert len(contexts) == 3
+    for context in contexts:
+        assert context.seccomp.profile_type == context.apparmor.profile_type == cri.SecurityProfile.RuntimeDefault
+        assert context.HasField("seccomp") and context.HasField("apparmor")
+
+
+def test_security_options_lift_the_fences_or_name_a_profile(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sandboxctl("run", "nginx", "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined")
+    sandboxctl("run", "nginx", "--security-opt", "seccomp=mine.json", "--security-opt", "apparmor=mine")
+    lifted, own = [each.linux.security_context for each in daemon.container_configs.values()]
+    lifted_pod, own_pod = [each.linux.security_context for each in daemon.configs.values()]
+    for context in (lifted, lifted_pod):
+        assert context.seccomp.profile_type == context.apparmor.profile_type == cri.SecurityProfile.Unconfined
+    assert own.seccomp.profile_type == own.apparmor.profile_type == cri.SecurityProfile.Localhost
+    assert (own.seccomp.localhost_ref, own.apparmor.localhost_ref) == (str(tmp_path / "mine.json"), "mine")
+    assert own_pod.seccomp.profile_type == cri.SecurityProfile.RuntimeDefault
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["seccomp"], ["label=disable"], ["seccomp=unconfined", "seccomp=unconfined"]],
+    ids=["no profile", "unknown", "twice"],
+)
+def test_a_security_option_that_is_unknown_or_said_twice_is_refused(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl, options: list[str]
+) -> None:
+    result = sandboxctl("run", "nginx", *(each for option in options for each in ("--security-opt", option)))
+    assert result.exit_code == 2
+    assert "seccomp" in result.stderr
+    assert "RunPodSandbox" not in daemon.calls
 
 
 def test_an_image_that_is_not_there_is_pulled(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:

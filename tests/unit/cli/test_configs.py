@@ -91,6 +91,35 @@ def test_without_flags_nothing_is_limited_and_the_image_decides_who_runs() -> No
     assert not config.command
 
 
+DEFAULT = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+UNCONFINED = cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined)
+
+
+def test_pods_and_containers_get_the_runtimes_default_fences() -> None:
+    pod = configs.pod_config(configs.PodFlags(name="web", namespace="default", uid="u1"))
+    config = configs.container_config(configs.ContainerFlags(name="app", image="i"), pod)
+    for context in (pod.linux.security_context, config.linux.security_context):
+        assert (context.seccomp, context.apparmor) == (DEFAULT, DEFAULT)
+        assert not context.privileged
+
+
+def test_fences_are_lifted_each_by_itself_or_have_a_profile_of_their_own() -> None:
+    pod = configs.pod_config(configs.PodFlags(name="web", namespace="default", uid="u1", seccomp="unconfined"))
+    assert pod.linux.security_context.seccomp == UNCONFINED
+    assert pod.linux.security_context.apparmor == DEFAULT
+    flags = configs.ContainerFlags(name="app", image="i", seccomp="/srv/mine.json", apparmor="unconfined")
+    context = configs.container_config(flags, pod).linux.security_context
+    assert context.apparmor == UNCONFINED
+    assert context.seccomp == cri.SecurityProfile(
+        profile_type=cri.SecurityProfile.Localhost, localhost_ref="/srv/mine.json"
+    )
+
+
+def test_a_file_says_itself_what_it_wants() -> None:
+    pod = configs.from_file('{"metadata": {"name": "a"}}', cri.PodSandboxConfig(), "f")
+    assert pod == cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="a"))
+
+
 @pytest.mark.parametrize("info", [{"config": {"log_directory": "/x"}}, {"info": {"config": {"logDirectory": "/x"}}}])
 def test_the_config_of_a_pod_that_exists_comes_from_its_verbose_status(info: dict[str, object]) -> None:
     assert configs.joined_config(cri.PodSandboxStatus(), info).log_directory == "/x"

@@ -96,6 +96,28 @@ def test_credentials_need_a_user_and_a_wrong_one_is_not_printed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "fence", "profile"),
+    [
+        ("seccomp=unconfined", "seccomp", "unconfined"),
+        ("seccomp=/etc/profiles/mine.json", "seccomp", "/etc/profiles/mine.json"),
+        ("seccomp=mine=1.json", "seccomp", "mine=1.json"),
+        ("apparmor=unconfined", "apparmor", "unconfined"),
+        ("apparmor=docker-default", "apparmor", "docker-default"),
+    ],
+)
+def test_a_security_option_is_a_fence_and_a_profile(text: str, fence: str, profile: str) -> None:
+    assert parse.security(text) == parse.SecurityFlag(fence=fence, profile=profile)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "seccomp", "seccomp=", "=unconfined", "unconfined", "Seccomp=unconfined", "label=disable", "mask=x"]
+)
+def test_an_unknown_security_option_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="seccomp=unconfined"):
+        parse.security(text)
+
+
+@pytest.mark.parametrize(
     ("text", "quota", "shares"),
     [("0.5", 50_000, 512), ("2", 200_000, 2048), ("0.01", 1_000, 10), ("1.5", 150_000, 1536)],
 )
