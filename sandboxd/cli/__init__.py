@@ -7,6 +7,7 @@
     timeline.py    P  Explain's answer → the story of a pod
     client.py         the channel; a failed call → a message with an exit code
     progress.py       bars on a terminal, lines elsewhere
+    credentials.py    who pulls: from flags and stdin
     pulling.py        a pull that is watched
     session.py        what every command shares: connection, streams, flags, lookups
     commands_*.py     the commands, by noun

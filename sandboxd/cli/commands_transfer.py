@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import click
 
-from sandboxd.cli import parse, progress, pulling, render
+from sandboxd.cli import credentials, parse, progress, pulling, render
 from sandboxd.cli.client import Failure
 from sandboxd.cli.session import Parsed, Session, emit, output_option, pass_session, quiet_option
 from sandboxd.pb.host.v1 import host_pb2 as host
@@ -24,23 +24,39 @@ _CHUNK = 256 * 1024  # bytes
 @click.argument("image", metavar="IMAGE")
 @click.option(
     "--creds",
-    "credentials",
     type=Parsed("USER[:PASSWORD]", parse.credentials),
-    help="Who pulls. Without the password it is asked for, and does not show in the list of processes.",
+    help="Who pulls. Without the password it is asked for; given here, other users of this machine see it in the list"
+    " of processes, and the shell keeps it in its history.",
+)
+@click.option(
+    "--username",
+    type=Parsed("USER", parse.username),
+    help="Who pulls. The password is asked for, or comes on stdin.",
+)
+@click.option(
+    "--password-stdin", is_flag=True, help="Read the password from stdin, to its end; one line end there is dropped."
 )
 @quiet_option
 @output_option
 @pass_session
 def pull(
-    session: Session, image: str, credentials: parse.CredentialsFlag | None, quiet: bool, form: str | None
+    session: Session,
+    image: str,
+    creds: parse.CredentialsFlag | None,
+    username: str | None,
+    password_stdin: bool,
+    quiet: bool,
+    form: str | None,
 ) -> None:
     """Fetch an image from its registry, and show how far each layer is.
 
     \b
         sandboxctl pull nginx:1.27
-        sandboxctl pull --creds me registry.example/team/app:v1
+        sandboxctl pull --username me registry.example/team/app:v1
+        sandboxctl pull --username me --password-stdin registry.example/team/app:v1 < token
     """
-    pulled = pulling.pull(session, image, credentials, quiet=quiet)
+    who = credentials.given(creds, username, from_stdin=password_stdin)
+    pulled = pulling.pull(session, image, who, quiet=quiet)
     if form:
         emit(render.as_dict(pulled), form)
     else:

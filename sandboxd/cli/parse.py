@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 
@@ -63,7 +63,7 @@ class CredentialsFlag:
     """Who pulls. `password` is None when it was left out, and has to be asked for."""
 
     username: str
-    password: str | None
+    password: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,23 @@ def credentials(text: str) -> CredentialsFlag:
     username, colon, password = text.partition(":")
     if not username:
         raise ValueError("credentials are USER:PASSWORD, or USER alone to be asked for the password")
+    if not _is_utf8(text):
+        raise ValueError("credentials must be UTF-8")
     return CredentialsFlag(username=username, password=password if colon else None)
+
+
+def username(text: str) -> str:
+    """USER; what is wrong is not repeated, as somebody may have added the password."""
+    if not text or ":" in text:
+        raise ValueError("a user's name is not empty and has no colon; its password comes on stdin or is asked for")
+    if not _is_utf8(text):
+        raise ValueError("a user's name must be UTF-8")
+    return text
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether an argument was; what was not has surrogates in it, which no message carries."""
+    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def cpu(text: str) -> CpuFlag:
