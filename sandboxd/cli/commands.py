@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from typing import Any
 
 import click
@@ -118,7 +119,8 @@ def info(session: Session, form: str | None) -> None:
 def metrics(session: Session) -> None:
     """Print the daemon's counters, in Prometheus' text format."""
     answer = session.daemon.call(session.daemon.host.Metrics, host.MetricsRequest(), "ask for the metrics")
-    click.echo(answer.text, nl=False)
+    # For programs as it is; its labels are names that others chose, which a terminal is not to obey.
+    click.echo(render.printable(answer.text) if sys.stdout.isatty() else answer.text, nl=False)
 
 
 @cli.command()

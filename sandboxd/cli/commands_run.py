@@ -291,7 +291,8 @@ def _joined(session: Session, reference: str, namespace: str) -> _Pod | None:
 
 def _belongs_to_pod(ctx: click.Context, param_name: str, pod: str) -> str:
     flag = next(param for param in ctx.command.params if param.name == param_name).opts[-1]
-    return f"{flag} describes a new pod, and pod {pod} exists: leave it out, or choose another name for --pod"
+    shown = render.printable(pod)
+    return f"{flag} describes a new pod, and pod {shown} exists: leave it out, or choose another name for --pod"
 
 
 def _free_name(session: Session, pod_id: str, base: str) -> str:

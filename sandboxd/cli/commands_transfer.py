@@ -60,7 +60,7 @@ def pull(
     if form:
         emit(render.as_dict(pulled), form)
     else:
-        click.echo(pulled.image_id if quiet else pulled.name)
+        click.echo(pulled.image_id if quiet else render.printable(pulled.name))
 
 
 @click.command()
@@ -90,7 +90,7 @@ def load(session: Session, file: BinaryIO, quiet: bool, form: str | None) -> Non
         return
     for image in loaded:
         for name in [image.image_id] if quiet or not image.names else image.names:
-            click.echo(name)
+            click.echo(render.printable(name))
 
 
 def _chunks(

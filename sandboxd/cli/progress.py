@@ -26,12 +26,14 @@ def transfer(doing: str, size: int) -> Iterator[Report]:
     if not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (_column("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=size or None)
 
         def report(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total or size or None)
+            bar.update(
+                task, description=render.printable(stage, keep=""), completed=done, total=total or size or None
+            )
 
         yield report
 
@@ -46,6 +48,11 @@ def layers(*, quiet: bool) -> Iterator[Callable[[host.LayerProgress], None]]:
         yield bars.tell
 
 
+def _column(template: str) -> TextColumn:
+    """Text, never markup."""
+    return TextColumn(template, markup=False)
+
+
 class LayerLines:
     """A line whenever a layer begins something else."""
 
@@ -58,7 +65,7 @@ class LayerLines:
             self._stages[layer.digest] = layer.stage
             if layer.stage != "wait":
                 digest, size = render.short_digest(layer.digest), render.size(layer.total_bytes)
-                click.echo(f"{digest}  {render.printable(layer.stage)}  {size}", err=True)
+                click.echo(render.printable(f"{digest}  {layer.stage}  {size}", keep=""), err=True)
 
 
 class LayerBars:
@@ -66,7 +73,7 @@ class LayerBars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = (TextColumn("{task.description:<12}"), TextColumn("{task.fields[stage]:<6}"), BarColumn())
+        columns = (_column("{task.description:<12}"), _column("{task.fields[stage]:<6}"), BarColumn())
         self._bars = Progress(*columns, DownloadColumn(), TransferSpeedColumn(), console=console, transient=True)
         self._all = self._bars.add_task("all layers", stage="", total=None)
         self._layers: dict[str, TaskID] = {}
@@ -82,7 +89,9 @@ class LayerBars:
     def tell(self, layer: host.LayerProgress) -> None:
         """Draw it."""
         if new := layer.digest not in self._layers:
-            self._layers[layer.digest] = self._bars.add_task(render.short_digest(layer.digest), stage="", total=None)
+            self._layers[layer.digest] = self._bars.add_task(
+                render.printable(render.short_digest(layer.digest), keep=""), stage="", total=None
+            )
         self._told[layer.digest] = layer
         # The first that has no line of its own takes them from all that do not need theirs.
         for digest in self._layers if new else (layer.digest,):
@@ -94,7 +103,7 @@ class LayerBars:
         roomy = len(self._layers) < self._console.height - 2
         self._bars.update(
             self._layers[layer.digest],
-            stage=layer.stage,
+            stage=render.printable(layer.stage, keep=""),
             completed=_fetched(layer),
             total=layer.total_bytes,
             visible=roomy or layer.stage not in ("wait", "exists", "done"),

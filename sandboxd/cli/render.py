@@ -60,10 +60,24 @@ def explain_dict(answer: host.ExplainResponse) -> dict[str, Any]:
 
 
 def dump(data: Any, form: str) -> str:
-    """`data` as "json" or "yaml", with sorted keys and a line end."""
+    """`data` as "json" or "yaml", with sorted keys and a line end; what a terminal might obey is escaped."""
     if form == "yaml":
-        return yaml.safe_dump(data, sort_keys=True, allow_unicode=True, default_flow_style=False)
-    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        text = _yaml(data, as_it_is=True)
+        return text if _harmless(text, keep="\n") else _yaml(data, as_it_is=False)
+    # Control characters of ASCII are escaped in any case, and no others stand outside of strings.
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if _harmless(text, keep="\n"):
+        return text
+    return "".join(each if each == "\n" or each.isprintable() else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    """As a JSON string has it, DEL too."""
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
+
+
+def _yaml(data: Any, *, as_it_is: bool) -> str:
+    return yaml.safe_dump(data, sort_keys=True, allow_unicode=as_it_is, default_flow_style=False)
 
 
 def _parsed(value: str | bytes) -> Any:
@@ -77,11 +91,20 @@ def _parsed(value: str | bytes) -> Any:
 # ---- For people: single values
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, keep: str = "\n\t") -> str:
     """The text with every character that a terminal might obey made visible; line ends and tabs stay."""
+    if _harmless(text, keep):
+        return text
     return "".join(
-        each if each in "\n\t" or each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        each if each in keep or each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def _harmless(text: str, keep: str) -> bool:
+    """Whether only characters that show, or are in `keep`, are in the text."""
+    for each in keep:
+        text = text.replace(each, "")
+    return text.isprintable()
 
 
 def age(moment: int, now: int) -> str:
@@ -162,12 +185,12 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Columns under their headings, without lines; cells are text, never markup."""
+    """Columns under their headings, without lines; cells are text of one line, never markup."""
     made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", collapse_padding=True)
     for heading in columns:
         made.add_column(heading, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        made.add_row(*(Text(printable(cell) or NONE) for cell in row))
+        made.add_row(*(Text(printable(cell, keep="") or NONE) for cell in row))
     return made
 
 

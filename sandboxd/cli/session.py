@@ -144,7 +144,7 @@ def for_each(things: Sequence[T], action: Callable[[T], str]) -> None:
             if failure.exit_code == Exit.UNREACHABLE:
                 break
         else:
-            click.echo(done)
+            click.echo(render.printable(done))
     if first:
         raise click.exceptions.Exit(first.exit_code)
 
@@ -184,7 +184,7 @@ def working(text: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    with Console(stderr=True).status(Text(text)):
+    with Console(stderr=True).status(Text(render.printable(text))):
         yield
 
 

@@ -112,5 +112,5 @@ def _line(*parts: str | tuple[str, str]) -> Text:
     made = Text()
     for part in parts:
         text, style = part if isinstance(part, tuple) else (part, "")
-        made.append(printable(text), style=style)
+        made.append(printable(text, keep="\t"), style=style)
     return made
