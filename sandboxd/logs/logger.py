@@ -73,8 +73,11 @@ class Logger:
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGTERM, lambda *_: self._end())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with open(wire.pid_file(self._path), "w", encoding="ascii", opener=private.opener) as file:
-            file.write(f"{os.getpid()}\n")
+        try:
+            with open(wire.pid_file(self._path), "w", encoding="ascii", opener=private.opener) as file:
+                file.write(f"{os.getpid()}\n")
+        except OSError as exc:  # a full disk: it is for ending a logger that is stuck, and this one is not
+            _say(f"the pid file cannot be written: {exc}\n")
         while not self._ending:
             self.turn()
         # First the names, then the FIFOs, then the sockets: a daemon that sees us gone never meets us again.

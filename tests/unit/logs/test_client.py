@@ -400,3 +400,15 @@ async def test_nothing_stays_open_when_all_is_done(logs: Logs, output: Output) -
     await asyncio.sleep(0)
 
     assert descriptors() == before
+
+
+async def test_a_pid_file_that_cannot_be_written_keeps_no_logger_from_running(places: Places, output: Output) -> None:
+    os.mkdir(places.pid_file)
+    logs = daemon(places)
+    await logs.open("c", output.fifos, output.log)
+    output.write(b"one\n")
+    output.end()
+    await logs.drain("c", 30)
+    await logs.leave()
+
+    assert texts(output.log) == [b"one"]
