@@ -8,7 +8,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     api/                     the gRPC edge: translate, never decide
         edge                 every RPC passes here: gate, errors to codes, cancellation policy
         runtime images host  one short method per RPC; exec, events, lists, resources, stats are parts of runtime
-        views           P    records to CRI messages
+        views withheld  P    records to CRI messages; what of a request no log may show
     streaming/               exec, attach, port-forward: protocol cores P, the server for them, its sessions
     insight/                 doctor: what a machine lacks; metrics: what the daemon counts
     lifecycle/               what the daemon does, one verb a file; see its head for the list
@@ -25,6 +25,8 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     steps                    the one instrument
     jobs  config  private  syscalls
                              owned background work; every default; who may reach our files; the only ctypes
+    complaints               what libraries, asyncio and uncaught errors would print, in our log and words
+    disclosure               what may be told of an error: tracebacks without values, words without secrets
     errors              P    the error tree
     cli/                     sandboxctl: knows the wire contracts and itself only
     pb/                      generated from proto/, never edited

@@ -11,6 +11,7 @@ import click
 import structlog
 
 import sandboxd
+from sandboxd import complaints, disclosure
 from sandboxd import config as configuration
 from sandboxd.config import Config
 from sandboxd.errors import SandboxdError
@@ -45,7 +46,8 @@ def _load(file: str | None, settings: tuple[str, ...], **shorthands: str | None)
 def _configure_logging(config: Config) -> None:
     to_terminal = sys.stderr.isatty() if config.daemon.log_format == "auto" else config.daemon.log_format == "console"
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Its own default prints the locals of every frame where the package rich is installed.
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if to_terminal
         else structlog.processors.JSONRenderer()
     )
@@ -54,13 +56,14 @@ def _configure_logging(config: Config) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            *(() if to_terminal else (structlog.processors.format_exc_info,)),
+            structlog.processors.ExceptionRenderer(disclosure.traceback_of),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(config.daemon.log_level.upper())),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    complaints.collect()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +80,12 @@ def serve(**options: Any) -> None:
 
     config = _load(**options)
     _configure_logging(config)
-    asyncio.run(daemon.serve(config))
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(complaints.of_loop)
+        await daemon.serve(config)
+
+    asyncio.run(run())
 
 
 @cli.command("config")

@@ -25,6 +25,7 @@ import structlog
 
 import sandboxd
 from sandboxd import netns, private, steps
+from sandboxd.api import withheld
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
 from sandboxd.api.images import ImageService
@@ -39,7 +40,7 @@ from sandboxd.containerd.tasks import Tasks
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError
 from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
-from sandboxd.jobs import Jobs
+from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import events, handlers, load_image, machine
 from sandboxd.lifecycle.announce import Announcer
@@ -133,7 +134,9 @@ async def serve(config: Config) -> None:
         await pulls.stop()
         left = await jobs.drain(config.daemon.drain_seconds)
         if left:
-            log.warning("operations were cut off; they are cleaned up at the next start", jobs=[str(k) for k in left])
+            log.warning(
+                "operations were cut off; they are cleaned up at the next start", jobs=[described(k) for k in left]
+            )
         await server.stop(grace=1.0)
         Path(config.socket).unlink(missing_ok=True)
 
@@ -240,7 +243,9 @@ def _server(
     metrics: Metrics,
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
-        interceptors=(Edge(lambda: condition.trouble, metrics.rpc),),
+        interceptors=(
+            Edge(lambda: condition.trouble, metrics.rpc, withheld.private(lambda: host.ledger.containers.values())),
+        ),
         options=(
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),

@@ -6,16 +6,20 @@ Rules:
 2. A job that is asked for again while it runs is joined, not repeated.
 3. A loop that must live (`watch`) is named, logged when it ends, and restarted with backoff.
 4. `drain` waits for jobs, never cancels them; loops are cancelled.
+5. A key may hold a whole request. Whoever names a job, be it asyncio, uses `described`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 import structlog
+
+from sandboxd import disclosure
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +27,7 @@ T = TypeVar("T")
 
 RESTART_FIRST = 0.2  # seconds
 RESTART_MOST = 30.0  # seconds
+MOST_NAME = 300  # characters of a text in a key that is shown as it is; image names have at most so many
 STEADY = 60.0  # seconds that a loop must have lived for its backoff to start over
 
 
@@ -52,7 +57,7 @@ class Jobs:
     def _spawn(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], unobserved: bool) -> asyncio.Task[T]:
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(work(), name=f"job:{key}")
+            task = asyncio.create_task(work(), name=f"job:{described(key)}")
             self._running[key] = task
             task.add_done_callback(lambda done: self._finished(key, done, unobserved))
         return cast("asyncio.Task[T]", task)
@@ -66,7 +71,7 @@ class Jobs:
         # otherwise report a "never retrieved" error at garbage collection.
         error = task.exception()
         if error is not None and unobserved:
-            log.error("job failed", job=str(key), error=str(error), exc_info=error)
+            log.error("job failed", job=described(key), error=disclosure.words(error), exc_info=error)
 
     def in_flight(self) -> tuple[Hashable, ...]:
         """Keys of the jobs that run now."""
@@ -90,7 +95,7 @@ class Jobs:
                 # grpc.aio raises CancelledError for a call that it gave up; only drain cancels the loop itself.
                 if isinstance(error, asyncio.CancelledError) and _asked_to_end():
                     raise
-                words = str(error) or type(error).__name__
+                words = disclosure.words(error)
                 log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=words)
             if clock() - began > STEADY:
                 delay = RESTART_FIRST
@@ -127,6 +132,22 @@ class Jobs:
         while self._running and (left := deadline - clock()) > 0:
             await asyncio.wait(tuple(self._running.values()), timeout=left)
         return tuple(self._running)
+
+
+def described(key: Hashable) -> str:
+    """A job's key for logs and for asyncio: its short texts and numbers, of everything else a digest or the type."""
+    return " ".join(_described(part) for part in key) if isinstance(key, tuple) else _described(key)
+
+
+def _described(part: object) -> str:
+    if isinstance(part, int | float):
+        return str(part)
+    if isinstance(part, str) and len(part) <= MOST_NAME:
+        return part
+    if isinstance(part, str | bytes):
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        return f"sha256:{hashlib.sha256(data).hexdigest()[:12]}"
+    return type(part).__name__
 
 
 def _asked_to_end() -> bool:

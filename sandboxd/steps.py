@@ -8,6 +8,9 @@
 When a step ends, one frozen `StepRecord` goes to every subscriber: the log line, the pod's timeline in the
 ledger, metrics and spans are all made from it. Nothing else times or logs lifecycle work.
 
+What is noted on a step is read by whoever may read the log: names, paths, counts, never values of the request
+(environment, arguments, credentials).
+
 The operation is carried by a context variable, so it follows awaits and the jobs started from within.
 """
 
@@ -20,6 +23,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import structlog
+
+from sandboxd import disclosure
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +117,7 @@ def step(name: str, **detail: object) -> Iterator[Step]:
     try:
         yield this
     except BaseException as exc:
-        error = str(exc) or type(exc).__name__
+        error = disclosure.words(exc)
         raise
     finally:
         record = StepRecord(
@@ -131,4 +136,4 @@ def step(name: str, **detail: object) -> Iterator[Step]:
                 receive(record)
             except Exception as broken:
                 # Observing must never change what is observed.
-                log.warning("step subscriber failed", step=name, error=str(broken))
+                log.warning("step subscriber failed", step=name, error=disclosure.words(broken))

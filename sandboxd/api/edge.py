@@ -1,5 +1,7 @@
 """What every RPC passes: the gate until recovery is done, errors to gRPC codes, the policy on cancellation, a count.
 
+It also knows what is private in a request, and keeps it out of whatever is told of an error that nobody expected.
+
 A handler whose client has gone is cancelled by grpc.aio; the jobs that it waits for are not. A CancelledError of
 another origin (a job cut off by shutdown) must not escape: grpc.aio would send no status at all and leave the
 client waiting until its deadline, so it is answered with UNAVAILABLE.
@@ -10,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 import structlog
 
-from sandboxd import errors
+from sandboxd import disclosure, errors
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +50,7 @@ def code_of(error: errors.SandboxdError) -> grpc.StatusCode:
 
 def message_of(error: BaseException) -> str:
     """The error's sentence and what was noted on it on the way up."""
-    return "; ".join((str(error) or type(error).__name__, *getattr(error, "__notes__", ())))
+    return "; ".join((disclosure.words(error), *getattr(error, "__notes__", ())))
 
 
 def _on_the_wire(message: str) -> str:
@@ -67,15 +69,20 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """The interceptor that wraps every method of every service."""
 
     def __init__(
-        self, not_serving: Callable[[], str], ended: Callable[[str, str], None] = lambda method, code: None
+        self,
+        not_serving: Callable[[], str],
+        ended: Callable[[str, str], None] = lambda method, code: None,
+        private: Callable[[Any], Iterable[str]] = lambda request: (),
     ) -> None:
         """`not_serving` says why requests cannot be taken yet, "" when they can.
 
         `ended` is told each call's method ("runtime.v1.RuntimeService/Version") and gRPC's name of its code,
-        CANCELLED when the client went away.
+        CANCELLED when the client went away. `private` gives the texts of a request, and of what it is about, that
+        no log may show; it is asked for them when something has gone wrong.
         """
         self._not_serving = not_serving
         self._ended = ended
+        self._private = private
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler of one call."""
@@ -104,6 +111,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     def _single(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             began = time.monotonic()
+            disclosure.withhold(lambda: self._private(request))
             try:
                 self._admit(name, inspect.iscoroutinefunction(behaviour))
                 answer = await behaviour(request, context)
@@ -118,6 +126,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
 
     def _streaming(self, name: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            disclosure.withhold(lambda: self._private(request))
             try:
                 self._admit(name, inspect.isasyncgenfunction(behaviour))
                 async for message in behaviour(request, context):

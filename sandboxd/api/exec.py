@@ -37,6 +37,7 @@ class ExecRpcs:
                 subject=container_id,
                 streams=wanted,
                 open=lambda: execs.start(self._host, container_id, request.cmd, tty=request.tty, streams=names),
+                private=tuple(request.cmd),
             )
         )
         return cri.ExecResponse(url=url)

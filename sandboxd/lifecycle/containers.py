@@ -7,6 +7,7 @@ the task and lets it run. Both hold the sandbox's lock, so neither can meet a te
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import posixpath
 import secrets
@@ -16,7 +17,7 @@ from dataclasses import replace
 
 import structlog
 
-from sandboxd import steps
+from sandboxd import disclosure, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
@@ -44,7 +45,8 @@ async def create_container(host: Host, sandbox_id: str, config: cri.ContainerCon
     """
     sandbox = host.ledger.sandboxes[sandbox_id]
     validate.container_config(config, sandbox.config)
-    key = ("CreateContainer", sandbox_id, config.SerializeToString(deterministic=True))
+    fingerprint = hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest()
+    key = ("CreateContainer", sandbox_id, fingerprint)  # not the config itself: keys are named in the log
     return await host.jobs.run_to_end(key, lambda: _create(host, sandbox_id, config))
 
 
@@ -258,7 +260,8 @@ async def _run(host: Host, container: ContainerRecord) -> int:
         await host.logs.open(container.id, fifos, container.log_path)
     sandbox = host.ledger.sandboxes[container.sandbox_id]
     rootfs = await host.images.rootfs(container.id)
-    with steps.step("task.create"):
+    command = config.command or config.args
+    with steps.step("task.create"), disclosure.program_only(command):
         async with userns.staged(host, sandbox, container.id, rootfs, config) as mapped:
             await host.runtime.create(
                 container.id,
@@ -268,7 +271,7 @@ async def _run(host: Host, container: ContainerRecord) -> int:
                 stdin=stdin,
                 terminal=config.tty,
             )
-    with steps.step("task.start"):
+    with steps.step("task.start"), disclosure.program_only(command):
         return await host.runtime.start(container.id)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from sandboxd import steps
+from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Exit
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
 from sandboxd.lifecycle.host import Host
@@ -68,7 +68,8 @@ class Process:
         """Start it with these of stdin, stdout and stderr. Raises NotReady with the runtime's words; clean then."""
         with (
             steps.operation("Exec", sandbox_id=self._sandbox_id, container_id=self._container_id),
-            steps.step("exec.start", command=argv[0]) as step,
+            steps.step("exec.start", command=disclosure.program(argv)) as step,
+            disclosure.program_only(argv),
         ):
             self._host.execs.add(self.id)
             try:
@@ -285,7 +286,7 @@ async def _sync(host: Host, process: Process, argv: Sequence[str], timeout: int)
                 code = await process.wait()
         except TimeoutError as exc:
             await process.kill()
-            raise TimedOut(f"{argv[0]} did not end within {timeout} s and was killed") from exc
+            raise TimedOut(f"{disclosure.program(argv)} did not end within {timeout} s and was killed") from exc
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 await asyncio.shield(pouring)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sandboxd.streaming.remotecommand import Streams, TerminalSize
@@ -75,11 +75,12 @@ class PortForward(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecRequest:
-    """`subject` names the container in log lines and errors."""
+    """`subject` names the container in log lines and errors; `private` are texts that must not be in any."""
 
     subject: str
     streams: Streams
     open: Callable[[], Coroutine[Any, Any, ExecSession]]
+    private: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from sandboxd import disclosure
 from sandboxd.errors import SandboxdError
 from sandboxd.jobs import Jobs
 from sandboxd.streaming import remotecommand
@@ -56,6 +57,9 @@ class Stdio:
 
     async def run(self) -> str:
         """Serve the client to its end. Returns why it ended, for the log."""
+        if isinstance(self._request, ExecRequest):
+            private = self._request.private
+            disclosure.withhold(lambda: private)
         try:
             outcome = await self._attended()
         except asyncio.CancelledError:
@@ -170,7 +174,7 @@ class Stdio:
             raise
         except Exception as exc:
             log.exception("streaming session failed", subject=self._request.subject)
-            return Failed(message=f"{self._request.subject}: internal error: {exc}")
+            return Failed(message=f"{self._request.subject}: internal error: {disclosure.words(exc)}")
 
     async def _open(self) -> Session:
         # A job, so that a client that leaves now cannot leave a process behind that nobody knows.

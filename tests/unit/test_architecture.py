@@ -33,7 +33,7 @@ PURE = words(
     streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
     lifecycle.reconcile
-    api.views
+    api.views api.withheld
     insight.explain
     cli.configs cli.names cli.parse cli.render cli.timeline
     """

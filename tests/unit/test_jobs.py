@@ -44,6 +44,31 @@ async def test_a_job_gives_its_result_and_is_forgotten() -> None:
     assert jobs.in_flight() == ()
 
 
+async def test_a_key_that_holds_a_request_is_named_without_it() -> None:
+    """Keys are in the log, in what asyncio says of tasks, and in the last line before the daemon ends."""
+    jobs, work = Jobs(), Work()
+    config = b"\n\x06PASSWD\x12\x0ehunter2-secret"
+    for key in (("CreateContainer", "5ca1ab1e", config), ("x", config.decode() * 100), ("y", frozenset({config}))):
+        jobs.start(key, work)
+    with structlog.testing.capture_logs() as logged:
+        await settle()
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        shown = [module.described(key) for key in await jobs.drain(0)]
+        work.outcome.set_exception(ValueError("no"))
+        await settle()
+
+    assert [name.split(" ")[0] for name in shown] == ["CreateContainer", "x", "y"]
+    assert shown[0].startswith("CreateContainer 5ca1ab1e sha256:")
+    assert len(logged) == 3
+    assert "hunter2" not in str([names, shown, [entry["job"] for entry in logged]])
+
+
+def test_different_requests_have_different_names() -> None:
+    one, other = (module.described(("Create", "a", data)) for data in (b"1", b"2"))
+
+    assert one != other
+
+
 async def test_cancelling_the_caller_does_not_stop_the_job() -> None:
     jobs, work = Jobs(), Work()
     asked = asyncio.create_task(jobs.run_to_end("a", work))
@@ -106,9 +131,7 @@ async def test_a_failure_that_nobody_waits_for_is_logged_and_not_raised() -> Non
         work.outcome.set_exception(ValueError("no"))
         await settle()
 
-    assert [(entry["event"], entry["job"], entry["error"]) for entry in logged] == [
-        ("job failed", "('stop', 'a')", "no")
-    ]
+    assert [(entry["event"], entry["job"], entry["error"]) for entry in logged] == [("job failed", "stop a", "no")]
     assert complaints == []
 
 

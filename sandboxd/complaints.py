@@ -1,0 +1,101 @@
+"""What others complain about goes to our log, in our words: asyncio, libraries, warnings, errors nobody caught.
+
+They would write to stderr by themselves, with the `repr` of tasks, callbacks, arguments and results, which hold
+whatever a request held. Kept of a complaint are its text, the name of the task, and a traceback without values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import sys
+import threading
+from typing import Any
+
+import structlog
+
+from sandboxd import disclosure
+
+log = structlog.get_logger(__name__)
+
+# Their messages are made of objects' reprs; what they mean is in the text around these.
+_SHOW_OBJECTS = ("asyncio", "concurrent.futures")
+_MOST_WORDS = 500
+# An object in a sentence: `<Task …>`, or the arguments of a callback.
+_OBJECT = re.compile(r"<.*|\((?!\)).*", re.DOTALL)
+_TASK_NAME = re.compile(r"<Task \w+ name='([^']*)'")
+_COROUTINE = re.compile(r"coro=<([\w.<>]+?)\(\)")
+
+
+def collect() -> None:
+    """Take over logging, warnings and the interpreter's hooks of this process."""
+    logging.basicConfig(handlers=[_ToOurLog()], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
+
+
+def of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """asyncio's exception handler (`loop.set_exception_handler`)."""
+    about = context.get("task") or context.get("future")
+    log.error(
+        "asyncio complains",
+        message=_sentence(str(context.get("message", ""))),
+        task=about.get_name() if isinstance(about, asyncio.Task) else None,
+        exc_info=context.get("exception"),
+    )
+
+
+class _ToOurLog(logging.Handler):
+    """Hands the records of libraries on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's text to our log, without objects."""
+        if record.name in _SHOW_OBJECTS:
+            text, fields = _sentence(str(record.msg)), _of_slow_callback(record)
+        else:
+            text, fields = disclosure.without_private(record.getMessage()[: 2 * _MOST_WORDS])[:_MOST_WORDS], {}
+        severity = "error" if record.levelno >= logging.ERROR else "warning"
+        getattr(log, severity)(
+            "a library complains", library=record.name, message=text, **fields, exc_info=_info(record)
+        )
+
+
+def _of_slow_callback(record: logging.LogRecord) -> dict[str, Any]:
+    """What asyncio's debug mode says about something that held the loop: how long, and who."""
+    found: dict[str, Any] = {}
+    for item in record.args if isinstance(record.args, tuple) else ():
+        if isinstance(item, float):
+            found["seconds"] = round(item, 3)
+        elif isinstance(item, str):
+            for key, pattern in (("task", _TASK_NAME), ("coroutine", _COROUTINE)):
+                if match := pattern.search(item):
+                    found[key] = match[1]
+    return found
+
+
+def _info(record: logging.LogRecord) -> Any:
+    return record.exc_info if record.exc_info and record.exc_info[1] is not None else None
+
+
+def _sentence(text: str) -> str:
+    """The text up to the first object in it."""
+    return _OBJECT.sub("…", text)[:_MOST_WORDS]
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    log.critical("sandboxd ends by an error that nobody expected", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    error = args.exc_value
+    log.error("a thread ended by an error", thread=args.thread.name if args.thread else None, exc_info=error)
+
+
+def _unraisable(args: Any) -> None:
+    where = getattr(args.object, "__qualname__", type(args.object).__name__)
+    log.error("an error could not be raised", where=where, exc_info=args.exc_value)
