@@ -327,7 +327,9 @@ def _envs(envs: Sequence[cri.KeyValue]) -> None:
     for i, env in enumerate(envs):
         field = f"config.envs[{i}]"
         if not env.key or "=" in env.key:
-            _fail(f"{field}.key", f"{env.key!r} is not the name of an environment variable")
+            # What follows the sign is a value, whatever field it is in.
+            shown = env.key.partition("=")[0] + ("=…" if env.key else "")
+            _fail(f"{field}.key", f"{shown!r} is not the name of an environment variable")
         try:
             env.value.decode()
         except UnicodeDecodeError as exc:

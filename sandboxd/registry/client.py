@@ -371,6 +371,7 @@ class Repository:
             try:
                 return await ask(endpoint)
             except SandboxdError as exc:
+                self._logins[endpoint].conceal(exc)
                 failed.append(exc)
         if not failed:
             raise InvalidRequest(
@@ -409,7 +410,7 @@ class Repository:
             if answer.status in (200, 206):
                 return answer
             try:
-                error = await refusal(answer)
+                error = await refusal(answer, login.concealed)
                 wait = retry_after(answer.header("Retry-After"), time.time())
             finally:
                 answer.close()
@@ -429,10 +430,10 @@ class Repository:
         return answer
 
 
-async def refusal(answer: Answer) -> SandboxdError:
-    """What an answer that is no success means; the registry's own words are added."""
+async def refusal(answer: Answer, concealed: Callable[[str], str]) -> SandboxdError:
+    """What an answer that is no success means; the registry's own words are added, without what it was shown."""
     try:
-        words = explanation(await answer.read(MOST_ERROR_BYTES))
+        words = explanation(await answer.read(MOST_ERROR_BYTES), concealed)
     except SandboxdError:
         words = ""
     said = f"{answer.where}: HTTP status {answer.status}{f' ({words})' if words else ''}"
@@ -451,14 +452,15 @@ async def refusal(answer: Answer) -> SandboxdError:
             return Unavailable(said)
 
 
-def explanation(body: bytes) -> str:
+def explanation(body: bytes, concealed: Callable[[str], str] = str) -> str:
     """The messages of a registry's error document, printable and short; "" when it is none."""
     try:
         errors = json.loads(body)["errors"]
         words = "; ".join(str(item.get("message") or item.get("code") or "") for item in errors)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
-    return "".join(c if c.isprintable() else " " for c in words)[:MOST_WORDS].strip()
+    # Before it is cut off: half a token is not recognized.
+    return "".join(c if c.isprintable() else " " for c in concealed(words))[:MOST_WORDS].strip()
 
 
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

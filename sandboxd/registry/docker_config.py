@@ -85,7 +85,10 @@ class DockerConfig:
         if helper == "":
             return ""
         if not isinstance(helper, str) or not _HELPER.fullmatch(helper):
-            raise InvalidRequest(f"{self._path}: {helper!r} is not the name of a credential helper")
+            # Not shown: whoever mistakes the place may have written credentials there.
+            raise InvalidRequest(
+                f"{self._path}: credsStore or one of credHelpers is not the name of a credential helper"
+            )
         return helper
 
     async def _ask(self, helper: str, host: str) -> Credentials | None:
@@ -98,7 +101,7 @@ class DockerConfig:
             words = output.decode("utf-8", "replace").strip()
             if NOT_FOUND in words:
                 return None
-            raise NotReady(f"{program} failed for {host} with status {status}: {words[:200]}")
+            raise NotReady(f"{program} failed for {host} with status {status}{_first_line(words)}")
         try:
             answer = json.loads(output)
             username, secret = answer["Username"], answer["Secret"]
@@ -112,7 +115,7 @@ class DockerConfig:
 
     def _entry(self, entry: object, server: str) -> Credentials | None:
         if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-            raise InvalidRequest(f"{self._path}: auths[{server!r}] must be an object of texts")
+            raise InvalidRequest(f"{self._path}: auths[{host_of(server)!r}] must be an object of texts")
         if entry.get("identitytoken"):
             return Credentials(identity_token=entry["identitytoken"])
         if entry.get("registrytoken"):
@@ -121,8 +124,14 @@ class DockerConfig:
             try:
                 username, password = decode(entry["auth"])
             except InvalidRequest as exc:
-                raise InvalidRequest(f"{self._path}: auths[{server!r}]: {exc}") from exc
+                raise InvalidRequest(f"{self._path}: auths[{host_of(server)!r}]: {exc}") from exc
             return Credentials(username=username, password=password)
         if entry.get("username"):
             return Credentials(username=entry["username"], password=entry.get("password", ""))
         return None
+
+
+def _first_line(words: str) -> str:
+    """What a helper says of its failure, for a message; nothing where it may be the answer that it failed to give."""
+    line = words.partition("\n")[0]
+    return "" if not line or "{" in words or "secret" in words.lower() else f": {line[:200]}"

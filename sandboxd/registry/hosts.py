@@ -166,8 +166,7 @@ def _place(url: str, override_path: bool, where: str, problems: list[str]) -> En
 def _without_user(url: str) -> str:
     """A URL that can be shown: what precedes an @ may be a password."""
     scheme, separator, rest = url.rpartition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"  # the password may hold a slash
 
 
 def _settings(
@@ -232,9 +231,9 @@ def _headers(value: object, wrong: Any) -> tuple[tuple[str, str], ...]:
     for name, content in value.items():
         values = [content] if isinstance(content, str) else content
         if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-            wrong(f"header.{name}", "must be a text or a list of texts")
+            wrong(f"header.{name.partition(':')[0]}", "must be a text or a list of texts")
         elif not _HEADER_NAME.fullmatch(name) or any(c in item for item in values for c in "\r\n\0"):
-            wrong(f"header.{name}", "is not a header")
+            wrong(f"header.{name.partition(':')[0]}", "is not a header")  # the value may be in the name
         else:
             found += [(name, item) for item in values]
     return tuple(found)

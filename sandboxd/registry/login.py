@@ -6,8 +6,10 @@ Tokens expire while a large image is pulled; the next 401 renews them, once for 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
+from sandboxd import disclosure
 from sandboxd.errors import AccessDenied, SandboxdError, Unavailable
 from sandboxd.registry import auth
 from sandboxd.registry.auth import Credentials
@@ -29,6 +31,26 @@ class Login:
         self._renewing = asyncio.Lock()
         token = credentials.registry_token
         self.authorization = f"Bearer {token}" if token else ""
+        self._tokens: deque[str] = deque(maxlen=4)  # the last ones; a server may still talk of one that has expired
+
+    def conceal(self, error: SandboxdError) -> None:
+        """Take what the endpoint was shown out of an error: a server's words are in it, and servers echo requests."""
+        error.args = tuple(self.concealed(arg) if isinstance(arg, str) else arg for arg in error.args)
+
+    def concealed(self, text: str) -> str:
+        """A server's words without what it was shown."""
+        return disclosure.without(text, self._shown())
+
+    def _shown(self) -> Iterator[str]:
+        """Everything private that the endpoint and its token server may have got to see."""
+        known = self._credentials
+        yield from (known.password, known.identity_token, known.registry_token)
+        if known.username and known.password:
+            yield auth.basic(known).partition(" ")[2]
+        yield from self._tokens
+        yield from (value for _, value in self._endpoint.headers)
+        # Of "Bearer TOKEN" the token alone, too.
+        yield from (value.partition(" ")[2] for _, value in self._endpoint.headers)
 
     async def send(self, request: Request, seconds: float) -> Answer:
         """Send a request to the endpoint with what it wants to see."""
@@ -57,7 +79,9 @@ class Login:
                     return False
                 self.authorization = auth.basic(self._credentials)
             else:
-                self.authorization = f"Bearer {await self._token(challenge, patience)}"
+                token = await self._token(challenge, patience)
+                self._tokens.append(token)
+                self.authorization = f"Bearer {token}"
             return True
 
     async def _token(self, challenge: auth.Challenge, patience: Patience) -> str:

@@ -26,6 +26,7 @@ _DOMAIN = re.compile(
 _PATH = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_LIKE_A_DIGEST = re.compile(r"sha[0-9]+:")
 _HEX_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -56,8 +57,7 @@ def parse(text: str) -> Reference:
     """
 
     def wrong(reason: str) -> InvalidRequest:
-        shown = text if len(text) <= 200 else f"{text[:200]}…"
-        return InvalidRequest(f"{shown!r} is not an image name: {reason}")
+        return InvalidRequest(f"{shown(text)!r} is not an image name: {reason}")
 
     if not text:
         raise wrong("it is empty")
@@ -78,7 +78,7 @@ def parse(text: str) -> Reference:
     if colon and not _TAG.fullmatch(tag):
         raise wrong("after : comes a tag of letters, digits, '_', '.' and '-', at most 128")
     if not _DOMAIN.fullmatch(domain):
-        raise wrong(f"{domain!r} is not a host name")
+        raise wrong("what precedes the first slash is not a host name")
     if not _PATH.fullmatch(path):
         hint = ", and only in lower case" if _PATH.fullmatch(path.lower()) else ""
         raise wrong(f"a path is made of letters, digits and single separators{hint}")
@@ -89,6 +89,20 @@ def parse(text: str) -> Reference:
     if len(domain) + 1 + len(path) > MOST_NAME_CHARACTERS:
         raise wrong(f"host and path are longer than {MOST_NAME_CHARACTERS} characters")
     return Reference(domain=domain, path=path, tag=tag or ("" if digest else DEFAULT_TAG), digest=digest)
+
+
+def shown(text: str) -> str:
+    """What was given as a name, for messages: short, and without the user and password, or the query, of a URL."""
+    name, at, digest = text.rpartition("@")
+    if not (at and _LIKE_A_DIGEST.match(digest)):
+        name, at, digest = text, "", ""
+    user, sign, rest = name.rpartition("@")
+    if sign:
+        scheme, separator, _ = user.rpartition("://")
+        text = f"{scheme}{separator}…@{rest}{at}{digest}"
+    path, query, _ = text.partition("?")
+    text = f"{path}?…" if query else text
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def normalize(text: str) -> str:

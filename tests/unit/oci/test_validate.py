@@ -205,7 +205,7 @@ BAD_CONTAINERS: list[tuple[Edit, str]] = [
     (_set("working_dir", "srv"), "config.working_dir: 'srv'"),
     (_set("args", ["a\0b"]), "config.args[2]: holds a NUL"),
     (_set("envs", [cri.KeyValue(key="", value=b"x")]), "config.envs[2].key: ''"),
-    (_set("envs", [cri.KeyValue(key="A=B")]), "config.envs[2].key: 'A=B'"),
+    (_set("envs", [cri.KeyValue(key="A=B")]), "config.envs[2].key: 'A=…'"),
     (_set("envs", [cri.KeyValue(key="A\0")]), "config.envs[2].key: holds a NUL"),
     (_set("envs", [cri.KeyValue(key="A", value=b"\0")]), "config.envs[2].value: holds a NUL"),
     (_set("envs", [cri.KeyValue(key="A", value=b"\xff")]), "config.envs[2].value: the value of A is not UTF-8"),

@@ -485,6 +485,58 @@ async def test_a_token_server_that_refuses_is_named_and_the_password_is_not() ->
     assert "secret" not in str(caught.value)
 
 
+ECHOES = [
+    Credentials(username="me", password="hunter2-secret"),
+    Credentials(username="me", password='hunter2 "quoted" \\ ü'),
+    Credentials(identity_token="hunter2-" + "i" * 1000),
+    Credentials(registry_token="hunter2-" + "r" * 1000),
+]
+
+
+@pytest.mark.parametrize("where", ["body", "type", "digest", "redirect"])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
+@pytest.mark.parametrize("credentials", ECHOES, ids=["password", "odd password", "identity", "token"])
+async def test_a_server_that_echoes_what_it_was_shown_is_not_repeated(
+    credentials: Credentials, status: int, where: str
+) -> None:
+    """Whatever the registry says in its own words: neither credentials, nor tokens that were got with them."""
+    given = "hunter2-" + "t" * 1000
+
+    def script(asked: Asked) -> Reply:
+        if asked.path.startswith("/token"):
+            return Reply(body=json.dumps({"token": given}).encode())
+        shown = asked.headers.get("authorization")
+        if not shown:
+            scheme = "Basic" if credentials.username else "Bearer"
+            challenge = f'{scheme} realm="http://{asked.headers["host"]}/token"'
+            return Reply(status=401, headers={"WWW-Authenticate": challenge})
+        scheme, _, secret = shown.partition(" ")
+        if scheme == "Basic":
+            secret += f" means {base64.b64decode(secret).decode()}"
+        words = {"errors": [{"message": f"x {shown} is not welcome: {secret}"}]}
+        match where:
+            case "body":
+                return Reply(status=status, body=json.dumps(words).encode())
+            case "type":
+                return Reply(headers={"Content-Type": f"text/{shown.partition(' ')[2]}"}, body=b"{}")
+            case "digest":
+                digest = f"sha256:{shown.partition(' ')[2]}"
+                return Reply(headers={"Docker-Content-Digest": digest}, body=b"{}")
+            case _:
+                place = f"ftp://x/{shown.partition(' ')[2]}"
+                return Reply(status=307, headers={"Location": place}, body=b"{}")
+
+    async with serving(script) as server, opened(server.host, credentials=credentials) as repository:
+        with pytest.raises(SandboxdError) as caught:
+            await repository.manifest("v1")
+
+    words = " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    basic = base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
+    assert "hunter2" not in words
+    assert basic not in words
+    assert server.host in words
+
+
 # Words.
 
 

@@ -102,6 +102,27 @@ async def test_a_helper_that_fails_is_named(tmp_path: Path, answer: tuple[int, b
 
 
 @pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (b"the keychain is locked\nand more", ": the keychain is locked"),
+        (b'{"Username": "me", "Secret": "hunter2"}', ""),
+        (b'error:\n{"Username": "me", "Secret": "hunter2"}', ""),
+        (b"Secret: hunter2", ""),
+        (b"", ""),
+    ],
+)
+async def test_a_helper_that_fails_explains_itself_without_its_answer(
+    tmp_path: Path, output: bytes, words: str
+) -> None:
+    settings = config(tmp_path, {"credsStore": "store"}, Helper({"docker-credential-store": (1, output)}))
+
+    with pytest.raises(NotReady) as caught:
+        await settings.credentials(["registry.test"])
+
+    assert str(caught.value) == f"docker-credential-store failed for registry.test with status 1{words}"
+
+
+@pytest.mark.parametrize(
     ("document", "words"),
     [
         ('{"auths": "secret', "not valid JSON"),
@@ -111,6 +132,10 @@ async def test_a_helper_that_fails_is_named(tmp_path: Path, answer: tuple[int, b
         ({"auths": {"registry.test": {"auth": "secret!"}}}, "base64"),
         ({"credsStore": "../../bin/sh"}, "not the name of a credential helper"),
         ({"credHelpers": {"registry.test": 1}}, "not the name"),
+        ({"credHelpers": {"registry.test": {"auth": "secret"}}}, "not the name"),
+        ({"credsStore": "Basic secret="}, "not the name"),
+        ({"auths": {"https://me:secret@registry.test": 1}}, "registry.test"),
+        ({"auths": {"https://me:secret@registry.test": {"auth": "!"}}}, "registry.test"),
     ],
 )
 async def test_a_file_that_is_wrong_is_refused_without_its_secrets(tmp_path: Path, document: Any, words: str) -> None:

@@ -67,6 +67,28 @@ def test_what_is_not_a_name_is_refused_with_the_reason(text: str, reason: str) -
         parse(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:hunter2@registry.test/image:v1",
+        "https://hunter2@registry.test/image",
+        "docker://me:hun/hunter2@registry.test/image",
+        "me:hunter2@registry.test/image:v1",
+        "me:hunter2@registry.test:5000/image",
+        "me:x@hunter2@registry.test/image",
+        "https://registry.test/image?token=hunter2",
+        f"https://me:hunter2@registry.test/image@{DIGEST}",
+        "me:hunter2@",
+    ],
+)
+def test_credentials_in_a_name_are_refused_and_not_repeated(text: str) -> None:
+    """People paste URLs; what they get for it goes to the log."""
+    with pytest.raises(InvalidRequest, match="is not an image name") as caught:
+        parse(text)
+
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_parts_are_kept_apart() -> None:
     """Port, tag and digest all use a colon and are not confused."""
     assert parse(f"r.test:80/a/b:c@{DIGEST}") == Reference(domain="r.test:80", path="a/b", tag="c", digest=DIGEST)
