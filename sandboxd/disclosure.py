@@ -56,6 +56,14 @@ def words(error: BaseException) -> str:
     return text if isinstance(error, SandboxdError) else without_private(text[: 2 * MOST_WORDS])[:MOST_WORDS]
 
 
+def notes(error: BaseException) -> tuple[str, ...]:
+    """What was noted on the error on its way up (`add_note`), as `words` would say it."""
+    texts = [str(note) for note in getattr(error, "__notes__", ())]
+    if isinstance(error, SandboxdError):
+        return tuple(texts)
+    return tuple(without_private(text[: 2 * MOST_WORDS])[:MOST_WORDS] for text in texts)
+
+
 def without_private(text: str) -> str:
     """The text without what is private in this call, and without the user part of URLs."""
     text = _USERINFO.sub(f"{LEFT_OUT}@", text)
@@ -143,8 +151,7 @@ def _one(error: BaseException, trace: TracebackType | None, depth: int) -> Itera
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     message = words(error)[:MOST_WORDS]
     yield name if message == kind.__name__ else f"{name}: {message}"
-    for note in getattr(error, "__notes__", ())[:MOST_CAUSES]:
-        yield without_private(str(note)[: 2 * MOST_WORDS])[:MOST_WORDS]
+    yield from notes(error)[:MOST_CAUSES]
     if isinstance(error, BaseExceptionGroup) and depth < 2:
         for number, part in enumerate(error.exceptions[:MOST_OF_A_GROUP], 1):
             yield f"+ {number} of {len(error.exceptions)}:"

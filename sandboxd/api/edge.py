@@ -50,7 +50,7 @@ def code_of(error: errors.SandboxdError) -> grpc.StatusCode:
 
 def message_of(error: BaseException) -> str:
     """The error's sentence and what was noted on it on the way up."""
-    return "; ".join((disclosure.words(error), *getattr(error, "__notes__", ())))
+    return "; ".join((disclosure.words(error), *disclosure.notes(error)))
 
 
 def _on_the_wire(message: str) -> str:

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import structlog
 
-from sandboxd import steps
+from sandboxd import disclosure, steps
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
@@ -265,5 +265,5 @@ async def _roll_back(host: Host, record: SandboxRecord, cause: BaseException) ->
     try:
         await teardown(host, record.id, remove=True)
     except SandboxdError as left:
-        host.ledger.update_sandbox(record.id, failure=f"{cause}; cleaning up: {left}")
+        host.ledger.update_sandbox(record.id, failure=f"{disclosure.words(cause)}; cleaning up: {left}")
         cause.add_note(f"cleaning up: {left}")

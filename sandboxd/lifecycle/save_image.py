@@ -75,7 +75,7 @@ async def saving(store: ImageStore, references: Sequence[str]) -> AsyncIterator[
     """
     if not references:
         raise InvalidRequest("no image is named")
-    with steps.step("image.save", images=", ".join(references)) as step:
+    with steps.step("image.save", images=", ".join(map(reference.shown, references))) as step:
         listed = {image.name: image for image in await store.images.list()}
         chosen = merge(choice for text in references for choice in choose(text, store.resolve(text), listed))
         async with store.leases.held("save", seconds=LEASE_SECONDS) as lease:
