@@ -23,6 +23,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
     model               P    records and the states they compute to
     steps                    the one instrument
+    foreign_json        P    JSON of images and registries, read within bounds
     jobs  config  private  syscalls
                              owned background work; every default; who may reach our files; the only ctypes
     complaints               what libraries, asyncio and uncaught errors would print, in our log and words

@@ -15,6 +15,8 @@ import signal
 import socket
 import ssl
 import stat
+import sys
+import threading
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,8 @@ log = structlog.get_logger(__name__)
 
 MESSAGE_BYTES = 16 << 20  # as kubelet's and crictl's own limit
 RETRY_FIRST, RETRY_MOST = 0.5, 10.0  # seconds between attempts to start
+SERVER_SECONDS = 1.0  # that calls without a job get to end at shutdown
+LEAVING_SECONDS = 1.0  # that closing everything may take after that
 LOOK_SECONDS = 1.0  # for somebody else's containerd to answer; it is asked again
 
 
@@ -127,18 +131,49 @@ async def serve(config: Config) -> None:
         stop = _stop_signals()
         jobs.start("start-up", lambda: _start_up(config, host, client, images, pulls, condition, stop))
         await stop.wait()
+        _last_resort(config.daemon.drain_seconds)
         _notify("STOPPING=1")
         condition.trouble = "sandboxd is shutting down"
         log.info("shutting down; pods keep running", jobs=len(jobs.in_flight()))
-        await streaming.close()
-        await pulls.stop()
-        left = await jobs.drain(config.daemon.drain_seconds)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + config.daemon.drain_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                await streaming.close()
+                await pulls.stop()
+        except TimeoutError:
+            log.warning("streams or pulls did not end in time, they are cut off")
+        left = await jobs.drain(max(0.0, deadline - clock()))
         if left:
             log.warning(
                 "operations were cut off; they are cleaned up at the next start", jobs=[described(k) for k in left]
             )
-        await server.stop(grace=1.0)
+        await server.stop(grace=SERVER_SECONDS)
         Path(config.socket).unlink(missing_ok=True)
+
+
+def _last_resort(drain_seconds: float) -> None:
+    """See to it that the process ends soon after the time that operations are given, whatever still runs then.
+
+    A thread in the middle of a system call or of somebody's C code cannot be stopped, and both asyncio and the
+    interpreter wait for their threads without a bound. Ending them by force loses nothing: the ledger's commits are
+    synchronous, what operations had begun is cleaned up from it at the next start as after a crash, and pods are not
+    ours to take along.
+    """
+
+    def leave() -> None:
+        log.warning("something did not end in time, leaving without it")
+        sys.stderr.flush()
+        os._exit(0)
+
+    seconds = drain_seconds + SERVER_SECONDS + LEAVING_SECONDS
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True  # an end by itself does not wait for it
+    timer.start()
+    # The timer is a thread too, and does not run while another one does not let go of the interpreter. This signal
+    # needs nobody's help, its default is to end the process.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds + LEAVING_SECONDS)
 
 
 async def _start_up(

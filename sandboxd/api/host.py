@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 from sandboxd.api import views
 from sandboxd.cni import result as cni_result
-from sandboxd.errors import InvalidRequest, NotReady, PluginFailed
+from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed
 from sandboxd.lifecycle import load_image, save_image
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageStore
@@ -24,6 +25,7 @@ from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
 from sandboxd.registry import reference
 
 MOST_ARCHIVE_BYTES = 64 << 30
+LOADS_AT_ONCE = 2  # archives that are read and stored; those which come meanwhile wait
 PROGRESS_SECONDS = 0.1  # between two looks at a pull's progress
 
 
@@ -36,13 +38,13 @@ class HostService(host_pb2_grpc.HostServicer):
         self._images = images
         self._pulls = pulls
         self._exposition = exposition
+        self._swept = False
+        self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
 
     async def LoadImage(
         self, request: AsyncIterator[host_pb2.LoadImageRequest], context: Any
     ) -> AsyncIterator[host_pb2.LoadImageResponse]:
-        uploads = Path(self._host.config.daemon.root) / "uploads"
-        uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=uploads, prefix="archive-")
+        handle, name = tempfile.mkstemp(dir=self._uploads(), prefix="archive-")
         archive = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -65,11 +67,22 @@ class HostService(host_pb2_grpc.HostServicer):
                 archive.unlink(missing_ok=True)
             raise
 
+    def _uploads(self) -> Path:
+        """Where archives are until they are read; at first what an earlier daemon left there goes."""
+        uploads = Path(self._host.config.daemon.root) / "uploads"
+        uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._swept:
+            self._swept = True
+            for left in uploads.glob("archive-*"):
+                left.unlink(missing_ok=True)
+        return uploads
+
     async def _import(self, archive: Path, updates: asyncio.Queue[Any]) -> list[Loaded]:
         try:
-            return await load_image.load(
-                self._images, archive, lambda stage, done, total: updates.put_nowait((stage, done, total))
-            )
+            async with self._loading:
+                return await load_image.load(
+                    self._images, archive, lambda stage, done, total: updates.put_nowait((stage, done, total))
+                )
         finally:
             archive.unlink(missing_ok=True)
             updates.put_nowait(None)
@@ -168,7 +181,8 @@ async def _spool(chunks: AsyncIterator[host_pb2.LoadImageRequest], file: Any) ->
         try:
             file.write(message.chunk)
         except OSError as exc:
-            raise NotReady(f"the archive cannot be stored: {exc.strerror}") from exc
+            kind = Exhausted if exc.errno in (errno.ENOSPC, errno.EDQUOT) else NotReady
+            raise kind(f"the archive cannot be stored: {exc.strerror}") from exc
     if not size:
         raise InvalidRequest("the archive is empty")
 

@@ -25,14 +25,17 @@ from decimal import Decimal, InvalidOperation
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import Exhausted
 from sandboxd.oci.layers import Read
-from sandboxd.oci.recording import OPAQUE, WHITEOUT, is_whiteout
+from sandboxd.oci.recording import OPAQUE, is_whiteout
+from sandboxd.oci.tar import WHITEOUT
 
 PIECE = 1 << 20  # bytes written at a time
+MOST_REMEMBERED = 64 << 20  # bytes for the times of directories, some 300,000 of them
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTR = "SCHILY.xattr."
 _NO_NAMES = frozenset({"", ".", ".."})
+_MOST_SECONDS = 1 << 63
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -61,6 +64,7 @@ class Extraction:
         self._directory = directory
         self._lowest = lowest
         self._times: list[tuple[str, int]] = []  # of directories, set when nothing is put into them any more
+        self._remembered = 0
         self._root = self._parent = -1
         self._parent_path = ""
         try:
@@ -154,6 +158,9 @@ class Extraction:
             _describe(entry, fd)
         finally:
             os.close(fd)
+        self._remembered += 150 + len(path) * (1 if path.isascii() else 4)
+        if self._remembered > MOST_REMEMBERED:
+            raise _Unfit("more directories than can be remembered")
         self._times.append((path, _modified(entry)))
 
     def _link(self, entry: tarfile.TarInfo, target: str, path: str) -> None:
@@ -217,6 +224,9 @@ def _modified(entry: tarfile.TarInfo) -> int:
     """When the entry was changed last, unix nanoseconds; tarfile itself keeps no more than a float."""
     text = entry.pax_headers.get("mtime", "")
     try:
-        return int(Decimal(text) * 1_000_000_000) if text else int(entry.mtime) * 1_000_000_000
+        time = Decimal(text) if text else Decimal(int(entry.mtime))
+        if not abs(time) < _MOST_SECONDS:  # a few digits can stand for a number that fills the memory
+            raise _Unfit(f"a time that is out of range, {text[:40]!r}")
+        return int(time * 1_000_000_000)
     except InvalidOperation as exc:
-        raise _Unfit(f"a time that is no number, {text!r}") from exc
+        raise _Unfit(f"a time that is no number, {text[:40]!r}") from exc

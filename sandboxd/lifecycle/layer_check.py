@@ -29,11 +29,13 @@ class LayerCheck:
 
     def __init__(self, executor: Executor, what: str, visitor: Visitor | None = None) -> None:
         self._source = _Source(asyncio.get_running_loop())
+        self._stopped = threading.Event()
         self._scan: Future[layers.Scan] = executor.submit(self._run, what, visitor)
 
     def _run(self, what: str, visitor: Visitor | None) -> layers.Scan:
         try:
-            return layers.scan(cast(BinaryIO, self._source), what, visitor, digest=False)
+            source = cast(BinaryIO, self._source)
+            return layers.scan(source, what, visitor, digest=False, stopped=self._stopped.is_set)
         finally:
             self._source.abandon()
 
@@ -53,6 +55,7 @@ class LayerCheck:
 
     async def stop(self) -> None:
         """End the thread's work, if it still goes on; returns when it has ended."""
+        self._stopped.set()
         self._source.cut()
         await ended(self._scan)
 
@@ -65,6 +68,7 @@ class WholeCheck:
         self._what = what
         self._visitor = visitor
         self._pieces: list[bytes] = []
+        self._stopped = threading.Event()
         self._scan: Future[layers.Scan] | None = None
 
     async def feed(self, data: bytes) -> None:
@@ -74,12 +78,15 @@ class WholeCheck:
     async def finish(self) -> layers.Scan:
         """The layer has ended: what it was. Raises as `layers.scan`."""
         whole = io.BytesIO(b"".join(self._pieces))
-        self._scan = self._executor.submit(layers.scan, whole, self._what, self._visitor, digest=False)
+        self._scan = self._executor.submit(
+            layers.scan, whole, self._what, self._visitor, digest=False, stopped=self._stopped.is_set
+        )
         return await asyncio.wrap_future(self._scan)
 
     async def stop(self) -> None:
-        """Return when the thread's work has ended, if it was begun."""
+        """The same."""
         if self._scan is not None:
+            self._stopped.set()
             await ended(self._scan)
 
 

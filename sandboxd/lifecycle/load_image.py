@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,18 +55,24 @@ async def load(store: ImageStore, path: Path, progress: Progress = lambda stage,
     wrong with the archive; no image record is left behind then that was not there before.
     """
     loop = asyncio.get_running_loop()
+    stopped = threading.Event()
 
     def tell(done: int, total: int) -> None:
-        loop.call_soon_threadsafe(progress, "verify", done, total)
+        if not stopped.is_set():
+            loop.call_soon_threadsafe(progress, "verify", done, total)
 
-    opened = Archive(path)
+    opened = Archive(path, stopped.is_set)
+    # A thread of its own: the others that the daemon has for what blocks must not all be reading archives.
+    executor = ThreadPoolExecutor(1, thread_name_prefix="archive")
     try:
         with steps.step("image.read", bytes=path.stat().st_size) as step:
-            contents = await asyncio.to_thread(_read, opened, store.platform, tell)
+            contents = await loop.run_in_executor(executor, _read, opened, store.platform, tell)
             contents = [replace(content, names=full_names(content)) for content in contents]
             step.note(images=", ".join(content.names[0] if content.names else "untagged" for content in contents))
         await _bring_in(store, contents, MANAGED, progress)
     finally:
+        stopped.set()
+        executor.shutdown(wait=False)
         opened.close()
     return [
         Loaded(
@@ -187,6 +195,7 @@ async def _store(
     """Write all blobs, children before the documents whose labels keep them; return how many were new."""
     content_store = Content(store.client, lease)
     written = 0
+    done: set[str] = set()  # images may share layers, and an archive may have many of them
     for content in contents:
         kept: list[tuple[Blob, Mapping[str, str]]] = [(blob, {}) for blob in content.layers]
         snapshot = content.parsed.chain_id
@@ -197,6 +206,10 @@ async def _store(
             kept.append((document, labels))
             labels = {f"{CHILD_LABEL}.m.0": document.descriptor.digest}
         for blob, labels in kept:
+            if not labels and blob.descriptor.digest in done:
+                count(blob.descriptor.size)
+                continue
+            done.add(blob.descriptor.digest)
             with blob.open() as file:
                 written += await content_store.write(blob.descriptor, file, labels, count)
     return written

@@ -165,15 +165,20 @@ class Pulls:
         """The references that are being pulled now."""
         return tuple(key[0] for key in self._flights)
 
-    async def stop(self) -> None:
-        """End all pulls, at shutdown: what is complete is kept for the next attempt."""
+    async def stop(self, within: float | None = None) -> None:
+        """End all pulls, at shutdown: what is complete is kept for the next attempt.
+
+        Returns after `within` seconds even if one of them has not ended by then.
+        """
         self._stopping = True
         tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=within)
+        finally:
+            self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, key: tuple[str, Credentials], name: Reference, flight: _Flight) -> ImageRecord:
         self.counters.started += 1

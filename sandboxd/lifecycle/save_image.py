@@ -136,6 +136,7 @@ class _Collected:
 
     have: Mapping[str, int]
     blobs: dict[str, int] = field(default_factory=dict)
+    known: dict[str, list[tuple[Descriptor, Manifest | Index]]] = field(default_factory=dict)
 
     async def add(self, store: ImageStore, choice: Chosen) -> Named:
         """Take in all that this image leads to, as far as it is here."""
@@ -153,18 +154,34 @@ class _Collected:
     async def _below(
         self, store: ImageStore, descriptor: Descriptor, depth: int
     ) -> list[tuple[Descriptor, Manifest | Index]]:
-        """The documents from `descriptor` down that are complete here, itself last; empty when it is not."""
+        """The documents from `descriptor` down that are complete here, itself last; empty when it is not.
+
+        Each is looked at once, however many indexes name it, and however often.
+        """
         if descriptor.digest not in self.have or depth < 0:
             return []
+        if descriptor.digest not in self.known:
+            self.known[descriptor.digest] = []
+            self.known[descriptor.digest] = await self._looked_up(store, descriptor, depth)
+        return self.known[descriptor.digest]
+
+    async def _looked_up(
+        self, store: ImageStore, descriptor: Descriptor, depth: int
+    ) -> list[tuple[Descriptor, Manifest | Index]]:
         data = await store.content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
         document = oci.parse_manifest(data, descriptor.media_type)
         if isinstance(document, Manifest):
             complete = all(part.digest in self.have for part in (document.config, *document.layers))
             return [(descriptor, document)] if complete else []
-        below: list[tuple[Descriptor, Manifest | Index]] = []
+        below: dict[str, tuple[Descriptor, Manifest | Index]] = {}
+        seen: set[str] = set()
         for child in document.manifests:
+            if child.digest in seen:
+                continue
+            seen.add(child.digest)
             try:
-                below += await self._below(store, child, depth - 1)
+                found = await self._below(store, child, depth - 1)
             except InvalidRequest:
-                pass  # an attestation or another artifact beside the image
-        return [*below, (descriptor, document)] if below else []
+                continue  # an attestation or another artifact beside the image
+            below.update((each.digest, (each, inner)) for each, inner in found)
+        return [*below.values(), (descriptor, document)] if below else []

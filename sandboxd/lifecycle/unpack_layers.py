@@ -12,6 +12,7 @@ Each snapshot is committed when its layer is verified, and only then; a draft th
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ from sandboxd.lifecycle.layer_check import ended
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor
 from sandboxd.oci.layers import Visitor
-from sandboxd.oci.recording import Recording, merged, replay
+from sandboxd.oci.recording import Entry, Recording, merged, replay
 
 log = structlog.get_logger(__name__)
 
@@ -154,7 +155,11 @@ class Unpacking:
         recorded = [self._recorded[number].entries for number in numbers if number in self._recorded]
         if len(recorded) < len(numbers):
             return False
-        entries = recorded[0] if len(recorded) == 1 else merged(recorded, lowest=self.count == 0)
+        if len(recorded) == 1:
+            entries: list[Entry] | None = recorded[0]
+        else:
+            work = self._executor.submit(merged, recorded, lowest=self.count == 0)
+            entries = await asyncio.wrap_future(work)
         if entries is None:
             return False
         uppermost = numbers[-1]
@@ -165,11 +170,13 @@ class Unpacking:
             return True
         async with _discarding(draft), self._extraction(draft) as extraction:
             if extraction is not None:
-                work = self._executor.submit(replay, entries, extraction)
+                stopped = threading.Event()
+                writing = self._executor.submit(replay, entries, extraction, stopped.is_set)
                 try:
-                    await asyncio.wrap_future(work)
+                    await asyncio.wrap_future(writing)
                 finally:
-                    await ended(work)
+                    stopped.set()
+                    await ended(writing)
             if not await self._commit(draft, extraction, uppermost):
                 return False
         self.count = uppermost + 1

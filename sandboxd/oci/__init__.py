@@ -12,7 +12,9 @@
     container   ContainerConfig    -> runtime spec of a workload
     files       the texts of a pod's /etc/hosts, /etc/hostname and /etc/resolv.conf
     image, layers                  manifests and configs, and what identifies a layer
-    archive, layout                image archives: reading strangers', writing our own
+    tar, links, compression        what a layer is made of, read within bounds
+    recording                      small layers held in memory
+    archive, archive_files, layout image archives: reading strangers', writing our own
 
 Rules: 1. `validate` runs before any effect; the builders trust what it has checked. 2. A builder reads nothing
 but its arguments: facts about the machine arrive as `linux.HostFacts`. 3. A spec is a plain dict, ready for

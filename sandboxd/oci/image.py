@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.foreign_json import parse_object, shown
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -41,6 +42,9 @@ LAYERS = tuple(
 MOST_MANIFEST_BYTES = 4 << 20  # what registries accept
 MOST_CONFIG_BYTES = 8 << 20
 MOST_LAYERS = 500  # overlayfs stacks no more than this
+MOST_BLOB_BYTES = 512 << 30
+MOST_MEMBERS = 10_000  # of a list or an object of a config, ports excepted: whole ranges of them are exposed
+MOST_PLATFORM = 100  # characters of each of a platform's names
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -139,22 +143,22 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
     if document.get("schemaVersion") != 2:
         if document.get("schemaVersion") == 1:
             raise Unsupported(f"{what}: docker's schema 1 is not supported; save the image again with a newer tool")
-        raise InvalidRequest(f"{what}: schemaVersion must be 2, not {document.get('schemaVersion')!r}")
+        raise InvalidRequest(f"{what}: schemaVersion must be 2, not {shown(document.get('schemaVersion'))}")
     said = document.get("mediaType", "")
     if said and media_type and said != media_type:
-        raise InvalidRequest(f"{what}: calls itself {said!r}, but is listed as {media_type!r}")
+        raise InvalidRequest(f"{what}: calls itself {shown(said)}, but is listed as {shown(media_type)}")
     is_index, is_manifest = "manifests" in document, "config" in document or "layers" in document
     if is_index == is_manifest:
         raise InvalidRequest(f"{what}: neither a manifest (config, layers) nor an index (manifests)")
     kind = said or media_type or (OCI_INDEX if is_index else OCI_MANIFEST)
     if kind not in (INDEXES if is_index else MANIFESTS):
-        raise InvalidRequest(f"{what}: {kind!r} does not fit its content")
+        raise InvalidRequest(f"{what}: {shown(kind)} does not fit its content")
     if is_index:
         manifests = _descriptors(document, "manifests", f"{what}: manifests")
         return Index(media_type=kind, manifests=manifests)
     config = _descriptor(document.get("config"), f"{what}: config")
     if config.media_type not in CONFIGS:
-        raise Unsupported(f"{what}: a config of type {config.media_type!r} is not a container image")
+        raise Unsupported(f"{what}: a config of type {shown(config.media_type)} is not a container image")
     if config.size > MOST_CONFIG_BYTES:
         raise InvalidRequest(f"{what}: the config is larger than {MOST_CONFIG_BYTES} bytes")
     layers = _descriptors(document, "layers", f"{what}: layers")
@@ -162,7 +166,9 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
         raise Unsupported(f"{what}: {len(layers)} layers, at most {MOST_LAYERS} can be stacked")
     for layer in layers:
         if layer.media_type not in LAYERS:
-            raise Unsupported(f"{what}: layer {layer.digest} has the unsupported type {layer.media_type!r}")
+            raise Unsupported(f"{what}: layer {layer.digest} has the unsupported type {shown(layer.media_type)}")
+        if layer.size > MOST_BLOB_BYTES:
+            raise InvalidRequest(f"{what}: layer {layer.digest} is larger than {MOST_BLOB_BYTES} bytes")
     return Manifest(media_type=kind, config=config, layers=layers)
 
 
@@ -178,6 +184,8 @@ def parse_config(data: bytes) -> ImageConfig:
         diff_ids = []
     if not isinstance(diff_ids, list) or not all(is_digest(item) for item in diff_ids):
         raise InvalidRequest(f"{what}: rootfs.diff_ids must be a list of sha256 digests")
+    if len(diff_ids) > MOST_LAYERS:
+        raise Unsupported(f"{what}: {len(diff_ids)} layers, at most {MOST_LAYERS} can be stacked")
     inner = document.get("config")
     if inner is not None and not isinstance(inner, dict):
         raise InvalidRequest(f"{what}: config must be an object")
@@ -201,12 +209,14 @@ def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
             raise InvalidRequest(f"{what}: config.{name} must be a list of strings")
         if name in _MAPS and not isinstance(value, dict):
             raise InvalidRequest(f"{what}: config.{name} must be an object")
+        if name not in (*_TEXTS, "ExposedPorts") and len(value) > MOST_MEMBERS:
+            raise InvalidRequest(f"{what}: config.{name} has more than {MOST_MEMBERS} members")
         if "\0" in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\0"):
             raise InvalidRequest(f"{what}: config.{name} holds a NUL character")
         checked[name] = value
     for label, value in checked.get("Labels", {}).items():
         if not isinstance(value, str):
-            raise InvalidRequest(f"{what}: config.Labels[{label!r}] must be a string")
+            raise InvalidRequest(f"{what}: config.Labels[{shown(label)}] must be a string")
     return checked
 
 
@@ -246,24 +256,6 @@ def choose(manifests: Iterable[Descriptor], host: Platform) -> tuple[Descriptor,
     return tuple(fitting)
 
 
-def parse_object(data: bytes, what: str) -> dict[str, Any]:
-    """A JSON object without repeated members. Raises InvalidRequest naming `what`."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) != len(pairs):
-            raise InvalidRequest(f"{what}: a member is given twice")
-        return members
-
-    try:
-        document = json.loads(data, object_pairs_hook=once)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"{what}: not valid JSON: {exc}") from exc
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"{what}: must be a JSON object")
-    return document
-
-
 def _descriptors(document: Mapping[str, Any], name: str, what: str) -> tuple[Descriptor, ...]:
     items = document.get(name)
     if not isinstance(items, list):
@@ -278,9 +270,9 @@ def _descriptor(item: object, what: str) -> Descriptor:
     if not isinstance(media_type, str) or not media_type:
         raise InvalidRequest(f"{what}: mediaType is missing")
     if not is_digest(blob):
-        raise InvalidRequest(f"{what}: digest must be sha256:<64 hex digits>, not {blob!r}")
+        raise InvalidRequest(f"{what}: digest must be sha256:<64 hex digits>, not {shown(blob)}")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
-        raise InvalidRequest(f"{what}: size must be a number of bytes, not {size!r}")
+        raise InvalidRequest(f"{what}: size must be a number of bytes, not {shown(size)}")
     annotations = item.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(v, str) for v in annotations.values()):
         raise InvalidRequest(f"{what}: annotations must be an object of strings")
@@ -301,4 +293,6 @@ def _platform(document: Mapping[str, Any], what: str) -> Platform:
     for name, value in parts.items():
         if not isinstance(value, str):
             raise InvalidRequest(f"{what}: {name} must be a string")
+        if len(value) > MOST_PLATFORM:
+            raise InvalidRequest(f"{what}: {name} has {len(value)} characters")
     return Platform(**parts)

@@ -15,37 +15,27 @@ from __future__ import annotations
 
 import hashlib
 import io
-import posixpath
 import struct
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
-try:
-    from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-except ModuleNotFoundError:  # before Python 3.14
-    from backports import zstd
+from sandboxd.errors import InvalidRequest, Unavailable
+from sandboxd.oci.compression import CHUNK, DAMAGE, Allowance, compression_of, decompressed
+from sandboxd.oci.links import Links
+from sandboxd.oci.tar import Forward, entries
 
-from isal import igzip_lib
+# What one layer may be at most. Real ones stay far below: of the largest known, some have a million entries and some
+# a hundred GB. Nothing here depends on the machine, so that an image is accepted everywhere or nowhere.
+MOST_BYTES = 512 << 30  # compressed or not
+MOST_ENTRIES = 2_000_000
+MOST_NAME_BYTES = 512 << 20  # of all names and targets of links together
+FREE_DIRECTORIES = 100_000  # that names lead through, each for itself and not counting those of the entry before;
+DIRECTORIES = 8  # and so many more for each entry: a name makes directories that have no entry of their own
+UNPACKED = Allowance(free=256 << 20, factor=1100, most=MOST_BYTES)  # gzip itself does 1,032 times
 
-from sandboxd.errors import InvalidRequest
-
-MOST_HEADER_BYTES = 1 << 20  # of a name or an extended header, which is read into memory
-CHUNK = 1 << 20
-
-_GzipError: type[Exception] = igzip_lib.error  # type: ignore[assignment]  # the stub says: an instance
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
-_WHITEOUT = ".wh."
-_MOST_LINKS = 40  # followed on one path, as the kernel's own limit
-_EXTENDED = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+Stopped = Callable[[], bool]  # whether nobody wants the result any more; asked at each entry and each piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,33 +67,18 @@ class Visitor(Protocol):
         """Every entry was visited and nothing is wrong with the layer."""
 
 
-class BoundedTarInfo(tarfile.TarInfo):
-    """Reads headers, but not such as would fill the memory or lead the reader backwards (CVE-2025-8194)."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> BoundedTarInfo:
-        info = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
-        if info.type in _EXTENDED and info.size > MOST_HEADER_BYTES:
-            raise InvalidRequest(f"the tar has an extended header of {info.size} bytes, which nothing needs")
-        check_size(info)
-        return info
-
-
-def check_size(entry: tarfile.TarInfo) -> None:
-    """Refuse a negative size; extended headers can give one after the header itself was read."""
-    if entry.size < 0:
-        raise InvalidRequest(f"the tar has an entry of negative size, {entry.name!r}")
-
-
 class _Measured(io.RawIOBase):
     """Passes a stream on, hashing and counting what goes by."""
 
-    def __init__(self, inner: BinaryIO, *, hashed: bool = True) -> None:
+    def __init__(self, inner: BinaryIO, what: str, stopped: Stopped, *, hashed: bool = True) -> None:
         self._inner = inner
+        self._what = what
+        self._stopped = stopped
         self._hash = hashlib.sha256() if hashed else None
         self.count = 0
 
     def read(self, size: int = -1) -> bytes:
+        check_stopped(self._stopped, self._what)
         data = self._inner.read(size)
         if self._hash is not None:
             self._hash.update(data)
@@ -118,97 +93,68 @@ class _Measured(io.RawIOBase):
         return f"sha256:{self._hash.hexdigest()}" if self._hash is not None else ""
 
 
-class _Gunzip(io.RawIOBase):
-    """gzip's members, decompressed in large pieces: GzipFile reads a few KiB at a time and holds up other threads.
+class _Plain(_Measured):
+    """The same for what was decompressed, as much of it as there may be."""
 
-    ISA-L takes about half of zlib's time for what images are made of.
-    """
-
-    def __init__(self, inner: BinaryIO) -> None:
-        self._inner = inner
-        self._member: igzip_lib.IgzipDecompressor | None = None
-        self._left = b""  # what follows the member that has ended
-
-    def readable(self) -> bool:
-        return True
+    def __init__(self, raw: _Measured, compression: str, what: str, stopped: Stopped) -> None:
+        super().__init__(decompressed(cast(BinaryIO, raw), compression, what), what, stopped)
+        self._raw = raw
+        self._holes = 0
 
     def read(self, size: int = -1) -> bytes:
-        while True:
-            data = b""
-            if self._member is None or self._member.needs_input:
-                data = self._left or self._inner.read(CHUNK // 4)
-                self._left = b""
-                if not data:
-                    if self._member is not None:
-                        raise EOFError("it ends in the middle of its compressed data")
-                    return b""
-            if self._member is None:
-                if not (data := bytes(data).lstrip(b"\0")):  # padding between members is allowed
-                    continue
-                self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-            plain = self._member.decompress(data, size)
-            if self._member.eof:
-                self._left, self._member = self._member.unused_data, None
-            if plain:
-                return plain
-
-
-class _Forward:
-    """A stream with as much of a file's face as tarfile needs, without the copies of its own (mode "r|")."""
-
-    def __init__(self, inner: BinaryIO) -> None:
-        self._inner = inner
-        self._chunk = memoryview(b"")
-        self._position = 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int) -> None:
-        """Go forward, to the end of the stream at most."""
-        if position < self._position:
-            raise tarfile.StreamError("a stream cannot be read backwards")
-        while self._position < position and self.some(position - self._position):
-            pass
-
-    def read(self, size: int) -> bytes:
-        """Exactly `size` bytes unless the end comes."""
-        parts = []
-        while size > 0 and (part := self.some(size)):
-            parts.append(part)
-            size -= len(part)
-        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
-
-    def some(self, most: int) -> memoryview:
-        """Some of the next bytes, at most `most`; none at the end."""
-        if most and not self._chunk:
-            self._chunk = memoryview(self._inner.read(CHUNK))
-        data, self._chunk = self._chunk[:most], self._chunk[most:]
-        self._position += len(data)
+        data = super().read(size)
+        self._check()
         return data
 
+    def holes(self, size: int) -> None:
+        """A sparse file takes up to `size` bytes that are not in the stream."""
+        self._holes += size
+        self._check()
 
-def scan(file: BinaryIO, what: str = "layer", visitor: Visitor | None = None, *, digest: bool = True) -> Scan:
+    def _check(self) -> None:
+        if wrong := UNPACKED.exceeded(self.count + self._holes, self._raw.count):
+            raise InvalidRequest(f"{self._what} is {wrong}")
+
+
+def never() -> bool:
+    """For work that is not to be stopped."""
+    return False
+
+
+def check_stopped(stopped: Stopped, what: str) -> None:
+    """Raise Unavailable when nobody wants the result any more."""
+    if stopped():
+        raise Unavailable(f"{what}: the examination was stopped")
+
+
+def scan(
+    file: BinaryIO,
+    what: str = "layer",
+    visitor: Visitor | None = None,
+    *,
+    digest: bool = True,
+    stopped: Stopped = never,
+) -> Scan:
     """Read a whole layer from its beginning; `file` is seekable, `what` names it in errors.
 
     Whatever `visitor` made of the entries counts for nothing when this fails. Without `digest` the bytes as they are
-    are not hashed.
+    are not hashed. Time is linear in the layer's size, and memory bounded.
 
-    Raises InvalidRequest for a damaged layer or one that escapes its root, Unsupported for a compression that this
-    Python cannot read.
+    Raises InvalidRequest for a layer that is damaged, escapes its root or is out of bounds; Unavailable soon after
+    `stopped` says so.
     """
     compression = compression_of(file)
-    raw = _Measured(file, hashed=digest)
-    plain = _Measured(decompressed(cast(BinaryIO, raw), compression, what))
+    raw = _Measured(file, what, stopped, hashed=digest)
+    plain = _Plain(raw, compression, what, stopped)
     try:
-        entries = _check_entries(plain, what, visitor)
+        count = _check_entries(plain, what, visitor, stopped)
         while plain.read(CHUNK):
             pass
         while raw.read(CHUNK):
             pass
         if visitor is not None:
             visitor.finish()
-    except (tarfile.TarError, _GzipError, zstd.ZstdError, EOFError, OSError, ValueError) as exc:
+    except (tarfile.TarError, *DAMAGE, OSError, ValueError) as exc:
         # Reading the file itself can fail too; then errno is set and it is not the layer's fault.
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
@@ -219,63 +165,68 @@ def scan(file: BinaryIO, what: str = "layer", visitor: Visitor | None = None, *,
         compression=compression,
         diff_id=plain.digest,
         uncompressed=plain.count,
-        entries=entries,
+        entries=count,
     )
 
 
-def compression_of(file: BinaryIO) -> str:
-    """How a stream is compressed, told by its first bytes; the position is its beginning afterwards."""
-    file.seek(0)
-    magic = file.read(4)
-    file.seek(0)
-    if magic[:2] == _GZIP:
-        return "gzip"
-    return "zstd" if magic == _ZSTD else ""
-
-
-def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:
-    """The stream without its compression ("gzip", "zstd" or "")."""
-    if compression == "gzip":
-        return cast(BinaryIO, _Gunzip(file))
-    if compression == "zstd":
-        return cast(BinaryIO, zstd.ZstdFile(file))
-    return file
-
-
-def _check_entries(stream: _Measured, what: str, visitor: Visitor | None) -> int:
+def _check_entries(stream: _Plain, what: str, visitor: Visitor | None, stopped: Stopped) -> int:
     """Read the tar to the end of its entries and refuse what escapes; return how many there are."""
-    # A directory's entry at a link's place: one unpacker keeps the link, another replaces it. Both must be safe.
-    keeping: dict[str, str] = {}
-    replacing: dict[str, str] = {}
-    count = 0
+    links, bounds = Links(what), _Bounds(what)
     try:
-        forward = _Forward(cast(BinaryIO, stream))
-        with tarfile.TarFile(fileobj=cast(BinaryIO, forward), tarinfo=BoundedTarInfo) as tar:
-            while (entry := tar.next()) is not None:
-                count += 1
-                check_size(entry)
-                # The list of members is kept for random access, which a stream does not have.
-                cast(Any, tar).members = []
-                target = ""
-                for links in (keeping, replacing):
-                    path = _inside(entry.name, links, what)
-                    if entry.islnk():
-                        target = _inside(entry.linkname, links, what)
-                    if entry.issym():
-                        links[path] = entry.linkname
-                    elif links is replacing or not entry.isdir():
-                        links.pop(path, None)
-                if visitor is not None:
-                    visitor.visit(entry, path, target, _content(forward, entry))
-            _only_zeros_follow(forward, what)
+        forward = Forward(cast(BinaryIO, stream))
+        for entry in entries(cast(BinaryIO, forward)):
+            check_stopped(stopped, what)
+            if entry.issparse():
+                stream.holes(entry.size)
+            path = links.place(entry.name, symlink=entry.linkname if entry.issym() else None, directory=entry.isdir())
+            target = links.target(entry.linkname) if entry.islnk() else ""
+            bounds.count(entry, path)
+            if visitor is not None:
+                visitor.visit(entry, path, target, _content(forward, entry))
+        _only_zeros_follow(forward, what)
     except tarfile.ReadError:
         if stream.count == 0:
             return 0  # no bytes at all is a tar without entries, to Go's reader too
         raise
-    return count
+    return bounds.entries
 
 
-def _content(stream: _Forward, entry: tarfile.TarInfo) -> Read:
+class _Bounds:
+    """How many things a layer makes, and how much is to be remembered of them by whoever unpacks it."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._name_bytes = 0
+        self._directories = 0
+        self._parent = ""
+        self.entries = 0
+
+    def count(self, entry: tarfile.TarInfo, path: str) -> None:
+        """One more entry. Raises InvalidRequest when that is too much."""
+        self.entries += 1
+        if self.entries > MOST_ENTRIES:
+            raise InvalidRequest(f"{self._what} has more than {MOST_ENTRIES} entries")
+        self._name_bytes += len(entry.name) + len(entry.linkname)
+        if self._name_bytes > MOST_NAME_BYTES:
+            raise InvalidRequest(f"{self._what} has names of more than {MOST_NAME_BYTES >> 20} MiB together")
+        parent = path if entry.isdir() else path.rpartition("/")[0]
+        if parent != self._parent:
+            self._directories += _more(self._parent, parent)
+            self._parent = parent
+            if self._directories > FREE_DIRECTORIES + DIRECTORIES * self.entries:
+                raise InvalidRequest(f"{self._what} has names of too many directories for {self.entries} entries")
+
+
+def _more(before: str, path: str) -> int:
+    """How many of the directories down to `path` are not on the way to `before` too."""
+    parts = path.split("/")
+    for number, (one, other) in enumerate(zip(before.split("/"), parts, strict=False)):
+        if one != other:
+            return len(parts) - number
+    return max(0, len(parts) - before.count("/") - 1)
+
+
+def _content(stream: Forward, entry: tarfile.TarInfo) -> Read:
     """How to read the content of the entry that the stream is at."""
     left = entry.size if entry.isreg() and not entry.issparse() else 0
 
@@ -290,42 +241,11 @@ def _content(stream: _Forward, entry: tarfile.TarInfo) -> Read:
     return read
 
 
-def _only_zeros_follow(stream: _Forward, what: str) -> None:
+def _only_zeros_follow(stream: Forward, what: str) -> None:
     """Refuse bytes after the end: tarfile takes a header it cannot read for the end, another reader may not."""
     while data := stream.read(CHUNK):
         if data.count(0) != len(data):
             raise InvalidRequest(f"{what} is damaged: an entry cannot be read, or data follows the end of the tar")
-
-
-def _inside(name: str, links: dict[str, str], what: str) -> str:
-    """The path that `name` leads to, relative to the root. Raises InvalidRequest when it leaves the root."""
-    todo = [part for part in reversed(name.split("/")) if part not in ("", ".")]
-    base = posixpath.basename(name.rstrip("/"))
-    if base.startswith(_WHITEOUT) and base[len(_WHITEOUT) :] in ("", ".", ".."):
-        raise InvalidRequest(f"{what}: the entry {name!r} would delete a directory that it does not name")
-    done: list[str] = []
-    followed = 0
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            if not done:
-                raise InvalidRequest(f"{what}: the entry {name!r} climbs out of the root file system")
-            done.pop()
-            continue
-        done.append(part)
-        # The last part is replaced, not followed.
-        target = links.get("/".join(done)) if todo and links else None
-        if target is None:
-            continue
-        followed += 1
-        if target.startswith("/") or followed > _MOST_LINKS:
-            raise InvalidRequest(
-                f"{what}: the entry {name!r} passes through the link"
-                f" {'/'.join(done)!r} -> {target!r}, which leads out"
-            )
-        done.pop()
-        todo += [step for step in reversed(target.split("/")) if step not in ("", ".")]
-    return "/".join(done)
 
 
 def pause_layer(binary: bytes, name: str = "catatonit") -> bytes:

@@ -13,12 +13,13 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from sandboxd.oci.layers import Read, Visitor
+from sandboxd.oci.layers import Read, Stopped, Visitor, check_stopped, never
+from sandboxd.oci.tar import WHITEOUT
 
 PIECE = 1 << 20
-ENTRY_BYTES = 1024  # that an entry takes beside its content, roughly
+ENTRY_BYTES = 1024  # that an entry takes beside its content, its names and its extended headers, roughly
+TEXT_BYTES = 64  # that a text takes beside its characters
 
-WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 
 
@@ -43,7 +44,7 @@ class Recording:
 
     def visit(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
         """Remember an entry, unless all together are too much."""
-        self.held += ENTRY_BYTES + (entry.size if entry.isreg() else 0)
+        self.held += _weight(entry, path, target)
         if entry.issparse() or self.held > self.most:
             self.unfit = "it is not to be held in memory"
             self.entries.clear()
@@ -57,9 +58,10 @@ class Recording:
         """Nothing is to be done before the replay."""
 
 
-def replay(entries: Iterable[Entry], visitor: Visitor) -> None:
-    """Show the visitor what was recorded."""
+def replay(entries: Iterable[Entry], visitor: Visitor, stopped: Stopped = never) -> None:
+    """Show the visitor what was recorded. Raises Unavailable soon after `stopped` says so."""
     for entry in entries:
+        check_stopped(stopped, "a recorded layer")
         visitor.visit(entry.info, entry.path, entry.target, _reader(entry.data))
     visitor.finish()
 
@@ -69,7 +71,7 @@ def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | 
 
     `lowest`: there is nothing below them, so what they delete is simply not there.
     """
-    whole: dict[str, Entry] = {}
+    whole = _Whole()
     deleted: set[str] = set()  # below these layers too
     for number, entries in enumerate(layers):
         for entry in entries:
@@ -80,23 +82,54 @@ def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | 
                 if name.startswith(WHITEOUT * 2) and name != OPAQUE:
                     return None
                 victim = parent if name == OPAQUE else posixpath.join(parent, name.removeprefix(WHITEOUT))
-                _drop(whole, victim, itself=name != OPAQUE)
+                whole.drop(victim, itself=name != OPAQUE)
                 deleted |= {victim} - {parent}
         for entry in entries:
             if is_whiteout(entry.path):
                 if not lowest:
-                    whole[entry.path] = entry
+                    whole.put(entry)
                 continue
-            before = whole.get(entry.path)
+            before = whole.entries.get(entry.path)
             if before is not None and before.info.isdir() != entry.info.isdir():
                 return None
             parent = posixpath.dirname(entry.path)
-            if number and parent and parent not in whole:
+            if number and parent and parent not in whole.entries:
                 return None  # its attributes are those of a layer below, perhaps of one that was deleted
             if entry.path in deleted and not lowest:
                 return None
-            whole[entry.path] = entry
-    return list(whole.values())
+            whole.put(entry)
+    return list(whole.entries.values())
+
+
+class _Whole:
+    """Entries by their paths, and what is in each directory: to delete one takes as long as it holds entries."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._inside: dict[str, set[str]] = {}
+
+    def put(self, entry: Entry) -> None:
+        self.entries[entry.path] = entry
+        path = entry.path
+        # A directory may have no entry of its own.
+        while path:
+            parent = posixpath.dirname(path)
+            there = self._inside.setdefault(parent, set())
+            if path in there:
+                return
+            there.add(path)
+            path = parent
+
+    def drop(self, victim: str, *, itself: bool) -> None:
+        """Delete what is in a directory, and the directory itself or the file if `itself`."""
+        todo = [victim]
+        while todo:
+            path = todo.pop()
+            todo += self._inside.pop(path, ())
+            if path != victim or itself:
+                self.entries.pop(path, None)
+        if itself and (there := self._inside.get(posixpath.dirname(victim))) is not None:
+            there.discard(victim)
 
 
 def is_whiteout(path: str) -> bool:
@@ -104,11 +137,12 @@ def is_whiteout(path: str) -> bool:
     return posixpath.basename(path).startswith(WHITEOUT)
 
 
-def _drop(whole: dict[str, Entry], victim: str, *, itself: bool) -> None:
-    below = f"{victim}/" if victim else ""
-    for path in [p for p in whole if p.startswith(below) or p == victim]:
-        if path != victim or itself:
-            del whole[path]
+def _weight(entry: tarfile.TarInfo, path: str, target: str) -> int:
+    """What an entry takes in memory with its content, in bytes, roughly."""
+    texts = [entry.name, entry.linkname, path, target, *entry.pax_headers, *entry.pax_headers.values()]
+    # A character may take four bytes.
+    held = ENTRY_BYTES + sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
+    return held + TEXT_BYTES * len(entry.pax_headers) * 2 + (entry.size if entry.isreg() else 0)
 
 
 def _reader(data: bytes) -> Read:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from sandboxd import foreign_json
 from sandboxd.errors import AccessDenied, InvalidRequest
 from sandboxd.registry.hosts import DOCKER_DOMAIN, DOCKER_HOST
 
@@ -167,8 +167,8 @@ def token_request(challenge: Challenge, credentials: Credentials, scope: str, *,
 def parse_token(data: bytes, realm: str) -> str:
     """The bearer token in a token server's answer. Raises AccessDenied when there is none."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as exc:
+        document = foreign_json.parse(data, realm, repeated=True)
+    except InvalidRequest as exc:
         raise AccessDenied(f"{realm} did not answer with a token") from exc
     if isinstance(document, dict):
         for name in ("token", "access_token"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sandboxd import foreign_json
 from sandboxd.errors import AccessDenied, Exhausted, InvalidRequest, NotFound, SandboxdError, Unavailable
 from sandboxd.registry import auth
 from sandboxd.registry.auth import Credentials
@@ -38,7 +38,9 @@ Sink = Callable[[bytes], Awaitable[None]]
 T = TypeVar("T")
 
 _TRY_AGAIN = (429, 500, 502, 503, 504)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+# With a bound on the digits: Python refuses to convert thousands of them.
+_LENGTH = re.compile(r"[0-9]{1,20}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20}|\*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -455,9 +457,9 @@ async def refusal(answer: Answer, concealed: Callable[[str], str]) -> SandboxdEr
 def explanation(body: bytes, concealed: Callable[[str], str] = str) -> str:
     """The messages of a registry's error document, printable and short; "" when it is none."""
     try:
-        errors = json.loads(body)["errors"]
+        errors = foreign_json.parse(body, "errors", repeated=True)["errors"]
         words = "; ".join(str(item.get("message") or item.get("code") or "") for item in errors)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (InvalidRequest, KeyError, TypeError, AttributeError):
         return ""
     # Before it is cut off: half a token is not recognized.
     return "".join(c if c.isprintable() else " " for c in concealed(words))[:MOST_WORDS].strip()
@@ -478,7 +480,7 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _whole(answer: Answer, digest: str, size: int) -> int:
     length = answer.header("Content-Length")
-    if length.isdigit() and int(length) != size:
+    if _LENGTH.fullmatch(length) and int(length) != size:
         raise InvalidRequest(f"{answer.where}: blob {digest} has {length} bytes there, the manifest says {size}")
     return 0
 

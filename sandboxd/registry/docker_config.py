@@ -6,12 +6,12 @@ on stdin and answers with JSON (https://github.com/docker/docker-credential-help
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sandboxd import foreign_json
 from sandboxd.errors import InvalidRequest, NotReady
 from sandboxd.registry.auth import Credentials, decode, host_of
 from sandboxd.registry.hosts import DOCKER_DOMAIN
@@ -58,11 +58,13 @@ class DockerConfig:
             return {}
         except OSError as exc:
             raise InvalidRequest(f"{self._path}: cannot be read: {exc.strerror}") from exc
+        if len(data) > MOST_BYTES:
+            raise InvalidRequest(f"{self._path}: larger than {MOST_BYTES} bytes")
         try:
-            document = json.loads(data[: MOST_BYTES + 1])
-        except (ValueError, RecursionError) as exc:
-            # Not the parser's words: they may quote the file.
-            raise InvalidRequest(f"{self._path}: not valid JSON, or larger than {MOST_BYTES} bytes") from exc
+            document = foreign_json.parse(data, self._path, repeated=True)
+        except InvalidRequest:
+            # Not the parser's words, nor its traceback: they may quote the file.
+            raise InvalidRequest(f"{self._path}: not valid JSON") from None
         if not isinstance(document, dict):
             raise InvalidRequest(f"{self._path}: must be a JSON object")
         return document
@@ -103,11 +105,11 @@ class DockerConfig:
                 return None
             raise NotReady(f"{program} failed for {host} with status {status}{_first_line(words)}")
         try:
-            answer = json.loads(output)
+            answer = foreign_json.parse(output, program, repeated=True)
             username, secret = answer["Username"], answer["Secret"]
             if not isinstance(username, str) or not isinstance(secret, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError) as exc:
+        except (InvalidRequest, KeyError, TypeError) as exc:
             raise NotReady(f"{program} did not answer with a user name and a secret for {host}") from exc
         if username == "<token>":
             return Credentials(identity_token=secret)

@@ -92,7 +92,7 @@ def parse(text: str, domain: str, directory: str) -> tuple[Endpoint, ...]:
     origin = f"{directory}/{FILE}"
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # a number of thousands of digits, tables in tables in tables
         raise InvalidRequest(f"{origin}: not valid TOML: {exc}") from exc
     problems: list[str] = []
     mirrors = document.pop("host", {})

@@ -1,0 +1,214 @@
+"""The files of an image archive, one tar that is plain or compressed as a whole.
+
+It is never extracted: its entries are an index into the file, and files are read in place. An archive that is
+compressed is decompressed once into a file without a name, since its files are needed more than once and in no
+particular order.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import posixpath
+import tarfile
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from sandboxd.errors import Exhausted, InvalidRequest
+from sandboxd.foreign_json import shown
+from sandboxd.oci import compression, layers, tar
+from sandboxd.oci.compression import Allowance
+from sandboxd.oci.layers import Stopped
+
+MOST_ENTRIES = 100_000
+MOST_NAME_BYTES = 32 << 20  # of all entries and what links point at
+MOST_DOCUMENT_BYTES = 64 << 20  # of all manifests, indexes and configs that are read
+MOST_LINKS = 10  # followed from one entry to another
+# What an archive that is compressed as a whole may take on the disk. Those of real images become two to ten times
+# as large.
+SPOOLED = Allowance(free=64 << 20, factor=100, most=1 << 40)
+
+Opener = Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A file of the archive, or a link to one (`link` is its path then)."""
+
+    offset: int = 0
+    size: int = 0
+    link: str = ""
+
+
+class Files:
+    """The files of one archive. All calls block, and raise Unavailable soon after `stopped` says so."""
+
+    def __init__(self, path: Path, stopped: Stopped = layers.never) -> None:
+        self._path = path
+        self._stopped = stopped
+        self._file: BinaryIO | None = None
+        self._entries: dict[str, Entry] = {}
+        self._name_bytes = self._document_bytes = 0
+        self.total = 0  # bytes of all files
+
+    def open(self) -> None:
+        """Open the archive and read what it holds.
+
+        Raises InvalidRequest for one that is damaged or out of bounds, Exhausted when it does not fit on the disk.
+        """
+        try:
+            self._file = self._open()
+            self._read_entries(self._file)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the archive; nothing can be read any more."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._entries
+
+    def _open(self) -> BinaryIO:
+        with ExitStack() as stack:
+            file = stack.enter_context(self._path.open("rb"))
+            packed = compression.compression_of(file)
+            if not packed:
+                stack.pop_all()
+                return file
+            size = os.fstat(file.fileno()).st_size
+            try:
+                with compression.decompressed(file, packed, "the archive") as plain:
+                    return _spool(plain, self._path.parent, size, self._stopped)
+            except compression.DAMAGE as exc:
+                raise InvalidRequest(f"the archive is damaged: {exc}") from exc
+
+    def _read_entries(self, file: BinaryIO) -> None:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        try:
+            for number, member in enumerate(tar.entries(file), start=1):
+                layers.check_stopped(self._stopped, "the archive")
+                if number > MOST_ENTRIES:
+                    raise InvalidRequest(f"the archive has more than {MOST_ENTRIES} entries")
+                self._name_bytes += len(member.name) + len(member.linkname)
+                if self._name_bytes > MOST_NAME_BYTES:
+                    raise InvalidRequest(f"the archive's names take more than {MOST_NAME_BYTES} bytes together")
+                self._add_entry(member, length)
+        except (tarfile.TarError, EOFError, ValueError) as exc:
+            raise InvalidRequest(f"not an image archive: {exc}") from exc
+        self.total = sum(entry.size for entry in self._entries.values())
+
+    def _add_entry(self, member: tarfile.TarInfo, length: int) -> None:
+        path = inside(member.name, "", member.name)
+        if member.isdir():
+            return
+        if member.issym() or member.islnk():
+            base = posixpath.dirname(path) if member.issym() else ""
+            self._entries[path] = Entry(link=inside(member.linkname, base, member.name))
+        elif member.isreg() and not member.issparse():
+            if member.offset_data + member.size > length:
+                raise InvalidRequest(f"the archive is cut off in the middle of {shown(member.name)}")
+            self._entries[path] = Entry(offset=member.offset_data, size=member.size)
+        else:
+            raise InvalidRequest(
+                f"the archive's entry {shown(member.name)} is neither a file, a directory nor a link"
+            )
+
+    def find(self, path: str) -> Entry:
+        """The file at `path`, links followed within the archive. Raises InvalidRequest when it is not there."""
+        at = path
+        for _ in range(MOST_LINKS):
+            entry = self._entries.get(at)
+            if entry is None:
+                break
+            if not entry.link:
+                return entry
+            at = entry.link
+        raise InvalidRequest(f"the archive lacks {shown(path)}")
+
+    def opener(self, entry: Entry) -> Opener:
+        """How to read a file, any number of times."""
+
+        def opened() -> BinaryIO:
+            if self._file is None:
+                raise ValueError("the archive is closed")
+            section = _Section(self._file, entry.offset, entry.size)
+            return cast(BinaryIO, io.BufferedReader(section, buffer_size=compression.CHUNK))
+
+        return opened
+
+    def read(self, path: str, most: int) -> bytes:
+        """A document, of at most `most` bytes."""
+        entry = self.find(path)
+        if entry.size > most:
+            raise InvalidRequest(f"{shown(path)} in the archive is larger than {most} bytes")
+        layers.check_stopped(self._stopped, "the archive")
+        self._document_bytes += entry.size
+        if self._document_bytes > MOST_DOCUMENT_BYTES:
+            raise InvalidRequest(f"the archive has manifests and configs of more than {MOST_DOCUMENT_BYTES} bytes")
+        with self.opener(entry)() as file:
+            return file.read()
+
+
+class _Section(io.RawIOBase):
+    """Part of a file as a file of its own. Reads at positions, so that several can be used at once."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), max(0, self._size - self._at))
+        # Asking for the number each time fails once the file is closed, rather than read a stranger's.
+        data = os.pread(self._file.fileno(), wanted, self._offset + self._at)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _spool(plain: BinaryIO, directory: Path, packed: int, stopped: Stopped) -> BinaryIO:
+    """Decompress what takes `packed` bytes into a nameless file; it vanishes when it is closed."""
+    output = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - it is the result
+    try:
+        size = 0
+        while data := plain.read(compression.CHUNK):
+            layers.check_stopped(stopped, "the archive")
+            size += len(data)
+            if wrong := SPOOLED.exceeded(size, packed):
+                raise InvalidRequest(f"the archive is {wrong}; decompress it before it is loaded")
+            output.write(data)
+        output.flush()
+    except BaseException as exc:
+        output.close()
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Exhausted(f"no space left in {directory} to decompress the archive") from exc
+        raise
+    return cast(BinaryIO, output)
+
+
+def inside(name: str, base: str, entry: str) -> str:
+    """The path that `name`, seen from `base`, has in the archive. Raises InvalidRequest when it leaves it."""
+    path = posixpath.normpath(posixpath.join(base, name))
+    if name.startswith("/") or path == ".." or path.startswith("../") or "\0" in name:
+        raise InvalidRequest(f"the archive's entry {shown(entry)} points outside the archive")
+    return path
