@@ -178,8 +178,9 @@ def _check_entries(stream: _Plain, what: str, visitor: Visitor | None, stopped: 
             check_stopped(stopped, what)
             if entry.issparse():
                 stream.holes(entry.size)
-            path = links.place(entry.name, symlink=entry.linkname if entry.issym() else None, directory=entry.isdir())
+            # First the target: the name may replace a link that the target leads through.
             target = links.target(entry.linkname) if entry.islnk() else ""
+            path = links.place(entry.name, symlink=entry.linkname if entry.issym() else None, directory=entry.isdir())
             bounds.count(entry, path)
             if visitor is not None:
                 visitor.visit(entry, path, target, _content(forward, entry))

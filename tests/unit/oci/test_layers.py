@@ -244,6 +244,7 @@ NAMES = st.lists(st.sampled_from(["a", "b", "..", ".", "", ".wh.a"]), min_size=1
 
 
 @example([symlink("b", "a/a"), directory("b"), file("b/../..")])
+@example([symlink("a", "a"), hardlink("a", "a/a")])
 @given(
     st.lists(
         st.builds(file, NAMES)
