@@ -27,7 +27,7 @@ import pytest
 import structlog
 from google.protobuf.message import Message
 
-from sandboxd import complaints, disclosure, steps
+from sandboxd import complaints, disclosure, steps, syscalls
 from sandboxd import config as configuration
 from sandboxd.__main__ import _configure_logging
 from sandboxd.api import views, withheld
@@ -231,6 +231,12 @@ def output(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         logging.captureWarnings(False)
         root.handlers[:], root.level = before
         sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+
+
+@pytest.fixture(autouse=True)
+def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pod mounts before something breaks would be mounted on this machine."""
+    monkeypatch.setattr(syscalls, "mount", lambda *args: None)
 
 
 @dataclass(slots=True)
