@@ -11,10 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.pods import container_config, container_status, log_lines, remove_pod, run_container, run_pod
+from tests.pods import (
+    container_config,
+    container_status,
+    create_container,
+    log_lines,
+    refused,
+    remove_pod,
+    run_container,
+    run_pod,
+)
 from tests.processes import until
 from tests.testbed import Testbed
 
@@ -97,3 +107,11 @@ def test_an_image_names_its_signal_in_any_of_dockers_ways(bed: Testbed, pod: str
 def test_a_request_counts_real_time_signals_from_either_end(bed: Testbed, pod: str) -> None:
     for signal, number in ((cri.SIGRTMINPLUS3, 37), (cri.SIGRTMAXMINUS1, 63)):
         assert stopped(bed, pod, "busybox", stop_signal=signal)[-1] == f"got {number}"
+
+
+def test_a_request_for_a_signal_that_cri_does_not_have_is_refused(bed: Testbed, pod: str) -> None:
+    config = container_config("c", "busybox", ["true"], stop_signal=999)
+    with pytest.raises(grpc.RpcError) as error:
+        create_container(bed, pod, config)
+    code, said = refused(error.value)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and "stop_signal: 999" in said
