@@ -14,7 +14,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     lifecycle/               what the daemon does, one verb a file; see its head for the list
     netns  cgroups/  cni/  containerd/  logs/  ledger
         netns                named network namespaces, and the user namespaces that own them
-        cgroups/             where a pod's are P, what their files say P, reading them
+        cgroups/             where a pod's are P, what their files say P, reading and removing them
         cni/                 conf P, request P, result P, invoker: the plugins
         containerd/          containerd's services over its socket; managed: a private containerd
         logs/                format P, client; and the logger, a process of its own that outlives the daemon
@@ -24,8 +24,9 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     model               P    records and the states they compute to
     steps                    the one instrument
     foreign_json        P    JSON of images and registries, read within bounds
-    jobs  config  private  syscalls
-                             owned background work; every default; who may reach our files; the only ctypes
+    jobs  config  private  syscalls  trees
+                             owned background work; every default; who may reach our files; the only ctypes; walking
+                             and removing what images and containers made
     complaints               what libraries, asyncio and uncaught errors would print, in our log and words
     disclosure               what may be told of an error: tracebacks without values, words without secrets
     errors              P    the error tree

@@ -7,13 +7,15 @@ Rules:
 3. A loop that must live (`watch`) is named, logged when it ends, and restarted with backoff.
 4. `drain` waits for jobs, never cancels them; loops are cancelled.
 5. A key may hold a whole request. Whoever names a job, be it asyncio, uses `described`.
+6. Long work on files is done in threads, a piece at a time (`in_pieces`): it neither holds up the others nor the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -29,6 +31,28 @@ RESTART_FIRST = 0.2  # seconds
 RESTART_MOST = 30.0  # seconds
 MOST_NAME = 300  # characters of a text in a key that is shown as it is; image names have at most so many
 STEADY = 60.0  # seconds that a loop must have lived for its backoff to start over
+
+# Not asyncio's own threads: who waits for one of those waits for a moment only.
+_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pieces")
+
+
+async def in_pieces(work: Generator[None, None, T]) -> T:
+    """Run a generator to its end in threads, one `next` after the other, and return its result.
+
+    However many run at once, each gets its turn. Cancelled, as at a shutdown, it ends after the piece under way.
+    """
+    loop = asyncio.get_running_loop()
+    while not (ended := await loop.run_in_executor(_THREADS, _piece, work)):
+        pass
+    return ended[0]
+
+
+def _piece(work: Generator[None, None, T]) -> tuple[T] | None:
+    try:
+        next(work)
+    except StopIteration as end:
+        return (end.value,)
+    return None
 
 
 class Jobs:

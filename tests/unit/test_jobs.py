@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+from collections.abc import Generator
 
 import pytest
 import structlog
 
 from sandboxd import jobs as module
-from sandboxd.jobs import Jobs
+from sandboxd.jobs import Jobs, in_pieces
 
 _sleep = asyncio.sleep
 
@@ -351,3 +353,73 @@ async def test_drain_reports_what_did_not_end_and_leaves_it_running() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert jobs.in_flight() == ()
+
+
+def pieces(done: list[int], count: int) -> Generator[None, None, str]:
+    try:
+        for number in range(count):
+            done.append(number)
+            yield
+        return "all"
+    finally:
+        done.append(-1)
+
+
+async def test_work_in_pieces_gives_its_result() -> None:
+    done: list[int] = []
+    assert await in_pieces(pieces(done, 3)) == "all"
+    assert done == [0, 1, 2, -1]
+
+
+async def test_an_error_in_a_piece_is_the_callers() -> None:
+    def failing() -> Generator[None, None, None]:
+        yield
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        await in_pieces(failing())
+
+
+async def test_short_work_has_its_turn_among_more_long_works_than_there_are_threads() -> None:
+    endless = [asyncio.create_task(in_pieces(pieces([], 10**9))) for _ in range(8)]
+    assert await in_pieces(pieces([], 20)) == "all"
+    for task in endless:
+        task.cancel()
+    assert {type(end) for end in await asyncio.gather(*endless, return_exceptions=True)} == {asyncio.CancelledError}
+
+
+async def test_the_loop_goes_on_during_a_piece() -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def blocking() -> Generator[None, None, None]:
+        began.set()
+        go_on.wait()
+        yield
+
+    working = asyncio.create_task(in_pieces(blocking()))
+    while not began.is_set():
+        await settle()
+    go_on.set()
+    await working
+
+
+async def test_cancelled_work_ends_with_its_piece_and_closes_what_it_holds() -> None:
+    began, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def blocking() -> Generator[None, None, None]:
+        try:
+            began.set()
+            go_on.wait()
+            yield
+            raise AssertionError("another piece was begun")
+        finally:
+            closed.set()
+
+    working = asyncio.create_task(in_pieces(blocking()))
+    while not began.is_set():
+        await settle()
+    working.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+    go_on.set()
+    assert await asyncio.to_thread(closed.wait, 60)
