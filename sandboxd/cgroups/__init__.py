@@ -1,4 +1,4 @@
-"""Control groups: where a pod's are (places P), what their files say (sample P), and reading them (kernel).
+"""Control groups: where a pod's are (places P), what their files say (sample P), reading (kernel) and removing them.
 
-Nothing here changes a cgroup: the OCI runtime does, and `lifecycle.pod_files` removes what it leaves.
+The OCI runtime makes them; `removal` takes away what it leaves.
 """

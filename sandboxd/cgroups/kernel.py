@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from sandboxd import trees
 from sandboxd.cgroups.sample import (
     HugePages,
     Sample,
@@ -24,6 +25,7 @@ from sandboxd.cgroups.sample import (
     pressure,
 )
 from sandboxd.errors import NotFound
+from sandboxd.trees import Descent, Event
 
 ROOT = "/sys/fs/cgroup"
 
@@ -104,10 +106,19 @@ class Cgroups:
 
     def processes(self, path: str) -> list[int]:
         """The pids in the cgroup and below it, as this process's pid namespace numbers them; none when it is gone."""
-        found = []
-        for directory, _, _ in os.walk(self._first / path.lstrip("/")):
-            for _, text in _contents(Path(directory), ("cgroup.procs",)):
-                found += [int(pid) for pid in text.split() if pid != "0"]
+        try:
+            at = Descent(os.open(self._first / path.lstrip("/"), trees.DIRECTORY))
+        except OSError:
+            return []
+        found = _pids(at.fd)
+        try:
+            for event, _ in trees.walk(at):
+                if event is Event.ENTERED:
+                    found += _pids(at.fd)
+        except OSError:
+            pass  # it went while it was read
+        finally:
+            at.close()
         return found
 
     def _read_v1(self, below: str) -> dict[str, str]:
@@ -141,6 +152,14 @@ class Cgroups:
                 usage=number(values.get(name, "")) or 0,
                 peak=number(values.get(f"{stem}.max_usage_in_bytes", "")),
             )
+
+
+def _pids(fd: int) -> list[int]:
+    """What an open cgroup lists; a process that is not in our pid namespace is listed as 0."""
+    # By way of the descriptor: a container can nest cgroups deeper than any path reaches.
+    for _, text in _contents(Path(f"/proc/self/fd/{fd}"), ("cgroup.procs",)):
+        return [int(pid) for pid in text.split() if pid.isdecimal() and pid != "0"]
+    return []
 
 
 def _contents(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -156,7 +156,7 @@ class Process:
         except SandboxdError as exc:
             log.warning("a process could not be ended, it is tried again later", process=self.id, error=str(exc))
         else:
-            remove_directory(self._directory)
+            await remove_directory(self._directory)
         finally:
             self._host.execs.discard(self.id)
 
@@ -192,7 +192,12 @@ async def _kill(host: Host, container_id: str, exec_id: str) -> None:
     if pid:
         try:
             # The kernel's word that it is ours: the number may belong to another by now, or come from elsewhere.
-            if container_id in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8") and os.getpgid(pid) == pid:
+            # Groups 0 and 1 would be our own and everybody.
+            if (
+                pid > 1
+                and container_id in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+                and os.getpgid(pid) == pid != os.getpgrp()
+            ):
                 os.killpg(pid, signal.SIGKILL)
         except OSError:
             pass  # it has just ended
@@ -229,7 +234,7 @@ async def end_leftovers(host: Host, container_id: str) -> None:
         if exec_id not in host.execs:
             log.info("ending a process that was left behind", container=container_id, process=exec_id)
             await _end(host, container_id, exec_id)
-            remove_directory(f"{directory}/{exec_id}")
+            await remove_directory(f"{directory}/{exec_id}")
 
 
 def _directory(host: Host, container_id: str) -> str:

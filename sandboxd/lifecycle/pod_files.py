@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-from sandboxd import private, syscalls
+from sandboxd import private, syscalls, trees
+from sandboxd.cgroups import removal
 from sandboxd.errors import CleanupIncomplete, NotReady
+from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import SandboxRecord
 from sandboxd.oci import files, userns
@@ -27,7 +26,6 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 SHM_BYTES = 64 << 20  # Docker's and containerd's size for a pod's /dev/shm
 ROOM_BYTES = 1 << 20  # for what containers add to the three files
 _FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-CGROUP_ROOT = "/sys/fs/cgroup"
 HOST_RESOLV_CONF = "/etc/resolv.conf"
 HOST_HOSTS = "/etc/hosts"
 _EBUSY_TRIES = 20
@@ -111,14 +109,12 @@ def _mount_points(host: Host, sandbox_id: str) -> tuple[str, str]:
     return f"{host.config.sandbox_dir(sandbox_id)}/shm", host.config.pod_files_dir(sandbox_id)
 
 
-def remove_directory(path: str) -> None:
-    """Remove one of our own directories and what is in it; gone is done."""
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        pass
-    except OSError as exc:
-        raise CleanupIncomplete(f"{path} cannot be removed: {exc}") from exc
+async def remove_directory(path: str) -> None:
+    """Remove one of our own directories and what is in it, off the event loop; gone is done.
+
+    Raises CleanupIncomplete.
+    """
+    await in_pieces(trees.remove(path))
 
 
 async def remove_cgroup(cgroup: str) -> None:
@@ -128,46 +124,10 @@ async def remove_cgroup(cgroup: str) -> None:
     nobody else knows of, and sometimes a process in it. The kernel says EBUSY until the last dead process has
     been reaped, so it is asked again for a while. Raises CleanupIncomplete.
     """
+    problem = ""
     for attempt in range(_EBUSY_TRIES):
-        left = [path for top in _cgroup_directories(cgroup) for path in _deepest_first(top)]
-        problem: OSError | None = None
-        for path in left:
-            try:
-                _kill_members(path)
-                path.rmdir()
-            except FileNotFoundError:
-                pass
-            except OSError as exc:
-                problem = exc
-        if problem is None:
+        problem = await in_pieces(removal.attempt(cgroup))
+        if not problem:
             return
         await asyncio.sleep(0.01 * (attempt + 1))
-    raise CleanupIncomplete(f"cgroup {cgroup} cannot be removed: {problem}") from problem
-
-
-def _deepest_first(top: Path) -> list[Path]:
-    return [Path(directory) for directory, _, _ in os.walk(top, topdown=False)]
-
-
-def _kill_members(cgroup: Path) -> None:
-    for pid in (cgroup / "cgroup.procs").read_text(encoding="ascii").split():
-        try:
-            os.kill(int(pid), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-
-def _cgroup_directories(cgroup: str) -> Iterator[Path]:
-    """The cgroup's directory in the v2 hierarchy, or in each v1 hierarchy; links (cpu -> cpu,cpuacct) once."""
-    root = Path(CGROUP_ROOT)
-    roots = [root] if (root / "cgroup.controllers").exists() else [p for p in root.iterdir() if p.is_dir()]
-    seen: set[tuple[int, int]] = set()
-    for hierarchy in roots:
-        path = hierarchy / cgroup.lstrip("/")
-        try:
-            at = path.stat()
-        except OSError:
-            continue
-        if (at.st_dev, at.st_ino) not in seen:
-            seen.add((at.st_dev, at.st_ino))
-            yield path
+    raise CleanupIncomplete(f"cgroup {cgroup} cannot be removed: {problem}")
