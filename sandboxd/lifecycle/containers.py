@@ -20,7 +20,8 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, describe
+from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import image_volumes, machine, pod_files, run_sandbox, userns, volumes
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
@@ -115,8 +116,8 @@ async def _undo_create(host: Host, container_id: str, cause: BaseException) -> N
     """Undo a failed creation; what cannot be undone now keeps its record, and the next attempt or start tries."""
     try:
         await remove_container_remains(host, container_id)
-    except SandboxdError as left:
-        cause.add_note(f"cleaning up: {left}")
+    except Exception as left:
+        cause.add_note(f"cleaning up: {describe(left)}")
 
 
 async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
@@ -139,7 +140,7 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         declared = oci_container.image_volumes(config, image.config)
         directory = host.config.volumes_dir(record.id)
         ids = oci_userns.of(sandbox.config)
-        own_volumes = await asyncio.to_thread(volumes.create, directory, declared, rootfs, ids)
+        own_volumes = await in_pieces(volumes.create(directory, declared, rootfs, ids))
     name = config.image.user_specified_image or config.image.image
     spec = oci_container.container_spec(
         record.id,
@@ -176,7 +177,7 @@ async def _relabel(config: cri.ContainerConfig, own: Iterable[str], label: str) 
     """Give the container's own directories, and the mounts that ask for it, its SELinux label."""
     asked = [mount.host_path for mount in config.mounts if mount.selinux_relabel and mount.host_path]
     for path in (*asked, *own) if label else ():
-        await asyncio.to_thread(machine.relabel, path, label)
+        await in_pieces(machine.relabel(path, label))
 
 
 def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: Sequence[Mount]) -> users.User:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sandboxd import trees
 from sandboxd.config import Config, Runtime
 from sandboxd.errors import InvalidRequest, NotReady
 from sandboxd.oci import cdi, lsm, seccomp
 from sandboxd.oci.linux import ALL_CAPABILITIES, DeviceNode, HostFacts, MountSource, SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.trees import Event
 
 CGROUPS = Path("/sys/fs/cgroup")
 APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
@@ -102,26 +104,45 @@ def _cdi_specs(directory: Path, problems: list[str]) -> Iterator[cdi.Spec]:
                 problems.append(str(exc))
 
 
-def relabel(path: str, label: str) -> None:
-    """Give `path` and all below it an SELinux label; a file system without labels is done. Blocks.
+def relabel(path: str, label: str) -> Generator[None, None, None]:
+    """Give `path` and all below it an SELinux label, a piece at a time; a file system without labels is done.
 
-    Raises InvalidRequest for the system's own directories, NotReady when the kernel refuses.
+    A link at `path` is followed, those below it are labelled themselves. Raises InvalidRequest for the system's own
+    directories, NotReady when the kernel refuses.
     """
-    real = os.path.realpath(path)
-    if real in _SYSTEM_TOPS or any(_holds(tree, real) for tree in _SYSTEM_TREES):
-        raise InvalidRequest(f"{path} cannot be relabelled: it belongs to the system")
     try:
-        _set_label(path, label)
-        for directory, names, files in os.walk(path):
-            for name in (*names, *files):
-                _set_label(os.path.join(directory, name), label)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            # What was opened, whatever becomes of the path meanwhile.
+            real = os.readlink(f"/proc/self/fd/{fd}")
+            if real in _SYSTEM_TOPS or any(_holds(tree, real) for tree in _SYSTEM_TREES):
+                raise InvalidRequest(f"{path} cannot be relabelled: it belongs to the system")
+            _set_label(f"/proc/self/fd/{fd}", label, follow=True)
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                yield from _relabel_below(fd, label)
+        finally:
+            os.close(fd)
     except OSError as exc:
-        raise NotReady(f"{path} cannot be given the SELinux label {label}: {exc}") from exc
+        raise NotReady(f"{path} cannot be given the SELinux label {label}: {_words(exc)}") from exc
 
 
-def _set_label(path: str, label: str) -> None:
+def _relabel_below(fd: int, label: str) -> Generator[None, None, None]:
+    at = trees.Descent(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
-        os.setxattr(path, "security.selinux", label.encode() + b"\0", follow_symlinks=False)
+        for number, (event, name) in enumerate(trees.walk(at), start=1):
+            if event is Event.FILE:
+                _set_label(f"/proc/self/fd/{at.fd}/{name}", label)
+            elif event is Event.ENTERED:
+                _set_label(f"/proc/self/fd/{at.fd}", label, follow=True)
+            if not number % trees.PIECE:
+                yield
+    finally:
+        at.close()
+
+
+def _set_label(path: str, label: str, *, follow: bool = False) -> None:
+    try:
+        os.setxattr(path, "security.selinux", label.encode() + b"\0", follow_symlinks=follow)
     except OSError as exc:
         if exc.errno not in (errno.ENOTSUP, errno.ENOENT):
             raise

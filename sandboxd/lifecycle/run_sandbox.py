@@ -26,6 +26,7 @@ from sandboxd.cni.conf import NetworkConfig
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
 from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavailable, Unsupported
+from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import handlers, machine, network, pod_files, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.image_store import ImageRecord
@@ -216,7 +217,7 @@ async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -
     )
     if label := sandbox.pod_labels(record, found).mount:
         for path in pod_files.paths(host, record.id):
-            await asyncio.to_thread(machine.relabel, path, label)
+            await in_pieces(machine.relabel(path, label))
     spec = sandbox.sandbox_spec(
         record,
         sandbox_dir=host.config.sandbox_dir(record.id),

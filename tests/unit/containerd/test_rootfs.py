@@ -6,14 +6,20 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxd import trees
 from sandboxd.containerd.rootfs import MOST_BYTES, read, tree
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
+from sandboxd.trees import Event
+from tests.deep import DEEP, deep_path, nest
+
+__all__ = ["deep_path"]  # a fixture
 
 
 @pytest.fixture
@@ -54,8 +60,8 @@ def opaque(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Path, str]]:
     """(directory, attribute) pairs that carry an opaque mark; real ones need a file system that has them."""
     marked: set[tuple[Path, str]] = set()
 
-    def getxattr(path: Path, name: str, *, follow_symlinks: bool) -> bytes:
-        if (path, name) in marked:
+    def getxattr(fd: int, name: str) -> bytes:
+        if (Path(os.readlink(f"/proc/self/fd/{fd}")), name) in marked:
             return b"y"
         raise OSError(61, "No data available")
 
@@ -248,8 +254,26 @@ def test_no_link_whatsoever_reads_the_secret_outside(tmp_path_factory: pytest.Te
     assert read(overlay(layers), "etc/passwd") in (None, b"inside")
 
 
+def shown(mounts: Sequence[Mount], path: str) -> dict[str, Path]:
+    """What a tree shows, each with the file that it found."""
+    found: dict[str, Path] = {}
+    at: list[str] = []
+    for event, name, fd, info in tree(mounts, path):
+        here = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if event is Event.LEFT:
+            assert at.pop() == "/".join([*at[-1:], name]).removeprefix("/")
+            continue
+        relative = "/".join([*at[-1:], name]).removeprefix("/")
+        found[relative] = here if event is Event.ENTERED else here / name
+        assert os.path.samestat(info, found[relative].lstat())
+        if event is Event.ENTERED:
+            assert relative == "" or relative.rpartition("/")[0] in found, "parents first"
+            at.append(relative)
+    return found
+
+
 def names(mounts: Sequence[Mount], path: str) -> list[str]:
-    return [relative for relative, _ in tree(mounts, path)]
+    return sorted(shown(mounts, path))
 
 
 def test_a_tree_is_what_all_layers_show_together_parents_first(layers: list[Path]) -> None:
@@ -259,10 +283,79 @@ def test_a_tree_is_what_all_layers_show_together_parents_first(layers: list[Path
     put(upper, "data/top")
     put(lower, "data/top", b"hidden")
 
-    found = dict(tree(overlay(layers), "/data"))
+    found = shown(overlay(layers), "/data")
 
-    assert list(found) == ["", "a", "a/low", "a/mid", "top"]
+    assert sorted(found) == ["", "a", "a/low", "a/mid", "top"]
     assert found["top"] == upper / "data/top"
+
+
+def test_a_tree_deeper_than_any_path_and_any_stack_is_shown_by_all_layers(deep_path: Path) -> None:
+    layers = [deep_path / name for name in ("upper", "middle", "lower")]
+    for layer, depth in zip(layers, (DEEP, 700, DEEP), strict=True):
+        (layer / "data").mkdir(parents=True)
+        nest(layer / "data", depth)
+    events = [event for event, *_ in tree(overlay(layers), "data")]
+    assert events == [Event.ENTERED] * (DEEP + 1) + [Event.LEFT] * (DEEP + 1)
+
+
+@pytest.mark.parametrize("what", ["tree", "path"])
+def test_the_work_is_linear_in_the_depth(layers: list[Path], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    depths = {"tree": (100, 400), "path": (50, 200)}[what]
+    counted = []
+    for i, depth in enumerate(depths):
+        calls = [0]
+        real = os.stat
+
+        def stat_once(*args: Any, calls: list[int] = calls, real: Any = real, **kwargs: Any) -> os.stat_result:
+            calls[0] += 1
+            found: os.stat_result = real(*args, **kwargs)
+            return found
+
+        made = [layer / str(i) for layer in layers]
+        for layer in made:
+            (layer / "data").mkdir(parents=True)
+            nest(layer / "data", depth)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", stat_once)
+            found = list(tree(overlay(made), "data" + ("/deep" * depth if what == "path" else "")))
+        assert found
+        counted.append(calls[0])
+    assert counted[1] < 6 * counted[0]
+
+
+def test_a_path_of_unreasonably_many_parts_leads_nowhere(layers: list[Path]) -> None:
+    """40 links of 2,000 parts each are what an image may have, and lookups in every layer what that would cost."""
+    (layers[2] / "d").mkdir()
+    link(layers[2], "up", "d/../" * 700)
+    assert names(overlay(layers), "up/up") == ["", "d", "up"]
+    assert names(overlay(layers), "/".join(["up"] * 30)) == []
+    assert names(overlay(layers), "a\0b") == []
+
+
+def test_only_the_layers_that_show_a_tree_are_kept_open(layers: list[Path]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    put(layers[2], "data/file")
+    walking = tree(overlay(layers), "data")
+    next(walking)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(list(walking)) == 2
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_becomes_something_else_before_it_is_opened_is_refused(
+    layers: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(layers[0], "etc/passwd")
+    real = trees.open_file
+
+    def exchanged(name: str, dir_fd: int) -> int:
+        (layers[0] / "etc/passwd").unlink()
+        os.mkfifo(layers[0] / "etc/passwd")
+        return real(name, dir_fd)
+
+    monkeypatch.setattr(trees, "open_file", exchanged)
+    with pytest.raises(NotReady, match="not a regular file"):
+        read(overlay(layers), "etc/passwd")
 
 
 def test_a_tree_leaves_out_what_was_deleted_above(layers: list[Path]) -> None:

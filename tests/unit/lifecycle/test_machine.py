@@ -16,7 +16,10 @@ from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.lifecycle import machine
 from sandboxd.oci.linux import SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.deep import DEEP, deep_path, nest
 from tests.unit.oci.golden.cases import HOST, in_context, pod_context
+
+__all__ = ["deep_path"]  # a fixture
 
 LOCALHOST = cri.SecurityProfile.Localhost
 PROFILE = {"defaultAction": "SCMP_ACT_LOG", "syscalls": []}
@@ -98,10 +101,18 @@ class Labels:
         self.code = code
 
     def __call__(self, path: str, name: str, value: bytes, *, follow_symlinks: bool) -> None:
-        assert (name, follow_symlinks) == ("security.selinux", False)
+        assert name == "security.selinux"
+        assert follow_symlinks == (Path(path).parent == Path("/proc/self/fd")), "only what is open already"
         if self.code:
             raise OSError(self.code, os.strerror(self.code))
-        self.set[path] = value
+        self.set[
+            os.path.realpath(path) if follow_symlinks else f"{Path(path).parent.resolve()}/{Path(path).name}"
+        ] = value
+
+
+def relabel(path: str | Path, label: str) -> None:
+    for _ in machine.relabel(str(path), label):
+        pass
 
 
 def test_relabelling_reaches_everything_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +123,7 @@ def test_relabelling_reaches_everything_and_no_further(tmp_path: Path, monkeypat
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "other").write_text("")
     os.symlink(tmp_path / "elsewhere", tmp_path / "top" / "link")
-    machine.relabel(str(tmp_path / "top"), "u:o:f_t:s0")
+    relabel(tmp_path / "top", "u:o:f_t:s0")
     names = {str(Path(path).relative_to(tmp_path)) for path in labels.set}
     assert names == {"top", "top/below", "top/below/file", "top/link"}
     assert set(labels.set.values()) == {b"u:o:f_t:s0\0"}
@@ -122,10 +133,39 @@ def test_a_file_system_without_labels_is_done_and_a_refusal_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "setxattr", Labels(errno.ENOTSUP))
-    machine.relabel(str(tmp_path), "l")
+    relabel(tmp_path, "l")
     monkeypatch.setattr(os, "setxattr", Labels(errno.EACCES))
     with pytest.raises(NotReady, match="cannot be given the SELinux label l"):
-        machine.relabel(str(tmp_path), "l")
+        relabel(tmp_path, "l")
+
+
+def test_relabelling_goes_deeper_than_any_path_and_any_stack(
+    deep_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled: list[str] = []
+    monkeypatch.setattr(os, "setxattr", lambda path, *_, **__: labelled.append(path))
+    nest(deep_path)
+    relabel(deep_path, "l")
+    assert len(labelled) == DEEP + 1
+
+
+def test_what_is_relabelled_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that shares the parent exchanges the directory for a link when it has been opened."""
+    (tmp_path / "asked" / "below").mkdir(parents=True)
+    labels = Labels()
+    monkeypatch.setattr(os, "setxattr", labels)
+    real = os.readlink
+
+    def exchanged(path: str) -> str:
+        monkeypatch.setattr(os, "readlink", real)
+        found = real(path)
+        os.rename(tmp_path / "asked", tmp_path / "moved")
+        os.symlink("/etc", tmp_path / "asked")
+        return found
+
+    monkeypatch.setattr(os, "readlink", exchanged)
+    relabel(tmp_path / "asked", "l")
+    assert {os.path.relpath(path, tmp_path) for path in labels.set} == {"moved", "moved/below"}
 
 
 @pytest.mark.parametrize("path", ["/", "/usr", "/etc", "/home/../var", "/bin"])
@@ -133,7 +173,7 @@ def test_the_systems_own_directories_are_never_relabelled(monkeypatch: pytest.Mo
     labels = Labels()
     monkeypatch.setattr(os, "setxattr", labels)
     with pytest.raises(InvalidRequest, match="belongs to the system"):
-        machine.relabel(path, "l")
+        relabel(path, "l")
     assert not labels.set
 
 
