@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from sandboxd import steps
-from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
+from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut, describe
 from sandboxd.lifecycle import checkpoint_archive as archive
 from sandboxd.lifecycle import pod_files, programs
 from sandboxd.lifecycle.handlers import RUNC_SHIM
@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 CRIU = "criu"
 CHECK_SECONDS = 15.0
 DEFAULT_SECONDS = 600.0  # for the whole, when the client does not say
+LOG_BYTES = 1 << 20  # of the end of CRIU's log, which grows with what the container is made of
 CRIU_SECONDS = 10.0  # for a CRIU whose runtime was killed to put everything back
 
 # In a checkpoint's directory, beside what goes into the archive.
@@ -80,8 +81,8 @@ async def _undo_after(host: Host, container_id: str, cause: BaseException) -> No
     """Undo; what cannot be undone now is noted, and the next comparison tries."""
     try:
         await undo(host, container_id)
-    except SandboxdError as left:
-        cause.add_note(f"cleaning up: {left}")
+    except Exception as left:
+        cause.add_note(f"cleaning up: {describe(left)}")
 
 
 def _running(host: Host, container_id: str) -> ContainerRecord:
@@ -177,7 +178,9 @@ async def _take(host: Host, container: ContainerRecord, location: Path, deadline
 def _complaints(path: Path) -> str:
     """The last of the errors in CRIU's log, "" when there are none."""
     try:
-        lines = path.read_text("utf-8", "replace").splitlines()
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
+            lines = file.read(LOG_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     return "; ".join([line.partition(") ")[2] for line in lines if ") Error (" in line][-3:])
@@ -204,7 +207,7 @@ async def undo(host: Host, container_id: str) -> None:
             Path(os.readlink(link)).unlink(missing_ok=True)
     except OSError as exc:
         raise CleanupIncomplete(f"an unfinished checkpoint cannot be removed: {exc}") from exc
-    await asyncio.to_thread(pod_files.remove_directory, str(scratch))
+    await pod_files.remove_directory(str(scratch))
 
 
 async def undo_all(host: Host, seconds: float) -> None:
@@ -225,8 +228,11 @@ async def undo_all(host: Host, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds), host.jobs.exclusive(owner):
                 await undo(host, container_id)
-        except (SandboxdError, OSError, TimeoutError) as exc:
-            log.error("a checkpoint could not be undone", container=container_id, error=str(exc))
+        except Exception as exc:
+            words = str(exc) or type(exc).__name__
+            log.error(
+                "a checkpoint could not be undone, it is tried again later", container=container_id, error=words
+            )
 
 
 async def _criu_has_ended(scratch: Path) -> None:

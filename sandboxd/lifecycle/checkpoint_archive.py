@@ -16,15 +16,17 @@ import datetime
 import io
 import json
 import os
+import stat
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from sandboxd import trees
 from sandboxd.errors import TimedOut
-from sandboxd.logs.regular import open_regular
 from sandboxd.model import ContainerRecord
+from sandboxd.trees import Descent, Event
 
 IMAGES = "checkpoint"
 CHANGES = "rootfs-diff.tar"
@@ -73,12 +75,13 @@ def write(
     the disk takes. Raises OSError, and TimedOut at `deadline` (of `time.monotonic`); `unfinished` is gone then.
     """
     try:
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # The directory is the client's choice: what others may have put there is neither opened nor cut.
+        unfinished.unlink(missing_ok=True)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 for name, path in files.items():
-                    for inside, each in _below(name, path):
-                        _add(archive, inside, each, deadline)
+                    _add_tree(archive, name, path, deadline)
                 for name, document in documents.items():
                     _add_document(archive, name, document)
             file.flush()
@@ -89,22 +92,54 @@ def write(
         raise
 
 
-def _below(name: str, path: Path) -> Iterator[tuple[str, Path]]:
-    yield name, path
-    if path.is_dir():
-        for entry in sorted(path.iterdir()):
-            yield from _below(f"{name}/{entry.name}", entry)
-
-
-def _add(archive: tarfile.TarFile, name: str, path: Path, deadline: float) -> None:
-    """A file, a directory or a link; root's, as whoever unpacks it needs no more of the owner."""
-    if not path.is_file() or path.is_symlink():
-        archive.addfile(_owned(archive.gettarinfo(path, arcname=name)))
+def _add_tree(archive: tarfile.TarFile, name: str, path: Path, deadline: float) -> None:
+    """A file, or a directory and what is in it."""
+    if not path.is_dir():
+        _add(archive, name, str(path), None, deadline)
         return
-    with open(open_regular(str(path), os.O_RDONLY), "rb") as file:
-        # The size is that of this moment: a log grows while it is read.
-        info = _owned(archive.gettarinfo(arcname=name, fileobj=file))
-        archive.addfile(info, _Hurried(file, deadline, f"packing {name}"))
+    at = Descent(os.open(path, trees.DIRECTORY))
+    try:
+        archive.addfile(_directory(name, os.fstat(at.fd)))
+        names = [name]
+        for event, each in trees.walk(at):
+            if event is Event.LEFT:
+                names.pop()
+                continue
+            inside = f"{names[-1]}/{each}"
+            if event is Event.FILE:
+                _add(archive, inside, each, at.fd, deadline)
+            else:
+                names.append(inside)
+                archive.addfile(_directory(inside, os.fstat(at.fd)))
+    finally:
+        at.close()
+
+
+def _add(archive: tarfile.TarFile, name: str, path: str, dir_fd: int | None, deadline: float) -> None:
+    """A file or a link; root's, as whoever unpacks it needs no more of the owner. Nothing else is packed."""
+    info = os.lstat(path, dir_fd=dir_fd)
+    if stat.S_ISLNK(info.st_mode):
+        link = _entry(name, info)
+        link.type, link.linkname = tarfile.SYMTYPE, os.readlink(path, dir_fd=dir_fd)
+        archive.addfile(link)
+    elif stat.S_ISREG(info.st_mode):
+        with open(trees.open_file(path, dir_fd), "rb") as file:
+            # The size is that of this moment: a log grows while it is read.
+            entry = _entry(name, os.fstat(file.fileno()))
+            entry.size = os.fstat(file.fileno()).st_size
+            archive.addfile(entry, _Hurried(file, deadline, f"packing {name}"))
+
+
+def _directory(name: str, info: os.stat_result) -> tarfile.TarInfo:
+    entry = _entry(name, info)
+    entry.type = tarfile.DIRTYPE
+    return entry
+
+
+def _entry(name: str, info: os.stat_result) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.mode, entry.mtime = stat.S_IMODE(info.st_mode), int(info.st_mtime)
+    return entry
 
 
 def _add_document(archive: tarfile.TarFile, name: str, document: Any) -> None:
@@ -112,12 +147,6 @@ def _add_document(archive: tarfile.TarFile, name: str, document: Any) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = len(data), 0o600, int(time.time())
     archive.addfile(info, io.BytesIO(data))
-
-
-def _owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    info.uid = info.gid = 0
-    info.uname = info.gname = ""
-    return info
 
 
 class _Hurried(io.RawIOBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tarfile
 import time
 from pathlib import Path
@@ -15,6 +16,9 @@ from sandboxd.errors import TimedOut
 from sandboxd.lifecycle import checkpoint_archive as archive
 from sandboxd.model import ContainerRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.deep import DEEP, deep_path, nest
+
+__all__ = ["deep_path"]  # a fixture
 
 LATER = float("inf")
 
@@ -32,7 +36,7 @@ def test_files_directories_links_and_documents_are_in_it(tmp_path: Path) -> None
     (source / "link").symlink_to("/etc/passwd")
     target = write(tmp_path, {"checkpoint": source}, {"config.dump": {"id": "c"}})
     with tarfile.open(target) as tar:
-        assert tar.getnames() == [
+        assert sorted(tar.getnames()) == [
             "checkpoint",
             "checkpoint/below",
             "checkpoint/below/file",
@@ -102,15 +106,34 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_unfinished_one_of_before_is_written_over_and_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo"])
+def test_an_unfinished_one_of_before_is_replaced_and_what_others_put_there_is_neither_opened_nor_cut(
+    tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "unfinished").write_bytes(b"x" * 100_000)
     assert tarfile.is_tarfile(write(tmp_path, {}, {"config.dump": {}}))
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    (tmp_path / "unfinished").symlink_to(precious)
-    with pytest.raises(OSError, match="symbolic"):
-        write(tmp_path, {}, {})
+    if kind == "link":
+        (tmp_path / "unfinished").symlink_to(precious)
+    elif kind == "hard link":
+        (tmp_path / "unfinished").hardlink_to(precious)
+    else:
+        os.mkfifo(tmp_path / "unfinished")
+    assert tarfile.is_tarfile(write(tmp_path, {}, {"config.dump": {}}))
     assert precious.read_text() == "kept"
+
+
+def test_a_tree_deeper_than_any_stack_is_packed_and_only_what_has_content(deep_path: Path, tmp_path: Path) -> None:
+    source = deep_path / "source"
+    source.mkdir()
+    nest(source, name="d")
+    os.mkfifo(source / "fifo")
+    os.mknod(source / "socket", stat.S_IFSOCK | 0o600)
+    with tarfile.open(write(tmp_path, {"checkpoint": source, "container.log": source / "fifo"}, {})) as tar:
+        names = tar.getnames()
+    assert len(names) == DEEP + 1
+    assert names[-1] == "checkpoint" + "/d" * DEEP
 
 
 def test_the_config_says_what_checkpointctl_asks_for() -> None:
