@@ -39,6 +39,18 @@ CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
     errors.SandboxdError: grpc.StatusCode.INTERNAL,
 }
 
+# The same for what nobody raises on purpose, with the sentence that a client gets; all else is INTERNAL.
+UNEXPECTED: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
+    MemoryError: (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "sandboxd had not enough memory for this request; what it had begun is cleaned up",
+    ),
+    RecursionError: (
+        grpc.StatusCode.INTERNAL,
+        "something in this request, or in what it is about, is nested more deeply than sandboxd can follow",
+    ),
+}
+
 # Of a status message: percent-encoding can triple it, and a client takes 8 KiB of trailers.
 MESSAGE_BYTES = 2500
 
@@ -183,4 +195,7 @@ def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
         log.info("request refused", method=_short(name), code=code.name, error=message_of(error))
         return code, message_of(error)
     log.error("request failed unexpectedly", method=_short(name), exc_info=error)
+    for kind, answer in UNEXPECTED.items():
+        if isinstance(error, kind):
+            return answer
     return grpc.StatusCode.INTERNAL, f"internal error, see sandboxd's log: {message_of(error)}"

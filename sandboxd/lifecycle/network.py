@@ -14,7 +14,7 @@ import structlog
 
 from sandboxd import steps
 from sandboxd.cni import conf, request, result
-from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
+from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError, describe
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord
 
@@ -97,18 +97,19 @@ async def _delete(host: Host, attachment: Attachment) -> Attachment | None:
         try:
             with steps.step("network.detach", network=attachment.network, attempt=attachment.attempts + 1):
                 await host.cni.delete(deleting)
-        except SandboxdError as exc:
+        except Exception as exc:  # a fault of ours in this must not keep the pod from being removed either
             log.warning(
                 "a network attachment could not be deleted; it is kept as a debt",
                 sandbox=attachment.sandbox_id,
                 network=attachment.network,
-                error=str(exc),
+                error=describe(exc),
+                exc_info=None if isinstance(exc, SandboxdError) else exc,
             )
             return host.ledger.put_attachment(
                 replace(
                     deleting,
                     state=AttachmentState.OWED,
-                    error=str(exc),
+                    error=describe(exc),
                     attempts=attachment.attempts + 1,
                     tried_at=time.time_ns(),
                 )

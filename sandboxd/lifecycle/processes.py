@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import signal as signals
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
 from sandboxd import steps
 from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
-from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
+from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut, describe
 from sandboxd.lifecycle import checkpoint, pod_files, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, ContainerState
@@ -230,15 +231,34 @@ async def settle_sandbox(host: Host, sandbox_id: str) -> None:
 
 
 async def remove_container_remains(host: Host, container_id: str) -> None:
-    """Everything of a container, its task to its record; each part gone already is done."""
-    await checkpoint.undo(host, container_id)
-    await kill(host, container_id)
-    await free(host, container_id)
-    await host.logs.drain(container_id, host.config.logs.drain_seconds)
-    await host.runtime.delete_container(container_id)
-    await userns.drop(host, container_id)
-    await host.images.remove_rootfs(container_id)
-    pod_files.remove_directory(host.config.volumes_dir(container_id))
-    pod_files.remove_directory(host.config.container_dir(container_id))
-    host.ledger.remove_container(container_id)
-    host.killed.discard(container_id)
+    """Everything of a container, its task to its record; each part gone already is done.
+
+    Raises CleanupIncomplete, and the runtime's errors, when something stays; its record stays too then.
+    """
+    with cleaning(f"container {container_id}"):
+        await checkpoint.undo(host, container_id)
+        await kill(host, container_id)
+        await free(host, container_id)
+        await host.logs.drain(container_id, host.config.logs.drain_seconds)
+        await host.runtime.delete_container(container_id)
+        await userns.drop(host, container_id)
+        await host.images.remove_rootfs(container_id)
+        await pod_files.remove_directory(host.config.volumes_dir(container_id))
+        await pod_files.remove_directory(host.config.container_dir(container_id))
+        host.ledger.remove_container(container_id)
+        host.killed.discard(container_id)
+
+
+@contextmanager
+def cleaning(what: str) -> Iterator[None]:
+    """Turn an error that nobody expected into CleanupIncomplete: no fault of ours may make a pod undeletable.
+
+    Whatever it was, a retry goes on from there. The log has where it came from.
+    """
+    try:
+        yield
+    except SandboxdError:
+        raise
+    except Exception as exc:
+        log.error("cleaning up failed unexpectedly, a retry goes on from there", what=what, exc_info=exc)
+        raise CleanupIncomplete(f"{what}: {describe(exc)}") from exc

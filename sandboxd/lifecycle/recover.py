@@ -1,6 +1,7 @@
 """Gather, reconcile, apply: at start, whenever the event stream was lost, and periodically.
 
-Every repair is bounded in time and fails alone: one bad object never keeps the daemon from starting.
+Every repair is bounded in time and fails alone, whatever the error: neither a bad object nor a fault of ours in one
+repair keeps the daemon from starting or ends the comparisons.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import structlog
 
 from sandboxd import steps
 from sandboxd.containerd.tasks import Task, TaskState
-from sandboxd.errors import SandboxdError
+from sandboxd.errors import SandboxdError, describe
 from sandboxd.lifecycle import checkpoint, network
 from sandboxd.lifecycle.exec import end_leftovers
 from sandboxd.lifecycle.host import Host
@@ -31,7 +32,12 @@ _SEEN = {TaskState.CREATED: Seen.CREATED, TaskState.STOPPED: Seen.STOPPED}
 
 async def recover(host: Host) -> None:
     """Bring records and reality together after a start. Raises Unavailable when containerd does not answer."""
-    await _round(host, starting_up=True)
+    try:
+        await _round(host, starting_up=True)
+    except (SandboxdError, OSError):
+        raise
+    except Exception as exc:
+        log.error("recovery was cut short, the next comparison goes on", error=describe(exc), exc_info=exc)
 
 
 async def compare(host: Host) -> None:
@@ -40,6 +46,8 @@ async def compare(host: Host) -> None:
         await _round(host, starting_up=False)
     except SandboxdError as exc:
         log.warning("records could not be compared with containerd", error=str(exc))
+    except Exception as exc:
+        log.error("records could not be compared with containerd", error=describe(exc), exc_info=exc)
 
 
 async def compare_forever(host: Host, every: float) -> None:
@@ -67,16 +75,22 @@ async def _round(host: Host, *, starting_up: bool) -> None:
             async with asyncio.timeout(REPAIR_SECONDS):
                 with steps.operation("recover"):
                     await _apply(host, repair)
-        except (SandboxdError, OSError, TimeoutError) as exc:
-            log.error("a repair failed, it is tried again later", repair=repair.describe(), error=str(exc))
+        except Exception as exc:
+            _failed("a repair failed, it is tried again later", exc, repair=repair.describe())
     for container in tuple(host.ledger.containers.values()):
         if container.state is ContainerState.RUNNING:
             try:
                 await end_leftovers(host, container.id)
-            except (SandboxdError, OSError) as exc:
-                log.error(
-                    "a process was left behind, it is tried again later", container=container.id, error=str(exc)
-                )
+            except Exception as exc:
+                _failed("a process was left behind, it is tried again later", exc, container=container.id)
+
+
+def _failed(what: str, exc: Exception, **of: str) -> None:
+    """Log a failure; with where it came from when nobody expected it."""
+    if isinstance(exc, SandboxdError | OSError | TimeoutError):
+        log.error(what, error=str(exc) or type(exc).__name__, **of)
+    else:
+        log.error(what, error=describe(exc), exc_info=exc, **of)
 
 
 def _seen(task: Task) -> Seen:

@@ -4,8 +4,8 @@
     and with `remove`: containers → pause record and rootfs → files, cgroup → the record
 
 Each step treats "already gone" as done. The first step that fails ends it and keeps the record with the reason,
-so that a retry goes on from there. One failure does not: a CNI DEL that fails is kept as a debt with its netns
-(invariant 6), so that a broken plugin cannot make pods undeletable.
+so that a retry goes on from there; that holds for errors that nobody expected too. One failure does not end it: a CNI
+DEL that fails is kept as a debt with its netns (invariant 6), so that a broken plugin cannot make pods undeletable.
 
 The caller holds the sandbox's lock.
 """
@@ -17,10 +17,17 @@ import time
 
 from sandboxd import steps
 from sandboxd.containerd import shims
-from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
+from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable, describe
 from sandboxd.lifecycle import image_volumes, network, pod_files, userns
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.processes import free, kill, note_kill, remove_container_remains, settle_container
+from sandboxd.lifecycle.processes import (
+    cleaning,
+    free,
+    kill,
+    note_kill,
+    remove_container_remains,
+    settle_container,
+)
 from sandboxd.oci import userns as oci_userns
 
 
@@ -47,12 +54,13 @@ async def teardown(host: Host, sandbox_id: str, *, remove: bool) -> None:
     if record is None:
         return
     try:
-        if not record.stopped_at:
-            await _stop(host, sandbox_id)
-        if remove:
-            await _remove(host, sandbox_id)
+        with cleaning(f"pod {record.name} ({sandbox_id})"):
+            if not record.stopped_at:
+                await _stop(host, sandbox_id)
+            if remove:
+                await _remove(host, sandbox_id)
     except SandboxdError as exc:
-        host.ledger.update_sandbox(sandbox_id, failure=str(exc))
+        host.ledger.update_sandbox(sandbox_id, failure=describe(exc))
         if isinstance(exc, CleanupIncomplete | Unavailable):
             raise
         raise CleanupIncomplete(f"pod {record.name} ({sandbox_id}): {exc}") from exc
@@ -104,6 +112,6 @@ async def _remove(host: Host, sandbox_id: str) -> None:
         places = host.config.containerd_socket, host.config.containerd.namespace, sandbox_id
         shims.remove_dead_socket(shims.socket_path(*places))
         await pod_files.remove_cgroup(f"{host.config.runtime.cgroup_parent}/{sandbox_id}")
-        pod_files.remove_directory(host.config.pod_files_dir(sandbox_id))
-        pod_files.remove_directory(host.config.sandbox_dir(sandbox_id))
+        await pod_files.remove_directory(host.config.pod_files_dir(sandbox_id))
+        await pod_files.remove_directory(host.config.sandbox_dir(sandbox_id))
     host.ledger.remove_sandbox(sandbox_id)

@@ -1,0 +1,114 @@
+"""A host whose resources do nothing but count, and fail when a test says so; its ledger, jobs and files are real."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sandboxd.config import Config, Daemon, Logs
+from sandboxd.containerd.tasks import Exit, Task
+from sandboxd.errors import NotFound
+from sandboxd.jobs import Jobs
+from sandboxd.ledger import Ledger
+from sandboxd.lifecycle.host import Host
+from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+POD, CONTAINER = "pod", "container"
+
+
+class Faults:
+    """Which calls fail, and how; counts all of them by name ("runtime.kill")."""
+
+    def __init__(self) -> None:
+        self.raised: dict[str, BaseException] = {}
+        self.calls: Counter[str] = Counter()
+
+    def check(self, name: str) -> None:
+        self.calls[name] += 1
+        if name in self.raised:
+            raise self.raised[name]
+
+
+class Resource:
+    """Every method is a call that succeeds with the answer it was given, None without one, or fails."""
+
+    def __init__(self, faults: Faults, name: str, **answers: Any) -> None:
+        self._faults, self._name, self._answers = faults, name, answers
+
+    def __getattr__(self, method: str) -> Any:
+        async def call(*_: Any, **__: Any) -> Any:
+            self._faults.check(f"{self._name}.{method}")
+            answer = self._answers.get(method)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return call
+
+
+def fake_host(directory: Path, faults: Faults, tasks: dict[str, Task] | None = None) -> Host:
+    """A host with its files below `directory`; containerd knows `tasks` and nothing else."""
+    daemon = Daemon(root=str(directory / "root"), state=str(directory / "state"))
+    return cast(
+        "Host",
+        SimpleNamespace(
+            config=Config(daemon=daemon, logs=Logs()),
+            jobs=Jobs(),
+            ledger=Ledger(":memory:"),
+            netns=Resource(faults, "netns"),
+            cni=Resource(faults, "cni"),
+            runtime=Resource(faults, "runtime", get=NotFound("no task"), wait=Exit(code=0, at=1), list=tasks or {}),
+            processes=Resource(faults, "processes"),
+            images=Resource(faults, "images"),
+            logs=Resource(faults, "logs"),
+            facts=SimpleNamespace(cgroup_driver="cgroupfs", cgroup_parent="/pods"),
+            cgroups=SimpleNamespace(oom_kills=lambda path: None),
+            killed=set(),
+            execs=set(),
+        ),
+    )
+
+
+def with_pod(host: Host, *, started: bool = True) -> None:
+    """Give the host a pod with a container, a network attachment and a directory for each."""
+    host.ledger.add_sandbox(
+        SandboxRecord(
+            id=POD,
+            config=cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="p", namespace="n", uid="u")),
+            runtime_handler="",
+            netns_path="/run/netns/pod",
+            created_at=1,
+            started_at=2 if started else 0,
+        )
+    )
+    host.ledger.add_container(
+        ContainerRecord(
+            id=CONTAINER,
+            sandbox_id=POD,
+            config=cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c")),
+            sandbox_name="",
+            image_ref="",
+            image_id="",
+            log_path="",
+            created_at=3,
+        )
+    )
+    host.ledger.put_attachment(
+        Attachment(
+            sandbox_id=POD,
+            network="net",
+            ifname="eth0",
+            netns_path="/run/netns/pod",
+            state=AttachmentState.ADDED,
+            conf_file="",
+            config=b"{}",
+            plugin_path="",
+            args="",
+            capability_args=b"{}",
+        )
+    )
+    for path in (host.config.sandbox_dir(POD), host.config.container_dir(CONTAINER)):
+        Path(path, "below").mkdir(parents=True)

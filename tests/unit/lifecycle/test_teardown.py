@@ -1,0 +1,164 @@
+"""Whatever fails in a teardown, and however: the record stays with the reason, and a retry leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from sandboxd.containerd import shims
+from sandboxd.errors import CleanupIncomplete, NotReady, Unavailable
+from sandboxd.lifecycle import image_volumes, pod_files
+from sandboxd.lifecycle.host import Host
+from sandboxd.lifecycle.teardown import remove_sandbox, stop_sandbox
+from sandboxd.model import AttachmentState, SandboxState
+from tests.fakes.host import CONTAINER, POD, Faults, fake_host, with_pod
+
+ERRORS = [
+    MemoryError(),
+    RecursionError("maximum recursion depth exceeded"),
+    ValueError("embedded null byte"),
+    KeyError("x"),
+    OSError(5, "Input/output error"),
+    UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"),
+    Exception("a name \udcff"),
+    NotReady("not now"),
+    Unavailable("containerd does not answer"),
+]
+STOPPING = [
+    "runtime.kill",
+    "runtime.wait",
+    "runtime.delete",
+    "runtime.get",
+    "netns.remove",
+    "pod_files.unmount_shm",
+    "image_volumes.remove",
+]
+REMOVING = [
+    "logs.drain",
+    "runtime.delete_container",
+    "images.remove_rootfs",
+    "pod_files.remove_directory",
+    "pod_files.remove_cgroup",
+    "shims.remove_dead_socket",
+]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Without a configuration structlog shows each variable of a traceback, which takes longer than all else."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """What can fail of a host, and of the functions that a teardown uses besides."""
+    found = Faults()
+
+    def spy(module: Any, name: str, *, waits: bool, real: bool = False) -> None:
+        original = getattr(module, name)
+        full = f"{module.__name__.rpartition('.')[2]}.{name}"
+
+        def call(*args: Any) -> Any:
+            found.check(full)
+            return original(*args) if real else None
+
+        async def waiting(*args: Any) -> Any:
+            found.check(full)
+            return await original(*args) if real else None
+
+        monkeypatch.setattr(module, name, waiting if waits else call)
+
+    spy(pod_files, "unmount_shm", waits=False)
+    spy(pod_files, "remove_cgroup", waits=True)
+    spy(pod_files, "remove_directory", waits=True, real=True)
+    spy(image_volumes, "remove", waits=True)
+    spy(shims, "remove_dead_socket", waits=False)
+    return found
+
+
+@pytest.fixture
+def host(tmp_path: Path, faults: Faults) -> Host:
+    made = fake_host(tmp_path, faults)
+    with_pod(made)
+    return made
+
+
+def nothing_left(host: Host) -> bool:
+    directories = (host.config.sandbox_dir(POD), host.config.container_dir(CONTAINER))
+    return not (host.ledger.sandboxes or host.ledger.containers or any(Path(path).exists() for path in directories))
+
+
+async def test_a_removed_pod_leaves_nothing_and_every_step_was_made(host: Host, faults: Faults) -> None:
+    host.ledger.update_container(CONTAINER, started_at=4)
+    await remove_sandbox(host, POD)
+    assert nothing_left(host)
+    assert not host.ledger.attachments
+    assert not [step for step in (*STOPPING, *REMOVING) if not faults.calls[step]]
+    await remove_sandbox(host, POD)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("step", [*STOPPING, *REMOVING])
+async def test_a_step_that_fails_keeps_the_record_with_the_reason_and_a_retry_leaves_nothing(
+    host: Host, faults: Faults, step: str, error: Exception
+) -> None:
+    faults.raised[step] = error
+    if step == "runtime.get":
+        host.ledger.update_container(CONTAINER, started_at=4)  # else there is nothing to settle
+    with pytest.raises((CleanupIncomplete, Unavailable)) as caught:
+        await remove_sandbox(host, POD)
+    record = host.ledger.sandboxes[POD]
+    assert record.failure
+    assert record.state is SandboxState.NOTREADY
+    assert type(error).__name__ in record.failure or str(error) in record.failure
+    assert record.failure in str(caught.value)
+    faults.raised.clear()
+    await remove_sandbox(host, POD)
+    assert nothing_left(host)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("step", STOPPING)
+async def test_the_same_for_a_stop(host: Host, faults: Faults, step: str, error: Exception) -> None:
+    faults.raised[step] = error
+    if step == "runtime.get":
+        host.ledger.update_container(CONTAINER, started_at=4)
+    with pytest.raises((CleanupIncomplete, Unavailable)):
+        await stop_sandbox(host, POD)
+    assert host.ledger.sandboxes[POD].failure
+    faults.raised.clear()
+    await stop_sandbox(host, POD)
+    assert not host.ledger.sandboxes[POD].failure
+    assert host.ledger.sandboxes[POD].stopped_at
+
+
+@pytest.mark.parametrize("error", ERRORS[:3], ids=lambda error: type(error).__name__)
+async def test_the_cause_is_kept(host: Host, faults: Faults, error: Exception) -> None:
+    faults.raised["images.remove_rootfs"] = error
+    with pytest.raises(CleanupIncomplete) as caught:
+        await remove_sandbox(host, POD)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_however_a_del_fails_the_pod_goes_and_owes_it(host: Host, faults: Faults, error: Exception) -> None:
+    faults.raised["cni.delete"] = error
+    await remove_sandbox(host, POD)
+    assert nothing_left(host)
+    (debt,) = host.ledger.attachments
+    assert (debt.state, bool(debt.error)) == (AttachmentState.OWED, True)
+    assert not faults.calls["netns.remove"], "it is kept for the next attempt"
+
+
+@pytest.mark.parametrize("stopping", [stop_sandbox, remove_sandbox])
+async def test_an_error_of_one_container_does_not_keep_the_others_from_being_stopped(
+    host: Host, faults: Faults, stopping: Callable[..., Any]
+) -> None:
+    faults.raised["runtime.kill"] = MemoryError()
+    with pytest.raises(CleanupIncomplete, match="unexpected MemoryError"):
+        await stopping(host, POD)
