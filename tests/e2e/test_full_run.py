@@ -44,7 +44,7 @@ def bed(containerd_bin: Path | None, tmp_path_factory: pytest.TempPathFactory) -
         made.run(["sh", "-c", f"mkdir /run/small && mount -t tmpfs -o {options} small /run/small"])
         made.start_daemon(daemon={"state": STATE}, api={"socket": "/run/sandboxd.sock"})
         archive = tmp_path_factory.mktemp("images") / "image.tar"
-        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], added=layer()))
+        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], layer()))
         yield made
 
 

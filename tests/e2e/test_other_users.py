@@ -115,7 +115,7 @@ def bed(containerd_bin: Path | None, tmp_path_factory: pytest.TempPathFactory) -
         made.daemon_argv = ["sh", "-c", 'umask 000; exec "$@"', "sh", sys.executable, "-m", "sandboxd"]
         made.start_daemon()
         archive = tmp_path_factory.mktemp("images") / "image.tar"
-        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], added=layer()))
+        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], layer()))
         made.write("/var/lib/closed/secret", "the secret of the volume\n")
         made.path("/var/lib/closed").chmod(0o700)
         mapped = cri.LinuxSandboxSecurityContext(

@@ -45,8 +45,10 @@ def layer() -> bytes:
     return buffer.getvalue()
 
 
-def with_volumes(base: Path, out: Path, volumes: Sequence[str], *, added: bytes = b"") -> Path:
-    """The image of the archive `base` with another layer (`added`) and these volumes, as an archive."""
+def with_volumes(
+    base: Path, out: Path, volumes: Sequence[str], content: bytes | None = None, name: str = IMAGE
+) -> Path:
+    """The image of the archive `base` with another layer, `content`, and these volumes, as an archive."""
     with tarfile.open(base) as tar:
         files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
         blobs = {name: file.read() for name, file in files.items() if file is not None}
@@ -63,18 +65,18 @@ def with_volumes(base: Path, out: Path, volumes: Sequence[str], *, added: bytes 
     index = json.loads(blobs["index.json"])
     manifest = blob(index["manifests"][0])
     config = blob(manifest["config"])
-    top = add("layer.v1.tar", added or layer())
-    config["rootfs"]["diff_ids"].append(top["digest"])
+    added = add("layer.v1.tar", layer() if content is None else content)
+    config["rootfs"]["diff_ids"].append(added["digest"])
     config["config"]["Volumes"] = {path: {} for path in volumes}
     config.pop("history", None)
-    manifest["layers"].append(top)
+    manifest["layers"].append(added)
     manifest["config"] = add("config.v1+json", json.dumps(config).encode())
     top = add("manifest.v1+json", json.dumps(manifest).encode())
-    top["annotations"] = {"io.containerd.image.name": IMAGE}
+    top["annotations"] = {"io.containerd.image.name": name}
     blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
     with tarfile.open(out, "w") as tar:
-        for name, data in sorted(blobs.items()):
-            entry = tarfile.TarInfo(name)
+        for path, data in sorted(blobs.items()):
+            entry = tarfile.TarInfo(path)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     return out

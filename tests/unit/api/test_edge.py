@@ -190,6 +190,29 @@ def test_a_message_carries_what_was_noted_on_the_way_up() -> None:
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), grpc.StatusCode.RESOURCE_EXHAUSTED, "sandboxd had not enough memory for this request"),
+        (
+            RecursionError("maximum recursion depth exceeded"),
+            grpc.StatusCode.INTERNAL,
+            "nested more deeply than sandboxd can follow",
+        ),
+    ],
+)
+async def test_a_lack_of_memory_or_of_stack_is_called_that(
+    server: Server, how: str, error: Exception, code: grpc.StatusCode, words: str
+) -> None:
+    server.runtime.behaviour = failing(error)
+    with structlog.testing.capture_logs() as logged:
+        refused = await server.refusal(how)
+    assert refused.code() is code
+    assert words in str(refused.details())
+    assert [entry["event"] for entry in logged if entry["log_level"] == "error"] == ["request failed unexpectedly"]
+
+
+@BOTH
 async def test_an_error_that_nobody_expected_is_internal_and_logged_with_its_traceback(
     server: Server, how: str
 ) -> None:
