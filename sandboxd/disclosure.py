@@ -29,6 +29,7 @@ FIRST_FRAMES, LAST_FRAMES = 6, 14
 MOST_CAUSES = 4
 MOST_OF_A_GROUP = 4
 MOST_WORDS = 8000  # characters of one error's message
+MOST_OF_A_SENTENCE = 500  # characters of an error that nobody expected, where it is told in one sentence
 LEAST_PRIVATE = 4  # characters; what is shorter is found everywhere and protects nothing
 MOST_PRIVATE = 5000  # texts
 LEFT_OUT = "[withheld]"
@@ -54,6 +55,16 @@ def words(error: BaseException) -> str:
     text = _message(error)
     # Cut off twice: what is private may lie across the first edge, and is not recognized there.
     return text if isinstance(error, SandboxdError) else without_private(text[: 2 * MOST_WORDS])[:MOST_WORDS]
+
+
+def sentence(error: BaseException) -> str:
+    """The same as one sentence that any record can hold; an error that nobody expected is called that."""
+    text = _message(error)
+    if not isinstance(error, SandboxdError):
+        kind = type(error).__name__
+        said = "" if text == kind else f": {words(error)[:MOST_OF_A_SENTENCE]}"
+        text = f"unexpected {kind}{said}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def notes(error: BaseException) -> tuple[str, ...]:

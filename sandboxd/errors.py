@@ -80,14 +80,3 @@ class PluginFailed(SandboxdError):
         words = f"{msg}: {details}" if details else msg
         suffix = f" (CNI error {code})" if code else ""
         super().__init__(f"CNI plugin {plugin} failed on {command}: {words}{suffix}")
-
-
-MOST_WORDS = 500  # of an error that nobody expected
-
-
-def describe(error: BaseException) -> str:
-    """An error as a sentence that any record, log and answer can hold; one that nobody expected is called that."""
-    words = str(error)
-    if not isinstance(error, SandboxdError):
-        words = f"unexpected {type(error).__name__}" + (f": {words[:MOST_WORDS]}" if words else "")
-    return words.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import structlog
 
-from sandboxd import steps
-from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut, describe
+from sandboxd import disclosure, steps
+from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut
 from sandboxd.lifecycle import checkpoint_archive as archive
 from sandboxd.lifecycle import pod_files, programs
 from sandboxd.lifecycle.handlers import RUNC_SHIM
@@ -82,7 +82,7 @@ async def _undo_after(host: Host, container_id: str, cause: BaseException) -> No
     try:
         await undo(host, container_id)
     except Exception as left:
-        cause.add_note(f"cleaning up: {describe(left)}")
+        cause.add_note(f"cleaning up: {disclosure.sentence(left)}")
 
 
 def _running(host: Host, container_id: str) -> ContainerRecord:

@@ -20,7 +20,7 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, describe
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import image_volumes, machine, pod_files, run_sandbox, userns, volumes
 from sandboxd.lifecycle.host import Host
@@ -117,7 +117,7 @@ async def _undo_create(host: Host, container_id: str, cause: BaseException) -> N
     try:
         await remove_container_remains(host, container_id)
     except Exception as left:
-        cause.add_note(f"cleaning up: {describe(left)}")
+        cause.add_note(f"cleaning up: {disclosure.sentence(left)}")
 
 
 async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:

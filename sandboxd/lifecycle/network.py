@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import structlog
 
-from sandboxd import steps
+from sandboxd import disclosure, steps
 from sandboxd.cni import conf, request, result
-from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError, describe
+from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord
 
@@ -102,14 +102,14 @@ async def _delete(host: Host, attachment: Attachment) -> Attachment | None:
                 "a network attachment could not be deleted; it is kept as a debt",
                 sandbox=attachment.sandbox_id,
                 network=attachment.network,
-                error=describe(exc),
+                error=disclosure.sentence(exc),
                 exc_info=None if isinstance(exc, SandboxdError) else exc,
             )
             return host.ledger.put_attachment(
                 replace(
                     deleting,
                     state=AttachmentState.OWED,
-                    error=describe(exc),
+                    error=disclosure.sentence(exc),
                     attempts=attachment.attempts + 1,
                     tried_at=time.time_ns(),
                 )

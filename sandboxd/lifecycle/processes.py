@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 import structlog
 
-from sandboxd import steps
+from sandboxd import disclosure, steps
 from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
-from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut, describe
+from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
 from sandboxd.lifecycle import checkpoint, pod_files, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, ContainerState
@@ -261,4 +261,4 @@ def cleaning(what: str) -> Iterator[None]:
         raise
     except Exception as exc:
         log.error("cleaning up failed unexpectedly, a retry goes on from there", what=what, exc_info=exc)
-        raise CleanupIncomplete(f"{what}: {describe(exc)}") from exc
+        raise CleanupIncomplete(f"{what}: {disclosure.sentence(exc)}") from exc

@@ -11,9 +11,9 @@ import time
 
 import structlog
 
-from sandboxd import steps
+from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Task, TaskState
-from sandboxd.errors import SandboxdError, describe
+from sandboxd.errors import SandboxdError
 from sandboxd.lifecycle import checkpoint, network
 from sandboxd.lifecycle.exec import end_leftovers
 from sandboxd.lifecycle.host import Host
@@ -37,7 +37,7 @@ async def recover(host: Host) -> None:
     except (SandboxdError, OSError):
         raise
     except Exception as exc:
-        log.error("recovery was cut short, the next comparison goes on", error=describe(exc), exc_info=exc)
+        log.error("recovery was cut short, the next comparison goes on", error=disclosure.sentence(exc), exc_info=exc)
 
 
 async def compare(host: Host) -> None:
@@ -47,7 +47,7 @@ async def compare(host: Host) -> None:
     except SandboxdError as exc:
         log.warning("records could not be compared with containerd", error=str(exc))
     except Exception as exc:
-        log.error("records could not be compared with containerd", error=describe(exc), exc_info=exc)
+        log.error("records could not be compared with containerd", error=disclosure.sentence(exc), exc_info=exc)
 
 
 async def compare_forever(host: Host, every: float) -> None:
@@ -90,7 +90,7 @@ def _failed(what: str, exc: Exception, **of: str) -> None:
     if isinstance(exc, SandboxdError | OSError | TimeoutError):
         log.error(what, error=str(exc) or type(exc).__name__, **of)
     else:
-        log.error(what, error=describe(exc), exc_info=exc, **of)
+        log.error(what, error=disclosure.sentence(exc), exc_info=exc, **of)
 
 
 def _seen(task: Task) -> Seen:

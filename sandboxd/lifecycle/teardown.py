@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from sandboxd import steps
+from sandboxd import disclosure, steps
 from sandboxd.containerd import shims
-from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable, describe
+from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.lifecycle import image_volumes, network, pod_files, userns
 from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import (
@@ -60,7 +60,7 @@ async def teardown(host: Host, sandbox_id: str, *, remove: bool) -> None:
             if remove:
                 await _remove(host, sandbox_id)
     except SandboxdError as exc:
-        host.ledger.update_sandbox(sandbox_id, failure=describe(exc))
+        host.ledger.update_sandbox(sandbox_id, failure=disclosure.sentence(exc))
         if isinstance(exc, CleanupIncomplete | Unavailable):
             raise
         raise CleanupIncomplete(f"pod {record.name} ({sandbox_id}): {exc}") from exc
