@@ -228,7 +228,7 @@ def test_a_deep_traceback_has_as_many_lines_as_a_shallow_one() -> None:
 
 def test_a_sentence_says_of_an_unexpected_error_that_it_is_one_and_withholds_the_same() -> None:
     disclosure.withhold(lambda: ["hunter2-secret"])
-    assert disclosure.sentence(NotReady("the disk is full")) == "the disk is full"
+    assert disclosure.sentence(errors.NotReady("the disk is full")) == "the disk is full"
     assert disclosure.sentence(KeyError("hunter2-secret")) == "unexpected KeyError: '[withheld]'"
     assert disclosure.sentence(RecursionError()) == "unexpected RecursionError"
     assert len(disclosure.sentence(ValueError("x" * 100_000))) < 600
