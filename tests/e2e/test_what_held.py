@@ -22,23 +22,26 @@ import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.cri.v1.api_pb2_grpc import RuntimeServiceStub
 from tests.conftest import StartBed
 from tests.pods import (
     container_config,
     exited,
     log_lines,
+    pod_config,
     refused,
     remove_pod,
     run_container,
     run_pod,
 )
 from tests.processes import until
-from tests.testbed import Testbed
+from tests.testbed import ROOT, Testbed, toml
 
 pytestmark = pytest.mark.e2e
 
 BUSYBOX = "docker.io/library/busybox"
 MARKER = "run/of-the-host"  # a file of the host, below its root
+CRI_CONTAINERD = ROOT / "build" / "conformance" / "containerd-cri" / "bin"
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 BLAMELESS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
@@ -382,3 +385,150 @@ def test_the_users_of_an_image_are_its_own_whatever_they_are_kept_in(bed: Testbe
     refusals = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
     assert outcome.code in refusals, (outcome.lines, outcome.words)
     assert attempt(bed, pod, None, BUSYBOX, "echo end").lines == ["end"]
+
+
+# The same requests to containerd's own plugin.
+
+Context = cri.LinuxContainerSecurityContext
+COMPARED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "privileged": {"privileged": True},
+    "a user": {"run_as_user": cri.Int64Value(value=1000), "run_as_group": cri.Int64Value(value=1000)},
+    "a read-only root": {"readonly_rootfs": True},
+    "no new privileges": {"no_new_privs": True},
+    "capabilities added": {"capabilities": cri.Capability(add_capabilities=["NET_ADMIN", "SYS_TIME"])},
+    "all dropped": {"capabilities": cri.Capability(drop_capabilities=["ALL"])},
+    "all added": {"capabilities": cri.Capability(add_capabilities=["ALL"])},
+    "the default filter": {"seccomp": cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)},
+    "own masks": {"masked_paths": ["/proc/kcore"], "readonly_paths": ["/proc/bus"]},
+}
+
+
+@dataclass(slots=True)
+class Peer:
+    """Something that serves CRI."""
+
+    runtime: RuntimeServiceStub
+    cgroups: str
+    pods: dict[bool, tuple[str, cri.PodSandboxConfig]] = field(default_factory=dict)
+
+    def pod(self, privileged: bool) -> tuple[str, cri.PodSandboxConfig]:
+        """A pod in which containers may be privileged, or may not."""
+        if privileged not in self.pods:
+            context = cri.LinuxSandboxSecurityContext(privileged=privileged)
+            config = pod_config(
+                linux=cri.LinuxPodSandboxConfig(
+                    security_context=context, cgroup_parent=f"{self.cgroups}/{secrets.token_hex(4)}"
+                )
+            )
+            request = cri.RunPodSandboxRequest(config=config)
+            self.pods[privileged] = (self.runtime.RunPodSandbox(request, timeout=60).pod_sandbox_id, config)
+        return self.pods[privileged]
+
+    def spec(self, context: Context) -> dict[str, Any]:
+        """The runtime spec that a request leads to."""
+        pod_id, pod = self.pod(context.privileged)
+        config = container_config(f"spec-{secrets.token_hex(4)}", BUSYBOX, ["sleep", "1000"])
+        config.linux.security_context.CopyFrom(context)
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=config, sandbox_config=pod)
+        container = self.runtime.CreateContainer(request, timeout=60).container_id
+        status = cri.ContainerStatusRequest(container_id=container, verbose=True)
+        answer = json.loads(self.runtime.ContainerStatus(status, timeout=60).info["info"])
+        self.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=60)
+        found: dict[str, Any] = answer["runtimeSpec"]
+        return found
+
+    def close(self) -> None:
+        """Remove the pods."""
+        for pod_id, _ in self.pods.values():
+            self.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id), timeout=60)
+            self.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id), timeout=60)
+
+
+@pytest.fixture(scope="module")
+def peers(bed: Testbed, pod: str, containerd_flavour: str) -> Iterator[tuple[Peer, Peer]]:
+    """containerd's CRI plugin in the same bed, with the same image and network."""
+    if containerd_flavour == "current" and not (CRI_CONTAINERD / "containerd").is_file():
+        pytest.skip("containerd 2.x is not built with its CRI plugin: run `python tests/conformance/build.py`")
+    binary = str(CRI_CONTAINERD / "containerd") if containerd_flavour == "current" else "containerd"
+    pause, archive = image(bed, config={"Entrypoint": ["sleep"], "Cmd": ["100000"]})
+    cni = {"conf_dir": "/etc/cni/net.d"}
+    plugins: dict[str, Any] = {
+        "io.containerd.grpc.v1.cri": {
+            "restrict_oom_score_adj": True,
+            "sandbox_image": pause,
+            "cni": cni | {"bin_dir": "/usr/lib/cni"},
+        }
+    }
+    if containerd_flavour == "current":
+        plugins = {
+            "io.containerd.cri.v1.runtime": {
+                "restrict_oom_score_adj": True,
+                "cni": cni | {"bin_dirs": ["/usr/lib/cni"]},
+            },
+            "io.containerd.cri.v1.images": {"pinned_images": {"sandbox": pause}},
+        }
+    bed.write(
+        "/etc/cni/plugin.toml",
+        f"version = {3 if containerd_flavour == 'current' else 2}\n" + toml({"plugins": plugins}),
+    )
+    log = (bed.base / "plugin.log").open("w")
+    process = bed.popen([binary, "--config", "/etc/cni/plugin.toml"], stdout=log, stderr=log)
+    socket = bed.path("/run/containerd/containerd.sock")
+    try:
+        until(lambda: socket.exists() or process.poll() is not None, within=60, what="the plugin listens")
+        with grpc.insecure_channel(f"unix:{socket}") as channel:
+            runtime = RuntimeServiceStub(channel)
+            runtime.Version(cri.VersionRequest(), timeout=60, wait_for_ready=True)
+            for each in (bed.build_image("busybox"), archive):
+                bed.run(["ctr", "-n", "k8s.io", "images", "import", str(each)], timeout=60)
+            sides = (Peer(bed.runtime, bed.cgroup_parent), Peer(runtime, bed.cgroup_parent))
+            yield sides
+            for side in sides:
+                side.close()
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+        log.close()
+
+
+def mounts(spec: Mapping[str, Any]) -> dict[str, set[str]]:
+    """What is mounted by the runtime itself, with the flags that restrict it."""
+    kept = {"nosuid", "nodev", "noexec", "ro"}
+    return {
+        each["destination"]: kept & {o.replace("rro", "ro") for o in each.get("options", ())}
+        for each in spec["mounts"]
+    }
+
+
+@pytest.mark.parametrize("case", COMPARED)
+def test_a_container_is_given_no_more_than_containerd_s_plugin_gives(peers: tuple[Peer, Peer], case: str) -> None:
+    ours, theirs = (peer.spec(Context(**COMPARED[case])) for peer in peers)
+    process, other = ours["process"], theirs["process"]
+    linux, compared = ours["linux"], theirs["linux"]
+
+    for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
+        given, reference = (set(p.get("capabilities", {}).get(kind) or ()) for p in (process, other))
+        assert given <= reference, kind
+        if kind in ("bounding", "effective", "permitted"):
+            assert given == reference, kind
+    for key in ("maskedPaths", "readonlyPaths"):
+        assert set(linux.get(key) or ()) >= set(compared.get(key) or ()), key
+    assert case == "privileged" or linux.get("maskedPaths")  # what is compared is there
+    assert process.get("noNewPrivileges", False) >= other.get("noNewPrivileges", False)
+    assert process["user"]["uid"] == other["user"]["uid"] and process["user"]["gid"] == other["user"]["gid"]
+    assert (process.get("rlimits") or []) == (other.get("rlimits") or [])
+    assert ours["root"].get("readonly", False) == theirs["root"].get("readonly", False)
+    assert {d["path"] for d in linux.get("devices") or ()} <= {d["path"] for d in compared.get("devices") or ()}
+    rules = [[_rule(r) for r in each["resources"].get("devices") or ()] for each in (linux, compared)]
+    assert sorted(rules[0]) == sorted(rules[1])
+    assert bool(linux.get("seccomp")) >= bool(compared.get("seccomp"))
+    assert {n["type"] for n in linux["namespaces"]} >= {n["type"] for n in compared["namespaces"]}
+    assert process.get("oomScoreAdj", 0) >= other.get("oomScoreAdj", 0)
+    mounted, expected = mounts(ours), mounts(theirs)
+    assert set(mounted) == set(expected)
+    assert {path: flags for path, flags in mounted.items() if not flags >= expected[path]} == {}
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    return json.dumps({**rule, "major": rule.get("major", -1), "minor": rule.get("minor", -1)}, sort_keys=True)
