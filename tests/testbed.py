@@ -35,6 +35,8 @@ from typing import IO, Any, Self
 
 import grpc
 
+from sandboxd import trees
+from sandboxd.errors import CleanupIncomplete
 from sandboxd.pb.cri.v1.api_pb2 import VersionRequest
 from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from sandboxd.pb.host.v1.host_pb2 import LoadedImage, LoadImageRequest
@@ -381,9 +383,10 @@ class Testbed:
         except TimeoutError as exc:
             problems.append(f"{exc}: {[str(d) for d in self.cgroup_dirs()]}")
         try:
-            shutil.rmtree(self.base)
-        except OSError as exc:
-            problems.append(f"{self.base} cannot be removed: {exc}")
+            for _ in trees.remove(str(self.base)):
+                pass
+        except CleanupIncomplete as exc:
+            problems.append(str(exc))
         if problems:
             raise BedFailed("the bed left something behind: " + "; ".join(problems))
 
