@@ -34,7 +34,7 @@ STOPPING = [
     "runtime.delete",
     "runtime.get",
     "netns.remove",
-    "pod_files.unmount_shm",
+    "pod_files.unmount",
     "image_volumes.remove",
 ]
 REMOVING = [
@@ -73,7 +73,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
         monkeypatch.setattr(module, name, waiting if waits else call)
 
-    spy(pod_files, "unmount_shm", waits=False)
+    spy(pod_files, "unmount", waits=False)
     spy(pod_files, "remove_cgroup", waits=True)
     spy(pod_files, "remove_directory", waits=True, real=True)
     spy(image_volumes, "remove", waits=True)
