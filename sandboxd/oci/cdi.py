@@ -82,7 +82,7 @@ def parse(data: bytes, source: str) -> Spec:
     """A CDI file, JSON or YAML by its name. Raises InvalidRequest, naming the file and the place."""
     try:
         content = json.loads(data) if source.endswith(".json") else yaml.safe_load(data)
-    except (ValueError, yaml.YAMLError) as exc:
+    except (ValueError, RecursionError, yaml.YAMLError) as exc:
         raise InvalidRequest(f"{source}: cannot be read: {exc}") from exc
     document = _object(content, _FILE, f"{source}:", " ")
     if not _VERSION.match(document.get("cdiVersion", "")):

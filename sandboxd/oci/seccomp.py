@@ -208,7 +208,7 @@ def parse_profile(data: bytes, source: str) -> Json:
     """
     try:
         profile = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"seccomp profile {source}: it is not JSON: {exc}") from exc
     known = _members(profile, _PROFILE, f"seccomp profile {source}")
     where = f"seccomp profile {source}: "

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sandboxd.containerd import extract
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.content import Content
 from sandboxd.containerd.extract import Extraction, directory_of
@@ -275,6 +276,21 @@ def test_what_is_not_ours_is_left_to_containerd(tmp_path: Path, data: bytes, low
 
     assert why in extraction.unfit
     assert os.listdir(tmp_path) == ["fs"]
+
+
+def test_more_directories_than_can_be_remembered_are_left_to_containerd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their times are set last, and until then they are held in memory."""
+    monkeypatch.setattr(extract, "MOST_REMEMBERED", 1000)
+    extraction = Extraction(str(tmp_path), lowest=True)
+    maker = Maker()
+    for number in range(10):
+        maker.directory(f"directory-{number}")
+    layers.scan(io.BytesIO(plain(maker)), "layer", extraction)
+    extraction.close()
+
+    assert "more directories" in extraction.unfit
 
 
 def test_a_directory_that_is_not_there_is_left_to_containerd(tmp_path: Path) -> None:

@@ -200,3 +200,18 @@ async def test_metrics_are_the_exposition(site: Site) -> None:
     answer = await site.host.Metrics(host_pb2.MetricsRequest(), timeout=SECONDS)
 
     assert answer.text == "x 1.0 ✓\n"
+
+
+def test_what_an_earlier_daemon_was_sent_goes_at_the_first_archive(tmp_path: Path) -> None:
+    """It died in the middle of reading it; later ones are those of this daemon."""
+    config = SimpleNamespace(daemon=SimpleNamespace(root=str(tmp_path)))
+    service = HostService(
+        cast(Host, SimpleNamespace(config=config)), cast(ImageStore, None), cast(Pulls, None), lambda: b""
+    )
+    left = tmp_path / "uploads" / "archive-left"
+    left.parent.mkdir()
+    left.touch()
+    uploads = service._uploads()
+    assert not left.exists()
+    (uploads / "archive-new").touch()
+    assert (service._uploads() / "archive-new").exists()

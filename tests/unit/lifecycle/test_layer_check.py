@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.errors import Exhausted, InvalidRequest
+from sandboxd.errors import Exhausted, InvalidRequest, Unavailable
 from sandboxd.lifecycle import layer_check
 from sandboxd.lifecycle.layer_check import AHEAD, LEAST_AHEAD, LayerCheck, WholeCheck
 from sandboxd.oci import layers
@@ -127,6 +127,33 @@ async def test_what_is_being_examined_is_waited_for_when_it_is_stopped(executor:
     go_on.set()
     await stopping
     assert visited == ["entry"]
+
+
+@KINDS
+async def test_a_thread_at_work_stops_at_the_next_entry(executor: ThreadPoolExecutor, kind: Kind) -> None:
+    """All of the layer is there already: nothing but the flag ends its examination."""
+    reached, go_on = threading.Event(), threading.Event()
+    visited: list[str] = []
+
+    class Slow:
+        def visit(self, entry: tarfile.TarInfo, *arguments: object) -> None:
+            visited.append(entry.name)
+            reached.set()
+            go_on.wait(20)
+
+        def finish(self) -> None: ...
+
+    examined = kind(executor, "layer", Slow())
+    await examined.feed(tar("one", 100)[:1024] + tar("two", 100)[:1024] + tar("three", 100))
+    finishing = asyncio.create_task(examined.finish())
+    await asyncio.to_thread(reached.wait, 20)
+    stopping = asyncio.create_task(examined.stop())
+    await asyncio.sleep(0)
+    go_on.set()
+    await stopping
+    with pytest.raises((InvalidRequest, Unavailable), match=r"stopped|not read to its end"):
+        await finishing
+    assert visited == ["one"]
 
 
 async def test_another_reason_than_the_layer_ends_it_at_once(executor: ThreadPoolExecutor) -> None:

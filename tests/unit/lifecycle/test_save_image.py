@@ -191,6 +191,29 @@ async def test_of_an_index_the_platforms_that_are_here_are_saved(store: FakeStor
     assert store.listed[0].target.digest[7:].encode() in data
 
 
+async def test_each_document_is_read_once_however_often_indexes_name_it(store: FakeStore) -> None:
+    """An index that names another one a hundred times, which does the same, four deep."""
+    store.add(b"web", BOTH[0])
+    (listed,) = store.listed
+    target = listed.target
+    for _ in range(4):
+        entry = {"mediaType": target.media_type, "digest": target.digest, "size": target.size}
+        document = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [entry] * 100}
+        target = store.put(oci.OCI_INDEX, json.dumps(document).encode())
+    store.listed[:] = [Image(name=listed.name, target=target)]
+    reads: list[str] = []
+    read = store.content.read
+
+    async def counted(digest: str, most: int) -> bytes:
+        reads.append(digest)
+        return bytes(await read(digest, most))
+
+    store.content.read = counted
+    with tarfile.open(fileobj=io.BytesIO(await save(store, "web:1"))) as tar:
+        assert f"blobs/sha256/{listed.target.digest[7:]}" in tar.getnames()
+    assert sorted(reads) == sorted(set(reads))
+
+
 async def test_of_several_platforms_docker_gets_this_machines(store: FakeStore) -> None:
     other, blobs = make_image(b"other")
     store.blobs |= blobs

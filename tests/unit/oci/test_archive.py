@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandboxd.errors import InvalidRequest, SandboxdError
-from sandboxd.oci import image
+from sandboxd.errors import InvalidRequest, SandboxdError, Unavailable
+from sandboxd.oci import archive, image
 from sandboxd.oci.archive import Archive, ImageContent
 from sandboxd.oci.image import Platform
 
@@ -411,3 +411,34 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path: Path, at: int, value: int
         return
     for content in found:
         assert {blob.descriptor.digest for blob in content.layers} <= originals
+
+
+def test_images_and_names_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each distinct image and each name is work for containerd."""
+    layout = Layout()
+    for number in range(3):
+        manifest = layout.manifest(layer(f"etc/{number}"))
+        for name in range(2):
+            layout.add(manifest, name=f"x:{number}-{name}")
+    assert len(read(tmp_path, layout.tar())) == 3
+    for limit, most, reason in (("MOST_IMAGES", 2, "more than 2 images"), ("MOST_NAMES", 5, "more than 5 names")):
+        with monkeypatch.context() as patched, pytest.raises(InvalidRequest, match=reason):
+            patched.setattr(archive, limit, most)
+            read(tmp_path, layout.tar())
+
+
+def test_a_list_of_images_is_nothing_but_a_list(tmp_path: Path) -> None:
+    """What follows it is no part of it, however it is put."""
+    for data in (b'[],"images":[]', b'[]}{"a":[]', b'{"images":[]}'):
+        with pytest.raises(InvalidRequest, match=r"manifest\.json"):
+            read(tmp_path, pack({"manifest.json": data}))
+
+
+def test_an_archive_can_be_stopped_while_it_is_read(tmp_path: Path) -> None:
+    """At each entry, each document and each layer."""
+    path = tmp_path / "image.tar"
+    path.write_bytes(simple().tar())
+    for most in range(0, 30, 3):
+        answers = iter([False] * most + [True] * 100)
+        with pytest.raises(Unavailable, match="stopped"), Archive(path, answers.__next__) as opened:
+            opened.images(HOST)

@@ -97,6 +97,12 @@ def test_any_bytes_are_a_specification_or_refused(data: bytes) -> None:
             cdi.parse(data, source)
 
 
+@pytest.mark.parametrize("source", ["/a.json", "/a.yaml"])
+def test_a_specification_of_great_depth_is_refused(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        cdi.parse(b"[" * 20_000, source)
+
+
 def test_a_device_that_nothing_describes_is_not_found_and_problems_are_told() -> None:
     with pytest.raises(NotFound, match=r"v\.example/gpu=1: no specification .* \(/etc/cdi/b\.json: broken\)"):
         cdi.resolve(["v.example/gpu=1"], [[spec()]], ["/etc/cdi/b.json: broken"])

@@ -14,9 +14,10 @@ from backports import zstd
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sandboxd.errors import InvalidRequest
+from sandboxd.errors import InvalidRequest, Unavailable
 from sandboxd.oci import compression, layers
 from sandboxd.oci import tar as tar_headers
+from sandboxd.oci.compression import Allowance
 
 Entry = tuple[str, bytes, str, bytes]  # name, type, link target, content
 
@@ -218,6 +219,56 @@ def test_an_entry_of_negative_size_is_refused() -> None:
     info.pax_headers = {"size": "-1024"}
     with pytest.raises(InvalidRequest, match="negative"):
         layers.scan(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT) + bytes(4096)))
+
+
+def test_what_one_layer_may_be_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries, names, directories that names lead through, and bytes: the first that is too many."""
+    flat = tar([file(f"file-{number}") for number in range(20)])
+    deep = tar([file(f"{number}/" + "d/" * 20 + "f") for number in range(20)])
+    zeros = gzip.compress(tar([file("a", bytes(1 << 20))]))
+    for limit, value, data, reason in (
+        ("MOST_ENTRIES", 19, flat, "more than 19 entries"),
+        ("MOST_NAME_BYTES", 100, flat, "names of more than"),
+        ("FREE_DIRECTORIES", 100, deep, "too many directories"),
+        ("UNPACKED", Allowance(free=0, factor=1, most=len(flat) - 1), flat, "when it is unpacked"),
+        ("UNPACKED", Allowance(free=0, factor=10, most=1 << 40), zeros, "10 times"),
+    ):
+        layers.scan(io.BytesIO(data))
+        with monkeypatch.context() as patched, pytest.raises(InvalidRequest, match=reason):
+            patched.setattr(layers, limit, value)
+            layers.scan(io.BytesIO(data))
+
+
+def test_directories_that_come_in_order_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in what tar, docker and others write: deep trees are nothing special."""
+    monkeypatch.setattr(layers, "FREE_DIRECTORIES", 50)
+    monkeypatch.setattr(layers, "DIRECTORIES", 0)
+    top = "a/" * 40
+    entries = [file(f"{top}{number}") for number in range(50)] + [file("a/x"), directory("a/b"), file("a/b/c")]
+    assert layers.scan(io.BytesIO(tar(entries))).entries == 53
+
+
+def test_a_sparse_file_counts_with_its_holes() -> None:
+    """Whoever unpacks it may fill them."""
+    info = tarfile.TarInfo("s")
+    info.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 39)}
+    with pytest.raises(InvalidRequest, match="when it is unpacked"):
+        layers.scan(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT) + bytes(4096)))
+
+
+@pytest.mark.parametrize("asked", [0, 1, 5, 20])
+def test_a_scan_stops_soon_after_it_is_told(asked: int) -> None:
+    """It asks at each entry and each piece."""
+    questions = 0
+
+    def stopped() -> bool:
+        nonlocal questions
+        questions += 1
+        return questions > asked
+
+    with pytest.raises(Unavailable, match="stopped"):
+        layers.scan(io.BytesIO(tar([file(str(number)) for number in range(40)])), stopped=stopped)
+    assert questions == asked + 1
 
 
 def test_zstd_is_read() -> None:

@@ -174,6 +174,11 @@ async def test_silence_is_another_connection_and_then_an_error() -> None:
         (Reply(status=429), Exhausted, "429"),
         (Reply(status=429, headers={"Retry-After": "1000"}), Exhausted, "1000 s"),
         (Reply(status=206, body=BLOB, headers={"Content-Range": "bytes 5-9/10"}), Unavailable, "another part"),
+        (
+            Reply(status=206, body=BLOB, headers={"Content-Range": f"bytes {'9' * 5000}-9/10"}),
+            Unavailable,
+            "another part",
+        ),
     ],
 )
 async def test_each_fault_is_told_as_what_it_is(reply: Reply, error: type[SandboxdError], words: str) -> None:
