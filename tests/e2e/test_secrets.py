@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -304,27 +304,34 @@ def test_what_is_cut_off_is_named_without_its_request(fresh_bed: StartBed, end: 
     config = container_config("cut-off", IMAGE, ["sh", "-c", f": {SECRET}"], envs=ENVS)
     stopped = [pid for pid in processes_in(bed.pid_namespace) if _name(pid) == "containerd"]
     assert stopped
-    with ThreadPoolExecutor(1) as thread:
+    request = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=config)
+
+    def resume() -> None:
         for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)  # whoever asks it waits
-        try:
-            asked: Future[str] = thread.submit(create_container, bed, pod_id, config)
+            os.kill(pid, signal.SIGCONT)
 
-            def begun() -> bool:
-                return '"container.mounts"' in bed.log_file.read_text("utf-8", "replace")
+    def cut_off() -> list[str]:
+        return [line for line in bed.log_file.read_text("utf-8").splitlines() if "operations were cut off" in line]
 
-            until(lambda: begun() or asked.done(), within=30, what="the container is being created")
-            assert not asked.done()
-            bed.stop_daemon() if end == "SIGTERM" else bed.kill_daemon()
-            with pytest.raises(grpc.RpcError) as caught:
-                asked.result(timeout=60)
-        finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-    cut_off = [line for line in bed.log_file.read_text("utf-8").splitlines() if "operations were cut off" in line]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)  # whoever asks it waits
+    try:
+        asked = bed.runtime.CreateContainer.future(request, timeout=60)
+        for _ in range(20):  # requests are taken in their order
+            bed.runtime.Version(cri.VersionRequest(), timeout=30)
+        assert not asked.done()
+        with ThreadPoolExecutor(1) as thread:
+            ended = thread.submit(bed.stop_daemon if end == "SIGTERM" else bed.kill_daemon)
+            until(lambda: cut_off() or ended.done(), within=60, what="the daemon gives up waiting")
+            resume()
+            ended.result()
+        with pytest.raises(grpc.RpcError) as caught:
+            asked.result()
+    finally:
+        resume()
     bed.relaunch_daemon()
 
-    assert ["CreateContainer" in line for line in cut_off] == [True] * (end == "SIGTERM")
+    assert ["CreateContainer" in line for line in cut_off()] == [True] * (end == "SIGTERM")
     assert not leaks(str(caught.value) + shown(bed, pod_id))
     remove_pod(bed, pod_id)
 
