@@ -421,6 +421,42 @@ async def test_a_redirect_takes_no_credentials_to_another_host() -> None:
     assert "authorization" not in storage.asked[0].headers
 
 
+@pytest.mark.parametrize("kind", ["password", "token", "identity", "registry token", "header"])
+async def test_a_redirect_takes_nothing_that_was_shown_to_another_port(tmp_path: Path, kind: str) -> None:
+    """Nor does anything come along in the URL, a cookie, or the body."""
+    tokens: list[str] = []
+    credentials = {
+        "password": ME,
+        "token": ME,
+        "identity": Credentials(identity_token="secret"),
+        "registry token": Credentials(registry_token="secret"),
+    }.get(kind)
+    async with serving(blob) as storage:
+
+        def script(asked: Asked) -> Reply:
+            shown = {**asked.headers}.get("authorization" if kind != "header" else "x-key")
+            if asked.path.startswith("/token"):
+                tokens.append("secret-token")
+                return Reply(body=json.dumps({"token": tokens[-1]}).encode(), headers={"Set-Cookie": "a=secret"})
+            if not shown:
+                scheme = "Basic" if kind == "password" else "Bearer"
+                realm = f'realm="http://{asked.headers["host"]}/token"'
+                return Reply(status=401, headers={"WWW-Authenticate": f"{scheme} {realm}", "Set-Cookie": "a=secret"})
+            return Reply(status=307, headers={"Location": f"http://{storage.host}/x", "Set-Cookie": "a=secret"})
+
+        async with serving(script) as server:
+            text = f'server = "http://{server.host}"\n[header]\nX-Key = "secret"\n'
+            place = certs(tmp_path, text) if kind == "header" else ""
+            name = "registry.test" if kind == "header" else server.host
+            async with opened(name, credentials=credentials, certs=place) as repository:
+                assert await read(repository) == BLOB
+
+    (asked,) = storage.asked
+    assert "secret" not in str(asked)
+    assert not {"authorization", "cookie", "x-key", "referer"} & set(asked.headers)
+    assert base64.b64encode(b"me:secret").decode() not in str(asked)
+
+
 def token_script(tokens: list[str]) -> Script:
     """A registry and its token server in one: each token is good until the next is given."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from yarl import URL
 
 from sandboxd.errors import InvalidRequest, NotReady, SandboxdError, Unavailable
 from sandboxd.registry.hosts import Endpoint
@@ -127,3 +128,16 @@ def test_a_request_shows_neither_url_nor_secrets() -> None:
     request = Request(method="GET", url="https://r.test/?key=secret", private=PRIVATE, form=b"secret")
 
     assert "secret" not in repr(request)
+
+
+@pytest.mark.parametrize(
+    "location", ["http://registry.test/x", "//registry.test/x", "HTTP://other.test/", "ftp://x/y"]
+)
+def test_a_redirect_never_leaves_tls(transport: Transport, location: str) -> None:
+    secure = URL("https://registry.test/v2/")
+
+    if location.startswith("//"):
+        assert transport._next(secure, location) == URL("https://registry.test/x")
+    else:
+        with pytest.raises(Unavailable, match=r"not encrypted|not a URL"):
+            transport._next(secure, location)
