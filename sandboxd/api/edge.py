@@ -43,7 +43,7 @@ CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
 UNEXPECTED: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
     MemoryError: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "sandboxd had not enough memory for this request; what it had begun is cleaned up",
+        "sandboxd had not enough memory for this request",
     ),
     RecursionError: (
         grpc.StatusCode.INTERNAL,

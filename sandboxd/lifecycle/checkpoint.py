@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -165,14 +166,19 @@ async def _take(host: Host, container: ContainerRecord, location: Path, deadline
         "spec.dump": await host.runtime.spec(container.id),
     }
     with steps.step("container.archive"):
-        await asyncio.to_thread(
-            archive.write,
-            location,
-            unfinished,
-            files={name: path for name, path in found.items() if name == archive.IMAGES or archive.has_file(path)},
-            documents=documents,
-            deadline=deadline,
-        )
+        cut_off = threading.Event()
+        try:
+            await asyncio.to_thread(
+                archive.write,
+                location,
+                unfinished,
+                files={name: path for name, path in found.items() if name == archive.IMAGES or archive.has_file(path)},
+                documents=documents,
+                deadline=deadline,
+                cut_off=cut_off.is_set,
+            )
+        finally:
+            cut_off.set()  # at a shutdown the thread would go on, and the daemon wait for it
 
 
 def _complaints(path: Path) -> str:

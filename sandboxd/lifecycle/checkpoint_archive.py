@@ -67,13 +67,25 @@ def has_file(path: Path) -> bool:
 
 
 def write(
-    target: Path, unfinished: Path, *, files: Mapping[str, Path], documents: Mapping[str, Any], deadline: float
+    target: Path,
+    unfinished: Path,
+    *,
+    files: Mapping[str, Path],
+    documents: Mapping[str, Any],
+    deadline: float,
+    cut_off: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write the archive to `target`, by way of `unfinished` in the same directory: there is all of it or nothing.
 
     `files` are files and directories by their names in the archive, `documents` become JSON. Blocks for as long as
-    the disk takes. Raises OSError, and TimedOut at `deadline` (of `time.monotonic`); `unfinished` is gone then.
+    the disk takes. Raises OSError, and TimedOut at `deadline` (of `time.monotonic`) or when `cut_off` says so;
+    `unfinished` is gone then.
     """
+
+    def check(what: str) -> None:
+        if cut_off() or time.monotonic() > deadline:
+            raise TimedOut(f"packing {what}: the time given for the checkpoint is over")
+
     try:
         # The directory is the client's choice: what others may have put there is neither opened nor cut.
         unfinished.unlink(missing_ok=True)
@@ -81,7 +93,7 @@ def write(
         with open(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 for name, path in files.items():
-                    _add_tree(archive, name, path, deadline)
+                    _add_tree(archive, name, path, check)
                 for name, document in documents.items():
                     _add_document(archive, name, document)
             file.flush()
@@ -92,22 +104,23 @@ def write(
         raise
 
 
-def _add_tree(archive: tarfile.TarFile, name: str, path: Path, deadline: float) -> None:
+def _add_tree(archive: tarfile.TarFile, name: str, path: Path, check: Callable[[str], None]) -> None:
     """A file, or a directory and what is in it."""
     if not path.is_dir():
-        _add(archive, name, str(path), None, deadline)
+        _add(archive, name, str(path), None, check)
         return
     at = Descent(os.open(path, trees.DIRECTORY))
     try:
         archive.addfile(_directory(name, os.fstat(at.fd)))
         names = [name]
         for event, each in trees.walk(at):
+            check(names[-1])
             if event is Event.LEFT:
                 names.pop()
                 continue
             inside = f"{names[-1]}/{each}"
             if event is Event.FILE:
-                _add(archive, inside, each, at.fd, deadline)
+                _add(archive, inside, each, at.fd, check)
             else:
                 names.append(inside)
                 archive.addfile(_directory(inside, os.fstat(at.fd)))
@@ -115,7 +128,7 @@ def _add_tree(archive: tarfile.TarFile, name: str, path: Path, deadline: float) 
         at.close()
 
 
-def _add(archive: tarfile.TarFile, name: str, path: str, dir_fd: int | None, deadline: float) -> None:
+def _add(archive: tarfile.TarFile, name: str, path: str, dir_fd: int | None, check: Callable[[str], None]) -> None:
     """A file or a link; root's, as whoever unpacks it needs no more of the owner. Nothing else is packed."""
     info = os.lstat(path, dir_fd=dir_fd)
     if stat.S_ISLNK(info.st_mode):
@@ -127,7 +140,7 @@ def _add(archive: tarfile.TarFile, name: str, path: str, dir_fd: int | None, dea
             # The size is that of this moment: a log grows while it is read.
             entry = _entry(name, os.fstat(file.fileno()))
             entry.size = os.fstat(file.fileno()).st_size
-            archive.addfile(entry, _Hurried(file, deadline, f"packing {name}"))
+            archive.addfile(entry, _Hurried(file, name, check))
 
 
 def _directory(name: str, info: os.stat_result) -> tarfile.TarInfo:
@@ -150,17 +163,13 @@ def _add_document(archive: tarfile.TarFile, name: str, document: Any) -> None:
 
 
 class _Hurried(io.RawIOBase):
-    """A file that can be read until a moment of `time.monotonic`; raises TimedOut after it."""
+    """A file that can be read as long as `check` does not raise."""
 
-    def __init__(
-        self, file: IO[bytes], deadline: float, what: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, file: IO[bytes], name: str, check: Callable[[str], None]) -> None:
         self._file = file
-        self._deadline = deadline
-        self._what = what
-        self._clock = clock
+        self._name = name
+        self._check = check
 
     def read(self, size: int = -1) -> bytes:
-        if self._clock() > self._deadline:
-            raise TimedOut(f"{self._what}: the time given for the checkpoint is over")
+        self._check(self._name)
         return self._file.read(size)

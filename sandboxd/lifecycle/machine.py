@@ -285,13 +285,15 @@ def _device_nodes(path: str) -> Iterator[DeviceNode]:
 
 
 def _below(directory: Path, left_out: frozenset[str]) -> Iterator[DeviceNode]:
-    for entry in sorted(directory.iterdir()):
-        if str(entry) in left_out or entry.is_symlink():
-            continue
-        if entry.is_dir():
-            yield from _below(entry, left_out)
-        elif (node := _node(entry)) is not None:
-            yield node
+    todo = [directory]
+    while todo:
+        for entry in sorted(todo.pop().iterdir()):
+            if str(entry) in left_out or entry.is_symlink():
+                continue
+            if entry.is_dir():
+                todo.append(entry)
+            elif (node := _node(entry)) is not None:
+                yield node
 
 
 def _node(path: Path) -> DeviceNode | None:

@@ -98,6 +98,21 @@ def test_out_of_time_there_is_no_archive_and_what_was_there_stays(tmp_path: Path
     assert not (tmp_path / "unfinished").exists()
 
 
+def test_cut_off_there_is_no_archive_and_the_thread_ends(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    with pytest.raises(TimedOut, match=r"packing container\.log"):
+        archive.write(
+            tmp_path / "whole.tar",
+            tmp_path / "unfinished",
+            files={"container.log": source},
+            documents={},
+            deadline=LATER,
+            cut_off=lambda: True,
+        )
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
         write(tmp_path, {"rootfs-diff.tar": tmp_path / "none"}, {})
