@@ -172,7 +172,9 @@ async def _take(host: Host, container: ContainerRecord, location: Path, deadline
                 archive.write,
                 location,
                 unfinished,
-                files={name: path for name, path in found.items() if name == archive.IMAGES or archive.has_file(path)},
+                files={
+                    name: path for name, path in found.items() if name == archive.IMAGES or archive.has_file(path)
+                },
                 documents=documents,
                 deadline=deadline,
                 cut_off=cut_off.is_set,
