@@ -31,6 +31,7 @@ PIECE = 1000  # entries: some ten milliseconds
 MOST_SECONDS = 600.0  # for one removal; whoever asks again goes on where it ended
 MOST_PROBLEMS = 20  # after which a removal gives up
 MOST_PASSES = 100  # over a directory that is never empty
+MOST_IN_PLACE = 1000  # levels below what could not be moved: each keeps the names of all above it
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -182,7 +183,7 @@ class _Removal:
     use. So the tree becomes flat as it goes: one descriptor does, the depth costs nothing, and whoever still runs in
     the tree cannot exchange one of its directories for a link between two of our calls. The kernel refuses to move
     what something is mounted on (EBUSY), in one step with the move: nothing is removed from another file system, nor
-    from another place in the same one. Where directories cannot be moved, they are emptied in place.
+    from another place in the same one. Where directories cannot be moved, they are emptied in place, down to a depth.
     """
 
     def __init__(self, path: str, top: int) -> None:
@@ -289,6 +290,8 @@ class _Removal:
                     raise
             finally:
                 os.close(there)
+        if len(directory.where) > MOST_IN_PLACE:
+            raise OSError(errno.EXDEV, "it cannot be moved, and is nested too deeply to be emptied where it is")
         return _Directory((*directory.where, name), was)
 
     def _gone(self, directory: _Directory) -> bool:

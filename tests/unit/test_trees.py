@@ -325,6 +325,19 @@ def test_where_directories_cannot_be_moved_they_are_emptied_in_place(
     assert not top.exists()
 
 
+def test_what_can_neither_be_moved_nor_reached_in_place_is_told_and_goes_when_it_can_be_moved(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "MOST_IN_PLACE", 20)
+    nest(top, 60)
+    with monkeypatch.context() as patch:
+        Calls(patch, "rename", refusing(errno.ENOKEY, lambda *_, **__: True))
+        with pytest.raises(CleanupIncomplete, match="nested too deeply to be emptied where it is"):
+            remove(top)
+    remove(top)
+    assert not top.exists()
+
+
 def test_what_is_in_a_subvolume_is_moved_to_its_root(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on btrfs: the subvolume itself can go to the top, what is in it can not. The work stays linear."""
     (top / "volume" / "subvolume").mkdir(parents=True)
