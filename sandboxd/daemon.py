@@ -26,7 +26,7 @@ import grpc.aio
 import structlog
 
 import sandboxd
-from sandboxd import netns, private, steps
+from sandboxd import disclosure, netns, private, steps
 from sandboxd.api import withheld
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
@@ -197,9 +197,11 @@ async def _start_up(
             await recover(host)
             await host.logs.retain(host.ledger.containers)
             break
-        except (SandboxdError, OSError) as exc:
-            condition.trouble = f"sandboxd is starting: {exc}"
-            log.error("not ready yet, trying again", in_seconds=delay, error=str(exc))
+        except Exception as exc:  # whatever it is: a daemon that says why it is not ready is better than none
+            expected = isinstance(exc, SandboxdError | OSError)
+            words = str(exc) if expected else disclosure.sentence(exc)
+            condition.trouble = f"sandboxd is starting: {words}"
+            log.error("not ready yet, trying again", in_seconds=delay, error=words, exc_info=None if expected else exc)
         try:
             async with asyncio.timeout(delay):
                 await stop.wait()

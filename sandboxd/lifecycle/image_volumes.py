@@ -142,15 +142,15 @@ def _inside(root: str, sub_path: str) -> str:
     Nothing changes meanwhile, since the image is read-only. Raises InvalidRequest when it is not there.
     """
     done: list[str] = []
-    todo = sub_path.split("/")
+    todo = sub_path.split("/")[::-1]
     links = 0
     try:
         while todo:
-            part = todo.pop(0)
+            part = todo.pop()
             if part in ("", "."):
                 continue
             if part == "..":
-                done = done[:-1]
+                del done[-1:]
                 continue
             info = os.lstat("/".join((root, *done, part)))
             if not stat.S_ISLNK(info.st_mode):
@@ -163,7 +163,7 @@ def _inside(root: str, sub_path: str) -> str:
                 raise InvalidRequest(f"config.mounts: image_sub_path {sub_path!r} leads through too many links")
             target = os.readlink("/".join((root, *done, part)))
             done = [] if target.startswith("/") else done
-            todo = [*target.split("/"), *todo]
+            todo += target.split("/")[::-1]
     except OSError as exc:
         raise InvalidRequest(
             f"config.mounts: image_sub_path {sub_path!r} is not in the image: {exc.strerror}"

@@ -33,6 +33,8 @@ MOST_ENTRIES = 2_000_000
 MOST_NAME_BYTES = 512 << 20  # of all names and targets of links together
 FREE_DIRECTORIES = 100_000  # that names lead through, each for itself and not counting those of the entry before;
 DIRECTORIES = 8  # and so many more for each entry: a name makes directories that have no entry of their own
+FREE_PARTS = 2_000_000  # of all names together: containerd goes down each path from the root, and once for each part
+PARTS = 128
 UNPACKED = Allowance(free=256 << 20, factor=1100, most=MOST_BYTES)  # gzip itself does 1,032 times
 
 Stopped = Callable[[], bool]  # whether nobody wants the result any more; asked at each entry and each piece
@@ -199,6 +201,7 @@ class _Bounds:
         self._what = what
         self._name_bytes = 0
         self._directories = 0
+        self._parts = 0
         self._parent = ""
         self.entries = 0
 
@@ -210,6 +213,9 @@ class _Bounds:
         self._name_bytes += len(entry.name) + len(entry.linkname)
         if self._name_bytes > MOST_NAME_BYTES:
             raise InvalidRequest(f"{self._what} has names of more than {MOST_NAME_BYTES >> 20} MiB together")
+        self._parts += path.count("/") + 1
+        if self._parts > FREE_PARTS + PARTS * self.entries:
+            raise InvalidRequest(f"{self._what} has names of too many parts for {self.entries} entries")
         parent = path if entry.isdir() else path.rpartition("/")[0]
         if parent != self._parent:
             self._directories += _more(self._parent, parent)

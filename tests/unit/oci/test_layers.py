@@ -222,7 +222,7 @@ def test_an_entry_of_negative_size_is_refused() -> None:
 
 
 def test_what_one_layer_may_be_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries, names, directories that names lead through, and bytes: the first that is too many."""
+    """Entries, names, their parts, directories that they lead through, and bytes: the first that is too many."""
     flat = tar([file(f"file-{number}") for number in range(20)])
     deep = tar([file(f"{number}/" + "d/" * 20 + "f") for number in range(20)])
     zeros = gzip.compress(tar([file("a", bytes(1 << 20))]))
@@ -230,6 +230,7 @@ def test_what_one_layer_may_be_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         ("MOST_ENTRIES", 19, flat, "more than 19 entries"),
         ("MOST_NAME_BYTES", 100, flat, "names of more than"),
         ("FREE_DIRECTORIES", 100, deep, "too many directories"),
+        ("PARTS", -100_001, deep, "too many parts"),
         ("UNPACKED", Allowance(free=0, factor=1, most=len(flat) - 1), flat, "when it is unpacked"),
         ("UNPACKED", Allowance(free=0, factor=10, most=1 << 40), zeros, "10 times"),
     ):
