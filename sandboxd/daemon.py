@@ -201,7 +201,9 @@ async def _start_up(
             expected = isinstance(exc, SandboxdError | OSError)
             words = str(exc) if expected else disclosure.sentence(exc)
             condition.trouble = f"sandboxd is starting: {words}"
-            log.error("not ready yet, trying again", in_seconds=delay, error=words, exc_info=None if expected else exc)
+            log.error(
+                "not ready yet, trying again", in_seconds=delay, error=words, exc_info=None if expected else exc
+            )
         try:
             async with asyncio.timeout(delay):
                 await stop.wait()
