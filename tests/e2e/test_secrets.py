@@ -298,7 +298,8 @@ def test_an_error_that_nobody_expected_is_told_without_values(fresh_bed: StartBe
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
 def test_what_is_cut_off_is_named_without_its_request(fresh_bed: StartBed, end: str) -> None:
-    bed = fresh_bed(daemon={"log_level": "debug", "log_format": "json", "drain_seconds": 0.2})
+    bed = fresh_bed(daemon=False)
+    bed.start_daemon(daemon={"log_level": "debug", "log_format": "json", "drain_seconds": 0.2})
     bed.load_image("busybox")
     pod_id = run_pod(bed)
     config = container_config("cut-off", IMAGE, ["sh", "-c", f": {SECRET}"], envs=ENVS)
