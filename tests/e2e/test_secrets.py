@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -32,7 +31,7 @@ from tests.pods import (
     run_pod,
     start_container,
 )
-from tests.processes import processes_in, until
+from tests.processes import processes_in
 from tests.registry_server import start_program
 from tests.streaming.remote import NEWEST, Transport, connect, exec_url
 from tests.testbed import Testbed
@@ -307,13 +306,6 @@ def test_what_is_cut_off_is_named_without_its_request(fresh_bed: StartBed, end: 
     assert stopped
     request = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=config)
 
-    def resume() -> None:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
-
-    def cut_off() -> list[str]:
-        return [line for line in bed.log_file.read_text("utf-8").splitlines() if "operations were cut off" in line]
-
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)  # whoever asks it waits
     try:
@@ -321,18 +313,16 @@ def test_what_is_cut_off_is_named_without_its_request(fresh_bed: StartBed, end: 
         for _ in range(20):  # requests are taken in their order
             bed.runtime.Version(cri.VersionRequest(), timeout=30)
         assert not asked.done()
-        with ThreadPoolExecutor(1) as thread:
-            ended = thread.submit(bed.stop_daemon if end == "SIGTERM" else bed.kill_daemon)
-            until(lambda: cut_off() or ended.done(), within=60, what="the daemon gives up waiting")
-            resume()
-            ended.result()
+        bed.stop_daemon() if end == "SIGTERM" else bed.kill_daemon()
         with pytest.raises(grpc.RpcError) as caught:
             asked.result()
     finally:
-        resume()
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    cut_off = [line for line in bed.log_file.read_text("utf-8").splitlines() if "operations were cut off" in line]
     bed.relaunch_daemon()
 
-    assert ["CreateContainer" in line for line in cut_off()] == [True] * (end == "SIGTERM")
+    assert ["CreateContainer" in line for line in cut_off] == [True] * (end == "SIGTERM")
     assert not leaks(str(caught.value) + shown(bed, pod_id))
     remove_pod(bed, pod_id)
 
