@@ -57,6 +57,9 @@ def translate(what: str) -> Iterator[None]:
         if kind is errors.Unavailable:
             words = f"containerd does not answer ({words})"
         raise kind(f"{what}: {words}") from exc
+    except grpc.aio.UsageError as exc:
+        # What a shutdown cuts off cleans up after the channel was closed; the next start does what it cannot.
+        raise errors.Unavailable(f"{what}: {exc}") from exc
 
 
 def _is_our_deadline(code: grpc.StatusCode, words: str) -> bool:

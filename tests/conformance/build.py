@@ -10,8 +10,9 @@ They come from pinned Go modules (go.mod here, in containerd/ and in runc/) and 
     containerd-cri/bin/     the same containerd with its own CRI plugin, for comparison
     runc/bin/               runc
 
-Without a target, what `make test` needs is built: crictl and containerd. All are static, so they run anywhere. A
-target is built only when its inputs changed: its module files, its commands, the toolchain's version.
+Without a target, what `make test` needs is built: crictl, and containerd with and without its plugin. All are static,
+so they run anywhere. A target is built only when its inputs changed: its module files, its commands, the toolchain's
+version.
 
 Without a Go toolchain, or with one too old, this says so and exits 0, because nothing but these tests needs Go;
 a build that fails exits 1 with the compiler's last words.
@@ -50,7 +51,7 @@ class Target:
     c_library: str = ""  # as pkg-config(1) calls it; then C is compiled too
 
 
-DEFAULT = ("crictl", "containerd")
+DEFAULT = ("crictl", "containerd", "containerd-cri")
 TARGETS = {
     "crictl": Target(
         name="crictl",

@@ -449,7 +449,7 @@ class Peer:
 def peers(bed: Testbed, pod: str, containerd_flavour: str) -> Iterator[tuple[Peer, Peer]]:
     """containerd's CRI plugin in the same bed, with the same image and network."""
     if containerd_flavour == "current" and not (CRI_CONTAINERD / "containerd").is_file():
-        pytest.skip("containerd 2.x is not built with its CRI plugin: run `python tests/conformance/build.py`")
+        pytest.skip("containerd 2.x is not built with its plugin: with Go, run `python tests/conformance/build.py`")
     binary = str(CRI_CONTAINERD / "containerd") if containerd_flavour == "current" else "containerd"
     pause, archive = image(bed, config={"Entrypoint": ["sleep"], "Cmd": ["100000"]})
     cni = {"conf_dir": "/etc/cni/net.d"}

@@ -235,3 +235,8 @@ def send_buffers(peer: str) -> list[int]:
                 if one.family == socket.AF_UNIX and one.getpeername() == peer:
                     found.append(one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
     return found
+
+
+def test_a_channel_that_is_closed_is_a_containerd_that_cannot_be_had() -> None:
+    with pytest.raises(errors.Unavailable, match=r"^task x: Channel is closed"), translate("task x"):
+        raise grpc.aio.UsageError("Channel is closed.")
