@@ -118,6 +118,7 @@ async def serve(config: Config) -> None:
         condition = _Condition()
         streaming = _streaming(config, jobs)
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
+        host.renew_pause = lambda: _renew_pause_image(host, images, pulls)
         metrics = Metrics(pulls, sandboxd.__version__)
         stack.callback(steps.subscribe(metrics.step))
         server = _server(config, host, images, pulls, client, streaming, condition, metrics)
@@ -234,21 +235,33 @@ async def _pause_image(host: Host, images: ImageStore, pulls: Pulls) -> None:
     One that has to be fetched is fetched meanwhile, for what there is already needs no pause image.
     """
     wanted = host.config.runtime.pause_image
+    try:
+        if wanted != "builtin":
+            images.resolve(wanted)
+    except NotFound:
+
+        async def fetch() -> None:
+            await _renew_pause_image(host, images, pulls)
+            await asyncio.Event().wait()  # done; a watched loop that ends is started again
+
+        host.jobs.watch("pause image", fetch)
+    else:
+        await _renew_pause_image(host, images, pulls)
+
+
+async def _renew_pause_image(host: Host, images: ImageStore, pulls: Pulls) -> None:
+    """Bring the pause image: at first, and after somebody removed it or gave its name to another one."""
+    wanted = host.config.runtime.pause_image
     if wanted == "builtin":
         host.pause = await load_image.ensure_pause(images, host.config.runtime.pause_binary)
         return
     try:
         record = images.resolve(wanted)
     except NotFound:
-
-        async def fetch() -> None:
-            host.pause = await images.pin(await pulls.pull(wanted))
-            await asyncio.Event().wait()  # done; a watched loop that ends is started again
-
-        host.jobs.watch("pause image", fetch)
+        record = await pulls.pull(wanted)
     else:
         await images.ensure_unpacked(record)
-        host.pause = await images.pin(record)
+    host.pause = await images.pin(record)
 
 
 async def _reach_containerd(config: Config, client: Containerd) -> str:

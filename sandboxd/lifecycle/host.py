@@ -6,7 +6,7 @@ the jobs, the configuration) is named by its class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
@@ -147,3 +147,4 @@ class Host:
     # By container, the clients attached to its stdin: what makes each let go of it.
     at_stdin: dict[str, set[Callable[[], None]]] = field(default_factory=dict)
     pause: ImageRecord | None = None  # known once containerd has answered
+    renew_pause: Callable[[], Coroutine[Any, Any, None]] | None = None  # brings `pause` again, if it was removed

@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 # Labels that other CRI implementations and tools on containerd know.
 MANAGED = {"io.cri-containerd.image": "managed"}
 PINNED = {"io.cri-containerd.pinned": "pinned"}
+OWN_DOMAIN = "sandboxd.local"  # of names that only sandboxd gives: neither an archive nor a registry can take one
 
 UNPACK_LEASE_SECONDS = 24 * 3600.0
 CHANGES_LEASE_SECONDS = 3600.0

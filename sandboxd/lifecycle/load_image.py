@@ -20,19 +20,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import structlog
+
 from sandboxd import steps
 from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snapshot_label
 from sandboxd.containerd.images import Image
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.lifecycle.image_store import MANAGED, PINNED, ImageRecord, ImageStore
+from sandboxd.lifecycle.image_store import MANAGED, OWN_DOMAIN, PINNED, ImageRecord, ImageStore
 from sandboxd.oci import archive, layers
 from sandboxd.oci import image as oci
 from sandboxd.oci.archive import Archive, Blob, ImageContent
 from sandboxd.oci.image import Descriptor, Platform
 from sandboxd.registry import reference
 
-PAUSE_NAME = "sandboxd.local/pause:builtin"
+log = structlog.get_logger(__name__)
+
+PAUSE_NAME = f"{OWN_DOMAIN}/pause:builtin"
 LEASE_SECONDS = 24 * 3600.0
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes altogether
@@ -113,12 +117,15 @@ async def ensure_pause(store: ImageStore, binary_path: str) -> ImageRecord:
 def full_names(content: ImageContent) -> tuple[str, ...]:
     """The archive's names for the image, completed. Raises InvalidRequest for one that cannot be a name.
 
-    A digest in a name says what the name's owner published; only that of what is named here is kept.
+    A digest in a name says what the name's owner published; only that of what is named here is kept. Names that are
+    sandboxd's own are left out: whoever made the archive would decide what every pod begins with.
     """
     names = []
     for text in content.names:
         name = reference.parse(text)
-        if name.tag:
+        if name.domain == OWN_DOMAIN:
+            log.warning("an archive's name for its image is sandboxd's own, it is left out", name=str(name))
+        elif name.tag:
             names.append(str(replace(name, digest="")))
         elif name.digest == content.target.digest:
             names.append(str(name))

@@ -42,7 +42,7 @@ from sandboxd.errors import (
 )
 from sandboxd.jobs import Jobs
 from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
-from sandboxd.lifecycle.image_store import MANAGED, ImageRecord, ImageStore
+from sandboxd.lifecycle.image_store import MANAGED, OWN_DOMAIN, ImageRecord, ImageStore
 from sandboxd.lifecycle.unpack_layers import Memory
 from sandboxd.oci.image import is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -128,6 +128,8 @@ class Pulls:
         name = reference.parse(text)
         if name.digest and not is_digest(name.digest):
             raise InvalidRequest(f"{text}: only sha256 digests are supported")
+        if name.domain == OWN_DOMAIN:
+            raise InvalidRequest(f"{name}: names of {OWN_DOMAIN} are sandboxd's own, no registry has them")
         key = (str(name), credentials or Credentials())
         flight = await self._board(key, name)
         flight.waiting += 1

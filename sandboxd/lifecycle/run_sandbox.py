@@ -25,7 +25,7 @@ from sandboxd import disclosure, steps
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
-from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavailable, Unsupported
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError, Unavailable, Unsupported
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import handlers, machine, network, pod_files, userns
 from sandboxd.lifecycle.host import Host
@@ -109,8 +109,7 @@ async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
     existing = host.ledger.sandbox_named(sandbox_name(config.metadata))
     if existing is not None:
         return _again(existing, config, handler)
-    if host.pause is None:
-        raise Unavailable(f"the pause image {host.config.runtime.pause_image} is not here yet; it is being fetched")
+    pause = await _pause_image(host)
     await _check_user_namespace(host, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
     chosen = None if on_host else await network.choose(host)
@@ -127,13 +126,28 @@ async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
         async with host.jobs.exclusive(sandbox_id):
             try:
                 with steps.step("sandbox.run", pod=record.name):
-                    await _build(host, record, chosen, host.pause)
+                    await _build(host, record, chosen, pause)
             except BaseException as exc:
                 await _roll_back(host, record, exc)
                 raise
     # A pause that ended at once did so before it was known to run; its exit event found nothing to record.
     host.jobs.start(("started", sandbox_id), lambda: settle_sandbox(host, sandbox_id))
     return sandbox_id
+
+
+async def _pause_image(host: Host) -> ImageRecord:
+    """The image of every pod's first container; where somebody removed it, it is brought again.
+
+    Raises Unavailable while it is not here yet, and what bringing it raises.
+    """
+    if host.pause is not None and host.renew_pause is not None:
+        try:
+            host.images.resolve(host.pause.id)
+        except NotFound:
+            await host.jobs.run_to_end(("pause image",), host.renew_pause)
+    if host.pause is None:
+        raise Unavailable(f"the pause image {host.config.runtime.pause_image} is not here yet; it is being fetched")
+    return host.pause
 
 
 async def _check_user_namespace(host: Host, config: cri.PodSandboxConfig, handler: str) -> None:

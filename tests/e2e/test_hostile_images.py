@@ -21,8 +21,10 @@ import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2
 from tests.conftest import StartBed
-from tests.pods import refused
+from tests.e2e.test_volumes import with_volumes
+from tests.pods import refused, remove_pod, run_pod
 from tests.processes import until
 from tests.registry_server import OCI_CONFIG, OCI_MANIFEST, RegistryServer, start_registry
 from tests.testbed import Testbed
@@ -246,3 +248,32 @@ def opens_a_fifo(bed: Testbed) -> bool:
         except OSError:
             continue
     return any("wait_for_partner" in wait for wait in waits)
+
+
+@pytest.mark.parametrize("how", ["an archive takes its name", "it is removed"])
+def test_every_pod_begins_with_sandboxds_own_pause_image(fresh_bed: StartBed, tmp_path: Path, how: str) -> None:
+    bed = fresh_bed()
+    bed.load_image("busybox")
+    (own,) = [image for image in bed.images.ListImages(cri.ListImagesRequest()).images if image.pinned]
+    if how == "it is removed":
+        bed.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=own.id)))
+    else:
+        archive = tmp_path / "pause.tar"
+        with_volumes(bed.build_image("busybox"), archive, [], name=own.repo_tags[0])
+        (loaded,) = bed.load_archive(archive)
+        assert list(loaded.names) == []
+    pod_id = run_pod(bed)
+    (pause,) = [image for image in bed.images.ListImages(cri.ListImagesRequest()).images if image.pinned]
+    assert (pause.id, list(pause.repo_tags)) == (own.id, list(own.repo_tags))
+    pid = bed.host.Explain(host_pb2.ExplainRequest(pod_sandbox_id=pod_id)).pid
+    assert (bed.proc / str(pid) / "cmdline").read_bytes() == b"/catatonit\0-P\0"
+    remove_pod(bed, pod_id)
+
+
+def test_a_name_of_sandboxds_own_is_pulled_from_nowhere(fresh_bed: StartBed) -> None:
+    bed = fresh_bed()
+    with pytest.raises(grpc.RpcError) as error:
+        bed.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image="sandboxd.local/pause:builtin")))
+    code, words = refused(error.value)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "sandboxd's own" in words
