@@ -23,7 +23,7 @@ MOST_REPLIES = 256 * 1024  # bytes of pongs and resets that may wait for the cli
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long things may take, in seconds, and how many sessions there may be."""
+    """How long things may take, in seconds, and how many connections and sessions there may be."""
 
     head: float = 10.0  # for the HTTP request to arrive
     streams: float = 30.0  # for the client to open the streams that it needs
@@ -31,6 +31,7 @@ class Limits:
     silence: float = 5.0  # of a process that has ended, before its output counts as ended too
     linger: float = 5.0  # for the client to take what is left and hang up; for its last input once it has
     half_closed: float = 1.0  # for a client to finish after the pod's side of a forwarded connection has
+    strangers: int = 256  # connections that have not shown a token yet; of more, the oldest is closed
     sessions: int = 1000
     token: float = 60.0
     tokens: int = 1000

@@ -5,6 +5,9 @@
 A token is all the right that a client needs, so the server listens on loopback unless told otherwise. A token is
 used up by the first upgrade request for it. Refusals: 400 not HTTP, 403 no common protocol, 404 unknown token,
 405 other methods, 426 no upgrade, 429 too many sessions at once, 503 shutting down.
+
+Any local user can connect. Connections without a token are bounded, so that none can take the daemon's descriptors
+and memory; as the oldest gives way, whoever comes with a token is served all the same.
 """
 
 from __future__ import annotations
@@ -65,12 +68,16 @@ class StreamingServer:
         )
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}  # of these, in the order in which they came
         self.sessions: set[Session] = set()
 
     async def start(self) -> None:
         """Listen. Raises Unavailable if the address cannot be had."""
         try:
-            self._server = await asyncio.start_server(self._accepted, self._host, self._port, ssl=self._tls)
+            handshake = self._limits.head if self._tls else None
+            self._server = await asyncio.start_server(
+                self._accepted, self._host, self._port, ssl=self._tls, ssl_handshake_timeout=handshake
+            )
         except OSError as exc:
             raise Unavailable(
                 f"streaming: cannot listen on {self._host} port {self._port}: {exc.strerror or exc}; "
@@ -112,10 +119,16 @@ class StreamingServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self._strangers[task] = None
+        if len(self._strangers) > self._limits.strangers:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.cancel()
         try:
             await self._serve(reader, writer)
         except asyncio.CancelledError:
-            # Only `close` cancels, and the task ends here anyway; asyncio's own callback would log it as an error.
+            # By `close` or for a younger connection. The task ends here anyway; asyncio's own callback would log it
+            # as an error.
             pass
         except OSError as exc:
             log.debug("streaming connection lost", error=str(exc))
@@ -123,6 +136,7 @@ class StreamingServer:
             log.exception("streaming connection failed")
         finally:
             await self._let_go(writer)
+            self._strangers.pop(task, None)
             self._connections.discard(task)
 
     async def _let_go(self, writer: asyncio.StreamWriter) -> None:
@@ -141,6 +155,8 @@ class StreamingServer:
             if asked is None:
                 return
             request = self._request(asked)
+            if (task := asyncio.current_task()) is not None:
+                self._strangers.pop(task, None)
             session = self._session(asked, request, exchange, reader, writer)
         except Refused as refused:
             async with asyncio.timeout(self._limits.linger):

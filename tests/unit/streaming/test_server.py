@@ -71,6 +71,25 @@ async def test_a_url_of_one_kind_opens_no_other(serve: Serve) -> None:
     await client.close()
 
 
+async def test_connections_without_a_token_are_bounded_and_keep_nobody_out(serve: Serve) -> None:
+    """Of too many the oldest is closed, while those with a token stay."""
+    server = await serve(limits=Limits(strangers=3))
+    served = await SpdyClient.connect(server.url_for(Container(sleeps).exec(stdout=True)), SPDY)
+    parts = urlsplit(server.base_url)
+    strangers = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(5)]
+    for reader, _ in strangers[:2]:
+        assert await reader.read() == b""
+    assert not any(reader.at_eof() for reader, _ in strangers[2:])
+
+    client = await SpdyClient.connect(server.url_for(Container(says(b"x")).exec(stdout=True)), SPDY)
+    assert (served.status, client.status) == (101, 101)
+
+    for _, writer in strangers:
+        writer.close()
+    await client.close()
+    await served.close()
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_spdy_is_upgraded_to_with_get_and_post(serve: Serve, method: str) -> None:
     """Clients use either."""
