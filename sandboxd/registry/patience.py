@@ -12,6 +12,9 @@ from email.utils import parsedate_to_datetime
 from sandboxd.errors import Exhausted, SandboxdError, TimedOut, Unavailable
 
 
+LEAST_SECONDS = 1.0  # that must be left for another attempt, or it would fail for lack of time and hide the reason
+
+
 class Broken(Unavailable):
     """A connection was closed or damaged on the way: the same request may succeed at once."""
 
@@ -82,7 +85,8 @@ class Patience:
             return
         delay = min(self.limits.most_delay, self.limits.first_delay * 2 ** (self._failures - 1))
         delay *= 0.5 + self._jitter() / 2
-        if self._clock() + delay - self._last > self.limits.progress_seconds:
+        least = min(LEAST_SECONDS, self.limits.progress_seconds / 4)
+        if self._clock() + delay + least - self._last > self.limits.progress_seconds:
             error.add_note(f"no progress for {self.limits.progress_seconds:g} s")
             raise error
         await self._sleep(delay)

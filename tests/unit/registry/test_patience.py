@@ -72,6 +72,20 @@ async def test_silence_ends_it_however_many_attempts_are_left() -> None:
         await trying.again(Stalled("silence"))
 
 
+async def test_no_attempt_is_begun_that_could_only_fail_for_lack_of_time() -> None:
+    """The error would be the time, and not what the server did."""
+    for waited, goes_on in ((57.9, True), (58.1, False)):
+        clock = Clock()
+        trying = patience(clock)
+        clock.now = waited
+        if goes_on:
+            await trying.again(Broken("it broke"))
+            assert trying.seconds == pytest.approx(60 - waited - 1)
+        else:
+            with pytest.raises(Broken):
+                await trying.again(Broken("it broke"))
+
+
 async def test_what_a_server_asks_for_is_waited_for_and_counts_as_an_answer() -> None:
     clock = Clock()
     trying = patience(clock)
