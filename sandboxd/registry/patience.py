@@ -11,7 +11,6 @@ from email.utils import parsedate_to_datetime
 
 from sandboxd.errors import Exhausted, SandboxdError, TimedOut, Unavailable
 
-
 LEAST_SECONDS = 1.0  # that must be left for another attempt, or it would fail for lack of time and hide the reason
 
 
