@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from sandboxd import private
 from sandboxd.api import views
 from sandboxd.cni import result as cni_result
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed
@@ -70,7 +71,7 @@ class HostService(host_pb2_grpc.HostServicer):
     def _uploads(self) -> Path:
         """Where archives are until they are read; at first what an earlier daemon left there goes."""
         uploads = Path(self._host.config.daemon.root) / "uploads"
-        uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make(str(uploads), private.CLOSED)
         if not self._swept:
             self._swept = True
             for left in uploads.glob("archive-*"):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from sandboxd import disclosure, steps
+from sandboxd import disclosure, private, steps
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut
 from sandboxd.lifecycle import checkpoint_archive as archive
 from sandboxd.lifecycle import pod_files, programs
@@ -123,9 +123,9 @@ def _last_lines(text: bytes) -> str:
 async def _take(host: Host, container: ContainerRecord, location: Path, deadline: float) -> None:
     scratch = _directory(host, container.id)
     images, work = scratch / archive.IMAGES, scratch / _WORK
-    scratch.parent.mkdir(mode=0o700, exist_ok=True)
+    private.make(str(scratch.parent), private.CLOSED)
     for directory in (scratch, images, work):
-        directory.mkdir(mode=0o700)
+        directory.mkdir(mode=private.CLOSED)
     at = time.time_ns()
     with steps.step("container.pause"):
         await host.runtime.pause(container.id)
