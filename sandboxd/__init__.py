@@ -12,6 +12,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     streaming/               exec, attach, port-forward: protocol cores P, the server for them, its sessions
     insight/                 doctor: what a machine lacks; metrics: what the daemon counts
     lifecycle/               what the daemon does, one verb a file; see its head for the list
+    images/                  brought in, kept, made into root file systems; see its head
     netns  cgroups/  cni/  containerd/  logs/  ledger
         netns                named network namespaces, and the user namespaces that own them
         cgroups/             where a pod's are P, what their files say P, reading and removing them

@@ -40,16 +40,17 @@ from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.processes import Processes
 from sandboxd.containerd.tasks import Tasks
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError
+from sandboxd.images import load
+from sandboxd.images.pull import Pulls
+from sandboxd.images.store import ImageStore
 from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle import events, handlers, load_image, machine
+from sandboxd.lifecycle import events, handlers, machine
 from sandboxd.lifecycle.announce import Announcer
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageStore
 from sandboxd.lifecycle.layers import Layers
-from sandboxd.lifecycle.pull_image import Pulls
 from sandboxd.lifecycle.recover import compare_forever, recover
 from sandboxd.lifecycle.stats import Stats
 from sandboxd.logs.client import Logs
@@ -253,7 +254,7 @@ async def _renew_pause_image(host: Host, images: ImageStore, pulls: Pulls) -> No
     """Bring the pause image: at first, and after somebody removed it or gave its name to another one."""
     wanted = host.config.runtime.pause_image
     if wanted == "builtin":
-        host.pause = await load_image.ensure_pause(images, host.config.runtime.pause_binary)
+        host.pause = await load.ensure_pause(images, host.config.runtime.pause_binary)
         return
     try:
         record = images.resolve(wanted)

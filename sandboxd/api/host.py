@@ -15,11 +15,11 @@ from sandboxd import private
 from sandboxd.api import views
 from sandboxd.cni import result as cni_result
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed
-from sandboxd.lifecycle import load_image, save_image
+from sandboxd.images import load, save
+from sandboxd.images.load import Loaded
+from sandboxd.images.pull import Pulls, credentials_of
+from sandboxd.images.store import ImageStore
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageStore
-from sandboxd.lifecycle.load_image import Loaded
-from sandboxd.lifecycle.pull_image import Pulls, credentials_of
 from sandboxd.logs import reader
 from sandboxd.model import Attachment, ContainerState, find
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
@@ -81,7 +81,7 @@ class HostService(host_pb2_grpc.HostServicer):
     async def _import(self, archive: Path, updates: asyncio.Queue[Any]) -> list[Loaded]:
         try:
             async with self._loading:
-                return await load_image.load(
+                return await load.load(
                     self._images, archive, lambda stage, done, total: updates.put_nowait((stage, done, total))
                 )
         finally:
@@ -111,7 +111,7 @@ class HostService(host_pb2_grpc.HostServicer):
     async def SaveImage(
         self, request: host_pb2.SaveImageRequest, context: Any
     ) -> AsyncIterator[host_pb2.SaveImageResponse]:
-        async with save_image.saving(self._images, request.images) as archive:
+        async with save.saving(self._images, request.images) as archive:
             total = archive.size
             async with contextlib.aclosing(archive.chunks()) as chunks:
                 async for chunk in chunks:

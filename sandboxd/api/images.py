@@ -7,8 +7,8 @@ from typing import Any
 from sandboxd.api import views
 from sandboxd.api.lists import ImageListRpcs
 from sandboxd.errors import NotFound
-from sandboxd.lifecycle.image_store import ImageStore
-from sandboxd.lifecycle.pull_image import Pulls, credentials_of
+from sandboxd.images.pull import Pulls, credentials_of
+from sandboxd.images.store import ImageStore
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 

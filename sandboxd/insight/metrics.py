@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from sandboxd.lifecycle.pull_image import Pulls
+from sandboxd.images.pull import Pulls
 from sandboxd.steps import StepRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

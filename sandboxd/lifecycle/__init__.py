@@ -13,10 +13,6 @@ pod_files     hosts, hostname, resolv.conf, shared memory
 events        containerd's events wake us; truth is looked up
 reconcile     records and observations to repairs (pure)
 recover       gather, reconcile, apply; at start, on reconnect, periodically
-pull_image, load_image, save_image, image_store
-              images: from registries, archives in and out, listing, rootfs for containers
-fetch_blobs, layer_check, unpack_layers
-              a pull's blobs: into the content store, examined as they arrive, unpacked as early as can be
 layers        what containers have written, measured now and then
 programs      asking a program of the machine a question
 pod_cidr      the pod CIDR into a network configuration

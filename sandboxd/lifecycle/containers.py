@@ -21,10 +21,10 @@ from sandboxd import disclosure, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
+from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import image_volumes, machine, pod_files, run_sandbox, userns, volumes
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState

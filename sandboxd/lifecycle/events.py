@@ -7,8 +7,8 @@ import structlog
 from sandboxd.containerd import events as containerd_events
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.events import Event
+from sandboxd.images.store import ImageStore
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageStore
 from sandboxd.lifecycle.processes import note_oom, settle_container, settle_sandbox
 from sandboxd.lifecycle.recover import compare
 

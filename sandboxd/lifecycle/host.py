@@ -15,9 +15,9 @@ from sandboxd.cni.conf import Choice, NetworkConfig
 from sandboxd.config import Config
 from sandboxd.containerd.snapshots import Mount, Usage
 from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
+from sandboxd.images.store import FsInfo, ImageRecord
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle.image_store import FsInfo, ImageRecord
 from sandboxd.logs.client import Logs
 from sandboxd.model import Attachment
 from sandboxd.oci.linux import HostFacts
@@ -113,7 +113,7 @@ class ProcessService(Protocol):
 
 
 class Images(Protocol):
-    """Images and the root file systems made from them; `sandboxd.lifecycle.image_store` is the real one."""
+    """Images and the root file systems made from them; `sandboxd.images.store` is the real one."""
 
     def resolve(self, reference: str) -> ImageRecord: ...
     async def prepare_rootfs(self, key: str, image: ImageRecord) -> Sequence[Mount]: ...

@@ -26,10 +26,10 @@ from sandboxd.cni.conf import NetworkConfig
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError, Unavailable, Unsupported
+from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import handlers, machine, network, pod_files, userns
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageRecord
 from sandboxd.lifecycle.processes import settle_sandbox
 from sandboxd.lifecycle.teardown import teardown
 from sandboxd.model import SandboxRecord, SandboxState, sandbox_name

@@ -25,8 +25,8 @@ from sandboxd.containerd.content import Content
 from sandboxd.containerd.images import Image
 from sandboxd.containerd.snapshots import Snapshot, Snapshots, Usage
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, Unavailable
-from sandboxd.lifecycle import load_image
-from sandboxd.lifecycle.image_store import ImageStore
+from sandboxd.images import load
+from sandboxd.images.store import ImageStore
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor
 from sandboxd.steps import StepRecord
@@ -123,7 +123,7 @@ async def test_a_loaded_image_is_listed_unpacked_and_usable(
     recorded: list[StepRecord] = []
     stop = steps.subscribe(recorded.append)
     try:
-        (loaded,) = await load_image.load(store, archives["busybox"], lambda *event: told.append(event))
+        (loaded,) = await load.load(store, archives["busybox"], lambda *event: told.append(event))
     finally:
         stop()
     assert loaded.names == ("docker.io/library/busybox:latest",)
@@ -161,10 +161,10 @@ async def test_loading_again_changes_nothing_and_answers_the_same(
     private: Private, store: ImageStore, archives: dict[str, Path]
 ) -> None:
     """Also when several loads of the same archive run at once."""
-    first, *others = await asyncio.gather(*(load_image.load(store, archives["nginx"]) for _ in range(4)))
+    first, *others = await asyncio.gather(*(load.load(store, archives["nginx"]) for _ in range(4)))
     assert others == [first] * 3
     before = await held(private, store)
-    assert await load_image.load(store, archives["nginx"]) == first
+    assert await load.load(store, archives["nginx"]) == first
     assert await held(private, store) == before
     assert before.leases == frozenset()
     (record,) = store.list()
@@ -176,7 +176,7 @@ async def test_removing_an_image_frees_everything(
     private: Private, store: ImageStore, archives: dict[str, Path]
 ) -> None:
     """All its names at once; unknown is done."""
-    (loaded,) = await load_image.load(store, archives["busybox"])
+    (loaded,) = await load.load(store, archives["busybox"])
     record = store.resolve("busybox")
     await store.images.put(Image(name="r.test/other:1", target=(await store.images.get(loaded.names[0])).target))
     await store.refresh()
@@ -195,7 +195,7 @@ async def test_a_root_file_system_outlives_its_image(
     private: Private, store: ImageStore, archives: dict[str, Path]
 ) -> None:
     """What a container needs stays until the container goes, and goes then."""
-    await load_image.load(store, archives["busybox"])
+    await load.load(store, archives["busybox"])
     record = store.resolve("busybox")
     mounts = await store.prepare_rootfs("kept", record)
     await store.remove("busybox")
@@ -213,7 +213,7 @@ async def test_an_image_whose_snapshots_are_gone_is_unpacked_again(
     store: ImageStore, archives: dict[str, Path]
 ) -> None:
     """Preparing a root file system does it by itself."""
-    await load_image.load(store, archives["busybox"])
+    await load.load(store, archives["busybox"])
     record = store.resolve("busybox")
     await store.snapshots.remove(record.chain_id)
     assert not await store.snapshots.exists(record.chain_id)
@@ -229,7 +229,7 @@ async def test_several_images_with_shared_layers_and_one_untagged(
     base = pack({"etc/a": b"a", "etc/b": b"b"})
     upper = pack({"etc/.wh.a": b"", "etc/b": b"B"})
     path = save(tmp_path / "two.tar", ("x:1", [base, upper]), (None, [base]))
-    two, one = await load_image.load(store, path)
+    two, one = await load.load(store, path)
     assert (two.names, one.names) == (("docker.io/library/x:1",), ())
     assert len(store.list()) == 2
     untagged = store.resolve(one.image_id)
@@ -271,7 +271,7 @@ async def test_a_bad_archive_is_refused_and_leaves_nothing(
         case _:
             save(bad, ("x:1", [good]), ("x:2", [good, evil]))
     with pytest.raises(InvalidRequest, match=r"expected sha256:|climbs out|outside the archive"):
-        await load_image.load(store, bad)
+        await load.load(store, bad)
     assert await held(private, store) == NOTHING
     assert not (tmp_path.parent / "evil").exists()
 
@@ -282,7 +282,7 @@ async def test_a_failed_unpack_leaves_nothing(
     """Blobs were written by then; the lease's end takes them."""
     broken = ImageStore(client, "no-such-snapshotter")
     with pytest.raises(SandboxdError, match="no-such-snapshotter"):
-        await load_image.load(broken, archives["busybox"])
+        await load.load(broken, archives["busybox"])
     assert await held(private, ImageStore(client, "overlayfs")) == NOTHING
 
 
@@ -290,7 +290,7 @@ async def test_a_failure_among_the_names_puts_the_others_back(
     private: Private, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that moved points where it did before; a new one is gone."""
-    await load_image.load(store, save(tmp_path / "old.tar", ("x:1", [pack({"a": b"old"})])))
+    await load.load(store, save(tmp_path / "old.tar", ("x:1", [pack({"a": b"old"})])))
     before = await held(private, store)
     target = (await store.images.get("docker.io/library/x:1")).target
     put = store.images.put
@@ -305,7 +305,7 @@ async def test_a_failure_among_the_names_puts_the_others_back(
     layers = [pack({"a": b"new"})]
     path = save(tmp_path / "new.tar", ("x:1", layers), ("x:2", [*layers, layers[0]]), ("x:3", layers * 3))
     with pytest.raises(Unavailable):
-        await load_image.load(store, path)
+        await load.load(store, path)
     assert (await store.images.get("docker.io/library/x:1")).target == target
     assert await held(private, store) == before
 
@@ -314,8 +314,8 @@ async def test_a_name_moves_to_the_image_that_was_loaded_last(
     private: Private, store: ImageStore, tmp_path: Path
 ) -> None:
     """The image that lost its only name is collected."""
-    await load_image.load(store, save(tmp_path / "old.tar", ("x:1", [pack({"a": b"old"})])))
-    (loaded,) = await load_image.load(store, save(tmp_path / "new.tar", ("x:1", [pack({"a": b"new"})])))
+    await load.load(store, save(tmp_path / "old.tar", ("x:1", [pack({"a": b"old"})])))
+    (loaded,) = await load.load(store, save(tmp_path / "new.tar", ("x:1", [pack({"a": b"new"})])))
     (record,) = store.list()
     assert record.id == loaded.image_id
     assert (await held(private, store)).snapshots == {record.chain_id}
@@ -323,15 +323,15 @@ async def test_a_name_moves_to_the_image_that_was_loaded_last(
 
 async def test_the_pause_image_is_made_once(private: Private, store: ImageStore, tmp_path: Path) -> None:
     """Pinned; made again only when it is gone or the program changed."""
-    record = await load_image.ensure_pause(store, PAUSE_BINARY)
+    record = await load.ensure_pause(store, PAUSE_BINARY)
     assert record.pinned
-    assert record.repo_tags == (load_image.PAUSE_NAME,)
+    assert record.repo_tags == (load.PAUSE_NAME,)
     assert record.config["Entrypoint"] == ["/catatonit", "-P"]
     before = await held(private, store)
     recorded: list[StepRecord] = []
     stop = steps.subscribe(recorded.append)
     try:
-        assert await load_image.ensure_pause(store, PAUSE_BINARY) == record
+        assert await load.ensure_pause(store, PAUSE_BINARY) == record
     finally:
         stop()
     assert [step.name for step in recorded] == ["image.pause"]
@@ -339,13 +339,13 @@ async def test_the_pause_image_is_made_once(private: Private, store: ImageStore,
     mounts = await store.prepare_rootfs("pause", record)
     assert rootfs.read(mounts, "catatonit") == Path(PAUSE_BINARY).read_bytes()
     await store.remove_rootfs("pause")
-    await store.remove(load_image.PAUSE_NAME)
-    assert (await load_image.ensure_pause(store, PAUSE_BINARY)).id == record.id
+    await store.remove(load.PAUSE_NAME)
+    assert (await load.ensure_pause(store, PAUSE_BINARY)).id == record.id
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\n")
     for path, reason in ((str(tmp_path / "none"), "install catatonit"), (str(script), "static ELF")):
         with pytest.raises(NotReady, match=reason):
-            await load_image.ensure_pause(store, path)
+            await load.ensure_pause(store, path)
 
 
 async def test_what_other_tools_do_is_seen_after_a_refresh(
@@ -370,7 +370,7 @@ async def test_an_index_and_an_unfinished_image_are_read_as_far_as_they_are_ther
     client: Containerd, store: ImageStore, tmp_path: Path
 ) -> None:
     """An index leads to this platform's manifest; an image without content is left out."""
-    (loaded,) = await load_image.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"a": b"a"})])))
+    (loaded,) = await load.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"a": b"a"})])))
     manifest = (await store.images.get(loaded.names[0])).target
     platform = {"os": "linux", "architecture": store.platform.architecture}
     absent = {"os": "linux", "architecture": "s390x"}
@@ -427,7 +427,7 @@ async def test_snapshots_answer_as_their_docstrings_say(
     client: Containerd, store: ImageStore, tmp_path: Path
 ) -> None:
     """Errors by meaning; a view is read-only."""
-    await load_image.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"a": b"a"})])))
+    await load.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"a": b"a"})])))
     record = store.resolve("x:1")
     layer = (await store._parse((await store.images.get("docker.io/library/x:1")).target)).manifest.layers[0]
     async with store.leases.held("test", seconds=60) as lease:
@@ -454,7 +454,7 @@ async def test_what_a_root_file_system_changed_comes_as_a_layer_and_nothing_stay
     private: Private, client: Containerd, store: ImageStore, tmp_path: Path
 ) -> None:
     """Also when it was cut off: by an error, or by a daemon that died over it."""
-    await load_image.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"kept": b"1", "gone": b"2"})])))
+    await load.load(store, save(tmp_path / "x.tar", ("x:1", [pack({"kept": b"1", "gone": b"2"})])))
     (mount,) = await store.prepare_rootfs("c", store.resolve("x:1"))
     upper = Path(next(o.removeprefix("upperdir=") for o in mount.options if o.startswith("upperdir=")))
     (upper / "made").write_bytes(b"x" * 3_000_000)
@@ -505,7 +505,7 @@ async def test_usage_is_asked_for_once_and_never_by_a_question(
 
     monkeypatch.setattr(store.snapshots, "usage", counted_usage)
     monkeypatch.setattr(store.snapshots, "list", counted_list)
-    await load_image.load(store, archives["busybox"])
+    await load.load(store, archives["busybox"])
     busybox = store.resolve("busybox").chain_id
     assert usage_of == [busybox]
 
@@ -516,7 +516,7 @@ async def test_usage_is_asked_for_once_and_never_by_a_question(
     await store.measure()
     assert lists == asked, "nothing has changed"
 
-    await load_image.load(store, archives["nginx"])
+    await load.load(store, archives["nginx"])
     await store.refresh()
     assert usage_of == [busybox, store.resolve("nginx").chain_id]
     before = store.fs_info().bytes
@@ -529,7 +529,7 @@ async def test_changes_during_a_measurement_are_measured_too(
     store: ImageStore, archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two at once do not measure the same, and nothing is missed."""
-    await load_image.load(store, archives["busybox"])
+    await load.load(store, archives["busybox"])
     began, go_on = asyncio.Event(), asyncio.Event()
     list_ = store.snapshots.list
 
@@ -544,7 +544,7 @@ async def test_changes_during_a_measurement_are_measured_too(
     measuring = asyncio.ensure_future(store.measure())
     await began.wait()
     monkeypatch.setattr(store.snapshots, "list", list_)
-    loading = asyncio.ensure_future(load_image.load(store, archives["nginx"]))
+    loading = asyncio.ensure_future(load.load(store, archives["nginx"]))
     await asyncio.sleep(0)
     go_on.set()
     await asyncio.gather(measuring, loading)

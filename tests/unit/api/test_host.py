@@ -15,11 +15,11 @@ import pytest
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
 from sandboxd.errors import NotFound
+from sandboxd.images.fetch import Progress
+from sandboxd.images.pull import Pulls
+from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle.fetch_blobs import Progress
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
-from sandboxd.lifecycle.pull_image import Pulls
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
 from sandboxd.registry.client import Registries

@@ -37,12 +37,12 @@ from sandboxd.api.images import ImageService
 from sandboxd.api.runtime import RuntimeService
 from sandboxd.daemon import _log_step
 from sandboxd.errors import NotReady
+from sandboxd.images.pull import Pulls
+from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import machine
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import ImageStore
-from sandboxd.lifecycle.pull_image import Pulls
 from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc

@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sandboxd.images.fetch import Counters
+from sandboxd.images.pull import Pulls
 from sandboxd.insight.metrics import Metrics
-from sandboxd.lifecycle.fetch_blobs import Counters
-from sandboxd.lifecycle.pull_image import Pulls
 from sandboxd.steps import StepRecord
 
 

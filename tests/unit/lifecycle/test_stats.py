@@ -12,9 +12,9 @@ import pytest
 
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cgroups.sample import Memory, Pressure, Sample, Stall
+from sandboxd.images.store import FsInfo
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.image_store import FsInfo
 from sandboxd.lifecycle.layers import Layers
 from sandboxd.lifecycle.measure import Interface
 from sandboxd.lifecycle.metrics import list_pod_metrics

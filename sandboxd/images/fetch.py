@@ -24,10 +24,10 @@ from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snap
 from sandboxd.containerd.ingest import Ingest
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, SandboxdError, Unsupported
+from sandboxd.images.examine import LayerCheck, WholeCheck
+from sandboxd.images.store import ImageStore
+from sandboxd.images.unpack import SMALL_BYTES, Memory, Unpacking
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle.image_store import ImageStore
-from sandboxd.lifecycle.layer_check import LayerCheck, WholeCheck
-from sandboxd.lifecycle.unpack_layers import SMALL_BYTES, Memory, Unpacking
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
 from sandboxd.oci.layers import Scan

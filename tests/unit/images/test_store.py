@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.lifecycle.image_store import ImageRecord, find, user_of
+from sandboxd.images.store import ImageRecord, find, user_of
 
 
 def record(image_id: str, *tags: str, digest: str = "sha256:" + "f" * 64, **more: Any) -> ImageRecord:

@@ -40,10 +40,10 @@ from sandboxd.errors import (
     TimedOut,
     Unavailable,
 )
+from sandboxd.images.fetch import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
+from sandboxd.images.store import MANAGED, OWN_DOMAIN, ImageRecord, ImageStore
+from sandboxd.images.unpack import Memory
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle.fetch_blobs import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
-from sandboxd.lifecycle.image_store import MANAGED, OWN_DOMAIN, ImageRecord, ImageStore
-from sandboxd.lifecycle.unpack_layers import Memory
 from sandboxd.oci.image import is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, reference

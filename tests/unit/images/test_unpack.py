@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.lifecycle.unpack_layers import MANY, SMALL_BYTES, TOGETHER, Memory, shared_snapshots
+from sandboxd.images.unpack import MANY, SMALL_BYTES, TOGETHER, Memory, shared_snapshots
 
 SMALL, LARGE = SMALL_BYTES, SMALL_BYTES + 1
 

@@ -18,7 +18,7 @@ from sandboxd import steps
 from sandboxd.containerd import ingest
 from sandboxd.containerd.images import Image
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.oci import image as oci
 from sandboxd.oci import layout
 from sandboxd.oci.image import Descriptor, Index, Manifest

@@ -24,8 +24,8 @@ from sandboxd.containerd.extract import Extraction, directory_of
 from sandboxd.containerd.leases import Leases
 from sandboxd.containerd.snapshots import Draft, Snapshots
 from sandboxd.errors import AlreadyExists, NotFound
+from sandboxd.images.examine import ended
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle.layer_check import ended
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor
 from sandboxd.oci.layers import Visitor

@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from sandboxd.errors import InvalidRequest, NotFound, Unavailable
+from sandboxd.images.pull import Pulls, credentials_of
+from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
-from sandboxd.lifecycle.pull_image import Pulls, credentials_of
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry.auth import Credentials
 from sandboxd.registry.client import Registries

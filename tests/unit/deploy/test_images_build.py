@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from sandboxd.lifecycle.image_store import host_platform
+from sandboxd.images.store import host_platform
 from sandboxd.oci.archive import Archive
 
 SCRIPT = Path(__file__).resolve().parents[3] / "deploy" / "images" / "build.py"

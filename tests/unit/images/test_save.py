@@ -17,8 +17,9 @@ import pytest
 from sandboxd.containerd.content import ContentInfo
 from sandboxd.containerd.images import Image
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.lifecycle import image_store, save_image
-from sandboxd.lifecycle.image_store import ImageRecord, ImageStore
+from sandboxd.images import save as saving
+from sandboxd.images import store as image_store
+from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.oci import image as oci
 from sandboxd.oci.archive import Archive
 from sandboxd.oci.image import Descriptor, Platform
@@ -106,7 +107,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
 
 
 async def save(store: FakeStore, *references: str) -> bytes:
-    async with save_image.saving(cast(ImageStore, store), references) as archive:
+    async with saving.saving(cast(ImageStore, store), references) as archive:
         data = b"".join([chunk async for chunk in archive.chunks()])
         assert len(data) == archive.size
         return data
@@ -237,7 +238,7 @@ async def test_a_layer_that_is_not_here_is_missed_before_a_byte_is_sent(store: F
     del store.blobs[named.manifest.layers[0].digest]
 
     with pytest.raises(NotReady, match="pull it again"):
-        async with save_image.saving(cast(ImageStore, store), ["web:1"]):
+        async with saving.saving(cast(ImageStore, store), ["web:1"]):
             pytest.fail("nothing can be sent")
 
 
@@ -247,7 +248,7 @@ async def test_a_damaged_blob_ends_the_archive_with_an_error(store: FakeStore, c
     store.add(b"web", BOTH[0])
     layer = named.manifest.layers[0].digest
 
-    async with save_image.saving(cast(ImageStore, store), ["web:1"]) as archive:
+    async with saving.saving(cast(ImageStore, store), ["web:1"]) as archive:
         store.blobs[layer] = change(store.blobs[layer])
         with pytest.raises(NotReady, match=f"{layer} is damaged"):
             async for _ in archive.chunks():
@@ -258,7 +259,7 @@ async def test_what_is_saved_is_kept_meanwhile(store: FakeStore) -> None:
     named, _ = make_image(b"web")
     store.add(b"web", BOTH[0])
 
-    async with save_image.saving(cast(ImageStore, store), ["web:1"]):
+    async with saving.saving(cast(ImageStore, store), ["web:1"]):
         assert store.kept == {named.target.digest}
     assert store.kept == set()
 

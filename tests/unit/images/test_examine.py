@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.errors import Exhausted, InvalidRequest, Unavailable
-from sandboxd.lifecycle import layer_check
-from sandboxd.lifecycle.layer_check import AHEAD, LEAST_AHEAD, LayerCheck, WholeCheck
+from sandboxd.images import examine
+from sandboxd.images.examine import AHEAD, LEAST_AHEAD, LayerCheck, WholeCheck
 from sandboxd.oci import layers
 
 
@@ -214,4 +214,4 @@ async def test_what_waits_for_the_thread_is_bounded_and_shared_by_all_layers(
         for examined in checks:
             await examined.stop()
         executor.shutdown(wait=True)
-    assert not layer_check._Source._under_way, "a layer keeps its share although it was stopped"
+    assert not examine._Source._under_way, "a layer keeps its share although it was stopped"

@@ -27,7 +27,7 @@ from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snap
 from sandboxd.containerd.images import Image
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.lifecycle.image_store import MANAGED, OWN_DOMAIN, PINNED, ImageRecord, ImageStore
+from sandboxd.images.store import MANAGED, OWN_DOMAIN, PINNED, ImageRecord, ImageStore
 from sandboxd.oci import archive, layers
 from sandboxd.oci import image as oci
 from sandboxd.oci.archive import Archive, Blob, ImageContent
