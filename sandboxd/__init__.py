@@ -11,15 +11,17 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
         views withheld  P    records to CRI messages; what of a request no log may show
     streaming/               exec, attach, port-forward: protocol cores P, the server for them, its sessions
     insight/                 doctor: what a machine lacks; metrics: what the daemon counts
+    usage/                   what pods and containers use
     lifecycle/               what the daemon does, one verb a file; see its head for the list
     images/                  brought in, kept, made into root file systems; see its head
-    netns  cgroups/  cni/  containerd/  logs/  ledger
+    netns  cgroups/  cni/  containerd/  logs/  ledger  announce
         netns                named network namespaces, and the user namespaces that own them
         cgroups/             where a pod's are P, what their files say P, reading and removing them
         cni/                 conf P, request P, result P, invoker: the plugins
         containerd/          containerd's services over its socket; managed: a private containerd
         logs/                format P, client; and the logger, a process of its own that outlives the daemon
         ledger               SQLite: records, unique names, attachments, timelines
+        announce             CRI's events, from the ledger's changes
     oci/                P    CRI config to OCI runtime spec; image formats
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
     model               P    records and the states they compute to

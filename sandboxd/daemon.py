@@ -27,6 +27,7 @@ import structlog
 
 import sandboxd
 from sandboxd import disclosure, netns, private, steps
+from sandboxd.announce import Announcer
 from sandboxd.api import withheld
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
@@ -48,11 +49,8 @@ from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import events, handlers, machine
-from sandboxd.lifecycle.announce import Announcer
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.layers import Layers
 from sandboxd.lifecycle.recover import compare_forever, recover
-from sandboxd.lifecycle.stats import Stats
 from sandboxd.logs.client import Logs
 from sandboxd.logs.process import Places
 from sandboxd.pb.cri.v1 import api_pb2_grpc
@@ -65,6 +63,8 @@ from sandboxd.registry.patience import Limits
 from sandboxd.registry.proxies import Proxies
 from sandboxd.streaming.link import Limits as StreamLimits
 from sandboxd.streaming.server import StreamingServer
+from sandboxd.usage.stats import Stats
+from sandboxd.usage.written import Layers
 
 log = structlog.get_logger(__name__)
 

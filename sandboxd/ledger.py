@@ -31,7 +31,7 @@ import structlog
 
 from sandboxd import private
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
-from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.model import AnyRecord, Attachment, AttachmentState, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import PluginExecution, StepRecord
 
@@ -77,7 +77,6 @@ CREATE TABLE quarantine (
 
 Record = TypeVar("Record", SandboxRecord, ContainerRecord)
 
-AnyRecord = SandboxRecord | ContainerRecord
 Listener = Callable[[AnyRecord | None, AnyRecord | None], None]
 """Told of a change: the record before (None when it is new) and after (None when it was removed)."""
 

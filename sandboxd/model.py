@@ -148,6 +148,9 @@ class Attachment:
     tried_at: int = 0  # when the last of them was made, unix nanoseconds
 
 
+AnyRecord = SandboxRecord | ContainerRecord
+
+
 def sandbox_name(meta: cri.PodSandboxMetadata) -> str:
     """The unique name of a sandbox; unambiguous, as the parts of a validated request hold no slash."""
     return f"{meta.namespace}/{meta.name}/{meta.uid}/{meta.attempt}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from sandboxd.announce import Announcement, Announcer, Change
 from sandboxd.api import views
-from sandboxd.lifecycle.announce import Announcement, Announcer, Change
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 _TYPES = {

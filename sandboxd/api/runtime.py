@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sandboxd
+from sandboxd.announce import Announcer
 from sandboxd.api import views
 from sandboxd.api.events import EventRpcs
 from sandboxd.api.exec import ExecRpcs
@@ -19,13 +20,12 @@ from sandboxd.api.stats import StatsRpcs
 from sandboxd.config import effective
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.lifecycle import containers, handlers, processes, run_sandbox, teardown
-from sandboxd.lifecycle.announce import Announcer
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.stats import Stats
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.streaming.server import StreamingServer
+from sandboxd.usage.stats import Stats
 
 # What CRI clients compare with; it is the version of the kubelet's runtime API, not of sandboxd.
 KUBE_API_VERSION = "0.1.0"

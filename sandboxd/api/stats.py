@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxd.lifecycle import metrics
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.stats import Stats
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.usage import cadvisor
+from sandboxd.usage.stats import Stats
 
 
 class StatsRpcs:
@@ -35,10 +35,10 @@ class StatsRpcs:
     async def ListMetricDescriptors(
         self, request: cri.ListMetricDescriptorsRequest, context: Any
     ) -> cri.ListMetricDescriptorsResponse:
-        return cri.ListMetricDescriptorsResponse(descriptors=metrics.descriptors())
+        return cri.ListMetricDescriptorsResponse(descriptors=cadvisor.descriptors())
 
     async def ListPodSandboxMetrics(
         self, request: cri.ListPodSandboxMetricsRequest, context: Any
     ) -> cri.ListPodSandboxMetricsResponse:
-        found = await metrics.list_pod_metrics(self._host, self._stats)
+        found = await cadvisor.list_pod_metrics(self._host, self._stats)
         return cri.ListPodSandboxMetricsResponse(pod_metrics=found)

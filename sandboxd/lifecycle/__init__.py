@@ -13,16 +13,12 @@ pod_files     hosts, hostname, resolv.conf, shared memory
 events        containerd's events wake us; truth is looked up
 reconcile     records and observations to repairs (pure)
 recover       gather, reconcile, apply; at start, on reconnect, periodically
-layers        what containers have written, measured now and then
 programs      asking a program of the machine a question
 pod_cidr      the pod CIDR into a network configuration
 machine       facts about this machine that specs depend on
 handlers      what each runtime handler can do here
 resources     limits that change after the creation
 checkpoint    CheckpointContainer, and its archive (checkpoint_archive)
-announce      CRI's events, from the ledger's changes
-stats, metrics
-              what pods and containers use, from what `measure` and `layers` find
 userns        a pod's user namespace, and files seen through its ids
 image_volumes images mounted into containers
 volumes       directories for the volumes that an image declares

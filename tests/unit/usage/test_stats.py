@@ -15,13 +15,13 @@ from sandboxd.cgroups.sample import Memory, Pressure, Sample, Stall
 from sandboxd.images.store import FsInfo
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.layers import Layers
-from sandboxd.lifecycle.measure import Interface
-from sandboxd.lifecycle.metrics import list_pod_metrics
-from sandboxd.lifecycle.stats import Rates, Stats, io_usage, memory_usage, network_usage, psi, swap_usage
 from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.oci.linux import HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.usage.cadvisor import list_pod_metrics
+from sandboxd.usage.measure import Interface
+from sandboxd.usage.stats import Rates, Stats, io_usage, memory_usage, network_usage, psi, swap_usage
+from sandboxd.usage.written import Layers
 
 S = 1_000_000_000
 PRESSURE = Pressure(some=Stall(total=9, avg10=1.5, avg60=0.5, avg300=0.1), full=Stall(total=4))

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from sandboxd.cgroups.sample import Pressure, Sample, Stall
 from sandboxd.errors import NotFound, NotReady
-from sandboxd.ledger import AnyRecord
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.layers import Layers
-from sandboxd.lifecycle.measure import Gauge, Interface, MeasuredContainer, MeasuredPod
 from sandboxd.lifecycle.network import IFNAME
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.model import AnyRecord, ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.usage.measure import Gauge, Interface, MeasuredContainer, MeasuredPod
+from sandboxd.usage.written import Layers
 
 _SECOND = 1_000_000_000
 SHORTEST = _SECOND // 2  # interval over which a rate is told; several clients must not spoil each other's

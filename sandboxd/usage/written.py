@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import structlog
 
 from sandboxd.errors import NotFound, SandboxdError
-from sandboxd.ledger import AnyRecord
 from sandboxd.lifecycle.host import Host
-from sandboxd.model import ContainerRecord
+from sandboxd.model import AnyRecord, ContainerRecord
 
 log = structlog.get_logger(__name__)
 

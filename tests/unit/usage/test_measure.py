@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.cgroups.kernel import Cgroups
-from sandboxd.lifecycle.measure import Gauge, Interface, Processes, net_dev
 from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.oci import linux
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.usage.measure import Gauge, Interface, Processes, net_dev
 
 NET_DEV = """\
 Inter-|   Receive                                                |  Transmit

@@ -12,9 +12,9 @@ from sandboxd.errors import NotFound, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.layers import Layers
 from sandboxd.model import ContainerRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.usage.written import Layers
 
 
 class Images:

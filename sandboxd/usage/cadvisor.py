@@ -21,11 +21,11 @@ from pathlib import Path
 
 from sandboxd.cgroups.sample import Cpu, Device, Memory, Pressure, Sample
 from sandboxd.lifecycle.host import Host
-from sandboxd.lifecycle.layers import Layer
-from sandboxd.lifecycle.measure import Interface, MeasuredContainer, MeasuredPod, Processes
-from sandboxd.lifecycle.stats import Stats
 from sandboxd.model import ContainerRecord, SandboxRecord, SandboxState
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.usage.measure import Interface, MeasuredContainer, MeasuredPod, Processes
+from sandboxd.usage.stats import Stats
+from sandboxd.usage.written import Layer
 
 BASE_LABELS = ("container", "id", "image", "name", "namespace", "pod")
 _SECOND = 1_000_000_000

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from sandboxd.announce import Announcement, Announcer, Change, Subscription, changes
 from sandboxd.errors import Exhausted
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle.announce import Announcement, Announcer, Change, Subscription, changes
 from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 

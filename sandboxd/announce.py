@@ -15,19 +15,28 @@ import asyncio
 import enum
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from sandboxd.errors import Exhausted
-from sandboxd.ledger import AnyRecord, Ledger
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord
+from sandboxd.model import AnyRecord, ContainerRecord, ContainerState, SandboxRecord
 
 log = structlog.get_logger(__name__)
 
 QUEUE = 1024  # events; each holds on to a few records, which are a few KiB
+
+
+class Records(Protocol):
+    """The records and their changes; `sandboxd.ledger.Ledger` is the real one."""
+
+    @property
+    def sandboxes(self) -> Mapping[str, SandboxRecord]: ...
+    def containers_of(self, sandbox_id: str) -> list[ContainerRecord]: ...
+    def subscribe(self, listener: Callable[[AnyRecord | None, AnyRecord | None], None]) -> None: ...
 
 
 class Change(enum.Enum):
@@ -84,11 +93,11 @@ class Subscription:
 class Announcer:
     """Turns the ledger's changes into announcements for any number of listeners."""
 
-    def __init__(self, ledger: Ledger, room: int = QUEUE) -> None:
-        self._ledger = ledger
+    def __init__(self, records: Records, room: int = QUEUE) -> None:
+        self._records = records
         self._room = room
         self._subscriptions: set[Subscription] = set()
-        ledger.subscribe(self._on_change)
+        records.subscribe(self._on_change)
 
     @contextmanager
     def subscribe(self) -> Iterator[Subscription]:
@@ -120,9 +129,9 @@ class Announcer:
             sandbox_id = record.id
         else:
             sandbox_id = record.sandbox_id
-            sandbox = self._ledger.sandboxes.get(sandbox_id)
+            sandbox = self._records.sandboxes.get(sandbox_id)
         containers = tuple(
-            c for c in self._ledger.containers_of(sandbox_id) if c.state is not ContainerState.CREATING
+            c for c in self._records.containers_of(sandbox_id) if c.state is not ContainerState.CREATING
         )
         return Announcement(change=change, id=record.id, at=at, sandbox=sandbox, containers=containers)
 

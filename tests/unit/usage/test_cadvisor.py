@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sandboxd.cgroups.sample import Cpu, Device, HugePages, Memory, Pressure, Sample, Stall
-from sandboxd.lifecycle.layers import Layer
-from sandboxd.lifecycle.measure import Interface, Processes
-from sandboxd.lifecycle.metrics import BASE_LABELS, FAMILIES, Filesystem, Subject, descriptors, filesystem, metrics
 from sandboxd.model import ContainerRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.usage.cadvisor import BASE_LABELS, FAMILIES, Filesystem, Subject, descriptors, filesystem, metrics
+from sandboxd.usage.measure import Interface, Processes
+from sandboxd.usage.written import Layer
 
 S = 1_000_000_000
 BASE = ("c", "/cgroup", "image", "id", "ns", "pod")
