@@ -49,10 +49,10 @@ from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import events, handlers, machine
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.recover import compare_forever, recover
 from sandboxd.logs.client import Logs
 from sandboxd.logs.process import Places
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
 from sandboxd.registry import credential_helper
@@ -103,7 +103,7 @@ async def serve(config: Config) -> None:
         )
         stack.push_async_callback(logs.leave)
         images = ImageStore(client, config.containerd.snapshotter)
-        host = Host(
+        node = Node(
             config=config,
             jobs=jobs,
             ledger=ledger,
@@ -119,10 +119,10 @@ async def serve(config: Config) -> None:
         condition = _Condition()
         streaming = _streaming(config, jobs)
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
-        host.renew_pause = lambda: _renew_pause_image(host, images, pulls)
+        node.renew_pause = lambda: _renew_pause_image(node, images, pulls)
         metrics = Metrics(pulls, sandboxd.__version__)
         stack.callback(steps.subscribe(metrics.step))
-        server = _server(config, host, images, pulls, client, streaming, condition, metrics)
+        server = _server(config, node, images, pulls, client, streaming, condition, metrics)
         await server.start()
         await streaming.start()
         if config.metrics.address:
@@ -131,7 +131,7 @@ async def serve(config: Config) -> None:
             await scraped.start(*host_and_port(config.metrics.address))
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
-        jobs.start("start-up", lambda: _start_up(config, host, client, images, pulls, condition, stop))
+        jobs.start("start-up", lambda: _start_up(config, node, client, images, pulls, condition, stop))
         await stop.wait()
         _last_resort(config.daemon.drain_seconds)
         _notify("STOPPING=1")
@@ -180,7 +180,7 @@ def _last_resort(drain_seconds: float) -> None:
 
 async def _start_up(
     config: Config,
-    host: Host,
+    node: Node,
     client: Containerd,
     images: ImageStore,
     pulls: Pulls,
@@ -194,10 +194,10 @@ async def _start_up(
             netns.prepare_directory(config.network.netns_dir)
             version = await _reach_containerd(config, client)
             await images.refresh()
-            await _pause_image(host, images, pulls)
-            await host.logs.connect()
-            await recover(host)
-            await host.logs.retain(host.ledger.containers)
+            await _pause_image(node, images, pulls)
+            await node.logs.connect()
+            await recover(node)
+            await node.logs.retain(node.ledger.containers)
             break
         except Exception as exc:  # whatever it is: a daemon that says why it is not ready is better than none
             expected = isinstance(exc, SandboxdError | OSError)
@@ -216,45 +216,45 @@ async def _start_up(
 
     async def keep_up() -> None:
         await _reach_containerd(config, client)
-        await events.follow(host, client, images)
+        await events.follow(node, client, images)
 
-    host.jobs.start("features", lambda: handlers.ask_all(host))
-    host.jobs.watch("containerd", keep_up)
-    host.jobs.watch("logger", host.logs.keep_up)
-    host.jobs.watch("compare", lambda: compare_forever(host, config.daemon.reconcile_seconds))
+    node.jobs.start("features", lambda: handlers.ask_all(node))
+    node.jobs.watch("containerd", keep_up)
+    node.jobs.watch("logger", node.logs.keep_up)
+    node.jobs.watch("compare", lambda: compare_forever(node, config.daemon.reconcile_seconds))
     condition.trouble = ""
     # What there is by now stays: no collection needs to look through it again. (A full one takes 50 ms.)
     gc.collect()
     gc.freeze()
-    log.info("ready", containerd=version, pods=len(host.ledger.sandboxes), containers=len(host.ledger.containers))
+    log.info("ready", containerd=version, pods=len(node.ledger.sandboxes), containers=len(node.ledger.containers))
     _notify("READY=1")
 
 
-async def _pause_image(host: Host, images: ImageStore, pulls: Pulls) -> None:
+async def _pause_image(node: Node, images: ImageStore, pulls: Pulls) -> None:
     """Have the image of every pod's first container ready before the first pod asks: no run needs a registry.
 
     One that has to be fetched is fetched meanwhile, for what there is already needs no pause image.
     """
-    wanted = host.config.runtime.pause_image
+    wanted = node.config.runtime.pause_image
     try:
         if wanted != "builtin":
             images.resolve(wanted)
     except NotFound:
 
         async def fetch() -> None:
-            await _renew_pause_image(host, images, pulls)
+            await _renew_pause_image(node, images, pulls)
             await asyncio.Event().wait()  # done; a watched loop that ends is started again
 
-        host.jobs.watch("pause image", fetch)
+        node.jobs.watch("pause image", fetch)
     else:
-        await _renew_pause_image(host, images, pulls)
+        await _renew_pause_image(node, images, pulls)
 
 
-async def _renew_pause_image(host: Host, images: ImageStore, pulls: Pulls) -> None:
+async def _renew_pause_image(node: Node, images: ImageStore, pulls: Pulls) -> None:
     """Bring the pause image: at first, and after somebody removed it or gave its name to another one."""
-    wanted = host.config.runtime.pause_image
+    wanted = node.config.runtime.pause_image
     if wanted == "builtin":
-        host.pause = await load.ensure_pause(images, host.config.runtime.pause_binary)
+        node.pause = await load.ensure_pause(images, node.config.runtime.pause_binary)
         return
     try:
         record = images.resolve(wanted)
@@ -262,7 +262,7 @@ async def _renew_pause_image(host: Host, images: ImageStore, pulls: Pulls) -> No
         record = await pulls.pull(wanted)
     else:
         await images.ensure_unpacked(record)
-    host.pause = await images.pin(record)
+    node.pause = await images.pin(record)
 
 
 async def _reach_containerd(config: Config, client: Containerd) -> str:
@@ -287,7 +287,7 @@ def managed_places(config: Config) -> managed.Places:
 
 def _server(
     config: Config,
-    host: Host,
+    node: Node,
     images: ImageStore,
     pulls: Pulls,
     client: Containerd,
@@ -297,18 +297,18 @@ def _server(
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=(
-            Edge(lambda: condition.trouble, metrics.rpc, withheld.private(lambda: host.ledger.containers.values())),
+            Edge(lambda: condition.trouble, metrics.rpc, withheld.private(lambda: node.ledger.containers.values())),
         ),
         options=(
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),
         ),
     )
-    announcer, stats = Announcer(host.ledger), Stats(host, Layers(host))
-    runtime = RuntimeService(host, streaming, announcer, stats, client.trouble)
+    announcer, stats = Announcer(node.ledger), Stats(node, Layers(node))
+    runtime = RuntimeService(node, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, pulls), server)
-    host_pb2_grpc.add_HostServicer_to_server(HostService(host, images, pulls, metrics.exposition), server)
+    host_pb2_grpc.add_HostServicer_to_server(HostService(node, images, pulls, metrics.exposition), server)
     _bind(server, config.socket, config.api.socket_group)
     return server
 

@@ -7,8 +7,8 @@ from typing import Any
 from sandboxd.lifecycle import attach as attaching
 from sandboxd.lifecycle import exec as execs
 from sandboxd.lifecycle import port_forward
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import find
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.streaming.remotecommand import Streams
 from sandboxd.streaming.server import StreamingServer
@@ -18,17 +18,17 @@ from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardR
 class ExecRpcs:
     """The RPCs that run or reach something inside a pod; the streaming ones answer with a URL."""
 
-    _host: Host
+    _node: Node
     _streaming: StreamingServer
 
     async def ExecSync(self, request: cri.ExecSyncRequest, context: Any) -> cri.ExecSyncResponse:
-        container_id = find(self._host.ledger.containers, request.container_id, "container")
-        stdout, stderr, code = await execs.exec_sync(self._host, container_id, request.cmd, request.timeout)
+        container_id = find(self._node.ledger.containers, request.container_id, "container")
+        stdout, stderr, code = await execs.exec_sync(self._node, container_id, request.cmd, request.timeout)
         return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)
 
     async def Exec(self, request: cri.ExecRequest, context: Any) -> cri.ExecResponse:
-        container_id = find(self._host.ledger.containers, request.container_id, "container")
-        execs.running(self._host, container_id)
+        container_id = find(self._node.ledger.containers, request.container_id, "container")
+        execs.running(self._node, container_id)
         execs.check_command(request.cmd)
         wanted = Streams(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
         names = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(wanted, name))
@@ -36,15 +36,15 @@ class ExecRpcs:
             ExecRequest(
                 subject=container_id,
                 streams=wanted,
-                open=lambda: execs.start(self._host, container_id, request.cmd, tty=request.tty, streams=names),
+                open=lambda: execs.start(self._node, container_id, request.cmd, tty=request.tty, streams=names),
                 private=tuple(request.cmd),
             )
         )
         return cri.ExecResponse(url=url)
 
     async def Attach(self, request: cri.AttachRequest, context: Any) -> cri.AttachResponse:
-        container_id = find(self._host.ledger.containers, request.container_id, "container")
-        container = execs.running(self._host, container_id)
+        container_id = find(self._node.ledger.containers, request.container_id, "container")
+        container = execs.running(self._node, container_id)
         if request.stdin:
             attaching.check_stdin(container)
         # The container decides whether there is a terminal; a client cannot ask for another.
@@ -57,18 +57,18 @@ class ExecRpcs:
                 subject=container_id,
                 streams=wanted,
                 open=lambda: attaching.attach(
-                    self._host, container_id, stdin=wanted.stdin, stdout=wanted.stdout, stderr=wanted.stderr
+                    self._node, container_id, stdin=wanted.stdin, stdout=wanted.stdout, stderr=wanted.stderr
                 ),
             )
         )
         return cri.AttachResponse(url=url)
 
     async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> cri.PortForwardResponse:
-        sandbox_id = find(self._host.ledger.sandboxes, request.pod_sandbox_id, "pod")
-        port_forward.running(self._host, sandbox_id)
+        sandbox_id = find(self._node.ledger.sandboxes, request.pod_sandbox_id, "pod")
+        port_forward.running(self._node, sandbox_id)
         url = self._streaming.url_for(
             PortForwardRequest(
-                subject=sandbox_id, ports=tuple(request.port), target=port_forward.PodPorts(self._host, sandbox_id)
+                subject=sandbox_id, ports=tuple(request.port), target=port_forward.PodPorts(self._node, sandbox_id)
             )
         )
         return cri.PortForwardResponse(url=url)

@@ -19,9 +19,9 @@ from sandboxd.images import load, save
 from sandboxd.images.load import Loaded
 from sandboxd.images.pull import Pulls, credentials_of
 from sandboxd.images.store import ImageStore
-from sandboxd.lifecycle.host import Host
 from sandboxd.logs import reader
 from sandboxd.model import Attachment, ContainerState, find
+from sandboxd.node import Node
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
 from sandboxd.registry import reference
 
@@ -33,9 +33,9 @@ PROGRESS_SECONDS = 0.1  # between two looks at a pull's progress
 class HostService(host_pb2_grpc.HostServicer):
     """See host.proto for what each RPC promises."""
 
-    def __init__(self, host: Host, images: ImageStore, pulls: Pulls, exposition: Callable[[], bytes]) -> None:
+    def __init__(self, node: Node, images: ImageStore, pulls: Pulls, exposition: Callable[[], bytes]) -> None:
         """`exposition` gives the daemon's figures in Prometheus' text format."""
-        self._host = host
+        self._node = node
         self._images = images
         self._pulls = pulls
         self._exposition = exposition
@@ -52,7 +52,7 @@ class HostService(host_pb2_grpc.HostServicer):
                 await _spool(request, file)
             updates: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
             # The job owns the archive from here on: a client that goes away does not stop the import.
-            job = self._host.jobs.spawn(("LoadImage", name), lambda: self._import(archive, updates))
+            job = self._node.jobs.spawn(("LoadImage", name), lambda: self._import(archive, updates))
             while (update := await updates.get()) is not None:
                 stage, done, total = update
                 progress = host_pb2.Progress(stage=stage, done_bytes=done, total_bytes=total)
@@ -64,13 +64,13 @@ class HostService(host_pb2_grpc.HostServicer):
                     )
                 )
         except BaseException:
-            if ("LoadImage", name) not in self._host.jobs.in_flight():
+            if ("LoadImage", name) not in self._node.jobs.in_flight():
                 archive.unlink(missing_ok=True)
             raise
 
     def _uploads(self) -> Path:
         """Where archives are until they are read; at first what an earlier daemon left there goes."""
-        uploads = Path(self._host.config.daemon.root) / "uploads"
+        uploads = Path(self._node.config.daemon.root) / "uploads"
         private.make(str(uploads), private.CLOSED)
         if not self._swept:
             self._swept = True
@@ -93,7 +93,7 @@ class HostService(host_pb2_grpc.HostServicer):
     ) -> AsyncIterator[host_pb2.PullImageResponse]:
         latest = _Latest()
         credentials = credentials_of(request.auth)
-        waiting = self._host.jobs.spawn(
+        waiting = self._node.jobs.spawn(
             ("watched pull", id(latest)), lambda: self._pulls.pull(request.image, credentials, latest.note)
         )
         # Whichever way the call ends, also in the middle of sending.
@@ -122,13 +122,13 @@ class HostService(host_pb2_grpc.HostServicer):
         return host_pb2.MetricsResponse(text=self._exposition().decode())
 
     async def Explain(self, request: host_pb2.ExplainRequest, context: Any) -> host_pb2.ExplainResponse:
-        ledger = self._host.ledger
+        ledger = self._node.ledger
         record = ledger.sandboxes[find(ledger.sandboxes, request.pod_sandbox_id, "pod")]
         return host_pb2.ExplainResponse(
             pod_sandbox_id=record.id,
             netns_path=record.netns_path,
             pid=record.pid,
-            netns_inode=self._host.netns.inode(record.netns_path) if record.netns_path else 0,
+            netns_inode=self._node.netns.inode(record.netns_path) if record.netns_path else 0,
             steps=[views.step(step) for step in ledger.timeline(record.id)],
             attachments=[views.attachment(a, _ips(a)) for a in ledger.attachments_of(record.id)],
         )
@@ -136,14 +136,14 @@ class HostService(host_pb2_grpc.HostServicer):
     async def ReadLogs(
         self, request: host_pb2.ReadLogsRequest, context: Any
     ) -> AsyncIterator[host_pb2.ReadLogsResponse]:
-        ledger = self._host.ledger
+        ledger = self._node.ledger
         container = ledger.containers[find(ledger.containers, request.container_id, "container")]
         if not container.log_path:
             raise NotReady(f"container {container.id} was created without a log path, its output is discarded")
         if request.tail < -1:
             raise InvalidRequest(f"tail must be a number of lines or -1 for all, got {request.tail}")
         running = container.state is ContainerState.RUNNING
-        changes = self._host.logs.changes(container.id) if request.follow and running else None
+        changes = self._node.logs.changes(container.id) if request.follow and running else None
         async with contextlib.aclosing(
             reader.read(container.log_path, tail=request.tail, since=request.since, changes=changes)
         ) as batches:

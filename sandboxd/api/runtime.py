@@ -20,8 +20,8 @@ from sandboxd.api.stats import StatsRpcs
 from sandboxd.config import effective
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.lifecycle import containers, handlers, processes, run_sandbox, teardown
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.streaming.server import StreamingServer
@@ -37,14 +37,14 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
 
     def __init__(
         self,
-        host: Host,
+        node: Node,
         streaming: StreamingServer,
         announcer: Announcer,
         stats: Stats,
         containerd_trouble: Callable[[], str],
     ) -> None:
         """`containerd_trouble` says what is known to be wrong with containerd, "" when nothing is."""
-        self._host = host
+        self._node = node
         self._streaming = streaming
         self._announcer = announcer
         self._stats = stats
@@ -60,7 +60,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
 
     async def Status(self, request: cri.StatusRequest, context: Any) -> cri.StatusResponse:
         trouble = self._trouble()
-        choice = self._host.conf.current()
+        choice = self._node.conf.current()
         problems = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
         network = choice.config is not None
         conditions = [
@@ -77,7 +77,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
                 message=problems or ("" if network else f"no network configuration in {self._conf_dir}"),
             ),
         ]
-        names = ["", *sorted(self._host.config.runtime.handlers)]
+        names = ["", *sorted(self._node.config.runtime.handlers)]
         offered = [await self._handler(name) for name in names]
         answer = cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=conditions),
@@ -95,7 +95,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
         return answer
 
     async def _handler(self, name: str) -> cri.RuntimeHandler:
-        found = await handlers.features(self._host, run_sandbox.resolve_handler(self._host, name))
+        found = await handlers.features(self._node, run_sandbox.resolve_handler(self._node, name))
         return cri.RuntimeHandler(
             name=name,
             features=cri.RuntimeHandlerFeatures(
@@ -105,12 +105,12 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
 
     @property
     def _conf_dir(self) -> str:
-        return self._host.config.network.conf_dir
+        return self._node.config.network.conf_dir
 
     def _status_info(self, choice: Any) -> dict[str, str]:
-        debts = [a for a in self._host.ledger.attachments if a.sandbox_id not in self._host.ledger.sandboxes]
+        debts = [a for a in self._node.ledger.attachments if a.sandbox_id not in self._node.ledger.sandboxes]
         return {
-            "config": json.dumps({name: value for name, value, _ in effective(self._host.config)}),
+            "config": json.dumps({name: value for name, value, _ in effective(self._node.config)}),
             "network": json.dumps(
                 {
                     "name": choice.config.name if choice.config else "",
@@ -124,30 +124,30 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
                 }
             ),
             "quarantine": json.dumps(
-                [{"kind": q.kind, "id": q.id, "reason": q.reason} for q in self._host.ledger.quarantined()]
+                [{"kind": q.kind, "id": q.id, "reason": q.reason} for q in self._node.ledger.quarantined()]
             ),
         }
 
     async def RuntimeConfig(self, request: cri.RuntimeConfigRequest, context: Any) -> cri.RuntimeConfigResponse:
-        driver = cri.SYSTEMD if self._host.config.runtime.cgroup_driver == "systemd" else cri.CGROUPFS
+        driver = cri.SYSTEMD if self._node.config.runtime.cgroup_driver == "systemd" else cri.CGROUPFS
         return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
     # Sandboxes
 
     async def RunPodSandbox(self, request: cri.RunPodSandboxRequest, context: Any) -> cri.RunPodSandboxResponse:
-        sandbox_id = await run_sandbox.run_sandbox(self._host, request.config, request.runtime_handler)
+        sandbox_id = await run_sandbox.run_sandbox(self._node, request.config, request.runtime_handler)
         return cri.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
 
     async def StopPodSandbox(self, request: cri.StopPodSandboxRequest, context: Any) -> cri.StopPodSandboxResponse:
         if sandbox_id := self._known_sandbox(request.pod_sandbox_id):
-            await teardown.stop_sandbox(self._host, sandbox_id)
+            await teardown.stop_sandbox(self._node, sandbox_id)
         return cri.StopPodSandboxResponse()
 
     async def RemovePodSandbox(
         self, request: cri.RemovePodSandboxRequest, context: Any
     ) -> cri.RemovePodSandboxResponse:
         if sandbox_id := self._known_sandbox(request.pod_sandbox_id):
-            await teardown.remove_sandbox(self._host, sandbox_id)
+            await teardown.remove_sandbox(self._node, sandbox_id)
         return cri.RemovePodSandboxResponse()
 
     async def PodSandboxStatus(
@@ -157,7 +157,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
         answer = cri.PodSandboxStatusResponse(status=views.sandbox_status(record))
         answer.containers_statuses.extend(
             views.container_status(c)
-            for c in self._host.ledger.containers_of(record.id)
+            for c in self._node.ledger.containers_of(record.id)
             if c.state is not ContainerState.CREATING
         )
         if request.verbose:
@@ -165,23 +165,23 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
         return answer
 
     async def _sandbox_info(self, record: SandboxRecord) -> dict[str, str]:
-        results = [a.result for a in self._host.ledger.attachments_of(record.id) if a.result]
+        results = [a.result for a in self._node.ledger.attachments_of(record.id) if a.result]
         return views.info(
             pid=record.pid,
             state=record.state.value,
             failure=record.failure or None,
             runtimeHandler=record.runtime_handler,
             netNamespacePath=record.netns_path,
-            netNamespaceInode=self._host.netns.inode(record.netns_path) if record.netns_path else 0,
+            netNamespaceInode=self._node.netns.inode(record.netns_path) if record.netns_path else 0,
             config=views.message_dict(record.config),
             cniResult=json.loads(results[0]) if results else None,
             runtimeSpec=await self._spec(record.id),
-            timeline=views.timeline(self._host.ledger.timeline(record.id)),
+            timeline=views.timeline(self._node.ledger.timeline(record.id)),
         )
 
     async def _spec(self, container_id: str) -> dict[str, Any] | None:
         try:
-            return await self._host.runtime.spec(container_id)
+            return await self._node.runtime.spec(container_id)
         except SandboxdError:
             return None  # a status that lacks the spec is better than none
 
@@ -189,7 +189,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
         wanted = request.filter
         found = [
             views.sandbox(record)
-            for record in self._host.ledger.sandboxes.values()
+            for record in self._node.ledger.sandboxes.values()
             if record.state is not SandboxState.CREATING
             and record.id.startswith(wanted.id)
             and (not wanted.HasField("state") or views.sandbox_state(record) == wanted.state.state)
@@ -201,28 +201,28 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
 
     async def CreateContainer(self, request: cri.CreateContainerRequest, context: Any) -> cri.CreateContainerResponse:
         sandbox_id = self._sandbox(request.pod_sandbox_id).id
-        container_id = await containers.create_container(self._host, sandbox_id, request.config)
+        container_id = await containers.create_container(self._node, sandbox_id, request.config)
         return cri.CreateContainerResponse(container_id=container_id)
 
     async def StartContainer(self, request: cri.StartContainerRequest, context: Any) -> cri.StartContainerResponse:
-        await containers.start_container(self._host, self._container(request.container_id).id)
+        await containers.start_container(self._node, self._container(request.container_id).id)
         return cri.StartContainerResponse()
 
     async def StopContainer(self, request: cri.StopContainerRequest, context: Any) -> cri.StopContainerResponse:
         if container_id := self._known_container(request.container_id):
-            await processes.stop_container(self._host, container_id, request.timeout)
+            await processes.stop_container(self._node, container_id, request.timeout)
         return cri.StopContainerResponse()
 
     async def RemoveContainer(self, request: cri.RemoveContainerRequest, context: Any) -> cri.RemoveContainerResponse:
         if container_id := self._known_container(request.container_id):
-            await containers.remove_container(self._host, container_id)
+            await containers.remove_container(self._node, container_id)
         return cri.RemoveContainerResponse()
 
     async def ListContainers(self, request: cri.ListContainersRequest, context: Any) -> cri.ListContainersResponse:
         wanted = request.filter
         entries = [
             views.container(record)
-            for record in self._host.ledger.containers.values()
+            for record in self._node.ledger.containers.values()
             if record.state is not ContainerState.CREATING
             and record.id.startswith(wanted.id)
             and record.sandbox_id.startswith(wanted.pod_sandbox_id)
@@ -249,16 +249,16 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
     async def ReopenContainerLog(
         self, request: cri.ReopenContainerLogRequest, context: Any
     ) -> cri.ReopenContainerLogResponse:
-        await self._host.logs.reopen(self._container(request.container_id).id)
+        await self._node.logs.reopen(self._container(request.container_id).id)
         return cri.ReopenContainerLogResponse()
 
     # Ids: any unambiguous prefix names an object
 
     def _sandbox(self, text: str) -> SandboxRecord:
-        return self._host.ledger.sandboxes[find(self._host.ledger.sandboxes, text, "pod")]
+        return self._node.ledger.sandboxes[find(self._node.ledger.sandboxes, text, "pod")]
 
     def _container(self, text: str) -> ContainerRecord:
-        return self._host.ledger.containers[find(self._host.ledger.containers, text, "container")]
+        return self._node.ledger.containers[find(self._node.ledger.containers, text, "container")]
 
     def _known_sandbox(self, text: str) -> str:
         try:

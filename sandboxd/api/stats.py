@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxd.lifecycle.host import Host
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.usage import cadvisor
 from sandboxd.usage.stats import Stats
@@ -13,7 +13,7 @@ from sandboxd.usage.stats import Stats
 class StatsRpcs:
     """What pods and containers use."""
 
-    _host: Host
+    _node: Node
     _stats: Stats
 
     async def ContainerStats(self, request: cri.ContainerStatsRequest, context: Any) -> cri.ContainerStatsResponse:
@@ -40,5 +40,5 @@ class StatsRpcs:
     async def ListPodSandboxMetrics(
         self, request: cri.ListPodSandboxMetricsRequest, context: Any
     ) -> cri.ListPodSandboxMetricsResponse:
-        found = await cadvisor.list_pod_metrics(self._host, self._stats)
+        found = await cadvisor.list_pod_metrics(self._node, self._stats)
         return cri.ListPodSandboxMetricsResponse(pod_metrics=found)

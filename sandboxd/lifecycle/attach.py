@@ -14,16 +14,16 @@ from typing import Any
 
 from sandboxd.errors import NotFound, NotReady
 from sandboxd.lifecycle.exec import running
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.stdin import Stdin
 from sandboxd.model import ContainerRecord
+from sandboxd.node import Node
 
 
 class Attached:
     """One client's view of the container's stdin, stdout and stderr."""
 
-    def __init__(self, host: Host, container: ContainerRecord, *, stdin: bool, stdout: bool, stderr: bool) -> None:
-        self._host = host
+    def __init__(self, node: Node, container: ContainerRecord, *, stdin: bool, stdout: bool, stderr: bool) -> None:
+        self._node = node
         self._container = container
         self._wanted = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         self._stdin: Stdin | None = None
@@ -38,7 +38,7 @@ class Attached:
             # One subscription for each stream, so that neither waits for the other to be read.
             for stream in ("stdout", "stderr"):
                 if self._wanted[stream]:
-                    source = self._host.logs.output(self._container.id)
+                    source = self._node.logs.output(self._container.id)
                     self._outputs[stream] = await self._stack.enter_async_context(source)
         except BaseException:
             await self.close()
@@ -47,13 +47,13 @@ class Attached:
     def _open_stdin(self) -> None:
         check_stdin(self._container)
         try:
-            self._stdin = Stdin(f"{self._host.config.container_dir(self._container.id)}/io/stdin", os.O_WRONLY)
+            self._stdin = Stdin(f"{self._node.config.container_dir(self._container.id)}/io/stdin", os.O_WRONLY)
         except OSError as exc:
             if exc.errno != errno.ENXIO:
                 words = f"the stdin of container {self._container.id} cannot be opened: {exc.strerror}"
                 raise NotReady(words) from exc
             raise NotReady(f"the stdin of container {self._container.id} was closed by an earlier client") from exc
-        self._host.at_stdin.setdefault(self._container.id, set()).add(self._stdin.close)
+        self._node.at_stdin.setdefault(self._container.id, set()).add(self._stdin.close)
 
     async def write_stdin(self, data: bytes) -> None:
         """Hand data to the container; returns when all of it is in its pipe."""
@@ -64,9 +64,9 @@ class Attached:
         """The client has sent everything, or left; with stdin_once that is the end for the container too."""
         self._let_go_of_stdin()
         if self._container.config.stdin_once and not self._container.config.tty:
-            for let_go in self._host.at_stdin.pop(self._container.id, ()):
+            for let_go in self._node.at_stdin.pop(self._container.id, ()):
                 let_go()
-            await self._host.processes.close_stdin(self._container.id, "")
+            await self._node.processes.close_stdin(self._container.id, "")
 
     def stdout(self) -> AsyncIterator[bytes]:
         """What the container writes from now on; with a terminal, all of it."""
@@ -83,12 +83,12 @@ class Attached:
 
     async def resize(self, size: Any) -> None:
         """Set the terminal's size (`width` and `height` in characters)."""
-        await self._host.processes.resize(self._container.id, "", width=size.width, height=size.height)
+        await self._node.processes.resize(self._container.id, "", width=size.width, height=size.height)
 
     async def wait(self) -> None:
         """Returns when the container has ended."""
         try:
-            await self._host.runtime.wait(self._container.id)
+            await self._node.runtime.wait(self._container.id)
         except NotFound:
             pass
 
@@ -101,10 +101,10 @@ class Attached:
         if self._stdin is None:
             return
         self._stdin.close()
-        attached = self._host.at_stdin.get(self._container.id, set())
+        attached = self._node.at_stdin.get(self._container.id, set())
         attached.discard(self._stdin.close)
         if not attached:
-            self._host.at_stdin.pop(self._container.id, None)
+            self._node.at_stdin.pop(self._container.id, None)
 
 
 def check_stdin(container: ContainerRecord) -> None:
@@ -113,8 +113,8 @@ def check_stdin(container: ContainerRecord) -> None:
         raise NotReady(f"container {container.id} has no stdin to attach to; create it with stdin")
 
 
-async def attach(host: Host, container_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> Attached:
+async def attach(node: Node, container_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> Attached:
     """Attach to a running container; raises NotFound or NotReady."""
-    session = Attached(host, running(host, container_id), stdin=stdin, stdout=stdout, stderr=stderr)
+    session = Attached(node, running(node, container_id), stdin=stdin, stdout=stdout, stderr=stderr)
     await session.open()
     return session

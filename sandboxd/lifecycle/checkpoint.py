@@ -23,8 +23,8 @@ from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotRead
 from sandboxd.lifecycle import checkpoint_archive as archive
 from sandboxd.lifecycle import pod_files, programs
 from sandboxd.lifecycle.handlers import RUNC_SHIM
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ _UNFINISHED = "unfinished"  # a link to the archive that is being written
 _PROC = Path("/proc")
 
 
-async def checkpoint_container(host: Host, container_id: str, location: str, seconds: int) -> None:
+async def checkpoint_container(node: Node, container_id: str, location: str, seconds: int) -> None:
     """Write an archive of a running container to `location` in at most `seconds` (0 is ten minutes).
 
     Raises NotFound, InvalidRequest, NotReady saying what is missing or with CRIU's words, TimedOut; then there is no
@@ -52,42 +52,42 @@ async def checkpoint_container(host: Host, container_id: str, location: str, sec
         raise InvalidRequest(f"timeout: {seconds} is less than 0 seconds")
     key = ("CheckpointContainer", container_id, location, seconds)
     limit = float(seconds) or DEFAULT_SECONDS
-    await host.jobs.run_to_end(key, lambda: _checkpoint(host, container_id, Path(location), limit))
+    await node.jobs.run_to_end(key, lambda: _checkpoint(node, container_id, Path(location), limit))
 
 
-async def _checkpoint(host: Host, container_id: str, location: Path, seconds: float) -> None:
+async def _checkpoint(node: Node, container_id: str, location: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    container = _running(host, container_id)
+    container = _running(node, container_id)
     with steps.operation("CheckpointContainer", sandbox_id=container.sandbox_id, container_id=container_id):
-        async with host.jobs.exclusive(container.sandbox_id):
-            container = _running(host, container_id)
-            await _check(host, container)
+        async with node.jobs.exclusive(container.sandbox_id):
+            container = _running(node, container_id)
+            await _check(node, container)
             if not location.parent.is_dir():
                 raise NotReady(f"location: there is no directory {location.parent}")
             with steps.step("container.checkpoint", container=container.config.metadata.name, archive=str(location)):
-                await undo(host, container_id)
+                await undo(node, container_id)
                 try:
-                    await _take(host, container, location, deadline)
+                    await _take(node, container, location, deadline)
                 except BaseException as exc:
-                    await _undo_after(host, container_id, exc)
+                    await _undo_after(node, container_id, exc)
                     if isinstance(exc, OSError):
                         raise NotReady(
                             f"the checkpoint of container {container_id} cannot be written: {exc}"
                         ) from exc
                     raise
-                await undo(host, container_id)
+                await undo(node, container_id)
 
 
-async def _undo_after(host: Host, container_id: str, cause: BaseException) -> None:
+async def _undo_after(node: Node, container_id: str, cause: BaseException) -> None:
     """Undo; what cannot be undone now is noted, and the next comparison tries."""
     try:
-        await undo(host, container_id)
+        await undo(node, container_id)
     except Exception as left:
         cause.add_note(f"cleaning up: {disclosure.sentence(left)}")
 
 
-def _running(host: Host, container_id: str) -> ContainerRecord:
-    container = host.ledger.containers.get(container_id)
+def _running(node: Node, container_id: str) -> ContainerRecord:
+    container = node.ledger.containers.get(container_id)
     if container is None or container.state is ContainerState.CREATING:
         raise NotFound(f"container {container_id} does not exist")
     if container.state is not ContainerState.RUNNING:
@@ -95,11 +95,11 @@ def _running(host: Host, container_id: str) -> ContainerRecord:
     return container
 
 
-async def _check(host: Host, container: ContainerRecord) -> None:
+async def _check(node: Node, container: ContainerRecord) -> None:
     """Raise NotReady, saying what is missing, where no checkpoint can be taken."""
     words = f"container {container.id} cannot be checkpointed: "
-    name = host.ledger.sandboxes[container.sandbox_id].runtime_handler or host.config.runtime.default_handler
-    handler = host.config.runtime.handlers.get(name)
+    name = node.ledger.sandboxes[container.sandbox_id].runtime_handler or node.config.runtime.default_handler
+    handler = node.config.runtime.handlers.get(name)
     if handler is None:
         raise NotReady(f"{words}its runtime handler {name!r} is not configured any more")
     if handler.type != RUNC_SHIM:
@@ -120,18 +120,18 @@ def _last_lines(text: bytes) -> str:
     return "; ".join(text.decode("utf-8", "replace").splitlines()[-3:]) or "it does not say why"
 
 
-async def _take(host: Host, container: ContainerRecord, location: Path, deadline: float) -> None:
-    scratch = _directory(host, container.id)
+async def _take(node: Node, container: ContainerRecord, location: Path, deadline: float) -> None:
+    scratch = _directory(node, container.id)
     images, work = scratch / archive.IMAGES, scratch / _WORK
     private.make(str(scratch.parent), private.CLOSED)
     for directory in (scratch, images, work):
         directory.mkdir(mode=private.CLOSED)
     at = time.time_ns()
     with steps.step("container.pause"):
-        await host.runtime.pause(container.id)
+        await node.runtime.pause(container.id)
     with steps.step("container.dump"):
         try:
-            await host.runtime.checkpoint(
+            await node.runtime.checkpoint(
                 container.id,
                 image_path=str(images),
                 work_path=str(work),
@@ -145,13 +145,13 @@ async def _take(host: Host, container: ContainerRecord, location: Path, deadline
     with steps.step("container.changes"), (scratch / archive.CHANGES).open("wb") as file:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                await host.images.rootfs_changes(container.id, file)
+                await node.images.rootfs_changes(container.id, file)
         except TimeoutError as exc:
             raise TimedOut(
                 f"checkpoint of {container.id}: its changed files were not packed in the time given"
             ) from exc
     with steps.step("container.resume"):
-        await host.runtime.resume(container.id)
+        await node.runtime.resume(container.id)
     unfinished = location.parent / f".{container.id}.unfinished"
     (scratch / _UNFINISHED).symlink_to(unfinished)
     found = {
@@ -163,7 +163,7 @@ async def _take(host: Host, container: ContainerRecord, location: Path, deadline
     }
     documents = {
         "config.dump": archive.config_dump(container, RUNC_SHIM, at),
-        "spec.dump": await host.runtime.spec(container.id),
+        "spec.dump": await node.runtime.spec(container.id),
     }
     with steps.step("container.archive"):
         cut_off = threading.Event()
@@ -194,21 +194,21 @@ def _complaints(path: Path) -> str:
     return "; ".join([line.partition(") ")[2] for line in lines if ") Error (" in line][-3:])
 
 
-def _directory(host: Host, container_id: str) -> Path:
-    return Path(host.config.checkpoints_dir) / container_id
+def _directory(node: Node, container_id: str) -> Path:
+    return Path(node.config.checkpoints_dir) / container_id
 
 
-async def undo(host: Host, container_id: str) -> None:
+async def undo(node: Node, container_id: str) -> None:
     """Let the container run on and remove what its checkpoint left, an archive to the half included.
 
     Nothing left is done. Raises CleanupIncomplete, and the runtime's errors.
     """
-    scratch = _directory(host, container_id)
+    scratch = _directory(node, container_id)
     if not scratch.exists():
         return
     await _criu_has_ended(scratch)
-    await host.runtime.resume(container_id)
-    await host.images.forget_changes(container_id)
+    await node.runtime.resume(container_id)
+    await node.images.forget_changes(container_id)
     link = scratch / _UNFINISHED
     try:
         if link.is_symlink():
@@ -218,24 +218,24 @@ async def undo(host: Host, container_id: str) -> None:
     await pod_files.remove_directory(str(scratch))
 
 
-async def undo_all(host: Host, seconds: float) -> None:
+async def undo_all(node: Node, seconds: float) -> None:
     """`undo` for every checkpoint that nobody is taking any more, each in at most `seconds`.
 
     A failure is logged: whoever asks again later finds it still there.
     """
     try:
-        left = os.listdir(host.config.checkpoints_dir)
+        left = os.listdir(node.config.checkpoints_dir)
     except FileNotFoundError:
         return
     for container_id in left:
-        container = host.ledger.containers.get(container_id)
+        container = node.ledger.containers.get(container_id)
         owner = container.sandbox_id if container else container_id
-        if owner in host.jobs.held():
+        if owner in node.jobs.held():
             continue
         log.warning("a checkpoint was cut off, its container goes on", container=container_id)
         try:
-            async with asyncio.timeout(seconds), host.jobs.exclusive(owner):
-                await undo(host, container_id)
+            async with asyncio.timeout(seconds), node.jobs.exclusive(owner):
+                await undo(node, container_id)
         except Exception as exc:
             words = str(exc) or type(exc).__name__
             log.error(

@@ -24,10 +24,10 @@ from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, S
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import image_volumes, machine, pod_files, run_sandbox, userns, volumes
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
+from sandboxd.node import Node
 from sandboxd.oci import cdi, stop_signal, users, validate
 from sandboxd.oci import container as oci_container
 from sandboxd.oci import userns as oci_userns
@@ -38,38 +38,38 @@ log = structlog.get_logger(__name__)
 START_ERROR = 128  # exit code of a container that could not be started, as other runtimes report it
 
 
-async def create_container(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> str:
+async def create_container(node: Node, sandbox_id: str, config: cri.ContainerConfig) -> str:
     """Create a container in a pod and return its id; the same request again returns the same id.
 
     Raises NotFound for an unknown pod or image, NotReady for a pod that does not run, AlreadyExists when another
     container has the name, InvalidRequest otherwise; nothing is left behind then.
     """
-    sandbox = host.ledger.sandboxes[sandbox_id]
+    sandbox = node.ledger.sandboxes[sandbox_id]
     validate.container_config(config, sandbox.config)
     fingerprint = hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest()
     key = ("CreateContainer", sandbox_id, fingerprint)  # not the config itself: keys are named in the log
-    return await host.jobs.run_to_end(key, lambda: _create(host, sandbox_id, config))
+    return await node.jobs.run_to_end(key, lambda: _create(node, sandbox_id, config))
 
 
-async def start_container(host: Host, container_id: str) -> None:
+async def start_container(node: Node, container_id: str) -> None:
     """Start a created container; a running one is done. Raises NotReady with the runtime's words."""
-    await host.jobs.run_to_end(("StartContainer", container_id), lambda: _start(host, container_id))
+    await node.jobs.run_to_end(("StartContainer", container_id), lambda: _start(node, container_id))
 
 
-async def remove_container(host: Host, container_id: str) -> None:
+async def remove_container(node: Node, container_id: str) -> None:
     """Remove a container, running or not. Unknown is done."""
-    await host.jobs.run_to_end(("RemoveContainer", container_id), lambda: _remove(host, container_id))
+    await node.jobs.run_to_end(("RemoveContainer", container_id), lambda: _remove(node, container_id))
 
 
-def ready_sandbox(host: Host, sandbox_id: str) -> SandboxRecord:
+def ready_sandbox(node: Node, sandbox_id: str) -> SandboxRecord:
     """The pod, able to take containers; raises NotFound or NotReady saying what it lacks."""
-    sandbox = host.ledger.sandboxes.get(sandbox_id)
+    sandbox = node.ledger.sandboxes.get(sandbox_id)
     if sandbox is None:
         raise NotFound(f"pod {sandbox_id} does not exist")
     if sandbox.state is not SandboxState.READY:
         why = f" ({sandbox.failure})" if sandbox.failure else ""
         raise NotReady(f"pod {sandbox.name} ({sandbox.id}) is {sandbox.state.value}{why}")
-    if sandbox.netns_path and not host.netns.exists(sandbox.netns_path):
+    if sandbox.netns_path and not node.netns.exists(sandbox.netns_path):
         raise NotReady(
             f"pod {sandbox.name} ({sandbox.id}) has no network namespace to join: {sandbox.netns_path} is gone;"
             " remove the pod and run it again"
@@ -77,11 +77,11 @@ def ready_sandbox(host: Host, sandbox_id: str) -> SandboxRecord:
     return sandbox
 
 
-async def _create(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> str:
-    async with host.jobs.exclusive(sandbox_id):
-        sandbox = ready_sandbox(host, sandbox_id)
-        image = host.images.resolve(config.image.image)
-        config = image_volumes.resolved(host, config)
+async def _create(node: Node, sandbox_id: str, config: cri.ContainerConfig) -> str:
+    async with node.jobs.exclusive(sandbox_id):
+        sandbox = ready_sandbox(node, sandbox_id)
+        image = node.images.resolve(config.image.image)
+        config = image_volumes.resolved(node, config)
         record = ContainerRecord(
             id=secrets.token_hex(32),
             sandbox_id=sandbox_id,
@@ -92,53 +92,53 @@ async def _create(host: Host, sandbox_id: str, config: cri.ContainerConfig) -> s
             log_path=_log_path(sandbox.config, config),
             stop_signal=_stop_signal(config, image),
         )
-        existing = host.ledger.container_named(record.name)
+        existing = node.ledger.container_named(record.name)
         if existing is not None and existing.state is ContainerState.CREATING:
             # We hold the pod's lock, so nobody is creating it: an earlier attempt could not be undone then.
-            await remove_container_remains(host, existing.id)
+            await remove_container_remains(node, existing.id)
         elif existing is not None:
             if existing.config == config and existing.state is not ContainerState.EXITED:
                 return existing.id
             raise AlreadyExists(f"container {existing.name} exists as {existing.id}; remove it first")
-        host.ledger.add_container(record)
+        node.ledger.add_container(record)
         with steps.operation("CreateContainer", sandbox_id=sandbox_id, container_id=record.id):
             try:
                 with steps.step("container.create", container=config.metadata.name, image=config.image.image):
-                    await _build(host, sandbox, record, image)
+                    await _build(node, sandbox, record, image)
             except BaseException as exc:
-                await _undo_create(host, record.id, exc)
+                await _undo_create(node, record.id, exc)
                 raise
-        host.ledger.update_container(record.id, created_at=time.time_ns())
+        node.ledger.update_container(record.id, created_at=time.time_ns())
         return record.id
 
 
-async def _undo_create(host: Host, container_id: str, cause: BaseException) -> None:
+async def _undo_create(node: Node, container_id: str, cause: BaseException) -> None:
     """Undo a failed creation; what cannot be undone now keeps its record, and the next attempt or start tries."""
     try:
-        await remove_container_remains(host, container_id)
+        await remove_container_remains(node, container_id)
     except Exception as left:
         cause.add_note(f"cleaning up: {disclosure.sentence(left)}")
 
 
-async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
+async def _build(node: Node, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
     config = record.config
-    if not os.path.exists(host.config.pod_files_dir(sandbox.id)):
-        pod_files.prepare(host, sandbox)  # it was made by an earlier sandboxd, which kept them elsewhere
+    if not os.path.exists(node.config.pod_files_dir(sandbox.id)):
+        pod_files.prepare(node, sandbox)  # it was made by an earlier sandboxd, which kept them elsewhere
     with steps.step("container.mounts", mounts=len(config.mounts), devices=len(config.devices)):
-        facts = await run_sandbox.pod_facts(host, sandbox)
-        facts = await asyncio.to_thread(machine.for_container, facts, config, host.config.runtime)
-        edits, nodes = await asyncio.to_thread(machine.cdi_edits, config, host.config.runtime.cdi_dirs)
+        facts = await run_sandbox.pod_facts(node, sandbox)
+        facts = await asyncio.to_thread(machine.for_container, facts, config, node.config.runtime)
+        edits, nodes = await asyncio.to_thread(machine.cdi_edits, config, node.config.runtime.cdi_dirs)
         facts = replace(
             facts,
-            image_volumes=await image_volumes.mount(host, sandbox, record.id, config),
-            mapped_mounts=userns.mapped_mounts(host, record.id, config),
+            image_volumes=await image_volumes.mount(node, sandbox, record.id, config),
+            mapped_mounts=userns.mapped_mounts(node, record.id, config),
         )
     with steps.step("container.rootfs", image=image.id):
-        rootfs = await host.images.prepare_rootfs(record.id, image)
+        rootfs = await node.images.prepare_rootfs(record.id, image)
         user = await asyncio.to_thread(_user, config, image, rootfs)
-        host.ledger.update_container(record.id, user=(user.uid, user.gid, *user.additional_gids))
+        node.ledger.update_container(record.id, user=(user.uid, user.gid, *user.additional_gids))
         declared = oci_container.image_volumes(config, image.config)
-        directory = host.config.volumes_dir(record.id)
+        directory = node.config.volumes_dir(record.id)
         ids = oci_userns.of(sandbox.config)
         own_volumes = await in_pieces(volumes.create(directory, declared, rootfs, ids))
     name = config.image.user_specified_image or config.image.image
@@ -146,30 +146,30 @@ async def _build(host: Host, sandbox: SandboxRecord, record: ContainerRecord, im
         record.id,
         config,
         sandbox=sandbox,
-        sandbox_dir=host.config.sandbox_dir(sandbox.id),
-        files_dir=host.config.pod_files_dir(sandbox.id),
+        sandbox_dir=node.config.sandbox_dir(sandbox.id),
+        files_dir=node.config.pod_files_dir(sandbox.id),
         image=image.config,
         image_name=name,
         user=user,
         host=facts,
-        target_pid=_target_pid(host, sandbox, config),
+        target_pid=_target_pid(node, sandbox, config),
         volumes=own_volumes,
     )
     cdi.inject(spec, edits, nodes)
     await _relabel(config, own_volumes.values(), oci_container.labels(config, sandbox, facts).mount)
     if facts.mapped_mounts:
         # Once on trial: a file system that cannot do it is to be known now, and not when the container is started.
-        async with userns.staged(host, sandbox, record.id, rootfs, config):
+        async with userns.staged(node, sandbox, record.id, rootfs, config):
             pass
     with steps.step("container.record"):
-        await host.runtime.create_container(
+        await node.runtime.create_container(
             record.id,
             spec=spec,
             image=run_sandbox.image_name(image),
-            snapshotter=host.config.containerd.snapshotter,
+            snapshotter=node.config.containerd.snapshotter,
             snapshot_key=record.id,
             labels=run_sandbox.labels(sandbox.config, sandbox.id, kind="container", container=config.metadata.name),
-            runtime=run_sandbox.runtime_options(host, sandbox),
+            runtime=run_sandbox.runtime_options(node, sandbox),
         )
 
 
@@ -189,12 +189,12 @@ def _user(config: cri.ContainerConfig, image: ImageRecord, rootfs: Sequence[Moun
     )
 
 
-def _target_pid(host: Host, sandbox: SandboxRecord, config: cri.ContainerConfig) -> int:
+def _target_pid(node: Node, sandbox: SandboxRecord, config: cri.ContainerConfig) -> int:
     """The init pid of the container whose pid namespace is to be joined, 0 when none is."""
     options = config.linux.security_context.namespace_options
     if options.pid != cri.TARGET:
         return 0
-    target = host.ledger.containers.get(options.target_id)
+    target = node.ledger.containers.get(options.target_id)
     if target is None or target.sandbox_id != sandbox.id:
         raise NotFound(f"target container {options.target_id} does not exist in this pod")
     if target.state is not ContainerState.RUNNING:
@@ -225,46 +225,46 @@ def _stop_signal(config: cri.ContainerConfig, image: ImageRecord) -> str:
     return named
 
 
-async def _start(host: Host, container_id: str) -> None:
-    container = host.ledger.containers.get(container_id)
+async def _start(node: Node, container_id: str) -> None:
+    container = node.ledger.containers.get(container_id)
     if container is None:
         raise NotFound(f"container {container_id} does not exist")
     with steps.operation("StartContainer", sandbox_id=container.sandbox_id, container_id=container_id):
-        async with host.jobs.exclusive(container.sandbox_id):
-            container = host.ledger.containers.get(container_id)
+        async with node.jobs.exclusive(container.sandbox_id):
+            container = node.ledger.containers.get(container_id)
             if container is None:
                 raise NotFound(f"container {container_id} was removed meanwhile")
             if container.state is ContainerState.RUNNING:
                 return
             if container.state is not ContainerState.CREATED:
                 raise NotReady(f"container {container_id} is {container.state.value}, not created")
-            ready_sandbox(host, container.sandbox_id)
+            ready_sandbox(node, container.sandbox_id)
             try:
                 with steps.step("container.start", container=container.config.metadata.name) as step:
-                    pid = await _run(host, container)
+                    pid = await _run(node, container)
                     step.note(pid=pid)
             except SandboxdError as exc:
-                await _start_failed(host, container_id, exc)
+                await _start_failed(node, container_id, exc)
                 raise
-            host.ledger.update_container(container_id, pid=pid, started_at=time.time_ns())
+            node.ledger.update_container(container_id, pid=pid, started_at=time.time_ns())
     # A process that ended at once did so before it was known to run; its exit event found nothing to record.
-    host.jobs.start(("started", container_id), lambda: settle_container(host, container_id))
+    node.jobs.start(("started", container_id), lambda: settle_container(node, container_id))
 
 
-async def _run(host: Host, container: ContainerRecord) -> int:
+async def _run(node: Node, container: ContainerRecord) -> int:
     config = container.config
     streams = ("stdout",) if config.tty else ("stdout", "stderr")
     with steps.step("container.log", path=container.log_path):
-        directory = f"{host.config.container_dir(container.id)}/io"
+        directory = f"{node.config.container_dir(container.id)}/io"
         fifos = make_fifos(directory, streams)
         stdin = make_fifos(directory, ("stdin",))["stdin"] if config.stdin else ""
-        await host.logs.open(container.id, fifos, container.log_path)
-    sandbox = host.ledger.sandboxes[container.sandbox_id]
-    rootfs = await host.images.rootfs(container.id)
+        await node.logs.open(container.id, fifos, container.log_path)
+    sandbox = node.ledger.sandboxes[container.sandbox_id]
+    rootfs = await node.images.rootfs(container.id)
     command = config.command or config.args
     with steps.step("task.create"), disclosure.program_only(command):
-        async with userns.staged(host, sandbox, container.id, rootfs, config) as mapped:
-            await host.runtime.create(
+        async with userns.staged(node, sandbox, container.id, rootfs, config) as mapped:
+            await node.runtime.create(
                 container.id,
                 mapped,
                 stdout=fifos["stdout"],
@@ -273,28 +273,28 @@ async def _run(host: Host, container: ContainerRecord) -> int:
                 terminal=config.tty,
             )
     with steps.step("task.start"), disclosure.program_only(command):
-        return await host.runtime.start(container.id)
+        return await node.runtime.start(container.id)
 
 
-async def _start_failed(host: Host, container_id: str, cause: SandboxdError) -> None:
+async def _start_failed(node: Node, container_id: str, cause: SandboxdError) -> None:
     """A container that could not be started has ended, and says why."""
-    host.ledger.update_container(
+    node.ledger.update_container(
         container_id, finished_at=time.time_ns(), exit_code=START_ERROR, reason="StartError", message=str(cause)
     )
-    await host.logs.close(container_id)
+    await node.logs.close(container_id)
     try:
-        await host.runtime.kill(container_id, 9)
-        await host.runtime.delete(container_id)
+        await node.runtime.kill(container_id, 9)
+        await node.runtime.delete(container_id)
     except SandboxdError as exc:
         cause.add_note(f"cleaning up: {exc}")  # RemoveContainer tries again
 
 
-async def _remove(host: Host, container_id: str) -> None:
-    container = host.ledger.containers.get(container_id)
+async def _remove(node: Node, container_id: str) -> None:
+    container = node.ledger.containers.get(container_id)
     if container is None:
         return
     with steps.operation("RemoveContainer", sandbox_id=container.sandbox_id, container_id=container_id):
-        async with host.jobs.exclusive(container.sandbox_id):
-            if container_id in host.ledger.containers:
+        async with node.jobs.exclusive(container.sandbox_id):
+            if container_id in node.ledger.containers:
                 with steps.step("container.remove", container=container.config.metadata.name):
-                    await remove_container_remains(host, container_id)
+                    await remove_container_remains(node, container_id)

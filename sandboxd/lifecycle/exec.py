@@ -24,11 +24,11 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Exit
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.pod_files import remove_directory
 from sandboxd.lifecycle.stdin import Stdin
 from sandboxd.logs.client import fifo_paths, make_fifos
 from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
@@ -39,9 +39,9 @@ DRAIN_SECONDS = 2.0  # how long a background child may hold the streams after th
 READ_BYTES = 65536
 
 
-def running(host: Host, container_id: str) -> ContainerRecord:
+def running(node: Node, container_id: str) -> ContainerRecord:
     """The container, if it runs; raises NotFound or NotReady."""
-    container = host.ledger.containers.get(container_id)
+    container = node.ledger.containers.get(container_id)
     if container is None:
         raise NotFound(f"container {container_id} does not exist")
     if container.state is not ContainerState.RUNNING:
@@ -52,13 +52,13 @@ def running(host: Host, container_id: str) -> ContainerRecord:
 class Process:
     """A process exec'd into a container, with its streams."""
 
-    def __init__(self, host: Host, container: ContainerRecord, *, tty: bool) -> None:
-        self._host = host
+    def __init__(self, node: Node, container: ContainerRecord, *, tty: bool) -> None:
+        self._node = node
         self._container_id = container.id
         self._sandbox_id = container.sandbox_id
         self._tty = tty
         self.id = secrets.token_hex(16)
-        self._directory = f"{_directory(host, container.id)}/{self.id}"
+        self._directory = f"{_directory(node, container.id)}/{self.id}"
         self._stdin: Stdin | None = None
         self._readers: dict[str, asyncio.StreamReader] = {}
         self._pipes: list[asyncio.ReadTransport] = []
@@ -71,12 +71,12 @@ class Process:
             steps.step("exec.start", command=disclosure.program(argv)) as step,
             disclosure.program_only(argv),
         ):
-            self._host.execs.add(self.id)
+            self._node.execs.add(self.id)
             try:
-                spec = await self._host.runtime.spec(self._container_id)
+                spec = await self._node.runtime.spec(self._container_id)
                 fifos = make_fifos(self._directory, tuple(streams))
                 await self._open(fifos)
-                await self._host.processes.add(
+                await self._node.processes.add(
                     self._container_id,
                     self.id,
                     process_spec(spec["process"], argv, tty=self._tty),
@@ -85,7 +85,7 @@ class Process:
                     stderr=fifos.get("stderr", ""),
                     terminal=self._tty,
                 )
-                step.note(pid=await self._host.processes.start(self._container_id, self.id))
+                step.note(pid=await self._node.processes.start(self._container_id, self.id))
             except BaseException:
                 await self.close()
                 raise
@@ -112,7 +112,7 @@ class Process:
         """Let the process see the end of its stdin."""
         assert self._stdin is not None, "stdin was not asked for"
         self._stdin.close()
-        await self._host.processes.close_stdin(self._container_id, self.id)
+        await self._node.processes.close_stdin(self._container_id, self.id)
 
     def stdout(self) -> AsyncIterator[bytes]:
         """The output until its end."""
@@ -129,17 +129,17 @@ class Process:
 
     async def resize(self, size: Any) -> None:
         """Set the terminal's size (`width` and `height` in characters)."""
-        await self._host.processes.resize(self._container_id, self.id, width=size.width, height=size.height)
+        await self._node.processes.resize(self._container_id, self.id, width=size.width, height=size.height)
 
     async def wait(self) -> int:
         """The exit code, as soon as the process has ended; output may remain to be read then."""
         if self._end is None:
-            self._end = await self._host.processes.wait(self._container_id, self.id)
+            self._end = await self._node.processes.wait(self._container_id, self.id)
         return self._end.code
 
     async def kill(self) -> None:
         """End the process and wait until it has; ended is done."""
-        await _kill(self._host, self._container_id, self.id)
+        await _kill(self._node, self._container_id, self.id)
         try:
             await self.wait()
         except NotFound:
@@ -152,43 +152,43 @@ class Process:
         if self._stdin is not None:
             self._stdin.close()
         try:
-            await _end(self._host, self._container_id, self.id)
+            await _end(self._node, self._container_id, self.id)
         except SandboxdError as exc:
             log.warning("a process could not be ended, it is tried again later", process=self.id, error=str(exc))
         else:
             await remove_directory(self._directory)
         finally:
-            self._host.execs.discard(self.id)
+            self._node.execs.discard(self.id)
 
 
-async def _end(host: Host, container_id: str, exec_id: str) -> None:
+async def _end(node: Node, container_id: str, exec_id: str) -> None:
     """End a process if it runs, and let the shim forget it; gone is done.
 
     Raises TimedOut when it does not end, Unavailable when containerd cannot be asked.
     """
-    with _discarded(f"{_directory(host, container_id)}/{exec_id}"):
+    with _discarded(f"{_directory(node, container_id)}/{exec_id}"):
         try:
-            await host.processes.delete(container_id, exec_id)
+            await node.processes.delete(container_id, exec_id)
             return  # it has ended, or was never started
         except SandboxdError:
             pass
-        await _kill(host, container_id, exec_id)
+        await _kill(node, container_id, exec_id)
         try:
             async with asyncio.timeout(END_SECONDS):
-                await host.processes.wait(container_id, exec_id)
+                await node.processes.wait(container_id, exec_id)
         except NotFound:
             return
         except TimeoutError as exc:
             raise TimedOut(f"process {exec_id} did not end {END_SECONDS:g} s after SIGKILL") from exc
-        await host.processes.delete(container_id, exec_id)
+        await node.processes.delete(container_id, exec_id)
 
 
-async def _kill(host: Host, container_id: str, exec_id: str) -> None:
+async def _kill(node: Node, container_id: str, exec_id: str) -> None:
     """SIGKILL a process and the rest of its group; ended or gone is done.
 
     The group is what a shell without job control has started: killed alone, it would leave that in the container.
     """
-    pid = await host.processes.pid(container_id, exec_id)
+    pid = await node.processes.pid(container_id, exec_id)
     if pid:
         try:
             # The kernel's word that it is ours: the number may belong to another by now, or come from elsewhere.
@@ -201,7 +201,7 @@ async def _kill(host: Host, container_id: str, exec_id: str) -> None:
                 os.killpg(pid, signal.SIGKILL)
         except OSError:
             pass  # it has just ended
-    await host.processes.kill(container_id, exec_id, signal.SIGKILL)
+    await node.processes.kill(container_id, exec_id, signal.SIGKILL)
 
 
 @contextmanager
@@ -227,18 +227,18 @@ def _discarded(directory: str) -> Iterator[None]:
             os.close(fd)
 
 
-async def end_leftovers(host: Host, container_id: str) -> None:
+async def end_leftovers(node: Node, container_id: str) -> None:
     """End the processes in a container that nobody drives any more. Raises SandboxdError at the first that stays."""
-    directory = _directory(host, container_id)
+    directory = _directory(node, container_id)
     for exec_id in os.listdir(directory) if os.path.isdir(directory) else ():
-        if exec_id not in host.execs:
+        if exec_id not in node.execs:
             log.info("ending a process that was left behind", container=container_id, process=exec_id)
-            await _end(host, container_id, exec_id)
+            await _end(node, container_id, exec_id)
             await remove_directory(f"{directory}/{exec_id}")
 
 
-def _directory(host: Host, container_id: str) -> str:
-    return f"{host.config.container_dir(container_id)}/exec"
+def _directory(node: Node, container_id: str) -> str:
+    return f"{node.config.container_dir(container_id)}/exec"
 
 
 def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:
@@ -257,31 +257,31 @@ def check_command(argv: Sequence[str]) -> None:
         raise InvalidRequest("cmd: there is no command")
 
 
-async def start(host: Host, container_id: str, argv: Sequence[str], *, tty: bool, streams: Sequence[str]) -> Process:
+async def start(node: Node, container_id: str, argv: Sequence[str], *, tty: bool, streams: Sequence[str]) -> Process:
     """Start a process for a client that will drive and close it."""
-    process = Process(host, running(host, container_id), tty=tty)
+    process = Process(node, running(node, container_id), tty=tty)
     await process.start(argv, streams)
     return process
 
 
-async def exec_sync(host: Host, container_id: str, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
+async def exec_sync(node: Node, container_id: str, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
     """Run a command to its end: (stdout, stderr, exit code). `timeout` is in seconds, 0 for none.
 
     Raises TimedOut when it takes longer. However this ends, and also when the caller is cancelled, the process is
     gone afterwards.
     """
     check_command(argv)
-    process = Process(host, running(host, container_id), tty=False)
-    job = host.jobs.spawn(("ExecSync", process.id), lambda: _sync(host, process, argv, timeout))
+    process = Process(node, running(node, container_id), tty=False)
+    job = node.jobs.spawn(("ExecSync", process.id), lambda: _sync(node, process, argv, timeout))
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
         # Only the client is gone. The job ends with its process, and cleans up as it always does.
-        host.jobs.start(("ExecSync", process.id, "kill"), process.kill)
+        node.jobs.start(("ExecSync", process.id, "kill"), process.kill)
         raise
 
 
-async def _sync(host: Host, process: Process, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
+async def _sync(node: Node, process: Process, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
     await process.start(argv, ("stdout", "stderr"))
     stdout, stderr = bytearray(), bytearray()
     pouring = asyncio.gather(_pour(process.stdout(), stdout), _pour(process.stderr(), stderr))
@@ -302,7 +302,7 @@ async def _sync(host: Host, process: Process, argv: Sequence[str], timeout: int)
         pouring.cancel()
         await asyncio.gather(pouring, return_exceptions=True)
         # A job: the shim takes seconds to forget a process whose child still holds the streams.
-        host.jobs.start(("ExecSync", process.id, "close"), process.close)
+        node.jobs.start(("ExecSync", process.id, "close"), process.close)
 
 
 async def _pour(source: AsyncIterator[bytes], into: bytearray) -> None:

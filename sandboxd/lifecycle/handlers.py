@@ -22,7 +22,7 @@ import structlog
 from sandboxd import syscalls
 from sandboxd.config import Handler
 from sandboxd.lifecycle import programs, userns
-from sandboxd.lifecycle.host import Host
+from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
@@ -53,15 +53,15 @@ _asked: dict[_Identity, Abilities] = {}
 _silent: dict[_Identity, float] = {}  # until when it is not asked again (time.monotonic)
 
 
-async def ask_all(host: Host) -> None:
+async def ask_all(node: Node) -> None:
     """Know what every handler offers before a client asks: Status is not to wait for programs."""
-    for handler in host.config.runtime.handlers.values():
-        await features(host, handler)
+    for handler in node.config.runtime.handlers.values():
+        await features(node, handler)
 
 
-async def features(host: Host, handler: Handler) -> Features:
+async def features(node: Node, handler: Handler) -> Features:
     """What works with this handler; never raises. The first time its runtime is executed, later that is known."""
-    binary, known = await _asked_of(host, handler)
+    binary, known = await _asked_of(node, handler)
     if known is None:
         missing = (
             f"the shim {handler.type} does not tell what it can do"
@@ -69,7 +69,7 @@ async def features(host: Host, handler: Handler) -> Features:
             else f"{binary} cannot be asked what it can do"
         )
         return Features(no_user_namespaces=missing)
-    why = await _no_user_namespaces(host, binary, known)
+    why = await _no_user_namespaces(node, binary, known)
     return Features(
         recursive_read_only=_mounts_recursively(known),
         user_namespaces=not why,
@@ -77,9 +77,9 @@ async def features(host: Host, handler: Handler) -> Features:
     )
 
 
-async def recursive_read_only(host: Host, handler: Handler) -> bool:
+async def recursive_read_only(node: Node, handler: Handler) -> bool:
     """That one of the features, by itself."""
-    _, known = await _asked_of(host, handler)
+    _, known = await _asked_of(node, handler)
     return known is not None and _mounts_recursively(known)
 
 
@@ -95,17 +95,17 @@ def parse(output: bytes) -> Abilities:
         return Abilities()
 
 
-async def _asked_of(host: Host, handler: Handler) -> tuple[str, Abilities | None]:
+async def _asked_of(node: Node, handler: Handler) -> tuple[str, Abilities | None]:
     """The OCI runtime's program, "" for a shim that we cannot ask, and what it knows."""
     binary = (handler.binary or "runc") if handler.type == RUNC_SHIM else ""
-    return binary, await _abilities(host, binary) if binary else None
+    return binary, await _abilities(node, binary) if binary else None
 
 
 def _mounts_recursively(known: Abilities) -> bool:
     return "rro" in known.mount_options and kernel_has_mount_setattr()
 
 
-async def _abilities(host: Host, binary: str) -> Abilities | None:
+async def _abilities(node: Node, binary: str) -> Abilities | None:
     """What the runtime at `binary` (a path, or a name in PATH) knows; None when it cannot be executed."""
     path = shutil.which(binary)
     if path is None:
@@ -116,7 +116,7 @@ async def _abilities(host: Host, binary: str) -> Abilities | None:
         return None  # replaced at this moment
     identity = (path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
     if identity not in _asked:
-        async with host.jobs.exclusive(f"features:{path}"):
+        async with node.jobs.exclusive(f"features:{path}"):
             if identity not in _asked and _silent.get(identity, 0.0) <= time.monotonic():
                 await _ask(path, identity)
     return _asked.get(identity)
@@ -132,7 +132,7 @@ async def _ask(path: str, identity: _Identity) -> None:
         log.warning("an OCI runtime could not be asked for its features", binary=path, error=words)
 
 
-async def _no_user_namespaces(host: Host, binary: str, known: Abilities) -> str:
+async def _no_user_namespaces(node: Node, binary: str, known: Abilities) -> str:
     if "user" not in known.namespaces:
         return f"{binary} does not say that it knows user namespaces"
     if not kernel_maps_overlays(os.uname().release):
@@ -142,7 +142,7 @@ async def _no_user_namespaces(host: Host, binary: str, known: Abilities) -> str:
             return "user.max_user_namespaces is 0"
     except (OSError, ValueError):
         return "this kernel has no user namespaces"
-    return await userns.probe(host)
+    return await userns.probe(node)
 
 
 @cache

@@ -17,8 +17,8 @@ from sandboxd import private, steps, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady
 from sandboxd.lifecycle import userns
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import SandboxRecord
+from sandboxd.node import Node
 from sandboxd.oci import linux
 from sandboxd.oci import userns as ids_of
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -29,7 +29,7 @@ _FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 _MOST_LINKS = 40  # as the kernel's own limit
 
 
-def resolved(host: Host, config: cri.ContainerConfig) -> cri.ContainerConfig:
+def resolved(node: Node, config: cri.ContainerConfig) -> cri.ContainerConfig:
     """`config` with the id of each image that it mounts in `image_ref`: a tag may lead elsewhere tomorrow.
 
     Raises NotFound for an image that is not on this machine.
@@ -40,11 +40,11 @@ def resolved(host: Host, config: cri.ContainerConfig) -> cri.ContainerConfig:
     found.CopyFrom(config)
     for mount in found.mounts:
         if linux.shows_image(mount):
-            mount.image.image_ref = host.images.resolve(mount.image.image).id
+            mount.image.image_ref = node.images.resolve(mount.image.image).id
     return found
 
 
-async def mount(host: Host, sandbox: SandboxRecord, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
+async def mount(node: Node, sandbox: SandboxRecord, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
     """Mount the images of a resolved `config`; return the directory to show for each, by its index.
 
     Raises NotFound for an image that is gone, InvalidRequest for a sub path that is not a directory in it.
@@ -54,14 +54,14 @@ async def mount(host: Host, sandbox: SandboxRecord, container_id: str, config: c
         if not linux.shows_image(wanted):
             continue
         with steps.step("image.mount", image=wanted.image.image_ref):
-            target = await _mounted(host, sandbox, container_id, wanted.image.image_ref)
+            target = await _mounted(node, sandbox, container_id, wanted.image.image_ref)
         found[i] = await asyncio.to_thread(_inside, target, wanted.image_sub_path)
     return found
 
 
-async def remove(host: Host, sandbox_id: str) -> None:
+async def remove(node: Node, sandbox_id: str) -> None:
     """Unmount the pod's images and let go of their snapshots; done already is done."""
-    base = Path(_base(host, sandbox_id))
+    base = Path(_base(node, sandbox_id))
     try:
         entries = sorted(base.iterdir())
     except FileNotFoundError:
@@ -69,35 +69,35 @@ async def remove(host: Host, sandbox_id: str) -> None:
     try:
         for entry in entries:
             await asyncio.to_thread(userns.unmount, str(entry))
-            await host.images.remove_rootfs(_key(sandbox_id, entry.name))
+            await node.images.remove_rootfs(_key(sandbox_id, entry.name))
             entry.rmdir()
         base.rmdir()
     except OSError as exc:
         raise CleanupIncomplete(f"{base} cannot be removed: {exc}") from exc
 
 
-def _base(host: Host, sandbox_id: str) -> str:
-    return f"{host.config.daemon.root}/image-volumes/{sandbox_id}"
+def _base(node: Node, sandbox_id: str) -> str:
+    return f"{node.config.daemon.root}/image-volumes/{sandbox_id}"
 
 
 def _key(sandbox_id: str, image: str) -> str:
     return f"{sandbox_id}-image-{image}"
 
 
-async def _mounted(host: Host, sandbox: SandboxRecord, container_id: str, image_id: str) -> str:
+async def _mounted(node: Node, sandbox: SandboxRecord, container_id: str, image_id: str) -> str:
     """The image's directory on this machine; the caller holds the pod's lock."""
     name = image_id.removeprefix("sha256:")
-    target = f"{_base(host, sandbox.id)}/{name}"
+    target = f"{_base(node, sandbox.id)}/{name}"
     if await asyncio.to_thread(_is_mounted, target):
         return target
     private.make(target, private.CLOSED)
-    mounts = await host.images.view(_key(sandbox.id, name), host.images.resolve(image_id))
+    mounts = await node.images.view(_key(sandbox.id, name), node.images.resolve(image_id))
     try:
-        await asyncio.to_thread(_mount, host, sandbox, container_id, mounts, target)
+        await asyncio.to_thread(_mount, node, sandbox, container_id, mounts, target)
     except OSError as exc:
         raise NotReady(f"image {image_id} cannot be mounted: {exc}") from exc
     finally:
-        await userns.drop(host, container_id)
+        await userns.drop(node, container_id)
     return target
 
 
@@ -107,15 +107,15 @@ def _is_mounted(target: str) -> bool:
         return any(line.split(" ", 5)[4] == real for line in mounts)
 
 
-def _mount(host: Host, sandbox: SandboxRecord, container_id: str, mounts: Sequence[Mount], target: str) -> None:
+def _mount(node: Node, sandbox: SandboxRecord, container_id: str, mounts: Sequence[Mount], target: str) -> None:
     if len(mounts) != 1:
         raise OSError(0, f"its snapshot is made of {len(mounts)} mounts")
     (view,) = mounts
     ids = ids_of.of(sandbox.config)
-    directory = userns.stage_directory(host, container_id)
+    directory = userns.stage_directory(node, container_id)
     private.make(directory, private.CLOSED)
     if ids is not None:
-        with userns.namespace_fd(host, sandbox.id) as fd:
+        with userns.namespace_fd(node, sandbox.id) as fd:
             view = userns.map_rootfs(view, f"{directory}/volume", fd, ids)
     if view.type != "overlay":
         userns.map_mount(view.source, target, attributes=READ_ONLY)

@@ -15,29 +15,29 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.cni import conf, request, result
 from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord
+from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
 IFNAME = "eth0"  # what CRI clients and Kubernetes expect
 
 
-async def choose(host: Host) -> conf.NetworkConfig:
+async def choose(node: Node) -> conf.NetworkConfig:
     """The network that a new pod gets, with its plugins found and their version agreed.
 
     Raises NotReady saying why there is none. Nothing has been created when this fails.
     """
-    choice = host.conf.current()
+    choice = node.conf.current()
     if choice.config is None:
         seen = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
-        where = host.config.network.conf_dir
+        where = node.config.network.conf_dir
         raise NotReady(f"no usable network configuration in {where}" + (f" ({seen})" if seen else " (no files)"))
-    return await host.cni.prepare(choice.config, host.config.network.plugin_dirs)
+    return await node.cni.prepare(choice.config, node.config.network.plugin_dirs)
 
 
 async def attach(
-    host: Host, sandbox: SandboxRecord, network: conf.NetworkConfig, cgroup_path: str
+    node: Node, sandbox: SandboxRecord, network: conf.NetworkConfig, cgroup_path: str
 ) -> tuple[str, ...]:
     """ADD the sandbox to the network; return its addresses.
 
@@ -48,55 +48,55 @@ async def attach(
         sandbox.config,
         sandbox.id,
         sandbox.netns_path,
-        host.config.network.plugin_dirs,
+        node.config.network.plugin_dirs,
         ifname=IFNAME,
         cgroup_path=cgroup_path,
     )
-    adding = host.ledger.put_attachment(replace(planned, state=AttachmentState.ADDING))
+    adding = node.ledger.put_attachment(replace(planned, state=AttachmentState.ADDING))
     with steps.step("network.attach", network=network.name, conf=network.source) as step:
         try:
-            answer = await host.cni.add(adding)
+            answer = await node.cni.add(adding)
         except SandboxdError as exc:
-            host.ledger.put_attachment(replace(adding, error=str(exc)))
+            node.ledger.put_attachment(replace(adding, error=str(exc)))
             raise
-        host.ledger.put_attachment(replace(adding, state=AttachmentState.ADDED, result=answer))
+        node.ledger.put_attachment(replace(adding, state=AttachmentState.ADDED, result=answer))
         ips = result.pod_ips(result.parse_result(answer, network.plugins[-1]["type"]), IFNAME)
         step.note(ips=",".join(ips))
     return ips
 
 
-async def detach(host: Host, sandbox_id: str) -> list[Attachment]:
+async def detach(node: Node, sandbox_id: str) -> list[Attachment]:
     """DEL every attachment of the sandbox; return the debts: those whose DEL failed."""
     owed = []
-    for attachment in reversed(host.ledger.attachments_of(sandbox_id)):
-        debt = await _delete(host, attachment)
+    for attachment in reversed(node.ledger.attachments_of(sandbox_id)):
+        debt = await _delete(node, attachment)
         if debt is not None:
             owed.append(debt)
     return owed
 
 
-async def settle_debts(host: Host, sandbox_id: str) -> None:
+async def settle_debts(node: Node, sandbox_id: str) -> None:
     """Try the DELs that an already removed sandbox still owes; free its netns when none is left.
 
     Raises CleanupIncomplete when one fails again.
     """
-    owed = await detach(host, sandbox_id)
+    owed = await detach(node, sandbox_id)
     if owed:
         raise CleanupIncomplete("; ".join(debt.error for debt in owed))
     with steps.step("netns.remove"):
-        await host.netns.remove(host.config.netns_path(sandbox_id))
+        await node.netns.remove(node.config.netns_path(sandbox_id))
 
 
-async def _delete(host: Host, attachment: Attachment) -> Attachment | None:
+async def _delete(node: Node, attachment: Attachment) -> Attachment | None:
     """DEL one attachment; the debt when that failed."""
     if attachment.state is AttachmentState.PLANNED:
-        host.ledger.remove_attachment(attachment)
+        node.ledger.remove_attachment(attachment)
         return None
-    deleting = host.ledger.put_attachment(replace(attachment, state=AttachmentState.DELETING))
+    deleting = node.ledger.put_attachment(replace(attachment, state=AttachmentState.DELETING))
     with steps.operation("network.detach", sandbox_id=attachment.sandbox_id):
         try:
             with steps.step("network.detach", network=attachment.network, attempt=attachment.attempts + 1):
-                await host.cni.delete(deleting)
+                await node.cni.delete(deleting)
         except Exception as exc:  # a fault of ours in this must not keep the pod from being removed either
             log.warning(
                 "a network attachment could not be deleted; it is kept as a debt",
@@ -105,7 +105,7 @@ async def _delete(host: Host, attachment: Attachment) -> Attachment | None:
                 error=disclosure.sentence(exc),
                 exc_info=None if isinstance(exc, SandboxdError) else exc,
             )
-            return host.ledger.put_attachment(
+            return node.ledger.put_attachment(
                 replace(
                     deleting,
                     state=AttachmentState.OWED,
@@ -114,5 +114,5 @@ async def _delete(host: Host, attachment: Attachment) -> Attachment | None:
                     tried_at=time.time_ns(),
                 )
             )
-    host.ledger.remove_attachment(deleting)
+    node.ledger.remove_attachment(deleting)
     return None

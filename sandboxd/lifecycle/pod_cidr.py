@@ -9,14 +9,14 @@ import structlog
 
 from sandboxd.cni import template
 from sandboxd.errors import InvalidRequest, NotReady
-from sandboxd.lifecycle.host import Host
+from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
 FILE_NAME = "10-sandboxd-pod-cidr.conflist"
 
 
-def set_pod_cidr(host: Host, pod_cidr: str) -> None:
+def set_pod_cidr(node: Node, pod_cidr: str) -> None:
     """Write the network configuration for these CIDRs ("10.244.3.0/24,fd00:3::/64"; "" changes nothing).
 
     Nothing is written without `network.conf_template`, nor where another configuration is in force: somebody else
@@ -27,12 +27,12 @@ def set_pod_cidr(host: Host, pod_cidr: str) -> None:
     if not pod_cidr:
         return
     wanted = template.cidrs(pod_cidr)
-    network = host.config.network
+    network = node.config.network
     if not network.conf_template:
         log.info("the pod CIDR is noted by nobody: network.conf_template is not set", pod_cidr=pod_cidr)
         return
     target = Path(network.conf_dir) / FILE_NAME
-    in_force = host.conf.current().config
+    in_force = node.conf.current().config
     if in_force is not None and in_force.source != str(target):
         log.info("another network is in force, the template is left alone", file=in_force.source, pod_cidr=pod_cidr)
         return

@@ -18,8 +18,8 @@ from sandboxd import private, syscalls, trees
 from sandboxd.cgroups import removal
 from sandboxd.errors import CleanupIncomplete, NotReady
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import SandboxRecord
+from sandboxd.node import Node
 from sandboxd.oci import files, userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
@@ -36,27 +36,27 @@ def hostname(config: cri.PodSandboxConfig) -> str:
     return config.hostname or os.uname().nodename
 
 
-def prepare(host: Host, sandbox: SandboxRecord) -> None:
+def prepare(node: Node, sandbox: SandboxRecord) -> None:
     """Make everything that the pod's containers share, for its own root to write. Idempotent.
 
     Raises NotReady when the machine refuses.
     """
-    mount(host, sandbox.id)
-    write(host, sandbox, sandbox.ips)
+    mount(node, sandbox.id)
+    write(node, sandbox, sandbox.ips)
     if ids := userns.of(sandbox.config):
-        for path in paths(host, sandbox.id):
+        for path in paths(node, sandbox.id):
             os.chown(path, ids.uids.host, ids.gids.host)
 
 
-def paths(host: Host, sandbox_id: str) -> tuple[str, ...]:
+def paths(node: Node, sandbox_id: str) -> tuple[str, ...]:
     """What the pod's containers share: its three files and its shared memory."""
-    shm, files_dir = _mount_points(host, sandbox_id)
+    shm, files_dir = _mount_points(node, sandbox_id)
     return (*(f"{files_dir}/{name}" for name in files.NAMES), shm)
 
 
-def write(host: Host, sandbox: SandboxRecord, ips: tuple[str, ...]) -> None:
+def write(node: Node, sandbox: SandboxRecord, ips: tuple[str, ...]) -> None:
     """Write the three files where `mount` made room for them; raises NotReady when it cannot be done."""
-    directory = Path(host.config.pod_files_dir(sandbox.id))
+    directory = Path(node.config.pod_files_dir(sandbox.id))
     name = hostname(sandbox.config)
     try:
         if sandbox.netns_path:
@@ -77,9 +77,9 @@ def _read(path: str) -> bytes | None:
         return None
 
 
-def mount(host: Host, sandbox_id: str) -> None:
+def mount(node: Node, sandbox_id: str) -> None:
     """Mount the pod's own /dev/shm and the file system of its three files. Idempotent. Raises NotReady."""
-    shm, files_dir = _mount_points(host, sandbox_id)
+    shm, files_dir = _mount_points(node, sandbox_id)
     try:
         room = ROOM_BYTES + sum(
             os.stat(path).st_size for path in (HOST_HOSTS, HOST_RESOLV_CONF) if os.path.exists(path)
@@ -95,9 +95,9 @@ def mount(host: Host, sandbox_id: str) -> None:
         raise NotReady(f"the file systems of pod {sandbox_id} cannot be mounted: {exc}") from exc
 
 
-def unmount(host: Host, sandbox_id: str) -> None:
+def unmount(node: Node, sandbox_id: str) -> None:
     """Undo `mount`, with all that is in them. Idempotent. Raises CleanupIncomplete."""
-    for path in _mount_points(host, sandbox_id):
+    for path in _mount_points(node, sandbox_id):
         try:
             if os.path.ismount(path):
                 syscalls.umount2(path, syscalls.MNT_DETACH)
@@ -105,8 +105,8 @@ def unmount(host: Host, sandbox_id: str) -> None:
             raise CleanupIncomplete(f"{path} cannot be unmounted: {exc}") from exc
 
 
-def _mount_points(host: Host, sandbox_id: str) -> tuple[str, str]:
-    return f"{host.config.sandbox_dir(sandbox_id)}/shm", host.config.pod_files_dir(sandbox_id)
+def _mount_points(node: Node, sandbox_id: str) -> tuple[str, str]:
+    return f"{node.config.sandbox_dir(sandbox_id)}/shm", node.config.pod_files_dir(sandbox_id)
 
 
 async def remove_directory(path: str) -> None:

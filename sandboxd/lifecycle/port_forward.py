@@ -8,15 +8,15 @@ import socket
 
 from sandboxd import netns
 from sandboxd.errors import NotReady
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import SandboxRecord
+from sandboxd.node import Node
 
 CONNECT_SECONDS = 10.0
 
 
-def running(host: Host, sandbox_id: str) -> SandboxRecord:
+def running(node: Node, sandbox_id: str) -> SandboxRecord:
     """The pod, if it has not been stopped; raises NotReady."""
-    record = host.ledger.sandboxes.get(sandbox_id)
+    record = node.ledger.sandboxes.get(sandbox_id)
     if record is None or record.stopped_at:
         raise NotReady(f"pod {sandbox_id} does not run any more")
     return record
@@ -25,13 +25,13 @@ def running(host: Host, sandbox_id: str) -> SandboxRecord:
 class PodPorts:
     """One pod's ports; for a pod in the host's network those of the host."""
 
-    def __init__(self, host: Host, sandbox_id: str) -> None:
-        self._host = host
+    def __init__(self, node: Node, sandbox_id: str) -> None:
+        self._node = node
         self._sandbox_id = sandbox_id
 
     async def open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the port, over IPv4 first and IPv6 if nobody answers there. Raises NotReady."""
-        record = running(self._host, self._sandbox_id)
+        record = running(self._node, self._sandbox_id)
         refused: Exception | None = None
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             try:

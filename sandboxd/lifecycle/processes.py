@@ -18,8 +18,8 @@ from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
 from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
 from sandboxd.lifecycle import checkpoint, pod_files, userns
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.node import Node
 from sandboxd.oci import stop_signal
 
 log = structlog.get_logger(__name__)
@@ -32,13 +32,13 @@ OOM_KILLED = "OOMKilled"  # noted as a reason before the end, if an OOM event co
 LATE_OOM = 5_000_000_000  # nanoseconds after its end in which an OOM event may still come
 
 
-async def stop_container(host: Host, container_id: str, timeout: int) -> None:
+async def stop_container(node: Node, container_id: str, timeout: int) -> None:
     """StopContainer: the stop signal, `timeout` seconds of grace, then SIGKILL. Unknown or ended is done."""
-    await host.jobs.run_to_end(("StopContainer", container_id, timeout), lambda: _stop(host, container_id, timeout))
+    await node.jobs.run_to_end(("StopContainer", container_id, timeout), lambda: _stop(node, container_id, timeout))
 
 
-async def _stop(host: Host, container_id: str, timeout: int) -> None:
-    container = host.ledger.containers.get(container_id)
+async def _stop(node: Node, container_id: str, timeout: int) -> None:
+    container = node.ledger.containers.get(container_id)
     if container is None or container.state is not ContainerState.RUNNING:
         return
     with (
@@ -47,32 +47,32 @@ async def _stop(host: Host, container_id: str, timeout: int) -> None:
     ):
         if timeout > 0:
             try:
-                await _ask_to_end(host, container)
-                ended = await host.runtime.wait(container_id, timeout=timeout)
+                await _ask_to_end(node, container)
+                ended = await node.runtime.wait(container_id, timeout=timeout)
                 step.note(code=ended.code)
             except TimedOut:
                 step.note(killed="grace period over")
-                note_kill(host, container_id)
+                note_kill(node, container_id)
             except NotFound:
                 pass  # it ended meanwhile and its task is gone; settled below
             except _NotAsked as exc:
                 step.note(killed=f"stop signal not sent: {exc}")
-                note_kill(host, container_id)
+                note_kill(node, container_id)
         else:
-            note_kill(host, container_id)
-        await kill(host, container_id)
-        await settle_container(host, container_id)
+            note_kill(node, container_id)
+        await kill(node, container_id)
+        await settle_container(node, container_id)
 
 
 class _NotAsked(Exception):
     """The stop signal could not be sent: there is no point in granting a grace period."""
 
 
-async def _ask_to_end(host: Host, container: ContainerRecord) -> None:
+async def _ask_to_end(node: Node, container: ContainerRecord) -> None:
     """Send the stop signal. Raises NotFound and TimedOut, and _NotAsked when it is refused."""
     number = signal_number(container)
     try:
-        await host.runtime.kill(container.id, number)
+        await node.runtime.kill(container.id, number)
     except (NotFound, TimedOut):
         raise
     except SandboxdError as exc:
@@ -94,107 +94,107 @@ def signal_number(container: ContainerRecord) -> int:
     return number
 
 
-def note_kill(host: Host, container_id: str) -> None:
+def note_kill(node: Node, container_id: str) -> None:
     """A running container is about to get our SIGKILL: its end will look like that of an OOM, and is none."""
-    container = host.ledger.containers.get(container_id)
+    container = node.ledger.containers.get(container_id)
     if container is not None and container.state is ContainerState.RUNNING:
-        host.killed.add(container_id)
+        node.killed.add(container_id)
 
 
-def note_oom(host: Host, container_id: str) -> None:
+def note_oom(node: Node, container_id: str) -> None:
     """A process of the container was killed for lack of memory; if that ends the container, it is why.
 
     The event may come before the exit or after it. The counter that settling reads decides mostly; the event is
     for when systemd was faster than us to remove the cgroup with the counter.
     """
-    container = host.ledger.containers.get(container_id)
+    container = node.ledger.containers.get(container_id)
     if container is None:
         return
     late = (
-        host.facts.cgroup_driver == "systemd"
+        node.facts.cgroup_driver == "systemd"
         and container.exit_code == SIGKILLED
         and container.reason == "Error"
         and time.time_ns() - container.finished_at < LATE_OOM
     )
     if late or not container.finished_at:
-        host.ledger.update_container(container_id, reason=OOM_KILLED)
+        node.ledger.update_container(container_id, reason=OOM_KILLED)
 
 
-async def kill(host: Host, task_id: str) -> None:
+async def kill(node: Node, task_id: str) -> None:
     """SIGKILL a task and wait until it has ended; gone is done.
 
     Raises CleanupIncomplete when it is still there after half a minute.
     """
-    await host.runtime.kill(task_id, signals.SIGKILL)
+    await node.runtime.kill(task_id, signals.SIGKILL)
     try:
-        await host.runtime.wait(task_id, timeout=KILL_SECONDS)
+        await node.runtime.wait(task_id, timeout=KILL_SECONDS)
     except NotFound:
         pass
     except TimedOut as exc:
         raise CleanupIncomplete(f"the process of {task_id} did not end {KILL_SECONDS:g} s after SIGKILL") from exc
 
 
-async def free(host: Host, task_id: str) -> Exit | None:
+async def free(node: Node, task_id: str) -> Exit | None:
     """Free what an ended task holds, its shim when it was the last; gone is done.
 
     One at a time with settling: two deletions at once see the shim vanish under each other.
     """
-    async with host.jobs.exclusive(f"settle:{task_id}"):
-        return await host.runtime.delete(task_id)
+    async with node.jobs.exclusive(f"settle:{task_id}"):
+        return await node.runtime.delete(task_id)
 
 
-async def settle_container(host: Host, container_id: str) -> None:
+async def settle_container(node: Node, container_id: str) -> None:
     """If a running container's task has ended, free it and record how. Running on is fine, unknown is done.
 
     A container that is only being started is left alone: StartContainer settles it once it is known to run.
     Freed before that, nobody would learn how it ended.
     """
-    async with host.jobs.exclusive(f"settle:{container_id}"):
-        container = host.ledger.containers.get(container_id)
+    async with node.jobs.exclusive(f"settle:{container_id}"):
+        container = node.ledger.containers.get(container_id)
         if container is None or container.state is not ContainerState.RUNNING:
             return
         oom = False
 
         def look() -> None:
             nonlocal oom
-            oom = _oom_kills(host, container_id) > 0
+            oom = _oom_kills(node, container_id) > 0
 
-        end = await _ended(host, container_id, look)
+        end = await _ended(node, container_id, look)
         if end is None:
             return
-        await host.logs.drain(container_id, host.config.logs.drain_seconds)
+        await node.logs.drain(container_id, node.config.logs.drain_seconds)
         vanished = end.code == VANISHED and not end.at
-        host.ledger.update_container(
+        node.ledger.update_container(
             container_id,
             pid=0,
             finished_at=end.at or time.time_ns(),
             exit_code=end.code,
-            reason=_reason(host, container_id, end, vanished=vanished, oom=oom),
+            reason=_reason(node, container_id, end, vanished=vanished, oom=oom),
             message="its process ended while nobody watched" if vanished else "",
         )
         log.info("container ended", sandbox=container.sandbox_id, container=container_id, code=end.code)
 
 
-def _oom_kills(host: Host, container_id: str) -> int:
+def _oom_kills(node: Node, container_id: str) -> int:
     """How many of the container's processes an OOM killer ended; 0 when its cgroup is gone."""
-    container = host.ledger.containers.get(container_id)
-    sandbox = host.ledger.sandboxes.get(container.sandbox_id) if container else None
+    container = node.ledger.containers.get(container_id)
+    sandbox = node.ledger.sandboxes.get(container.sandbox_id) if container else None
     if sandbox is None:
         return 0
-    parent = places.pod_parent(sandbox, host.facts)
-    return host.cgroups.oom_kills(places.member(parent, container_id, host.facts.cgroup_driver)) or 0
+    parent = places.pod_parent(sandbox, node.facts)
+    return node.cgroups.oom_kills(places.member(parent, container_id, node.facts.cgroup_driver)) or 0
 
 
-def _reason(host: Host, container_id: str, end: Exit, *, vanished: bool, oom: bool) -> str:
+def _reason(node: Node, container_id: str, end: Exit, *, vanished: bool, oom: bool) -> str:
     """CRI leaves the words open; these are the ones that clients know from other runtimes.
 
     OOMKilled only where it ended the container: a shell whose child was killed may go on and end well, and one that
     we kill later did not end for lack of memory. A shell that ends with its child's code did.
     """
-    container = host.ledger.containers.get(container_id)
+    container = node.ledger.containers.get(container_id)
     noticed = container is not None and container.reason == OOM_KILLED
-    ours = container_id in host.killed
-    host.killed.discard(container_id)
+    ours = container_id in node.killed
+    node.killed.discard(container_id)
     if vanished:
         return "Unknown"
     if end.code == SIGKILLED and not ours and (oom or noticed):
@@ -202,51 +202,51 @@ def _reason(host: Host, container_id: str, end: Exit, *, vanished: bool, oom: bo
     return "Completed" if end.code == 0 else "Error"
 
 
-async def _ended(host: Host, task_id: str, look: Callable[[], None] | None = None) -> Exit | None:
+async def _ended(node: Node, task_id: str, look: Callable[[], None] | None = None) -> Exit | None:
     """How the task ended, with its resources freed; None while it runs (or waits to be started).
 
     `look` is called when it has ended and its cgroup, which goes with its resources, is still there.
     """
     try:
-        task = await host.runtime.get(task_id)
+        task = await node.runtime.get(task_id)
     except NotFound:
         return Exit(code=VANISHED, at=0)
     if task.state is not TaskState.STOPPED:
         return None
     if look is not None:
         look()
-    return await host.runtime.delete(task_id) or task.exit
+    return await node.runtime.delete(task_id) or task.exit
 
 
-async def settle_sandbox(host: Host, sandbox_id: str) -> None:
+async def settle_sandbox(node: Node, sandbox_id: str) -> None:
     """If the pause container has ended, record that the sandbox is not ready."""
-    async with host.jobs.exclusive(f"settle:{sandbox_id}"):
-        record = host.ledger.sandboxes.get(sandbox_id)
+    async with node.jobs.exclusive(f"settle:{sandbox_id}"):
+        record = node.ledger.sandboxes.get(sandbox_id)
         if record is None or not record.started_at or record.exited_at:
             return
-        end = await _ended(host, sandbox_id)
-        if end is not None and (record := host.ledger.sandboxes.get(sandbox_id)) and not record.exited_at:
-            host.ledger.update_sandbox(sandbox_id, pid=0, exited_at=end.at or time.time_ns())
+        end = await _ended(node, sandbox_id)
+        if end is not None and (record := node.ledger.sandboxes.get(sandbox_id)) and not record.exited_at:
+            node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=end.at or time.time_ns())
             log.warning("pause container ended", sandbox=sandbox_id, code=end.code)
 
 
-async def remove_container_remains(host: Host, container_id: str) -> None:
+async def remove_container_remains(node: Node, container_id: str) -> None:
     """Everything of a container, its task to its record; each part gone already is done.
 
     Raises CleanupIncomplete, and the runtime's errors, when something stays; its record stays too then.
     """
     with cleaning(f"container {container_id}"):
-        await checkpoint.undo(host, container_id)
-        await kill(host, container_id)
-        await free(host, container_id)
-        await host.logs.drain(container_id, host.config.logs.drain_seconds)
-        await host.runtime.delete_container(container_id)
-        await userns.drop(host, container_id)
-        await host.images.remove_rootfs(container_id)
-        await pod_files.remove_directory(host.config.volumes_dir(container_id))
-        await pod_files.remove_directory(host.config.container_dir(container_id))
-        host.ledger.remove_container(container_id)
-        host.killed.discard(container_id)
+        await checkpoint.undo(node, container_id)
+        await kill(node, container_id)
+        await free(node, container_id)
+        await node.logs.drain(container_id, node.config.logs.drain_seconds)
+        await node.runtime.delete_container(container_id)
+        await userns.drop(node, container_id)
+        await node.images.remove_rootfs(container_id)
+        await pod_files.remove_directory(node.config.volumes_dir(container_id))
+        await pod_files.remove_directory(node.config.container_dir(container_id))
+        node.ledger.remove_container(container_id)
+        node.killed.discard(container_id)
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.errors import SandboxdError
 from sandboxd.lifecycle import checkpoint, network
 from sandboxd.lifecycle.exec import end_leftovers
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container, settle_sandbox
 from sandboxd.lifecycle.reconcile import Action, Repair, Seen, reconcile
 from sandboxd.lifecycle.teardown import remove_sandbox
 from sandboxd.logs.client import fifo_paths
 from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
@@ -30,42 +30,42 @@ REPAIR_SECONDS = 90.0  # a repair may have to wait for a plugin's own limit
 _SEEN = {TaskState.CREATED: Seen.CREATED, TaskState.STOPPED: Seen.STOPPED}
 
 
-async def recover(host: Host) -> None:
+async def recover(node: Node) -> None:
     """Bring records and reality together after a start. Raises Unavailable when containerd does not answer."""
     try:
-        await _round(host, starting_up=True)
+        await _round(node, starting_up=True)
     except (SandboxdError, OSError):
         raise
     except Exception as exc:
         log.error("recovery was cut short, the next comparison goes on", error=disclosure.sentence(exc), exc_info=exc)
 
 
-async def compare(host: Host) -> None:
+async def compare(node: Node) -> None:
     """The same while running: what an event should have told us and did not."""
     try:
-        await _round(host, starting_up=False)
+        await _round(node, starting_up=False)
     except SandboxdError as exc:
         log.warning("records could not be compared with containerd", error=str(exc))
     except Exception as exc:
         log.error("records could not be compared with containerd", error=disclosure.sentence(exc), exc_info=exc)
 
 
-async def compare_forever(host: Host, every: float) -> None:
+async def compare_forever(node: Node, every: float) -> None:
     """Compare every `every` seconds."""
     while True:
         await asyncio.sleep(every)
-        await compare(host)
+        await compare(node)
 
 
-async def _round(host: Host, *, starting_up: bool) -> None:
-    await checkpoint.undo_all(host, REPAIR_SECONDS)
-    tasks = {task_id: _seen(task) for task_id, task in (await host.runtime.list()).items()}
+async def _round(node: Node, *, starting_up: bool) -> None:
+    await checkpoint.undo_all(node, REPAIR_SECONDS)
+    tasks = {task_id: _seen(task) for task_id, task in (await node.runtime.list()).items()}
     repairs = reconcile(
-        host.ledger.sandboxes,
-        host.ledger.containers,
-        host.ledger.attachments,
+        node.ledger.sandboxes,
+        node.ledger.containers,
+        node.ledger.attachments,
         tasks,
-        busy=frozenset() if starting_up else host.jobs.held(),
+        busy=frozenset() if starting_up else node.jobs.held(),
         starting_up=starting_up,
         now=time.time_ns(),
     )
@@ -74,13 +74,13 @@ async def _round(host: Host, *, starting_up: bool) -> None:
         try:
             async with asyncio.timeout(REPAIR_SECONDS):
                 with steps.operation("recover"):
-                    await _apply(host, repair)
+                    await _apply(node, repair)
         except Exception as exc:
             _failed("a repair failed, it is tried again later", exc, repair=repair.describe())
-    for container in tuple(host.ledger.containers.values()):
+    for container in tuple(node.ledger.containers.values()):
         if container.state is ContainerState.RUNNING:
             try:
-                await end_leftovers(host, container.id)
+                await end_leftovers(node, container.id)
             except Exception as exc:
                 _failed("a process was left behind, it is tried again later", exc, container=container.id)
 
@@ -97,39 +97,39 @@ def _seen(task: Task) -> Seen:
     return _SEEN.get(task.state, Seen.RUNNING)
 
 
-async def _apply(host: Host, repair: Repair) -> None:
+async def _apply(node: Node, repair: Repair) -> None:
     match repair.action:
         case Action.REMOVE_SANDBOX:
-            await remove_sandbox(host, repair.id)
+            await remove_sandbox(node, repair.id)
         case Action.SETTLE_SANDBOX:
-            await settle_sandbox(host, repair.id)
+            await settle_sandbox(node, repair.id)
         case Action.REMOVE_CONTAINER:
-            await remove_container_remains(host, repair.id)
+            await remove_container_remains(node, repair.id)
         case Action.SETTLE_CONTAINER:
             # What it wrote before it ended is still in its FIFOs, if its shim lives.
-            await _open_log(host, host.ledger.containers[repair.id])
-            await settle_container(host, repair.id)
+            await _open_log(node, node.ledger.containers[repair.id])
+            await settle_container(node, repair.id)
         case Action.CONFIRM_RUNNING:
-            task = await host.runtime.get(repair.id)
-            await _open_log(host, host.ledger.containers[repair.id])
-            host.ledger.update_container(repair.id, pid=task.pid, started_at=time.time_ns())
-            await settle_container(host, repair.id)
+            task = await node.runtime.get(repair.id)
+            await _open_log(node, node.ledger.containers[repair.id])
+            node.ledger.update_container(repair.id, pid=task.pid, started_at=time.time_ns())
+            await settle_container(node, repair.id)
         case Action.UNDO_START:
-            await host.runtime.kill(repair.id, 9)
-            await host.runtime.delete(repair.id)
+            await node.runtime.kill(repair.id, 9)
+            await node.runtime.delete(repair.id)
         case Action.REOPEN_LOG:
-            await _open_log(host, host.ledger.containers[repair.id])
+            await _open_log(node, node.ledger.containers[repair.id])
         case Action.PAY_DEBT:
-            await _pay(host, repair.id)
+            await _pay(node, repair.id)
 
 
-async def _open_log(host: Host, container: ContainerRecord) -> None:
-    fifos = fifo_paths(f"{host.config.container_dir(container.id)}/io")
+async def _open_log(node: Node, container: ContainerRecord) -> None:
+    fifos = fifo_paths(f"{node.config.container_dir(container.id)}/io")
     if fifos:
-        await host.logs.open(container.id, fifos, container.log_path, resume=True)
+        await node.logs.open(container.id, fifos, container.log_path, resume=True)
 
 
-async def _pay(host: Host, sandbox_id: str) -> None:
-    async with host.jobs.exclusive(sandbox_id):
-        await network.settle_debts(host, sandbox_id)
+async def _pay(node: Node, sandbox_id: str) -> None:
+    async with node.jobs.exclusive(sandbox_id):
+        await network.settle_debts(node, sandbox_id)
     log.info("a network debt is paid", sandbox=sandbox_id)

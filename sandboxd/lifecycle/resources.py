@@ -15,40 +15,40 @@ from typing import Any
 from sandboxd import steps
 from sandboxd.cgroups import places
 from sandboxd.errors import NotFound, NotReady, SandboxdError, Unsupported
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.node import Node
 from sandboxd.oci import linux, validate
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 _PROC = Path("/proc")
 
 
-async def update_container(host: Host, container_id: str, wanted: cri.LinuxContainerResources) -> None:
+async def update_container(node: Node, container_id: str, wanted: cri.LinuxContainerResources) -> None:
     """Change the limits that `wanted` gives (0 and "" leave one as it is): all of them, or none and an error.
 
     Raises NotFound, NotReady for a container that has ended or with the runtime's words, InvalidRequest.
     """
     key = ("UpdateContainerResources", container_id, wanted.SerializeToString(deterministic=True))
-    await host.jobs.run_to_end(key, lambda: _update(host, container_id, wanted))
+    await node.jobs.run_to_end(key, lambda: _update(node, container_id, wanted))
 
 
-async def _update(host: Host, container_id: str, wanted: cri.LinuxContainerResources) -> None:
-    container = _container(host, container_id)
+async def _update(node: Node, container_id: str, wanted: cri.LinuxContainerResources) -> None:
+    container = _container(node, container_id)
     with steps.operation("UpdateContainerResources", sandbox_id=container.sandbox_id, container_id=container_id):
-        async with host.jobs.exclusive(container.sandbox_id):
-            container = _container(host, container_id)
+        async with node.jobs.exclusive(container.sandbox_id):
+            container = _container(node, container_id)
             if container.state not in (ContainerState.CREATED, ContainerState.RUNNING):
                 raise NotReady(f"container {container_id} is {container.state.value}: it has no limits to change")
             config = cri.ContainerConfig()
             config.CopyFrom(container.config)
             config.linux.resources.CopyFrom(merged(container.config.linux.resources, wanted))
-            validate.container_config(config, host.ledger.sandboxes[container.sandbox_id].config)
+            validate.container_config(config, node.ledger.sandboxes[container.sandbox_id].config)
             if container.state is ContainerState.RUNNING:
                 _check_hugepages(container.config.linux.resources, config.linux.resources)
-            limits = linux.resources(config.linux.resources, host.facts)
+            limits = linux.resources(config.linux.resources, node.facts)
             with steps.step("container.update", container=container.config.metadata.name):
-                await _apply(host, container, limits, wanted.oom_score_adj)
-            host.ledger.update_container(container_id, config=config)
+                await _apply(node, container, limits, wanted.oom_score_adj)
+            node.ledger.update_container(container_id, config=config)
 
 
 def _check_hugepages(before: cri.LinuxContainerResources, after: cri.LinuxContainerResources) -> None:
@@ -61,26 +61,26 @@ def _check_hugepages(before: cri.LinuxContainerResources, after: cri.LinuxContai
         raise Unsupported("linux.hugepage_limits: cannot be changed while the container runs")
 
 
-async def _apply(host: Host, container: ContainerRecord, limits: dict[str, Any], oom_score_adj: int) -> None:
-    before = await host.runtime.spec(container.id)
+async def _apply(node: Node, container: ContainerRecord, limits: dict[str, Any], oom_score_adj: int) -> None:
+    before = await node.runtime.spec(container.id)
     if oom_score_adj:
-        oom_score_adj = linux.oom_score_adj(oom_score_adj, host.facts)
-    await host.runtime.set_spec(container.id, updated_spec(before, limits, oom_score_adj))
+        oom_score_adj = linux.oom_score_adj(oom_score_adj, node.facts)
+    await node.runtime.set_spec(container.id, updated_spec(before, limits, oom_score_adj))
     if container.state is not ContainerState.RUNNING:
         return
     earlier: dict[int, str] = {}
     try:
         if oom_score_adj:
             # The OCI runtime has no word for this one; children of these processes inherit it.
-            await asyncio.to_thread(_set_oom_score_adj, host, container, oom_score_adj, earlier)
+            await asyncio.to_thread(_set_oom_score_adj, node, container, oom_score_adj, earlier)
         if limits:
-            await host.runtime.update(container.id, limits)
+            await node.runtime.update(container.id, limits)
     except NotFound:
         pass  # it has ended meanwhile, which settling it will find
     except (SandboxdError, OSError) as exc:
         await asyncio.to_thread(_restore_oom_score_adj, earlier)
         try:
-            await host.runtime.set_spec(container.id, before)
+            await node.runtime.set_spec(container.id, before)
         except SandboxdError as left:
             exc.add_note(f"putting the spec back: {left}")
         if isinstance(exc, OSError):
@@ -119,11 +119,11 @@ def updated_spec(spec: dict[str, Any], limits: dict[str, Any], oom_score_adj: in
     return result
 
 
-def _set_oom_score_adj(host: Host, container: ContainerRecord, value: int, earlier: dict[int, str]) -> None:
+def _set_oom_score_adj(node: Node, container: ContainerRecord, value: int, earlier: dict[int, str]) -> None:
     """Set it for every process of the container; `earlier` gets what they had. Blocks: there can be thousands."""
-    sandbox = host.ledger.sandboxes[container.sandbox_id]
-    parent = places.pod_parent(sandbox, host.facts)
-    for pid in host.cgroups.processes(places.member(parent, container.id, host.facts.cgroup_driver)):
+    sandbox = node.ledger.sandboxes[container.sandbox_id]
+    parent = places.pod_parent(sandbox, node.facts)
+    for pid in node.cgroups.processes(places.member(parent, container.id, node.facts.cgroup_driver)):
         path = _PROC / str(pid) / "oom_score_adj"
         try:
             earlier[pid] = path.read_text(encoding="ascii")
@@ -140,19 +140,19 @@ def _restore_oom_score_adj(earlier: dict[int, str]) -> None:
             continue  # it has ended, or what was refused before is refused again
 
 
-async def update_sandbox(host: Host, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
+async def update_sandbox(node: Node, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
     """Note the pod's new resources; what is absent stays. Its cgroup is the client's, who has changed it already.
 
     Raises NotFound, InvalidRequest.
     """
     key = ("UpdatePodSandboxResources", sandbox_id, request.SerializeToString(deterministic=True))
-    await host.jobs.run_to_end(key, lambda: _update_sandbox(host, sandbox_id, request))
+    await node.jobs.run_to_end(key, lambda: _update_sandbox(node, sandbox_id, request))
 
 
-async def _update_sandbox(host: Host, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
+async def _update_sandbox(node: Node, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
     with steps.operation("UpdatePodSandboxResources", sandbox_id=sandbox_id):
-        async with host.jobs.exclusive(sandbox_id):
-            record = host.ledger.sandboxes.get(sandbox_id)
+        async with node.jobs.exclusive(sandbox_id):
+            record = node.ledger.sandboxes.get(sandbox_id)
             if record is None:
                 raise NotFound(f"pod {sandbox_id} does not exist")
             config = cri.PodSandboxConfig()
@@ -163,11 +163,11 @@ async def _update_sandbox(host: Host, sandbox_id: str, request: cri.UpdatePodSan
                 config.linux.resources.CopyFrom(request.resources)
             validate.sandbox_config(config)
             with steps.step("sandbox.update", pod=record.name):
-                host.ledger.update_sandbox(sandbox_id, config=config)
+                node.ledger.update_sandbox(sandbox_id, config=config)
 
 
-def _container(host: Host, container_id: str) -> ContainerRecord:
-    container = host.ledger.containers.get(container_id)
+def _container(node: Node, container_id: str) -> ContainerRecord:
+    container = node.ledger.containers.get(container_id)
     if container is None or container.state is ContainerState.CREATING:
         raise NotFound(f"container {container_id} does not exist")
     return container

@@ -29,10 +29,10 @@ from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdErr
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import handlers, machine, network, pod_files, userns
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import settle_sandbox
 from sandboxd.lifecycle.teardown import teardown
 from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
+from sandboxd.node import Node
 from sandboxd.oci import linux, sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -40,7 +40,7 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 log = structlog.get_logger(__name__)
 
 
-async def run_sandbox(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
+async def run_sandbox(node: Node, config: cri.PodSandboxConfig, handler: str) -> str:
     """Make a pod and return its id.
 
     The same request again joins the one in flight, or returns the pod that it made. Raises InvalidRequest,
@@ -48,56 +48,56 @@ async def run_sandbox(host: Host, config: cri.PodSandboxConfig, handler: str) ->
     PluginFailed and its relatives; nothing is left behind then.
     """
     validate.sandbox_config(config)
-    resolve_handler(host, handler)
+    resolve_handler(node, handler)
     fingerprint = hashlib.sha256(config.SerializeToString(deterministic=True) + handler.encode()).hexdigest()
-    return await host.jobs.run_to_end(("RunPodSandbox", fingerprint), lambda: _run(host, config, handler))
+    return await node.jobs.run_to_end(("RunPodSandbox", fingerprint), lambda: _run(node, config, handler))
 
 
-def resolve_handler(host: Host, name: str) -> Handler:
+def resolve_handler(node: Node, name: str) -> Handler:
     """The configured handler ("" is the default one); raises InvalidRequest naming the known ones."""
-    configured = host.config.runtime.handlers
+    configured = node.config.runtime.handlers
     try:
-        return configured[name or host.config.runtime.default_handler]
+        return configured[name or node.config.runtime.default_handler]
     except KeyError:
         known = ", ".join(sorted(configured))
         raise InvalidRequest(f"unknown runtime handler {name!r}; known are {known}") from None
 
 
-def runtime_options(host: Host, sandbox: SandboxRecord) -> RuntimeOptions:
+def runtime_options(node: Node, sandbox: SandboxRecord) -> RuntimeOptions:
     """What containerd's shim is told for containers of this pod."""
-    found = resolve_handler(host, sandbox.runtime_handler)
+    found = resolve_handler(node, sandbox.runtime_handler)
     ids = oci_userns.of(sandbox.config)
     return RuntimeOptions(
         type=found.type,
         binary=found.binary,
         root=found.root,
-        systemd_cgroup=host.config.runtime.cgroup_driver == "systemd",
+        systemd_cgroup=node.config.runtime.cgroup_driver == "systemd",
         # /dev/stdout can then be opened again by the pod's root.
         io_uid=ids.uids.host if ids else 0,
         io_gid=ids.gids.host if ids else 0,
     )
 
 
-def facts(host: Host, sandbox_id: str) -> linux.HostFacts:
+def facts(node: Node, sandbox_id: str) -> linux.HostFacts:
     """The machine as this pod's specs see it: a pod that names no cgroup parent gets one of its own."""
-    return replace(host.facts, cgroup_parent=own_cgroup(host, sandbox_id) or host.facts.cgroup_parent)
+    return replace(node.facts, cgroup_parent=own_cgroup(node, sandbox_id) or node.facts.cgroup_parent)
 
 
-async def pod_facts(host: Host, sandbox: SandboxRecord) -> linux.HostFacts:
+async def pod_facts(node: Node, sandbox: SandboxRecord) -> linux.HostFacts:
     """`facts`, and what the pod's handler offers and passes on."""
-    handler = resolve_handler(host, sandbox.runtime_handler)
+    handler = resolve_handler(node, sandbox.runtime_handler)
     return replace(
-        facts(host, sandbox.id),
-        recursive_read_only=await handlers.recursive_read_only(host, handler),
+        facts(node, sandbox.id),
+        recursive_read_only=await handlers.recursive_read_only(node, handler),
         annotations=handler.annotations,
     )
 
 
-def own_cgroup(host: Host, sandbox_id: str) -> str:
+def own_cgroup(node: Node, sandbox_id: str) -> str:
     """The cgroup of a pod that names none, ours to remove; "" with the systemd driver, which makes slices."""
-    if host.config.runtime.cgroup_driver == "systemd":
+    if node.config.runtime.cgroup_driver == "systemd":
         return ""
-    return f"{host.config.runtime.cgroup_parent}/{sandbox_id}"
+    return f"{node.config.runtime.cgroup_parent}/{sandbox_id}"
 
 
 def image_name(image: ImageRecord) -> str:
@@ -105,56 +105,56 @@ def image_name(image: ImageRecord) -> str:
     return image.repo_tags[0] if image.repo_tags else image.id
 
 
-async def _run(host: Host, config: cri.PodSandboxConfig, handler: str) -> str:
-    existing = host.ledger.sandbox_named(sandbox_name(config.metadata))
+async def _run(node: Node, config: cri.PodSandboxConfig, handler: str) -> str:
+    existing = node.ledger.sandbox_named(sandbox_name(config.metadata))
     if existing is not None:
         return _again(existing, config, handler)
-    pause = await _pause_image(host)
-    await _check_user_namespace(host, config, handler)
+    pause = await _pause_image(node)
+    await _check_user_namespace(node, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
-    chosen = None if on_host else await network.choose(host)
+    chosen = None if on_host else await network.choose(node)
     sandbox_id = secrets.token_hex(32)
     record = SandboxRecord(
         id=sandbox_id,
         config=config,
         runtime_handler=handler,
-        netns_path="" if on_host else host.config.netns_path(sandbox_id),
+        netns_path="" if on_host else node.config.netns_path(sandbox_id),
         created_at=time.time_ns(),
     )
-    host.ledger.add_sandbox(record)
+    node.ledger.add_sandbox(record)
     with steps.operation("RunPodSandbox", sandbox_id=sandbox_id):
-        async with host.jobs.exclusive(sandbox_id):
+        async with node.jobs.exclusive(sandbox_id):
             try:
                 with steps.step("sandbox.run", pod=record.name):
-                    await _build(host, record, chosen, pause)
+                    await _build(node, record, chosen, pause)
             except BaseException as exc:
-                await _roll_back(host, record, exc)
+                await _roll_back(node, record, exc)
                 raise
     # A pause that ended at once did so before it was known to run; its exit event found nothing to record.
-    host.jobs.start(("started", sandbox_id), lambda: settle_sandbox(host, sandbox_id))
+    node.jobs.start(("started", sandbox_id), lambda: settle_sandbox(node, sandbox_id))
     return sandbox_id
 
 
-async def _pause_image(host: Host) -> ImageRecord:
+async def _pause_image(node: Node) -> ImageRecord:
     """The image of every pod's first container; where somebody removed it, it is brought again.
 
     Raises Unavailable while it is not here yet, and what bringing it raises.
     """
-    if host.pause is not None and host.renew_pause is not None:
+    if node.pause is not None and node.renew_pause is not None:
         try:
-            host.images.resolve(host.pause.id)
+            node.images.resolve(node.pause.id)
         except NotFound:
-            await host.jobs.run_to_end(("pause image",), host.renew_pause)
-    if host.pause is None:
-        raise Unavailable(f"the pause image {host.config.runtime.pause_image} is not here yet; it is being fetched")
-    return host.pause
+            await node.jobs.run_to_end(("pause image",), node.renew_pause)
+    if node.pause is None:
+        raise Unavailable(f"the pause image {node.config.runtime.pause_image} is not here yet; it is being fetched")
+    return node.pause
 
 
-async def _check_user_namespace(host: Host, config: cri.PodSandboxConfig, handler: str) -> None:
+async def _check_user_namespace(node: Node, config: cri.PodSandboxConfig, handler: str) -> None:
     """Raise Unsupported when the pod asks for a user namespace and cannot have one."""
     if oci_userns.of(config) is None:
         return
-    offered = await handlers.features(host, resolve_handler(host, handler))
+    offered = await handlers.features(node, resolve_handler(node, handler))
     if not offered.user_namespaces:
         raise Unsupported(
             "config.linux.security_context.namespace_options.userns_options: user namespaces do not work here:"
@@ -174,26 +174,26 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
     )
 
 
-async def _build(host: Host, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
+async def _build(node: Node, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
     ips: tuple[str, ...] = ()
     ids = oci_userns.of(record.config)
     if ids is not None:
         with steps.step("userns.create", host_uid=ids.uids.host, length=ids.uids.length):
-            await userns.create(host, record, ids)
+            await userns.create(node, record, ids)
     elif record.netns_path:
         with steps.step("netns.create", path=record.netns_path) as step:
-            step.note(inode=await host.netns.create(record.netns_path))
+            step.note(inode=await node.netns.create(record.netns_path))
     if chosen is None:
-        await _create_pause(host, record, pause)
+        await _create_pause(node, record, pause)
     elif _sysctl_names_interface(record.config):
-        ips = await network.attach(host, record, chosen, _cgroup_path(host, record))
-        await _create_pause(host, record, pause)
+        ips = await network.attach(node, record, chosen, _cgroup_path(node, record))
+        await _create_pause(node, record, pause)
     else:
         # Neither is cancelled when the other fails: containerd would go on creating the task after we had
         # looked for it, and a plugin cut off half way leaves more behind than one that ends.
         attached, created = await asyncio.gather(
-            network.attach(host, record, chosen, _cgroup_path(host, record)),
-            _create_pause(host, record, pause),
+            network.attach(node, record, chosen, _cgroup_path(node, record)),
+            _create_pause(node, record, pause),
             return_exceptions=True,
         )
         for outcome in (attached, created):
@@ -202,58 +202,58 @@ async def _build(host: Host, record: SandboxRecord, chosen: NetworkConfig | None
         assert isinstance(attached, tuple)
         ips = attached
     with steps.step("pod.files"):
-        pod_files.write(host, record, ips)
+        pod_files.write(node, record, ips)
     with steps.step("pause.start") as step:
-        pid = await host.runtime.start(record.id)
+        pid = await node.runtime.start(record.id)
         step.note(pid=pid)
-    host.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
+    node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
 
 
-def _cgroup_path(host: Host, record: SandboxRecord) -> str:
+def _cgroup_path(node: Node, record: SandboxRecord) -> str:
     """The pod's cgroup, for plugins that want to know it."""
-    return linux.pod_cgroup_parent(record.config, facts(host, record.id))
+    return linux.pod_cgroup_parent(record.config, facts(node, record.id))
 
 
-async def _create_pause(host: Host, record: SandboxRecord, pause: ImageRecord) -> None:
+async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -> None:
     """Everything of the pause container but its start."""
     with steps.step("pod.shm"):
         # The runtime binds these when it creates the container; the pod's address follows before the start.
-        pod_files.prepare(host, record)
+        pod_files.prepare(node, record)
     with steps.step("pause.rootfs", image=pause.id):
-        rootfs = await host.images.prepare_rootfs(record.id, pause)
+        rootfs = await node.images.prepare_rootfs(record.id, pause)
     name = image_name(pause)
     # Run as the image says; a name would have to be looked up in the image's files, which pause images lack.
     user = users.resolve(
         users.for_sandbox(record.config.linux.security_context, pause.config.get("User", "")), None, None
     )
     found = await asyncio.to_thread(
-        machine.for_pod, await pod_facts(host, record), record.config, host.config.runtime
+        machine.for_pod, await pod_facts(node, record), record.config, node.config.runtime
     )
     if label := sandbox.pod_labels(record, found).mount:
-        for path in pod_files.paths(host, record.id):
+        for path in pod_files.paths(node, record.id):
             await in_pieces(machine.relabel(path, label))
     spec = sandbox.sandbox_spec(
         record,
-        sandbox_dir=host.config.sandbox_dir(record.id),
-        files_dir=host.config.pod_files_dir(record.id),
+        sandbox_dir=node.config.sandbox_dir(record.id),
+        files_dir=node.config.pod_files_dir(record.id),
         image=pause.config,
         image_name=name,
         user=user,
         host=found,
     )
     with steps.step("pause.record"):
-        await host.runtime.create_container(
+        await node.runtime.create_container(
             record.id,
             spec=spec,
             image=name,
-            snapshotter=host.config.containerd.snapshotter,
+            snapshotter=node.config.containerd.snapshotter,
             snapshot_key=record.id,
             labels=labels(record.config, record.id, kind="sandbox"),
-            runtime=runtime_options(host, record),
+            runtime=runtime_options(node, record),
         )
     with steps.step("pause.create") as step:
-        async with userns.staged(host, record, record.id, rootfs) as mapped:
-            step.note(pid=await host.runtime.create(record.id, mapped))
+        async with userns.staged(node, record, record.id, rootfs) as mapped:
+            step.note(pid=await node.runtime.create(record.id, mapped))
 
 
 def labels(config: cri.PodSandboxConfig, sandbox_id: str, *, kind: str, container: str = "") -> dict[str, str]:
@@ -275,10 +275,10 @@ def _sysctl_names_interface(config: cri.PodSandboxConfig) -> bool:
     return any(f".{network.IFNAME}." in f"{name}." for name in config.linux.sysctls)
 
 
-async def _roll_back(host: Host, record: SandboxRecord, cause: BaseException) -> None:
+async def _roll_back(node: Node, record: SandboxRecord, cause: BaseException) -> None:
     """Undo a failed run; what cannot be undone keeps the record, NOTREADY, with the reason."""
     try:
-        await teardown(host, record.id, remove=True)
+        await teardown(node, record.id, remove=True)
     except SandboxdError as left:
-        host.ledger.update_sandbox(record.id, failure=f"{disclosure.words(cause)}; cleaning up: {left}")
+        node.ledger.update_sandbox(record.id, failure=f"{disclosure.words(cause)}; cleaning up: {left}")
         cause.add_note(f"cleaning up: {left}")

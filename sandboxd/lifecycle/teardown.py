@@ -19,7 +19,6 @@ from sandboxd import disclosure, steps
 from sandboxd.containerd import shims
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.lifecycle import image_volumes, network, pod_files, userns
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import (
     cleaning,
     free,
@@ -28,90 +27,91 @@ from sandboxd.lifecycle.processes import (
     remove_container_remains,
     settle_container,
 )
+from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
 
 
-async def stop_sandbox(host: Host, sandbox_id: str) -> None:
+async def stop_sandbox(node: Node, sandbox_id: str) -> None:
     """StopPodSandbox: free what the pod holds, keep its records. Unknown is done."""
-    await host.jobs.run_to_end(("StopPodSandbox", sandbox_id), lambda: _locked(host, sandbox_id, remove=False))
+    await node.jobs.run_to_end(("StopPodSandbox", sandbox_id), lambda: _locked(node, sandbox_id, remove=False))
 
 
-async def remove_sandbox(host: Host, sandbox_id: str) -> None:
+async def remove_sandbox(node: Node, sandbox_id: str) -> None:
     """RemovePodSandbox: leave nothing. Unknown is done."""
-    await host.jobs.run_to_end(("RemovePodSandbox", sandbox_id), lambda: _locked(host, sandbox_id, remove=True))
+    await node.jobs.run_to_end(("RemovePodSandbox", sandbox_id), lambda: _locked(node, sandbox_id, remove=True))
 
 
-async def _locked(host: Host, sandbox_id: str, *, remove: bool) -> None:
+async def _locked(node: Node, sandbox_id: str, *, remove: bool) -> None:
     name = "RemovePodSandbox" if remove else "StopPodSandbox"
     with steps.operation(name, sandbox_id=sandbox_id):
-        async with host.jobs.exclusive(sandbox_id):
-            await teardown(host, sandbox_id, remove=remove)
+        async with node.jobs.exclusive(sandbox_id):
+            await teardown(node, sandbox_id, remove=remove)
 
 
-async def teardown(host: Host, sandbox_id: str, *, remove: bool) -> None:
+async def teardown(node: Node, sandbox_id: str, *, remove: bool) -> None:
     """Stop the sandbox, or remove it whole. Raises CleanupIncomplete naming what is left."""
-    record = host.ledger.sandboxes.get(sandbox_id)
+    record = node.ledger.sandboxes.get(sandbox_id)
     if record is None:
         return
     try:
         with cleaning(f"pod {record.name} ({sandbox_id})"):
             if not record.stopped_at:
-                await _stop(host, sandbox_id)
+                await _stop(node, sandbox_id)
             if remove:
-                await _remove(host, sandbox_id)
+                await _remove(node, sandbox_id)
     except SandboxdError as exc:
-        host.ledger.update_sandbox(sandbox_id, failure=disclosure.sentence(exc))
+        node.ledger.update_sandbox(sandbox_id, failure=disclosure.sentence(exc))
         if isinstance(exc, CleanupIncomplete | Unavailable):
             raise
         raise CleanupIncomplete(f"pod {record.name} ({sandbox_id}): {exc}") from exc
 
 
-async def _stop(host: Host, sandbox_id: str) -> None:
-    workload = [c.id for c in host.ledger.containers_of(sandbox_id)]
+async def _stop(node: Node, sandbox_id: str) -> None:
+    workload = [c.id for c in node.ledger.containers_of(sandbox_id)]
     if workload:
         with steps.step("workload.stop", containers=len(workload)):
             ends = await asyncio.gather(
-                *(_end_container(host, container_id) for container_id in workload), return_exceptions=True
+                *(_end_container(node, container_id) for container_id in workload), return_exceptions=True
             )
             for end in ends:
                 if isinstance(end, BaseException):
                     raise end
     with steps.step("pause.stop"):
-        await kill(host, sandbox_id)
-        await free(host, sandbox_id)
-    record = host.ledger.sandboxes[sandbox_id]
-    host.ledger.update_sandbox(sandbox_id, pid=0, exited_at=record.exited_at or time.time_ns())
-    debts = await network.detach(host, sandbox_id)
+        await kill(node, sandbox_id)
+        await free(node, sandbox_id)
+    record = node.ledger.sandboxes[sandbox_id]
+    node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=record.exited_at or time.time_ns())
+    debts = await network.detach(node, sandbox_id)
     if record.netns_path and not debts:
         with steps.step("netns.remove", path=record.netns_path):
-            await host.netns.remove(record.netns_path)
+            await node.netns.remove(record.netns_path)
     with steps.step("pod.shm"):
-        pod_files.unmount(host, sandbox_id)
-    await image_volumes.remove(host, sandbox_id)
+        pod_files.unmount(node, sandbox_id)
+    await image_volumes.remove(node, sandbox_id)
     if oci_userns.of(record.config) is not None:
-        await userns.remove(host, sandbox_id)
-    host.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
+        await userns.remove(node, sandbox_id)
+    node.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
 
 
-async def _end_container(host: Host, container_id: str) -> None:
-    note_kill(host, container_id)
-    await kill(host, container_id)
-    await settle_container(host, container_id)
-    await free(host, container_id)  # what was created but never ran has nothing to settle
+async def _end_container(node: Node, container_id: str) -> None:
+    note_kill(node, container_id)
+    await kill(node, container_id)
+    await settle_container(node, container_id)
+    await free(node, container_id)  # what was created but never ran has nothing to settle
 
 
-async def _remove(host: Host, sandbox_id: str) -> None:
-    for container in host.ledger.containers_of(sandbox_id):
+async def _remove(node: Node, sandbox_id: str) -> None:
+    for container in node.ledger.containers_of(sandbox_id):
         with steps.step("container.remove", container=container.name):
-            await remove_container_remains(host, container.id)
+            await remove_container_remains(node, container.id)
     with steps.step("pause.remove"):
-        await host.runtime.delete_container(sandbox_id)
-        await host.images.remove_rootfs(sandbox_id)
+        await node.runtime.delete_container(sandbox_id)
+        await node.images.remove_rootfs(sandbox_id)
     with steps.step("pod.remains"):
         # containerd forgets the socket of a shim that it cut off while it started, as when the daemon dies then.
-        places = host.config.containerd_socket, host.config.containerd.namespace, sandbox_id
+        places = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
         shims.remove_dead_socket(shims.socket_path(*places))
-        await pod_files.remove_cgroup(f"{host.config.runtime.cgroup_parent}/{sandbox_id}")
-        await pod_files.remove_directory(host.config.pod_files_dir(sandbox_id))
-        await pod_files.remove_directory(host.config.sandbox_dir(sandbox_id))
-    host.ledger.remove_sandbox(sandbox_id)
+        await pod_files.remove_cgroup(f"{node.config.runtime.cgroup_parent}/{sandbox_id}")
+        await pod_files.remove_directory(node.config.pod_files_dir(sandbox_id))
+        await pod_files.remove_directory(node.config.sandbox_dir(sandbox_id))
+    node.ledger.remove_sandbox(sandbox_id)

@@ -22,8 +22,8 @@ from dataclasses import replace
 from sandboxd import private, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import SandboxRecord
+from sandboxd.node import Node
 from sandboxd.oci import userns
 from sandboxd.oci.userns import IdMap
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -32,37 +32,37 @@ _MOST_STACKED = 8  # mounts at one place
 _probed: dict[str, str] = {}  # what was found to be wrong, by directory
 
 
-def path(host: Host, sandbox_id: str) -> str:
+def path(node: Node, sandbox_id: str) -> str:
     """Where the pod's user namespace is pinned."""
-    return f"{host.config.sandbox_dir(sandbox_id)}/{userns.FILE}"
+    return f"{node.config.sandbox_dir(sandbox_id)}/{userns.FILE}"
 
 
-async def create(host: Host, sandbox: SandboxRecord, ids: IdMap) -> None:
+async def create(node: Node, sandbox: SandboxRecord, ids: IdMap) -> None:
     """Make the pod's user namespace, and with it the network namespace that it owns. Raises NotReady; clean then."""
-    private.make(host.config.sandbox_dir(sandbox.id), private.CLOSED)
-    await host.netns.create_user_namespace(
-        path(host, sandbox.id), uid_map=ids.uids.kernel, gid_map=ids.gids.kernel, netns_path=sandbox.netns_path
+    private.make(node.config.sandbox_dir(sandbox.id), private.CLOSED)
+    await node.netns.create_user_namespace(
+        path(node, sandbox.id), uid_map=ids.uids.kernel, gid_map=ids.gids.kernel, netns_path=sandbox.netns_path
     )
 
 
-async def remove(host: Host, sandbox_id: str) -> None:
+async def remove(node: Node, sandbox_id: str) -> None:
     """Unpin it, and drop what was staged for the pod's own container; done already is done."""
-    await drop(host, sandbox_id)
-    await host.netns.remove(path(host, sandbox_id))
+    await drop(node, sandbox_id)
+    await node.netns.remove(path(node, sandbox_id))
 
 
 # --- staging ---------------------------------------------------------------------------------------------------
 
 
-def stage_directory(host: Host, object_id: str) -> str:
+def stage_directory(node: Node, object_id: str) -> str:
     """Where mounts for a container are staged; short, for an overlay's options must fit into one page."""
-    return f"{host.config.daemon.state}/idmapped/{object_id[:16]}"
+    return f"{node.config.daemon.state}/idmapped/{object_id[:16]}"
 
 
-def mapped_mounts(host: Host, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
+def mapped_mounts(node: Node, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
     """The staged source of each id-mapped mount that is asked for, by its index."""
     return {
-        i: f"{stage_directory(host, container_id)}/mount-{i}"
+        i: f"{stage_directory(node, container_id)}/mount-{i}"
         for i, mount in enumerate(config.mounts)
         if mount.uidMappings and mount.host_path
     }
@@ -70,7 +70,7 @@ def mapped_mounts(host: Host, container_id: str, config: cri.ContainerConfig) ->
 
 @asynccontextmanager
 async def staged(
-    host: Host,
+    node: Node,
     sandbox: SandboxRecord,
     object_id: str,
     rootfs: Sequence[Mount],
@@ -86,24 +86,24 @@ async def staged(
         return
     wanted = {
         target: os.path.realpath(config.mounts[i].host_path)
-        for i, target in (mapped_mounts(host, object_id, config) if config else {}).items()
+        for i, target in (mapped_mounts(node, object_id, config) if config else {}).items()
         if config
     }
     try:
-        yield await asyncio.to_thread(_stage, host, sandbox, object_id, rootfs, wanted, ids)
+        yield await asyncio.to_thread(_stage, node, sandbox, object_id, rootfs, wanted, ids)
     finally:
         # To its end even when the request is cancelled: what stays here is other people's files.
-        await asyncio.shield(asyncio.to_thread(unstage, host, object_id))
+        await asyncio.shield(asyncio.to_thread(unstage, node, object_id))
 
 
 def _stage(
-    host: Host, sandbox: SandboxRecord, object_id: str, rootfs: Sequence[Mount], wanted: Mapping[str, str], ids: IdMap
+    node: Node, sandbox: SandboxRecord, object_id: str, rootfs: Sequence[Mount], wanted: Mapping[str, str], ids: IdMap
 ) -> list[Mount]:
-    unstage(host, object_id)
-    directory = stage_directory(host, object_id)
+    unstage(node, object_id)
+    directory = stage_directory(node, object_id)
     try:
         private.make(directory, private.CLOSED)
-        with namespace_fd(host, sandbox.id) as fd:
+        with namespace_fd(node, sandbox.id) as fd:
             for target, source in wanted.items():
                 map_mount(source, target, userns_fd=fd, recursive=True)
             return [map_rootfs(mount, f"{directory}/{i}", fd, ids) for i, mount in enumerate(rootfs)]
@@ -115,9 +115,9 @@ def _stage(
 
 
 @contextmanager
-def namespace_fd(host: Host, sandbox_id: str) -> Iterator[int]:
+def namespace_fd(node: Node, sandbox_id: str) -> Iterator[int]:
     """The pod's user namespace as a descriptor."""
-    fd = os.open(path(host, sandbox_id), os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path(node, sandbox_id), os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd
     finally:
@@ -182,15 +182,15 @@ def unmount(target: str) -> None:
             raise
 
 
-async def drop(host: Host, object_id: str) -> None:
+async def drop(node: Node, object_id: str) -> None:
     """Drop what a daemon that died has left staged; there is hardly ever anything."""
-    if os.path.lexists(stage_directory(host, object_id)):
-        await asyncio.to_thread(unstage, host, object_id)
+    if os.path.lexists(stage_directory(node, object_id)):
+        await asyncio.to_thread(unstage, node, object_id)
 
 
-def unstage(host: Host, object_id: str) -> None:
+def unstage(node: Node, object_id: str) -> None:
     """Drop what is staged for a container; nothing is done. Raises CleanupIncomplete."""
-    directory = stage_directory(host, object_id)
+    directory = stage_directory(node, object_id)
     try:
         for entry in os.scandir(directory):
             unmount(entry.path)
@@ -209,24 +209,24 @@ def unstage(host: Host, object_id: str) -> None:
 # --- can this machine do it? -----------------------------------------------------------------------------------
 
 
-async def probe(host: Host) -> str:
+async def probe(node: Node) -> str:
     """Map a directory of the daemon's, once, to see whether it works: "", or the kernel's words."""
-    directory = host.config.daemon.root
-    async with host.jobs.exclusive("userns-probe"):
+    directory = node.config.daemon.root
+    async with node.jobs.exclusive("userns-probe"):
         if directory not in _probed:
             try:
-                await _probe(host, directory)
+                await _probe(node, directory)
                 _probed[directory] = ""
             except SandboxdError as exc:
                 _probed[directory] = str(exc)
     return _probed[directory]
 
 
-async def _probe(host: Host, directory: str) -> None:
-    pin = host.config.sandbox_dir("userns-probe")
+async def _probe(node: Node, directory: str) -> None:
+    pin = node.config.sandbox_dir("userns-probe")
     private.make(os.path.dirname(pin), private.CLOSED)
-    await host.netns.remove(pin)
-    await host.netns.create_user_namespace(pin, uid_map="0 65536 65536\n", gid_map="0 65536 65536\n")
+    await node.netns.remove(pin)
+    await node.netns.create_user_namespace(pin, uid_map="0 65536 65536\n", gid_map="0 65536 65536\n")
     try:
         tree = syscalls.open_tree(directory)
         try:
@@ -240,4 +240,4 @@ async def _probe(host: Host, directory: str) -> None:
     except OSError as exc:
         raise NotReady(f"the file system of {directory} does not support idmapped mounts: {exc}") from exc
     finally:
-        await host.netns.remove(pin)
+        await node.netns.remove(pin)

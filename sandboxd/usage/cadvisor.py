@@ -20,8 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from sandboxd.cgroups.sample import Cpu, Device, Memory, Pressure, Sample
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, SandboxRecord, SandboxState
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.usage.measure import Interface, MeasuredContainer, MeasuredPod, Processes
 from sandboxd.usage.stats import Stats
@@ -370,13 +370,13 @@ def metrics(subject: Subject, base: tuple[str, ...]) -> list[cri.Metric]:
     ]
 
 
-async def list_pod_metrics(host: Host, stats: Stats) -> list[cri.PodSandboxMetrics]:
+async def list_pod_metrics(node: Node, stats: Stats) -> list[cri.PodSandboxMetrics]:
     """The metrics of every pod that is ready, and of its running containers."""
-    ready = [record for record in host.ledger.sandboxes.values() if record.state is SandboxState.READY]
+    ready = [record for record in node.ledger.sandboxes.values() if record.state is SandboxState.READY]
     pods = await stats.measure_pods(ready)
     running = [each.record.id for pod in pods for each in pod.containers if each.sample]
     known = {container_id: stats.layers.get(container_id) for container_id in running}
-    directory = host.images.fs_info().directory
+    directory = node.images.fs_info().directory
 
     def tell() -> list[cri.PodSandboxMetrics]:
         holding = filesystem(directory)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from sandboxd.cgroups.sample import Pressure, Sample, Stall
 from sandboxd.errors import NotFound, NotReady
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.network import IFNAME
 from sandboxd.model import AnyRecord, ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.usage.measure import Gauge, Interface, MeasuredContainer, MeasuredPod
 from sandboxd.usage.written import Layers
@@ -62,12 +62,12 @@ class Rates:
 class Stats:
     """Answers what pods and containers use."""
 
-    def __init__(self, host: Host, layers: Layers, gauge: Gauge | None = None) -> None:
-        self._host = host
+    def __init__(self, node: Node, layers: Layers, gauge: Gauge | None = None) -> None:
+        self._node = node
         self.layers = layers
-        self.gauge = gauge or Gauge(host.cgroups, host.facts)
+        self.gauge = gauge or Gauge(node.cgroups, node.facts)
         self._rates = Rates()
-        host.ledger.subscribe(self._on_change)
+        node.ledger.subscribe(self._on_change)
 
     def _on_change(self, before: AnyRecord | None, after: AnyRecord | None) -> None:
         if after is None and before is not None:
@@ -75,7 +75,7 @@ class Stats:
 
     async def container(self, text: str) -> cri.ContainerStats:
         """Of one container, named by its id or the beginning of it; raises NotFound."""
-        ledger = self._host.ledger
+        ledger = self._node.ledger
         record = ledger.containers[find(ledger.containers, text, "container")]
         if record.state is ContainerState.CREATING:
             raise NotFound(f"container {text} does not exist")
@@ -87,7 +87,7 @@ class Stats:
         return await self._containers(
             [
                 record
-                for record in self._host.ledger.containers.values()
+                for record in self._node.ledger.containers.values()
                 if record.state is not ContainerState.CREATING
                 and record.id.startswith(wanted.id)
                 and record.sandbox_id.startswith(wanted.pod_sandbox_id)
@@ -97,7 +97,7 @@ class Stats:
 
     async def pod(self, text: str) -> cri.PodSandboxStats:
         """Of one pod, named by its id or the beginning of it; raises NotFound, NotReady when it does not run."""
-        ledger = self._host.ledger
+        ledger = self._node.ledger
         record = ledger.sandboxes[find(ledger.sandboxes, text, "pod")]
         if record.state is not SandboxState.READY:
             raise NotReady(f"pod {record.name} ({record.id}) is {record.state.value}: it uses nothing to be measured")
@@ -108,7 +108,7 @@ class Stats:
         """Of all pods that match and are ready."""
         records = [
             record
-            for record in self._host.ledger.sandboxes.values()
+            for record in self._node.ledger.sandboxes.values()
             if record.state is SandboxState.READY
             and record.id.startswith(wanted.id)
             and wanted.label_selector.items() <= record.config.labels.items()
@@ -117,7 +117,7 @@ class Stats:
 
     async def measure_pods(self, records: Sequence[SandboxRecord]) -> list[MeasuredPod]:
         """The pods as they are now, with their containers."""
-        ledger = self._host.ledger
+        ledger = self._node.ledger
         running: dict[str, list[ContainerRecord]] = {record.id: [] for record in records}
         for container in ledger.containers.values():
             if container.state is ContainerState.RUNNING and container.sandbox_id in running:
@@ -126,7 +126,7 @@ class Stats:
         return await asyncio.to_thread(self.gauge.pods, pairs, list(ledger.sandboxes.values()))
 
     async def _containers(self, records: Iterable[ContainerRecord]) -> list[cri.ContainerStats]:
-        sandboxes = self._host.ledger.sandboxes
+        sandboxes = self._node.ledger.sandboxes
         pairs = [(record, sandboxes[record.sandbox_id]) for record in records if record.sandbox_id in sandboxes]
         measured = await asyncio.to_thread(
             lambda: [self.gauge.container(record, sandbox) for record, sandbox in pairs]
@@ -194,7 +194,7 @@ class Stats:
             return None
         return cri.FilesystemUsage(
             timestamp=layer.at,
-            fs_id=cri.FilesystemIdentifier(mountpoint=self._host.images.fs_info().directory),
+            fs_id=cri.FilesystemIdentifier(mountpoint=self._node.images.fs_info().directory),
             used_bytes=cri.UInt64Value(value=layer.bytes),
             inodes_used=cri.UInt64Value(value=layer.inodes),
         )

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import structlog
 
 from sandboxd.errors import NotFound, SandboxdError
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import AnyRecord, ContainerRecord
+from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
@@ -34,14 +34,14 @@ class Layer:
 class Layers:
     """The writable layers of all containers."""
 
-    def __init__(self, host: Host, fresh_seconds: float = FRESH_SECONDS) -> None:
-        self._host = host
+    def __init__(self, node: Node, fresh_seconds: float = FRESH_SECONDS) -> None:
+        self._node = node
         self._fresh = int(fresh_seconds * 1e9)
         self._known: dict[str, Layer] = {}
         self._wanted: dict[str, None] = {}  # in the order of asking
         self._working = False
         self._batches = itertools.count()
-        host.ledger.subscribe(self._on_change)
+        node.ledger.subscribe(self._on_change)
 
     def get(self, container_id: str) -> Layer | None:
         """What is known now; None before the first measurement. Waits for nothing."""
@@ -65,7 +65,7 @@ class Layers:
         if not self._working:
             self._working = True
             # A key of its own: the job of the last batch may have ended without being forgotten yet.
-            self._host.jobs.start(("layers", next(self._batches)), self._work)
+            self._node.jobs.start(("layers", next(self._batches)), self._work)
 
     async def _work(self) -> None:
         try:
@@ -73,13 +73,13 @@ class Layers:
                 container_id = next(iter(self._wanted))
                 del self._wanted[container_id]
                 try:
-                    usage = await self._host.images.rootfs_usage(container_id)
+                    usage = await self._node.images.rootfs_usage(container_id)
                 except NotFound:
                     continue
                 except SandboxdError as exc:
                     log.info("a writable layer could not be measured", container=container_id, error=str(exc))
                     continue
-                if container_id in self._host.ledger.containers:
+                if container_id in self._node.ledger.containers:
                     at = time.time_ns()
                     self._known[container_id] = Layer(bytes=usage.bytes, inodes=usage.inodes, at=at)
         finally:

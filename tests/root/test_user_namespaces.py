@@ -23,8 +23,8 @@ from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
 from sandboxd.jobs import Jobs
 from sandboxd.lifecycle import userns
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import SandboxRecord
+from sandboxd.node import Node
 from sandboxd.oci.userns import IdMap, Range
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
@@ -64,10 +64,10 @@ def processes() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-def host(directory: str) -> Host:
+def node(directory: str) -> Node:
     config = Config(daemon=Daemon(root=directory, state=f"{directory}/state"))
     Path(config.sandbox_dir(SANDBOX.id)).mkdir(parents=True)
-    return cast(Host, SimpleNamespace(config=config, netns=netns, jobs=Jobs()))
+    return cast(Node, SimpleNamespace(config=config, netns=netns, jobs=Jobs()))
 
 
 async def owns_its_network(directory: str) -> None:
@@ -129,7 +129,7 @@ async def no_unshare(directory: str) -> None:
 
 async def staged_and_gone(directory: str) -> None:
     """While a container is created its layers and mounts show the pod's ids; then nothing is left but the files."""
-    machine = host(directory)
+    machine = node(directory)
     await userns.create(machine, SANDBOX, IDS)
     lower, upper, work, theirs = (f"{directory}/{name}" for name in ("lower", "upper", "work", "theirs"))
     for path in (lower, upper, work, theirs, f"{theirs}/below"):
@@ -176,7 +176,7 @@ async def staged_and_gone(directory: str) -> None:
 
 async def unstaging_never_deletes(directory: str) -> None:
     """What a dead daemon left staged is unmounted; the files that were mounted stay, whatever is there."""
-    machine = host(directory)
+    machine = node(directory)
     theirs = Path(directory, "theirs")
     theirs.mkdir()
     (theirs / "file").write_text("precious")
@@ -197,10 +197,10 @@ async def unstaging_never_deletes(directory: str) -> None:
 
 async def probed(directory: str) -> None:
     """This machine's answer is found once; a file system that cannot do it is named."""
-    machine = host(directory)
+    machine = node(directory)
     assert await asyncio.gather(*(userns.probe(machine) for _ in range(3))) == [""] * 3
     assert os.listdir(machine.config.daemon.state) == ["sandboxes"]
-    other = host(f"{directory}/other")
+    other = node(f"{directory}/other")
     output("mount", "-t", "proc", "proc", f"{directory}/other/state")
     bad = cast(Any, SimpleNamespace(netns=netns, jobs=Jobs()))
     bad.config = Config(daemon=Daemon(root=other.config.daemon.state, state=f"{directory}/state"))
@@ -211,7 +211,7 @@ async def without_a_namespace(directory: str) -> None:
     """A pod without a user namespace gets its root file system as it is."""
     rootfs = [Mount(type="bind", source=directory)]
     plain = SandboxRecord(id="5a", config=cri.PodSandboxConfig(), runtime_handler="", netns_path="", created_at=1)
-    async with userns.staged(cast(Host, None), plain, "c0", rootfs) as same:
+    async with userns.staged(cast(Node, None), plain, "c0", rootfs) as same:
         assert same is rootfs
 
 

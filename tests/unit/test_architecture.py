@@ -73,7 +73,7 @@ ELSEWHERE = {
     "lifecycle.containers": "tests/e2e/test_lifecycle.py",
     "lifecycle.events": "tests/e2e/test_lifecycle.py",
     "images.fetch": "tests/e2e/test_pull.py",
-    "lifecycle.host": "tests/e2e/test_story.py",
+    "node": "tests/e2e/test_story.py",
     "images.load": "tests/root/test_images_on_containerd.py",
     "lifecycle.network": "tests/e2e/test_bad_input.py",
     "lifecycle.pod_files": "tests/e2e/test_lifecycle.py",

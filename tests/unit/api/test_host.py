@@ -19,7 +19,7 @@ from sandboxd.images.fetch import Progress
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle.host import Host
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
 from sandboxd.registry.client import Registries
@@ -70,9 +70,9 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     jobs = Jobs()
     pulls = Scripted(jobs)
-    host = cast(Host, SimpleNamespace(jobs=jobs))
+    node = cast(Node, SimpleNamespace(jobs=jobs))
     server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
-    service = HostService(host, cast(ImageStore, None), pulls, lambda: "x 1.0 ✓\n".encode())
+    service = HostService(node, cast(ImageStore, None), pulls, lambda: "x 1.0 ✓\n".encode())
     host_pb2_grpc.add_HostServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
@@ -206,7 +206,7 @@ def test_what_an_earlier_daemon_was_sent_goes_at_the_first_archive(tmp_path: Pat
     """It died in the middle of reading it; later ones are those of this daemon."""
     config = SimpleNamespace(daemon=SimpleNamespace(root=str(tmp_path)))
     service = HostService(
-        cast(Host, SimpleNamespace(config=config)), cast(ImageStore, None), cast(Pulls, None), lambda: b""
+        cast(Node, SimpleNamespace(config=config)), cast(ImageStore, None), cast(Pulls, None), lambda: b""
     )
     left = tmp_path / "uploads" / "archive-left"
     left.parent.mkdir()

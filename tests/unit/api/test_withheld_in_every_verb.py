@@ -42,8 +42,8 @@ from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.lifecycle import machine
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, SandboxRecord
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
@@ -296,7 +296,7 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
         id="sha256:1", repo_digests=(), repo_tags=("busybox:latest",), config={}, digest="sha256:2", size=1
     )
     images = Breaking(fault) if ledger_too else Breaking(fault, resolve=lambda name: image, images=Breaking(fault))
-    host = Host(
+    node = Node(
         config=config,
         jobs=jobs,
         ledger=cast(Any, BreakingAtOnce(fault)) if ledger_too else ledger,
@@ -316,10 +316,10 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     edge = Edge(lambda: "", private=withheld.private(lambda: ledger.containers.values()))
     server = grpc.aio.server(interceptors=(edge,))
     other = cast(Any, Breaking(fault))
-    runtime = RuntimeService(host, other, other, other, other.trouble if ledger_too else lambda: "")
+    runtime = RuntimeService(node, other, other, other, other.trouble if ledger_too else lambda: "")
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     cri_grpc.add_ImageServiceServicer_to_server(ImageService(cast(ImageStore, images), pulls), server)
-    own = HostService(host, cast(ImageStore, images), pulls, Breaking(fault).exposition)
+    own = HostService(node, cast(ImageStore, images), pulls, Breaking(fault).exposition)
     host_pb2_grpc.add_HostServicer_to_server(own, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.lifecycle import exec as lifecycle_exec
-from tests.fakes.host import CONTAINER, Faults, Resource, fake_host
+from tests.fakes.node import CONTAINER, Faults, Resource, fake_node
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ async def test_only_a_process_that_leads_a_group_of_its_own_takes_it_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: int, group: int, signalled: list[int]
 ) -> None:
     faults = Faults()
-    host = fake_host(tmp_path, faults)
-    host.processes = Resource(faults, "processes", pid=pid)
+    node = fake_node(tmp_path, faults)
+    node.processes = Resource(faults, "processes", pid=pid)
     found: list[int] = []
     monkeypatch.setattr(Path, "read_text", lambda path, **_: f"0::/pods/{CONTAINER}\n")
     monkeypatch.setattr(os, "getpgid", lambda pid: group)
     monkeypatch.setattr(os, "killpg", lambda pgid, number: found.append(pgid))
-    await lifecycle_exec._kill(host, CONTAINER, "exec")
+    await lifecycle_exec._kill(node, CONTAINER, "exec")
     assert found == signalled
     assert faults.calls["processes.kill"] == 1

@@ -14,15 +14,15 @@ from sandboxd.config import Config, Handler, Runtime
 from sandboxd.jobs import Jobs
 from sandboxd.lifecycle import handlers, programs, userns
 from sandboxd.lifecycle.handlers import Abilities
-from sandboxd.lifecycle.host import Host
+from sandboxd.node import Node
 
-HOST = cast(Host, SimpleNamespace(jobs=Jobs()))
+HOST = cast(Node, SimpleNamespace(jobs=Jobs()))
 ANSWER = '{"mountOptions": ["ro", "rro"], "linux": {"namespaces": ["mount", "user"]}}'
 
 
 @pytest.fixture(autouse=True)
 def capable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def probe(host: Host) -> str:
+    async def probe(node: Node) -> str:
         return ""
 
     monkeypatch.setattr(userns, "probe", probe)
@@ -132,7 +132,7 @@ async def test_those_who_ask_at_once_share_the_answer(runtime: Path, tmp_path: P
 
 async def test_all_handlers_are_known_before_anybody_asks(runtime: Path, tmp_path: Path) -> None:
     config = Config(runtime=Runtime(default_handler="a", handlers={"a": Handler(binary=str(runtime))}))
-    await handlers.ask_all(cast(Host, SimpleNamespace(config=config, jobs=Jobs())))
+    await handlers.ask_all(cast(Node, SimpleNamespace(config=config, jobs=Jobs())))
     await handlers.features(HOST, Handler(binary=str(runtime)))
     assert (tmp_path / "asked").read_text() == "asked\n"
 
@@ -154,7 +154,7 @@ async def test_what_the_kernel_lacks_no_runtime_can_offer(runtime: Path, monkeyp
 async def test_a_file_system_that_cannot_map_ids_is_the_reason(
     runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def probe(host: Host) -> str:
+    async def probe(node: Node) -> str:
         return "the file system of /x does not support idmapped mounts"
 
     monkeypatch.setattr(userns, "probe", probe)

@@ -11,7 +11,7 @@ import pytest
 
 from sandboxd.errors import InvalidRequest, NotFound
 from sandboxd.lifecycle import image_volumes
-from sandboxd.lifecycle.host import Host
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 
@@ -87,12 +87,12 @@ class Images:
 
 
 def test_an_image_is_pinned_by_its_id_in_the_record() -> None:
-    host = cast(Host, SimpleNamespace(images=Images()))
+    node = cast(Node, SimpleNamespace(images=Images()))
     asked = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a"), cri.Mount(image=cri.ImageSpec(image="models:1"))])
-    found = image_volumes.resolved(host, asked)
+    found = image_volumes.resolved(node, asked)
     assert found.mounts[1].image == cri.ImageSpec(image="models:1", image_ref="sha256:0123")
     assert not asked.mounts[1].image.image_ref
     with pytest.raises(NotFound):
-        image_volumes.resolved(host, cri.ContainerConfig(mounts=[cri.Mount(image=cri.ImageSpec(image="x"))]))
+        image_volumes.resolved(node, cri.ContainerConfig(mounts=[cri.Mount(image=cri.ImageSpec(image="x"))]))
     plain = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a", image=cri.ImageSpec())])
-    assert image_volumes.resolved(host, plain) is plain
+    assert image_volumes.resolved(node, plain) is plain

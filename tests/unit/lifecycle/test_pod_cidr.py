@@ -12,8 +12,8 @@ import pytest
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.config import Config, Network
 from sandboxd.errors import InvalidRequest, NotReady
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.pod_cidr import FILE_NAME, set_pod_cidr
+from sandboxd.node import Node
 
 TEMPLATE = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "x", "ipam": {"subnet": "{{.PodCIDR}}"}}]}
 
@@ -29,7 +29,7 @@ class Machine:
 
     def set(self, cidr: str, *, configured: bool = True) -> None:
         network = Network(conf_dir=str(self.directory), conf_template=str(self.template) if configured else "")
-        set_pod_cidr(cast("Host", SimpleNamespace(config=Config(network=network), conf=self.conf)), cidr)
+        set_pod_cidr(cast("Node", SimpleNamespace(config=Config(network=network), conf=self.conf)), cidr)
 
     @property
     def files(self) -> list[str]:

@@ -14,9 +14,9 @@ from sandboxd.containerd.tasks import Exit, Task, TaskState
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.processes import signal_number, stop_container
 from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 
@@ -60,11 +60,11 @@ def runtime() -> Runtime:
 
 
 @pytest.fixture
-def host(runtime: Runtime, tmp_path: Path) -> Iterator[Host]:
+def node(runtime: Runtime, tmp_path: Path) -> Iterator[Node]:
     ledger = Ledger(str(tmp_path / "ledger.db"))
     config = SimpleNamespace(logs=SimpleNamespace(drain_seconds=1.0))
     made: Any = SimpleNamespace(jobs=Jobs(), ledger=ledger, runtime=runtime, logs=Logs(), config=config, killed=set())
-    yield cast(Host, made)
+    yield cast(Node, made)
     ledger.close()
 
 
@@ -87,51 +87,51 @@ def running(stop_signal: str = "") -> ContainerRecord:
     ("name", "number"),
     [("", 15), ("SIGQUIT", 3), ("rtmin+3", 37), ("SIGRTMAX-1", 63), ("10", 10)],
 )
-async def test_the_stop_signal_ends_the_container(host: Host, runtime: Runtime, name: str, number: int) -> None:
-    host.ledger.add_container(running(name))
-    await stop_container(host, "c", 10)
+async def test_the_stop_signal_ends_the_container(node: Node, runtime: Runtime, name: str, number: int) -> None:
+    node.ledger.add_container(running(name))
+    await stop_container(node, "c", 10)
 
     assert runtime.signals[0] == number
-    assert host.ledger.containers["c"].exit_code == 128 + number
+    assert node.ledger.containers["c"].exit_code == 128 + number
 
 
 @pytest.mark.parametrize("name", ["SIGNOPE", "99999", "-9", "SIGRTMAX+100", "0", "\u0663", " SIGTERM ", "9" * 5000])
 async def test_a_record_with_a_stop_signal_that_nobody_knows_is_stopped_with_sigterm(
-    host: Host, runtime: Runtime, name: str
+    node: Node, runtime: Runtime, name: str
 ) -> None:
-    host.ledger.add_container(running(name))
+    node.ledger.add_container(running(name))
     assert signal_number(running(name)) == signal.SIGTERM
-    await stop_container(host, "c", 10)
+    await stop_container(node, "c", 10)
 
     assert runtime.signals[0] == signal.SIGTERM
-    assert host.ledger.containers["c"].state is ContainerState.EXITED
+    assert node.ledger.containers["c"].state is ContainerState.EXITED
 
 
 @pytest.mark.parametrize("error", [NotReady, Unavailable, CleanupIncomplete, SandboxdError])
 async def test_a_stop_signal_that_is_refused_is_followed_by_sigkill(
-    host: Host, runtime: Runtime, error: type[SandboxdError]
+    node: Node, runtime: Runtime, error: type[SandboxdError]
 ) -> None:
     runtime.refuse = error("unknown signal")
-    host.ledger.add_container(running())
-    await stop_container(host, "c", 10)
+    node.ledger.add_container(running())
+    await stop_container(node, "c", 10)
 
     assert runtime.signals == [signal.SIGTERM, signal.SIGKILL]
-    ended = host.ledger.containers["c"]
+    ended = node.ledger.containers["c"]
     assert (ended.state, ended.exit_code, ended.reason) == (ContainerState.EXITED, 137, "Error")
 
 
-async def test_a_stop_signal_that_finds_no_task_is_the_end(host: Host, runtime: Runtime) -> None:
+async def test_a_stop_signal_that_finds_no_task_is_the_end(node: Node, runtime: Runtime) -> None:
     runtime.refuse = NotFound("no task")
     runtime.exit = Exit(code=0, at=1)
-    host.ledger.add_container(running())
-    await stop_container(host, "c", 10)
+    node.ledger.add_container(running())
+    await stop_container(node, "c", 10)
 
-    assert host.ledger.containers["c"].reason == "Completed"
+    assert node.ledger.containers["c"].reason == "Completed"
 
 
-async def test_a_stop_signal_that_is_ignored_is_followed_by_sigkill(host: Host, runtime: Runtime) -> None:
+async def test_a_stop_signal_that_is_ignored_is_followed_by_sigkill(node: Node, runtime: Runtime) -> None:
     runtime.ignored = True
-    host.ledger.add_container(running())
-    await stop_container(host, "c", 10)
+    node.ledger.add_container(running())
+    await stop_container(node, "c", 10)
 
     assert runtime.signals == [signal.SIGTERM, signal.SIGKILL]

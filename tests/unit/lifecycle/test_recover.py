@@ -11,9 +11,9 @@ import structlog
 
 from sandboxd.errors import NotReady, Unavailable
 from sandboxd.lifecycle import checkpoint, recover
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.reconcile import Action, Repair
-from tests.fakes.host import CONTAINER, Faults, fake_host, with_pod
+from sandboxd.node import Node
+from tests.fakes.node import CONTAINER, Faults, fake_node, with_pod
 
 ERRORS = [
     MemoryError(),
@@ -40,8 +40,8 @@ def faults() -> Faults:
 
 
 @pytest.fixture
-def host(tmp_path: Path, faults: Faults) -> Host:
-    made = fake_host(tmp_path, faults)
+def node(tmp_path: Path, faults: Faults) -> Node:
+    made = fake_node(tmp_path, faults)
     with_pod(made)
     return made
 
@@ -56,7 +56,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, applied: list[str], error: Exception) -> None:
-    async def apply(host: Host, repair: Repair) -> None:
+    async def apply(node: Node, repair: Repair) -> None:
         applied.append(repair.id)
         if repair.id == "bad":
             raise error
@@ -67,64 +67,64 @@ def failing(monkeypatch: pytest.MonkeyPatch, applied: list[str], error: Exceptio
 @BY_TYPE
 @pytest.mark.parametrize("how", [recover.recover, recover.compare])
 async def test_after_a_repair_that_fails_the_next_is_made(
-    host: Host, applied: list[str], monkeypatch: pytest.MonkeyPatch, how: Any, error: Exception
+    node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch, how: Any, error: Exception
 ) -> None:
     failing(monkeypatch, applied, error)
-    await how(host)
+    await how(node)
     assert applied == ["first", "bad", "last"]
 
 
 @BY_TYPE
 async def test_leftovers_that_cannot_be_ended_do_not_end_the_round(
-    host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
+    node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    host.ledger.update_container(CONTAINER, started_at=4)
+    node.ledger.update_container(CONTAINER, started_at=4)
     asked = []
 
-    async def end_leftovers(host: Host, container_id: str) -> None:
+    async def end_leftovers(node: Node, container_id: str) -> None:
         asked.append(container_id)
         raise error
 
     monkeypatch.setattr(recover, "end_leftovers", end_leftovers)
     monkeypatch.setattr(recover, "reconcile", lambda *_, **__: [])
-    await recover.recover(host)
-    await recover.compare(host)
+    await recover.recover(node)
+    await recover.compare(node)
     assert asked == [CONTAINER] * 2
 
 
 @BY_TYPE
 async def test_a_checkpoint_that_cannot_be_undone_does_not_end_the_round(
-    host: Host, applied: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+    node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    Path(host.config.checkpoints_dir, CONTAINER).mkdir(parents=True)
+    Path(node.config.checkpoints_dir, CONTAINER).mkdir(parents=True)
 
-    async def undo(host: Host, container_id: str) -> None:
+    async def undo(node: Node, container_id: str) -> None:
         raise error
 
     monkeypatch.setattr(checkpoint, "undo", undo)
     failing(monkeypatch, applied, ValueError())
-    await recover.recover(host)
+    await recover.recover(node)
     assert applied == ["first", "bad", "last"]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RecursionError(), TypeError("a fault of ours")])
 async def test_the_daemon_starts_and_goes_on_comparing_when_the_comparison_itself_is_broken(
-    host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
+    node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def reconcile(*_: Any, **__: Any) -> list[Repair]:
         raise error
 
     monkeypatch.setattr(recover, "reconcile", reconcile)
-    await recover.recover(host)
-    await recover.compare(host)
+    await recover.recover(node)
+    await recover.compare(node)
 
 
 async def test_without_containerd_a_start_is_told_so_and_a_comparison_waits_for_the_next(
-    host: Host, faults: Faults, applied: list[str], monkeypatch: pytest.MonkeyPatch
+    node: Node, faults: Faults, applied: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, applied, ValueError())
     faults.raised["runtime.list"] = Unavailable("containerd does not answer")
     with pytest.raises(Unavailable):
-        await recover.recover(host)
-    await recover.compare(host)
+        await recover.recover(node)
+    await recover.compare(node)
     assert applied == []

@@ -12,10 +12,10 @@ import structlog
 from sandboxd.containerd import shims
 from sandboxd.errors import CleanupIncomplete, NotReady, Unavailable
 from sandboxd.lifecycle import image_volumes, pod_files
-from sandboxd.lifecycle.host import Host
 from sandboxd.lifecycle.teardown import remove_sandbox, stop_sandbox
 from sandboxd.model import AttachmentState, SandboxState
-from tests.fakes.host import CONTAINER, POD, Faults, fake_host, with_pod
+from sandboxd.node import Node
+from tests.fakes.node import CONTAINER, POD, Faults, fake_node, with_pod
 
 ERRORS = [
     MemoryError(),
@@ -82,83 +82,83 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 
 @pytest.fixture
-def host(tmp_path: Path, faults: Faults) -> Host:
-    made = fake_host(tmp_path, faults)
+def node(tmp_path: Path, faults: Faults) -> Node:
+    made = fake_node(tmp_path, faults)
     with_pod(made)
     return made
 
 
-def nothing_left(host: Host) -> bool:
-    directories = (host.config.sandbox_dir(POD), host.config.container_dir(CONTAINER))
-    return not (host.ledger.sandboxes or host.ledger.containers or any(Path(path).exists() for path in directories))
+def nothing_left(node: Node) -> bool:
+    directories = (node.config.sandbox_dir(POD), node.config.container_dir(CONTAINER))
+    return not (node.ledger.sandboxes or node.ledger.containers or any(Path(path).exists() for path in directories))
 
 
-async def test_a_removed_pod_leaves_nothing_and_every_step_was_made(host: Host, faults: Faults) -> None:
-    host.ledger.update_container(CONTAINER, started_at=4)
-    await remove_sandbox(host, POD)
-    assert nothing_left(host)
-    assert not host.ledger.attachments
+async def test_a_removed_pod_leaves_nothing_and_every_step_was_made(node: Node, faults: Faults) -> None:
+    node.ledger.update_container(CONTAINER, started_at=4)
+    await remove_sandbox(node, POD)
+    assert nothing_left(node)
+    assert not node.ledger.attachments
     assert not [step for step in (*STOPPING, *REMOVING) if not faults.calls[step]]
-    await remove_sandbox(host, POD)
+    await remove_sandbox(node, POD)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("step", [*STOPPING, *REMOVING])
 async def test_a_step_that_fails_keeps_the_record_with_the_reason_and_a_retry_leaves_nothing(
-    host: Host, faults: Faults, step: str, error: Exception
+    node: Node, faults: Faults, step: str, error: Exception
 ) -> None:
     faults.raised[step] = error
     if step == "runtime.get":
-        host.ledger.update_container(CONTAINER, started_at=4)  # else there is nothing to settle
+        node.ledger.update_container(CONTAINER, started_at=4)  # else there is nothing to settle
     with pytest.raises((CleanupIncomplete, Unavailable)) as caught:
-        await remove_sandbox(host, POD)
-    record = host.ledger.sandboxes[POD]
+        await remove_sandbox(node, POD)
+    record = node.ledger.sandboxes[POD]
     assert record.failure
     assert record.state is SandboxState.NOTREADY
     assert type(error).__name__ in record.failure or str(error) in record.failure
     assert record.failure in str(caught.value)
     faults.raised.clear()
-    await remove_sandbox(host, POD)
-    assert nothing_left(host)
+    await remove_sandbox(node, POD)
+    assert nothing_left(node)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("step", STOPPING)
-async def test_the_same_for_a_stop(host: Host, faults: Faults, step: str, error: Exception) -> None:
+async def test_the_same_for_a_stop(node: Node, faults: Faults, step: str, error: Exception) -> None:
     faults.raised[step] = error
     if step == "runtime.get":
-        host.ledger.update_container(CONTAINER, started_at=4)
+        node.ledger.update_container(CONTAINER, started_at=4)
     with pytest.raises((CleanupIncomplete, Unavailable)):
-        await stop_sandbox(host, POD)
-    assert host.ledger.sandboxes[POD].failure
+        await stop_sandbox(node, POD)
+    assert node.ledger.sandboxes[POD].failure
     faults.raised.clear()
-    await stop_sandbox(host, POD)
-    assert not host.ledger.sandboxes[POD].failure
-    assert host.ledger.sandboxes[POD].stopped_at
+    await stop_sandbox(node, POD)
+    assert not node.ledger.sandboxes[POD].failure
+    assert node.ledger.sandboxes[POD].stopped_at
 
 
 @pytest.mark.parametrize("error", ERRORS[:3], ids=lambda error: type(error).__name__)
-async def test_the_cause_is_kept(host: Host, faults: Faults, error: Exception) -> None:
+async def test_the_cause_is_kept(node: Node, faults: Faults, error: Exception) -> None:
     faults.raised["images.remove_rootfs"] = error
     with pytest.raises(CleanupIncomplete) as caught:
-        await remove_sandbox(host, POD)
+        await remove_sandbox(node, POD)
     assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_however_a_del_fails_the_pod_goes_and_owes_it(host: Host, faults: Faults, error: Exception) -> None:
+async def test_however_a_del_fails_the_pod_goes_and_owes_it(node: Node, faults: Faults, error: Exception) -> None:
     faults.raised["cni.delete"] = error
-    await remove_sandbox(host, POD)
-    assert nothing_left(host)
-    (debt,) = host.ledger.attachments
+    await remove_sandbox(node, POD)
+    assert nothing_left(node)
+    (debt,) = node.ledger.attachments
     assert (debt.state, bool(debt.error)) == (AttachmentState.OWED, True)
     assert not faults.calls["netns.remove"], "it is kept for the next attempt"
 
 
 @pytest.mark.parametrize("stopping", [stop_sandbox, remove_sandbox])
 async def test_an_error_of_one_container_does_not_keep_the_others_from_being_stopped(
-    host: Host, faults: Faults, stopping: Callable[..., Any]
+    node: Node, faults: Faults, stopping: Callable[..., Any]
 ) -> None:
     faults.raised["runtime.kill"] = MemoryError()
     with pytest.raises(CleanupIncomplete, match="unexpected MemoryError"):
-        await stopping(host, POD)
+        await stopping(node, POD)

@@ -14,8 +14,8 @@ from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cgroups.sample import Memory, Pressure, Sample, Stall
 from sandboxd.images.store import FsInfo
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord, SandboxRecord
+from sandboxd.node import Node
 from sandboxd.oci.linux import HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.usage.cadvisor import list_pod_metrics
@@ -142,8 +142,8 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
         )
     )  # fmt: skip
     images = SimpleNamespace(fs_info=lambda: FsInfo(directory=str(tmp_path), bytes=0, inodes=0, at=0))
-    host = SimpleNamespace(ledger=ledger, facts=facts, cgroups=Cgroups(str(tmp_path)), images=images)
-    stats = Stats(cast("Host", host), cast("Layers", SimpleNamespace(get=lambda container_id: None)))
+    node = SimpleNamespace(ledger=ledger, facts=facts, cgroups=Cgroups(str(tmp_path)), images=images)
+    stats = Stats(cast("Node", node), cast("Layers", SimpleNamespace(get=lambda container_id: None)))
     readers: set[int] = set()
     real = os.open
 
@@ -154,7 +154,7 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
     monkeypatch.setattr(os, "open", noting)
     (container,) = await stats.containers(cri.ContainerStatsFilter())
     (pod,) = await stats.pods(cri.PodSandboxStatsFilter())
-    (metrics,) = await list_pod_metrics(cast("Host", host), stats)
+    (metrics,) = await list_pod_metrics(cast("Node", node), stats)
     assert container.memory.usage_bytes.value == pod.linux.memory.usage_bytes.value == 5
     assert metrics.container_metrics
     assert readers and threading.get_ident() not in readers

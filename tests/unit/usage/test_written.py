@@ -11,8 +11,8 @@ from sandboxd.containerd.snapshots import Usage
 from sandboxd.errors import NotFound, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import ContainerRecord
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.usage.written import Layers
 
@@ -42,46 +42,46 @@ def container(id_: str, **times: Any) -> ContainerRecord:
     )
 
 
-def run(body: Callable[[Ledger, Images, Host], Awaitable[None]]) -> None:
+def run(body: Callable[[Ledger, Images, Node], Awaitable[None]]) -> None:
     async def wrapped() -> None:
         ledger, images = Ledger(":memory:"), Images()
-        host = cast("Host", SimpleNamespace(ledger=ledger, images=images, jobs=Jobs()))
-        await body(ledger, images, host)
-        await host.jobs.drain(5)
+        node = cast("Node", SimpleNamespace(ledger=ledger, images=images, jobs=Jobs()))
+        await body(ledger, images, node)
+        await node.jobs.drain(5)
         ledger.close()
 
     asyncio.run(wrapped())
 
 
-async def settled(host: Host) -> None:
+async def settled(node: Node) -> None:
     """Until no job is left, and a turn more: a job that ended is forgotten in the next."""
-    await host.jobs.drain(5)
+    await node.jobs.drain(5)
     await asyncio.sleep(0)
 
 
 def test_a_containers_first_figure_is_taken_when_it_starts() -> None:
-    async def body(ledger: Ledger, images: Images, host: Host) -> None:
-        layers = Layers(host)
+    async def body(ledger: Ledger, images: Images, node: Node) -> None:
+        layers = Layers(node)
         ledger.add_container(container("c", created_at=1))
         assert images.asked == []
         ledger.update_container("c", started_at=2)
-        await settled(host)
+        await settled(node)
         layer = layers.get("c")
         assert layer is not None and (layer.bytes, layer.inodes) == (1, 1)
-        await settled(host)
+        await settled(node)
         assert images.asked == ["c"], "it is fresh"
 
     run(body)
 
 
 def test_a_read_never_waits_and_has_a_stale_figure_measured_anew() -> None:
-    async def body(ledger: Ledger, images: Images, host: Host) -> None:
-        layers = Layers(host, fresh_seconds=0)
+    async def body(ledger: Ledger, images: Images, node: Node) -> None:
+        layers = Layers(node, fresh_seconds=0)
         ledger.add_container(container("c", created_at=1))
         assert layers.get("c") is None
-        await settled(host)
+        await settled(node)
         first = layers.get("c")
-        await settled(host)
+        await settled(node)
         second = layers.get("c")
         assert first is not None and second is not None
         assert (first.bytes, second.bytes) == (1, 2)
@@ -90,8 +90,8 @@ def test_a_read_never_waits_and_has_a_stale_figure_measured_anew() -> None:
 
 
 def test_one_layer_is_measured_at_a_time_and_asked_for_once() -> None:
-    async def body(ledger: Ledger, images: Images, host: Host) -> None:
-        layers = Layers(host)
+    async def body(ledger: Ledger, images: Images, node: Node) -> None:
+        layers = Layers(node)
         images.gate = asyncio.Event()
         for id_ in ("a", "b"):
             ledger.add_container(container(id_, created_at=1))
@@ -101,38 +101,38 @@ def test_one_layer_is_measured_at_a_time_and_asked_for_once() -> None:
         await asyncio.sleep(0)
         assert images.asked == ["a"]
         images.gate.set()
-        await settled(host)
+        await settled(node)
         assert images.asked[:2] == ["a", "b"]
 
     run(body)
 
 
 def test_a_failure_is_no_figure_and_the_next_question_tries_again() -> None:
-    async def body(ledger: Ledger, images: Images, host: Host) -> None:
-        layers = Layers(host)
+    async def body(ledger: Ledger, images: Images, node: Node) -> None:
+        layers = Layers(node)
         ledger.add_container(container("c", created_at=1))
         for error in (Unavailable("containerd is away"), NotFound("no snapshot")):
             images.error = error
             assert layers.get("c") is None
-            await settled(host)
+            await settled(node)
         images.error = None
         assert layers.get("c") is None
-        await settled(host)
+        await settled(node)
         assert layers.get("c") is not None
 
     run(body)
 
 
 def test_a_removed_container_is_forgotten_also_when_it_was_just_being_measured() -> None:
-    async def body(ledger: Ledger, images: Images, host: Host) -> None:
-        layers = Layers(host)
+    async def body(ledger: Ledger, images: Images, node: Node) -> None:
+        layers = Layers(node)
         images.gate = asyncio.Event()
         ledger.add_container(container("c", created_at=1))
         layers.get("c")
         await asyncio.sleep(0)
         ledger.remove_container("c")
         images.gate.set()
-        await settled(host)
+        await settled(node)
         assert layers.get("c") is None
 
     run(body)

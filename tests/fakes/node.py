@@ -1,4 +1,4 @@
-"""A host whose resources do nothing but count, and fail when a test says so; its ledger, jobs and files are real."""
+"""A node whose resources do nothing but count, and fail when a test says so; its ledger, jobs and files are real."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sandboxd.containerd.tasks import Exit, Task
 from sandboxd.errors import NotFound
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle.host import Host
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 POD, CONTAINER = "pod", "container"
@@ -49,11 +49,11 @@ class Resource:
         return call
 
 
-def fake_host(directory: Path, faults: Faults, tasks: dict[str, Task] | None = None) -> Host:
-    """A host with its files below `directory`; containerd knows `tasks` and nothing else."""
+def fake_node(directory: Path, faults: Faults, tasks: dict[str, Task] | None = None) -> Node:
+    """A node with its files below `directory`; containerd knows `tasks` and nothing else."""
     daemon = Daemon(root=str(directory / "root"), state=str(directory / "state"))
     return cast(
-        "Host",
+        "Node",
         SimpleNamespace(
             config=Config(daemon=daemon, logs=Logs()),
             jobs=Jobs(),
@@ -72,9 +72,9 @@ def fake_host(directory: Path, faults: Faults, tasks: dict[str, Task] | None = N
     )
 
 
-def with_pod(host: Host, *, started: bool = True) -> None:
-    """Give the host a pod with a container, a network attachment and a directory for each."""
-    host.ledger.add_sandbox(
+def with_pod(node: Node, *, started: bool = True) -> None:
+    """Give the node a pod with a container, a network attachment and a directory for each."""
+    node.ledger.add_sandbox(
         SandboxRecord(
             id=POD,
             config=cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="p", namespace="n", uid="u")),
@@ -84,7 +84,7 @@ def with_pod(host: Host, *, started: bool = True) -> None:
             started_at=2 if started else 0,
         )
     )
-    host.ledger.add_container(
+    node.ledger.add_container(
         ContainerRecord(
             id=CONTAINER,
             sandbox_id=POD,
@@ -96,7 +96,7 @@ def with_pod(host: Host, *, started: bool = True) -> None:
             created_at=3,
         )
     )
-    host.ledger.put_attachment(
+    node.ledger.put_attachment(
         Attachment(
             sandbox_id=POD,
             network="net",
@@ -110,5 +110,5 @@ def with_pod(host: Host, *, started: bool = True) -> None:
             capability_args=b"{}",
         )
     )
-    for path in (host.config.sandbox_dir(POD), host.config.container_dir(CONTAINER)):
+    for path in (node.config.sandbox_dir(POD), node.config.container_dir(CONTAINER)):
         Path(path, "below").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The resources that lifecycle operations need, and their bundle.
+"""The resources that operations need, and their bundle.
 
 Protocols stand where a fake must be able to take a resource's place; what has no failure of its own (the ledger,
 the jobs, the configuration) is named by its class.
@@ -127,7 +127,7 @@ class Images(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class Host:
+class Node:
     """Everything an operation needs. Built once, in `daemon.py`."""
 
     config: Config
