@@ -95,7 +95,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
         return answer
 
     async def _handler(self, name: str) -> cri.RuntimeHandler:
-        found = await handlers.features(self._node, run_sandbox.resolve_handler(self._node, name))
+        found = await handlers.features(self._node, handlers.resolve(self._node, name))
         return cri.RuntimeHandler(
             name=name,
             features=cri.RuntimeHandlerFeatures(

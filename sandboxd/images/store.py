@@ -56,6 +56,11 @@ class ImageRecord:
     digest: str  # of the manifest for this platform
     records: tuple[str, ...] = ()  # containerd's names for it
 
+    @property
+    def name(self) -> str:
+        """What records for people call it: a tag, or its id."""
+        return self.repo_tags[0] if self.repo_tags else self.id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FsInfo:

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import structlog
 
-from sandboxd import disclosure, private, steps
+from sandboxd import disclosure, private, steps, trees
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut
+from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import checkpoint_archive as archive
-from sandboxd.lifecycle import pod_files, programs
+from sandboxd.lifecycle import programs
 from sandboxd.lifecycle.handlers import RUNC_SHIM
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
@@ -215,7 +216,7 @@ async def undo(node: Node, container_id: str) -> None:
             Path(os.readlink(link)).unlink(missing_ok=True)
     except OSError as exc:
         raise CleanupIncomplete(f"an unfinished checkpoint cannot be removed: {exc}") from exc
-    await pod_files.remove_directory(str(scratch))
+    await in_pieces(trees.remove(str(scratch)))
 
 
 async def undo_all(node: Node, seconds: float) -> None:

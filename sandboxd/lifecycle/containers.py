@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import posixpath
 import secrets
 import time
@@ -17,13 +16,13 @@ from dataclasses import replace
 
 import structlog
 
-from sandboxd import disclosure, steps
+from sandboxd import disclosure, places, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import image_volumes, machine, pod_files, run_sandbox, userns, volumes
+from sandboxd.lifecycle import handlers, image_volumes, machine, userns, volumes
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
@@ -122,10 +121,8 @@ async def _undo_create(node: Node, container_id: str, cause: BaseException) -> N
 
 async def _build(node: Node, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
     config = record.config
-    if not os.path.exists(node.config.pod_files_dir(sandbox.id)):
-        pod_files.prepare(node, sandbox)  # it was made by an earlier sandboxd, which kept them elsewhere
     with steps.step("container.mounts", mounts=len(config.mounts), devices=len(config.devices)):
-        facts = await run_sandbox.pod_facts(node, sandbox)
+        facts = await handlers.pod_facts(node, sandbox)
         facts = await asyncio.to_thread(machine.for_container, facts, config, node.config.runtime)
         edits, nodes = await asyncio.to_thread(machine.cdi_edits, config, node.config.runtime.cdi_dirs)
         facts = replace(
@@ -165,11 +162,11 @@ async def _build(node: Node, sandbox: SandboxRecord, record: ContainerRecord, im
         await node.runtime.create_container(
             record.id,
             spec=spec,
-            image=run_sandbox.image_name(image),
+            image=image.name,
             snapshotter=node.config.containerd.snapshotter,
             snapshot_key=record.id,
-            labels=run_sandbox.labels(sandbox.config, sandbox.id, kind="container", container=config.metadata.name),
-            runtime=run_sandbox.runtime_options(node, sandbox),
+            labels=places.labels(sandbox.config, sandbox.id, kind="container", container=config.metadata.name),
+            runtime=handlers.runtime_options(node, sandbox),
         )
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import structlog
 
-from sandboxd import disclosure, steps
+from sandboxd import disclosure, steps, trees
 from sandboxd.containerd.tasks import Exit
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
-from sandboxd.lifecycle.pod_files import remove_directory
+from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle.stdin import Stdin
 from sandboxd.logs.client import fifo_paths, make_fifos
 from sandboxd.model import ContainerRecord, ContainerState
@@ -156,7 +156,7 @@ class Process:
         except SandboxdError as exc:
             log.warning("a process could not be ended, it is tried again later", process=self.id, error=str(exc))
         else:
-            await remove_directory(self._directory)
+            await in_pieces(trees.remove(self._directory))
         finally:
             self._node.execs.discard(self.id)
 
@@ -234,7 +234,7 @@ async def end_leftovers(node: Node, container_id: str) -> None:
         if exec_id not in node.execs:
             log.info("ending a process that was left behind", container=container_id, process=exec_id)
             await _end(node, container_id, exec_id)
-            await remove_directory(f"{directory}/{exec_id}")
+            await in_pieces(trees.remove(f"{directory}/{exec_id}"))
 
 
 def _directory(node: Node, container_id: str) -> str:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +21,13 @@ import structlog
 
 from sandboxd import syscalls
 from sandboxd.config import Handler
+from sandboxd.containerd.tasks import RuntimeOptions
+from sandboxd.errors import InvalidRequest
 from sandboxd.lifecycle import programs, userns
+from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
+from sandboxd.oci import linux
+from sandboxd.oci import userns as oci_userns
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +86,53 @@ async def recursive_read_only(node: Node, handler: Handler) -> bool:
     """That one of the features, by itself."""
     _, known = await _asked_of(node, handler)
     return known is not None and _mounts_recursively(known)
+
+
+def resolve(node: Node, name: str) -> Handler:
+    """The configured handler ("" is the default one); raises InvalidRequest naming the known ones."""
+    configured = node.config.runtime.handlers
+    try:
+        return configured[name or node.config.runtime.default_handler]
+    except KeyError:
+        known = ", ".join(sorted(configured))
+        raise InvalidRequest(f"unknown runtime handler {name!r}; known are {known}") from None
+
+
+def runtime_options(node: Node, sandbox: SandboxRecord) -> RuntimeOptions:
+    """What containerd's shim is told for containers of this pod."""
+    found = resolve(node, sandbox.runtime_handler)
+    ids = oci_userns.of(sandbox.config)
+    return RuntimeOptions(
+        type=found.type,
+        binary=found.binary,
+        root=found.root,
+        systemd_cgroup=node.config.runtime.cgroup_driver == "systemd",
+        # /dev/stdout can then be opened again by the pod's root.
+        io_uid=ids.uids.host if ids else 0,
+        io_gid=ids.gids.host if ids else 0,
+    )
+
+
+def facts(node: Node, sandbox_id: str) -> linux.HostFacts:
+    """The machine as this pod's specs see it: a pod that names no cgroup parent gets one of its own."""
+    return replace(node.facts, cgroup_parent=own_cgroup(node, sandbox_id) or node.facts.cgroup_parent)
+
+
+async def pod_facts(node: Node, sandbox: SandboxRecord) -> linux.HostFacts:
+    """The machine as the pod's specs see it, and what the pod's handler offers and passes on."""
+    handler = resolve(node, sandbox.runtime_handler)
+    return replace(
+        facts(node, sandbox.id),
+        recursive_read_only=await recursive_read_only(node, handler),
+        annotations=handler.annotations,
+    )
+
+
+def own_cgroup(node: Node, sandbox_id: str) -> str:
+    """The cgroup of a pod that names none, ours to remove; "" with the systemd driver, which makes slices."""
+    if node.config.runtime.cgroup_driver == "systemd":
+        return ""
+    return f"{node.config.runtime.cgroup_parent}/{sandbox_id}"
 
 
 def parse(output: bytes) -> Abilities:

@@ -14,14 +14,18 @@ import asyncio
 import os
 from pathlib import Path
 
-from sandboxd import private, syscalls, trees
+import structlog
+
+from sandboxd import private, syscalls
 from sandboxd.cgroups import removal
 from sandboxd.errors import CleanupIncomplete, NotReady
 from sandboxd.jobs import in_pieces
-from sandboxd.model import SandboxRecord
+from sandboxd.model import SandboxRecord, SandboxState
 from sandboxd.node import Node
 from sandboxd.oci import files, userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+log = structlog.get_logger(__name__)
 
 SHM_BYTES = 64 << 20  # Docker's and containerd's size for a pod's /dev/shm
 ROOM_BYTES = 1 << 20  # for what containers add to the three files
@@ -46,6 +50,16 @@ def prepare(node: Node, sandbox: SandboxRecord) -> None:
     if ids := userns.of(sandbox.config):
         for path in paths(node, sandbox.id):
             os.chown(path, ids.uids.host, ids.gids.host)
+
+
+def prepare_missing(node: Node) -> None:
+    """`prepare` for the pods of an earlier sandboxd, which kept these files elsewhere. A failure is logged."""
+    for sandbox in node.ledger.sandboxes.values():
+        if sandbox.state is SandboxState.READY and not os.path.exists(node.config.pod_files_dir(sandbox.id)):
+            try:
+                prepare(node, sandbox)
+            except NotReady as exc:
+                log.error("a pod of an earlier version has no files", sandbox=sandbox.id, error=str(exc))
 
 
 def paths(node: Node, sandbox_id: str) -> tuple[str, ...]:
@@ -107,14 +121,6 @@ def unmount(node: Node, sandbox_id: str) -> None:
 
 def _mount_points(node: Node, sandbox_id: str) -> tuple[str, str]:
     return f"{node.config.sandbox_dir(sandbox_id)}/shm", node.config.pod_files_dir(sandbox_id)
-
-
-async def remove_directory(path: str) -> None:
-    """Remove one of our own directories and what is in it, off the event loop; gone is done.
-
-    Raises CleanupIncomplete.
-    """
-    await in_pieces(trees.remove(path))
 
 
 async def remove_cgroup(cgroup: str) -> None:

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 
 import structlog
 
-from sandboxd import disclosure, steps
+from sandboxd import disclosure, steps, trees
 from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
 from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
-from sandboxd.lifecycle import checkpoint, pod_files, userns
+from sandboxd.jobs import in_pieces
+from sandboxd.lifecycle import checkpoint, userns
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.oci import stop_signal
@@ -243,8 +244,8 @@ async def remove_container_remains(node: Node, container_id: str) -> None:
         await node.runtime.delete_container(container_id)
         await userns.drop(node, container_id)
         await node.images.remove_rootfs(container_id)
-        await pod_files.remove_directory(node.config.volumes_dir(container_id))
-        await pod_files.remove_directory(node.config.container_dir(container_id))
+        await in_pieces(trees.remove(node.config.volumes_dir(container_id)))
+        await in_pieces(trees.remove(node.config.container_dir(container_id)))
         node.ledger.remove_container(container_id)
         node.killed.discard(container_id)
 

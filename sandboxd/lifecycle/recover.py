@@ -14,7 +14,7 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.errors import SandboxdError
-from sandboxd.lifecycle import checkpoint, network
+from sandboxd.lifecycle import checkpoint, network, pod_files
 from sandboxd.lifecycle.exec import end_leftovers
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container, settle_sandbox
 from sandboxd.lifecycle.reconcile import Action, Repair, Seen, reconcile
@@ -33,6 +33,7 @@ _SEEN = {TaskState.CREATED: Seen.CREATED, TaskState.STOPPED: Seen.STOPPED}
 async def recover(node: Node) -> None:
     """Bring records and reality together after a start. Raises Unavailable when containerd does not answer."""
     try:
+        pod_files.prepare_missing(node)
         await _round(node, starting_up=True)
     except (SandboxdError, OSError):
         raise

@@ -17,15 +17,12 @@ import asyncio
 import hashlib
 import secrets
 import time
-from dataclasses import replace
 
 import structlog
 
-from sandboxd import disclosure, steps
+from sandboxd import disclosure, places, steps
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.config import Handler
-from sandboxd.containerd.tasks import RuntimeOptions
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError, Unavailable, Unsupported
+from sandboxd.errors import AlreadyExists, NotFound, SandboxdError, Unavailable, Unsupported
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import handlers, machine, network, pod_files, userns
@@ -48,61 +45,9 @@ async def run_sandbox(node: Node, config: cri.PodSandboxConfig, handler: str) ->
     PluginFailed and its relatives; nothing is left behind then.
     """
     validate.sandbox_config(config)
-    resolve_handler(node, handler)
+    handlers.resolve(node, handler)
     fingerprint = hashlib.sha256(config.SerializeToString(deterministic=True) + handler.encode()).hexdigest()
     return await node.jobs.run_to_end(("RunPodSandbox", fingerprint), lambda: _run(node, config, handler))
-
-
-def resolve_handler(node: Node, name: str) -> Handler:
-    """The configured handler ("" is the default one); raises InvalidRequest naming the known ones."""
-    configured = node.config.runtime.handlers
-    try:
-        return configured[name or node.config.runtime.default_handler]
-    except KeyError:
-        known = ", ".join(sorted(configured))
-        raise InvalidRequest(f"unknown runtime handler {name!r}; known are {known}") from None
-
-
-def runtime_options(node: Node, sandbox: SandboxRecord) -> RuntimeOptions:
-    """What containerd's shim is told for containers of this pod."""
-    found = resolve_handler(node, sandbox.runtime_handler)
-    ids = oci_userns.of(sandbox.config)
-    return RuntimeOptions(
-        type=found.type,
-        binary=found.binary,
-        root=found.root,
-        systemd_cgroup=node.config.runtime.cgroup_driver == "systemd",
-        # /dev/stdout can then be opened again by the pod's root.
-        io_uid=ids.uids.host if ids else 0,
-        io_gid=ids.gids.host if ids else 0,
-    )
-
-
-def facts(node: Node, sandbox_id: str) -> linux.HostFacts:
-    """The machine as this pod's specs see it: a pod that names no cgroup parent gets one of its own."""
-    return replace(node.facts, cgroup_parent=own_cgroup(node, sandbox_id) or node.facts.cgroup_parent)
-
-
-async def pod_facts(node: Node, sandbox: SandboxRecord) -> linux.HostFacts:
-    """`facts`, and what the pod's handler offers and passes on."""
-    handler = resolve_handler(node, sandbox.runtime_handler)
-    return replace(
-        facts(node, sandbox.id),
-        recursive_read_only=await handlers.recursive_read_only(node, handler),
-        annotations=handler.annotations,
-    )
-
-
-def own_cgroup(node: Node, sandbox_id: str) -> str:
-    """The cgroup of a pod that names none, ours to remove; "" with the systemd driver, which makes slices."""
-    if node.config.runtime.cgroup_driver == "systemd":
-        return ""
-    return f"{node.config.runtime.cgroup_parent}/{sandbox_id}"
-
-
-def image_name(image: ImageRecord) -> str:
-    """What to call an image in records for people."""
-    return image.repo_tags[0] if image.repo_tags else image.id
 
 
 async def _run(node: Node, config: cri.PodSandboxConfig, handler: str) -> str:
@@ -154,7 +99,7 @@ async def _check_user_namespace(node: Node, config: cri.PodSandboxConfig, handle
     """Raise Unsupported when the pod asks for a user namespace and cannot have one."""
     if oci_userns.of(config) is None:
         return
-    offered = await handlers.features(node, resolve_handler(node, handler))
+    offered = await handlers.features(node, handlers.resolve(node, handler))
     if not offered.user_namespaces:
         raise Unsupported(
             "config.linux.security_context.namespace_options.userns_options: user namespaces do not work here:"
@@ -211,7 +156,7 @@ async def _build(node: Node, record: SandboxRecord, chosen: NetworkConfig | None
 
 def _cgroup_path(node: Node, record: SandboxRecord) -> str:
     """The pod's cgroup, for plugins that want to know it."""
-    return linux.pod_cgroup_parent(record.config, facts(node, record.id))
+    return linux.pod_cgroup_parent(record.config, handlers.facts(node, record.id))
 
 
 async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -> None:
@@ -221,13 +166,13 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
         pod_files.prepare(node, record)
     with steps.step("pause.rootfs", image=pause.id):
         rootfs = await node.images.prepare_rootfs(record.id, pause)
-    name = image_name(pause)
+    name = pause.name
     # Run as the image says; a name would have to be looked up in the image's files, which pause images lack.
     user = users.resolve(
         users.for_sandbox(record.config.linux.security_context, pause.config.get("User", "")), None, None
     )
     found = await asyncio.to_thread(
-        machine.for_pod, await pod_facts(node, record), record.config, node.config.runtime
+        machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
     )
     if label := sandbox.pod_labels(record, found).mount:
         for path in pod_files.paths(node, record.id):
@@ -248,27 +193,12 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
             image=name,
             snapshotter=node.config.containerd.snapshotter,
             snapshot_key=record.id,
-            labels=labels(record.config, record.id, kind="sandbox"),
-            runtime=runtime_options(node, record),
+            labels=places.labels(record.config, record.id, kind="sandbox"),
+            runtime=handlers.runtime_options(node, record),
         )
     with steps.step("pause.create") as step:
         async with userns.staged(node, record, record.id, rootfs) as mapped:
             step.note(pid=await node.runtime.create(record.id, mapped))
-
-
-def labels(config: cri.PodSandboxConfig, sandbox_id: str, *, kind: str, container: str = "") -> dict[str, str]:
-    """What makes pods legible to `ctr` and `nerdctl`."""
-    found = {
-        "io.kubernetes.pod.name": config.metadata.name,
-        "io.kubernetes.pod.namespace": config.metadata.namespace,
-        "io.kubernetes.pod.uid": config.metadata.uid,
-        "sandboxd.io/kind": kind,
-        "sandboxd.io/sandbox": sandbox_id,
-    }
-    if container:
-        found["io.kubernetes.container.name"] = container
-    # containerd refuses a label whose key and value exceed 4096 bytes together; names never come near.
-    return found
 
 
 def _sysctl_names_interface(config: cri.PodSandboxConfig) -> bool:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from sandboxd import disclosure, steps
+from sandboxd import disclosure, steps, trees
 from sandboxd.containerd import shims
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
+from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import image_volumes, network, pod_files, userns
 from sandboxd.lifecycle.processes import (
     cleaning,
@@ -112,6 +113,6 @@ async def _remove(node: Node, sandbox_id: str) -> None:
         places = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
         shims.remove_dead_socket(shims.socket_path(*places))
         await pod_files.remove_cgroup(f"{node.config.runtime.cgroup_parent}/{sandbox_id}")
-        await pod_files.remove_directory(node.config.pod_files_dir(sandbox_id))
-        await pod_files.remove_directory(node.config.sandbox_dir(sandbox_id))
+        await in_pieces(trees.remove(node.config.pod_files_dir(sandbox_id)))
+        await in_pieces(trees.remove(node.config.sandbox_dir(sandbox_id)))
     node.ledger.remove_sandbox(sandbox_id)
