@@ -13,6 +13,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     insight/                 doctor: what a machine lacks; metrics: what the daemon counts
     usage/                   what pods and containers use
     lifecycle/               what the daemon does, one verb a file; see its head for the list
+    machine/                 what this machine is and can: facts, runtime handlers, user namespaces
     node                     the resources that an operation needs, in one bundle
     images/                  brought in, kept, made into root file systems; see its head
     netns  cgroups/  cni/  containerd/  logs/  ledger  announce

@@ -48,10 +48,12 @@ from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle import events, handlers, machine
+from sandboxd.lifecycle import events
 from sandboxd.lifecycle.recover import compare_forever, recover
 from sandboxd.logs.client import Logs
 from sandboxd.logs.process import Places
+from sandboxd.machine import facts as machine
+from sandboxd.machine import handlers
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc

@@ -19,7 +19,8 @@ from sandboxd.api.resources import ResourceRpcs
 from sandboxd.api.stats import StatsRpcs
 from sandboxd.config import effective
 from sandboxd.errors import NotFound, SandboxdError
-from sandboxd.lifecycle import containers, handlers, processes, run_sandbox, teardown
+from sandboxd.lifecycle import containers, processes, run_sandbox, teardown
+from sandboxd.machine import handlers
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri

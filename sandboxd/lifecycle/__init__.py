@@ -13,13 +13,9 @@ pod_files     hosts, hostname, resolv.conf, shared memory
 events        containerd's events wake us; truth is looked up
 reconcile     records and observations to repairs (pure)
 recover       gather, reconcile, apply; at start, on reconnect, periodically
-programs      asking a program of the machine a question
 pod_cidr      the pod CIDR into a network configuration
-machine       facts about this machine that specs depend on
-handlers      what each runtime handler can do here
 resources     limits that change after the creation
 checkpoint    CheckpointContainer, and its archive (checkpoint_archive)
-userns        a pod's user namespace, and files seen through its ids
 image_volumes images mounted into containers
 volumes       directories for the volumes that an image declares
 """

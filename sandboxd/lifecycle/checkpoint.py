@@ -22,8 +22,8 @@ from sandboxd import disclosure, private, steps, trees
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut
 from sandboxd.jobs import in_pieces
 from sandboxd.lifecycle import checkpoint_archive as archive
-from sandboxd.lifecycle import programs
-from sandboxd.lifecycle.handlers import RUNC_SHIM
+from sandboxd.machine import programs
+from sandboxd.machine.handlers import RUNC_SHIM
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 

@@ -22,9 +22,11 @@ from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import handlers, image_volumes, machine, userns, volumes
+from sandboxd.lifecycle import image_volumes, volumes
 from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
+from sandboxd.machine import facts as machine
+from sandboxd.machine import handlers, userns
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from sandboxd.node import Node
 from sandboxd.oci import cdi, stop_signal, users, validate

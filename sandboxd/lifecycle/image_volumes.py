@@ -16,7 +16,7 @@ from pathlib import Path
 from sandboxd import private, steps, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady
-from sandboxd.lifecycle import userns
+from sandboxd.machine import userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import linux

@@ -18,7 +18,8 @@ from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
 from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import checkpoint, userns
+from sandboxd.lifecycle import checkpoint
+from sandboxd.machine import userns
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.oci import stop_signal

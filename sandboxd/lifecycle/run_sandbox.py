@@ -25,9 +25,11 @@ from sandboxd.cni.conf import NetworkConfig
 from sandboxd.errors import AlreadyExists, NotFound, SandboxdError, Unavailable, Unsupported
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import handlers, machine, network, pod_files, userns
+from sandboxd.lifecycle import network, pod_files
 from sandboxd.lifecycle.processes import settle_sandbox
 from sandboxd.lifecycle.teardown import teardown
+from sandboxd.machine import facts as machine
+from sandboxd.machine import handlers, userns
 from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
 from sandboxd.node import Node
 from sandboxd.oci import linux, sandbox, users, validate

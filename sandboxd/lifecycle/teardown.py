@@ -19,7 +19,7 @@ from sandboxd import disclosure, steps, trees
 from sandboxd.containerd import shims
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import image_volumes, network, pod_files, userns
+from sandboxd.lifecycle import image_volumes, network, pod_files
 from sandboxd.lifecycle.processes import (
     cleaning,
     free,
@@ -28,6 +28,7 @@ from sandboxd.lifecycle.processes import (
     remove_container_remains,
     settle_container,
 )
+from sandboxd.machine import userns
 from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
 

@@ -22,7 +22,7 @@ from sandboxd.config import Config, Daemon
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle import userns
+from sandboxd.machine import userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci.userns import IdMap, Range

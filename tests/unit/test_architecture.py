@@ -79,7 +79,7 @@ ELSEWHERE = {
     "lifecycle.pod_files": "tests/e2e/test_lifecycle.py",
     "lifecycle.port_forward": "tests/e2e/test_port_forward.py",
     "lifecycle.run_sandbox": "tests/e2e/test_story.py",
-    "lifecycle.userns": "tests/root/test_user_namespaces.py",
+    "machine.userns": "tests/root/test_user_namespaces.py",
     "netns": "tests/root/test_netns.py",
     "streaming.sessions": "tests/unit/streaming/test_stdio.py",
     "streaming.streams": "tests/unit/streaming/test_websocket.py",
@@ -271,7 +271,7 @@ def test_processes_are_started_in_six_places() -> None:
     assert starting == {
         "cni.invoker",
         "containerd.managed",
-        "lifecycle.programs",
+        "machine.programs",
         "logs.process",
         "netns",
         "registry.credential_helper",

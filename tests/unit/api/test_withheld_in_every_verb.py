@@ -41,7 +41,7 @@ from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle import machine
+from sandboxd.machine import facts as machine
 from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri

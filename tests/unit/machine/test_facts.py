@@ -13,7 +13,7 @@ import pytest
 
 from sandboxd.config import Runtime
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.lifecycle import machine
+from sandboxd.machine import facts as machine
 from sandboxd.oci.linux import SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.deep import DEEP, deep_path, nest

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.lifecycle import programs
+from sandboxd.machine import programs
 
 
 async def test_the_answer_has_the_status_and_both_outputs() -> None:

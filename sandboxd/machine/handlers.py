@@ -23,7 +23,7 @@ from sandboxd import syscalls
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
 from sandboxd.errors import InvalidRequest
-from sandboxd.lifecycle import programs, userns
+from sandboxd.machine import programs, userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import linux

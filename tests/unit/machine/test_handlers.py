@@ -12,8 +12,8 @@ import pytest
 
 from sandboxd.config import Config, Handler, Runtime
 from sandboxd.jobs import Jobs
-from sandboxd.lifecycle import handlers, programs, userns
-from sandboxd.lifecycle.handlers import Abilities
+from sandboxd.machine import handlers, programs, userns
+from sandboxd.machine.handlers import Abilities
 from sandboxd.node import Node
 
 HOST = cast(Node, SimpleNamespace(jobs=Jobs()))

@@ -1,0 +1,7 @@
+"""This machine, as operations see it.
+
+facts     what OCI specs depend on: capabilities, cgroups, devices, mounts, profiles
+handlers  the runtime handlers: which there are, what each can do here
+userns    a pod's user namespace, and files seen through its ids
+programs  asking a program of the machine a question
+"""
