@@ -12,7 +12,8 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     streaming/               exec, attach, port-forward: protocol cores P, the server for them, its sessions
     insight/                 doctor: what a machine lacks; metrics: what the daemon counts
     usage/                   what pods and containers use
-    lifecycle/               what the daemon does, one verb a file; see its head for the list
+    pods/                    run, connected, looked after, taken down
+    containers/              created, started, changed, entered, ended, removed
     machine/                 what this machine is and can: facts, runtime handlers, user namespaces
     node                     the resources that an operation needs, in one bundle
     images/                  brought in, kept, made into root file systems; see its head
@@ -38,7 +39,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     cli/                     sandboxctl: knows the wire contracts and itself only
     pb/                      generated from proto/, never edited
 
-To read it for the first time: model, then lifecycle/run_sandbox with teardown, then cni/invoker, then daemon.
+To read it for the first time: model, then pods/run with pods/teardown, then cni/invoker, then daemon.
 """
 
 __version__ = "0.1.0"

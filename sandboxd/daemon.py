@@ -48,8 +48,6 @@ from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle import events
-from sandboxd.lifecycle.recover import compare_forever, recover
 from sandboxd.logs.client import Logs
 from sandboxd.logs.process import Places
 from sandboxd.machine import facts as machine
@@ -57,6 +55,8 @@ from sandboxd.machine import handlers
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
+from sandboxd.pods import follow
+from sandboxd.pods.recover import compare_forever, recover
 from sandboxd.registry import credential_helper
 from sandboxd.registry.client import Ranges, Registries
 from sandboxd.registry.docker_config import DockerConfig
@@ -218,7 +218,7 @@ async def _start_up(
 
     async def keep_up() -> None:
         await _reach_containerd(config, client)
-        await events.follow(node, client, images)
+        await follow.follow(node, client, images)
 
     node.jobs.start("features", lambda: handlers.ask_all(node))
     node.jobs.watch("containerd", keep_up)

@@ -1,4 +1,4 @@
-"""The one instrument: every step of every lifecycle operation passes through `step`.
+"""The one instrument: every step of every operation passes through `step`.
 
     with steps.operation("RunPodSandbox", sandbox_id=id):
         with steps.step("netns.create", path=path) as s:
@@ -6,7 +6,7 @@
             s.note(inode=inode)
 
 When a step ends, one frozen `StepRecord` goes to every subscriber: the log line, the pod's timeline in the
-ledger, metrics and spans are all made from it. Nothing else times or logs lifecycle work.
+ledger, metrics and spans are all made from it. Nothing else times or logs such work.
 
 What is noted on a step is read by whoever may read the log: names, paths, counts, never values of the request
 (environment, arguments, credentials).

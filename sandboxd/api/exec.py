@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxd.lifecycle import attach as attaching
-from sandboxd.lifecycle import exec as execs
-from sandboxd.lifecycle import port_forward
+from sandboxd.containers import attach as attaching
+from sandboxd.containers import exec as execs
 from sandboxd.model import find
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pods import ports
 from sandboxd.streaming.remotecommand import Streams
 from sandboxd.streaming.server import StreamingServer
 from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest
@@ -65,10 +65,10 @@ class ExecRpcs:
 
     async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> cri.PortForwardResponse:
         sandbox_id = find(self._node.ledger.sandboxes, request.pod_sandbox_id, "pod")
-        port_forward.running(self._node, sandbox_id)
+        ports.running(self._node, sandbox_id)
         url = self._streaming.url_for(
             PortForwardRequest(
-                subject=sandbox_id, ports=tuple(request.port), target=port_forward.PodPorts(self._node, sandbox_id)
+                subject=sandbox_id, ports=tuple(request.port), target=ports.PodPorts(self._node, sandbox_id)
             )
         )
         return cri.PortForwardResponse(url=url)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxd.lifecycle import checkpoint, pod_cidr, resources
+from sandboxd.containers import checkpoint, resources
 from sandboxd.model import find
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pods import cidr
 
 
 class ResourceRpcs:
@@ -40,5 +41,5 @@ class ResourceRpcs:
         self, request: cri.UpdateRuntimeConfigRequest, context: Any
     ) -> cri.UpdateRuntimeConfigResponse:
         wanted = request.runtime_config.network_config.pod_cidr
-        pod_cidr.set_pod_cidr(self._node, wanted)
+        cidr.set_pod_cidr(self._node, wanted)
         return cri.UpdateRuntimeConfigResponse()

@@ -18,13 +18,14 @@ from sandboxd.api.lists import ListRpcs
 from sandboxd.api.resources import ResourceRpcs
 from sandboxd.api.stats import StatsRpcs
 from sandboxd.config import effective
+from sandboxd.containers import create, ending
 from sandboxd.errors import NotFound, SandboxdError
-from sandboxd.lifecycle import containers, processes, run_sandbox, teardown
 from sandboxd.machine import handlers
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc
+from sandboxd.pods import run, teardown
 from sandboxd.streaming.server import StreamingServer
 from sandboxd.usage.stats import Stats
 
@@ -136,7 +137,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
     # Sandboxes
 
     async def RunPodSandbox(self, request: cri.RunPodSandboxRequest, context: Any) -> cri.RunPodSandboxResponse:
-        sandbox_id = await run_sandbox.run_sandbox(self._node, request.config, request.runtime_handler)
+        sandbox_id = await run.run_sandbox(self._node, request.config, request.runtime_handler)
         return cri.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
 
     async def StopPodSandbox(self, request: cri.StopPodSandboxRequest, context: Any) -> cri.StopPodSandboxResponse:
@@ -202,21 +203,21 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
 
     async def CreateContainer(self, request: cri.CreateContainerRequest, context: Any) -> cri.CreateContainerResponse:
         sandbox_id = self._sandbox(request.pod_sandbox_id).id
-        container_id = await containers.create_container(self._node, sandbox_id, request.config)
+        container_id = await create.create_container(self._node, sandbox_id, request.config)
         return cri.CreateContainerResponse(container_id=container_id)
 
     async def StartContainer(self, request: cri.StartContainerRequest, context: Any) -> cri.StartContainerResponse:
-        await containers.start_container(self._node, self._container(request.container_id).id)
+        await create.start_container(self._node, self._container(request.container_id).id)
         return cri.StartContainerResponse()
 
     async def StopContainer(self, request: cri.StopContainerRequest, context: Any) -> cri.StopContainerResponse:
         if container_id := self._known_container(request.container_id):
-            await processes.stop_container(self._node, container_id, request.timeout)
+            await ending.stop_container(self._node, container_id, request.timeout)
         return cri.StopContainerResponse()
 
     async def RemoveContainer(self, request: cri.RemoveContainerRequest, context: Any) -> cri.RemoveContainerResponse:
         if container_id := self._known_container(request.container_id):
-            await containers.remove_container(self._node, container_id)
+            await create.remove_container(self._node, container_id)
         return cri.RemoveContainerResponse()
 
     async def ListContainers(self, request: cri.ListContainersRequest, context: Any) -> cri.ListContainersResponse:

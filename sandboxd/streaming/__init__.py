@@ -10,7 +10,7 @@ Three transports carry the same things, named streams of bytes, and below `conne
     stdio           exec and attach over a link; remotecommand P is what their protocols agree on
     forwarding      port-forward over a link; portforward P pairs its streams
     server          HTTP: upgrade P reads the request, tokens P names the session, then stdio or forwarding
-    sessions        what a session must offer; the lifecycle implements it
+    sessions        what a session must offer; pods and containers implement it
 
 Rules:
 1. The protocol cores do no IO and raise nothing at hostile input: it becomes a `ProtocolError` event, and the

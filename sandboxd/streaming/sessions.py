@@ -1,4 +1,4 @@
-"""What a streaming session must offer; implemented by the lifecycle, driven by `stdio` and `forwarding`.
+"""What a streaming session must offer; implemented by `pods` and `containers`, driven by `stdio` and `forwarding`.
 
 A request is what a token stands for: nothing has been started yet. `open` starts it when the client has come with
 all its streams, and runs as a job: a client that leaves meanwhile does not interrupt it, the session is closed as

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from sandboxd.cgroups.sample import Pressure, Sample, Stall
 from sandboxd.errors import NotFound, NotReady
-from sandboxd.lifecycle.network import IFNAME
 from sandboxd.model import AnyRecord, ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pods.network import IFNAME
 from sandboxd.usage.measure import Gauge, Interface, MeasuredContainer, MeasuredPod
 from sandboxd.usage.written import Layers
 

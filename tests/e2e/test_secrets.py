@@ -72,7 +72,7 @@ server.serve_forever()
 # A daemon in which every creation of a container fails as nobody expected, with its request in its hands.
 BREAKING = """
 import sandboxd.__main__
-from sandboxd.lifecycle import containers
+from sandboxd.containers import create
 async def build(host, sandbox, record, image):
     values = [env.value.decode() for env in record.config.envs]
     def deeper(depth):
@@ -80,7 +80,7 @@ async def build(host, sandbox, record, image):
     if record.config.metadata.name == "deep":
         deeper(0)
     raise KeyError(*values) if record.config.metadata.name == "key" else RuntimeError("boom")
-containers._build = build
+create._build = build
 sandboxd.__main__.main()
 """
 

@@ -110,5 +110,5 @@ def with_pod(node: Node, *, started: bool = True) -> None:
             capability_args=b"{}",
         )
     )
-    for path in (node.config.sandbox_dir(POD), node.config.container_dir(CONTAINER)):
+    for path in (node.config.sandbox_dir(POD), node.config.pod_files_dir(POD), node.config.container_dir(CONTAINER)):
         Path(path, "below").mkdir(parents=True)

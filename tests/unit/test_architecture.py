@@ -23,7 +23,7 @@ def words(text: str) -> frozenset[str]:
 # No IO, no clock, no environment, no async, no threads, no chance: the answer depends on the arguments alone.
 PURE = words(
     """
-    errors foreign_json model
+    errors foreign_json model places
     oci.cdi oci.compression oci.container oci.files oci.image oci.layers oci.layout oci.links oci.linux oci.lsm
     oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
     cni.conf cni.request cni.result cni.strict_json cni.template
@@ -32,7 +32,7 @@ PURE = words(
     streaming.channels streaming.portforward streaming.remotecommand streaming.spdy streaming.spdy_headers
     streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
-    lifecycle.reconcile
+    pods.reconcile
     api.views api.withheld
     insight.explain
     cli.configs cli.names cli.parse cli.render cli.timeline
@@ -68,17 +68,17 @@ ELSEWHERE = {
     "containerd.snapshots": "tests/root/test_images_on_containerd.py",
     "containerd.tasks": "tests/e2e/test_lifecycle.py",
     "daemon": "tests/e2e/test_daemon.py",
-    "lifecycle.attach": "tests/e2e/test_attach.py",
-    "lifecycle.checkpoint": "tests/e2e/test_checkpoint.py",
-    "lifecycle.containers": "tests/e2e/test_lifecycle.py",
-    "lifecycle.events": "tests/e2e/test_lifecycle.py",
+    "containers.attach": "tests/e2e/test_attach.py",
+    "containers.checkpoint": "tests/e2e/test_checkpoint.py",
+    "containers.create": "tests/e2e/test_lifecycle.py",
+    "pods.follow": "tests/e2e/test_lifecycle.py",
     "images.fetch": "tests/e2e/test_pull.py",
     "node": "tests/e2e/test_story.py",
     "images.load": "tests/root/test_images_on_containerd.py",
-    "lifecycle.network": "tests/e2e/test_bad_input.py",
-    "lifecycle.pod_files": "tests/e2e/test_lifecycle.py",
-    "lifecycle.port_forward": "tests/e2e/test_port_forward.py",
-    "lifecycle.run_sandbox": "tests/e2e/test_story.py",
+    "pods.network": "tests/e2e/test_bad_input.py",
+    "pods.files": "tests/e2e/test_lifecycle.py",
+    "pods.ports": "tests/e2e/test_port_forward.py",
+    "pods.run": "tests/e2e/test_story.py",
     "machine.userns": "tests/root/test_user_namespaces.py",
     "netns": "tests/root/test_netns.py",
     "streaming.sessions": "tests/unit/streaming/test_stdio.py",
@@ -246,7 +246,7 @@ def users(of: Callable[[str], bool]) -> set[str]:
         ("sqlite3", {"ledger"}),
         ("aiohttp", {"registry.transport"}),
         # Whoever signals by number makes sure that it is neither 0, all of our own group, nor 1, everybody.
-        ("os.kill os.killpg", {"cgroups.removal", "cni.invoker", "lifecycle.exec"}),
+        ("os.kill os.killpg", {"cgroups.removal", "cni.invoker", "containers.exec"}),
         # What images and containers made is walked and removed without recursion, by descriptor.
         ("shutil.rmtree shutil.copytree os.walk os.fwalk os.removedirs glob", set()),
     ],

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
+from sandboxd.containers.exec import running
+from sandboxd.containers.stdin import Stdin
 from sandboxd.errors import NotFound, NotReady
-from sandboxd.lifecycle.exec import running
-from sandboxd.lifecycle.stdin import Stdin
 from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
 

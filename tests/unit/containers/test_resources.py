@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandboxd.lifecycle.resources import merged, updated_spec
+from sandboxd.containers.resources import merged, updated_spec
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 

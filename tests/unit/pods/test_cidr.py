@@ -12,8 +12,8 @@ import pytest
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.config import Config, Network
 from sandboxd.errors import InvalidRequest, NotReady
-from sandboxd.lifecycle.pod_cidr import FILE_NAME, set_pod_cidr
 from sandboxd.node import Node
+from sandboxd.pods.cidr import FILE_NAME, set_pod_cidr
 
 TEMPLATE = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "x", "ipam": {"subnet": "{{.PodCIDR}}"}}]}
 

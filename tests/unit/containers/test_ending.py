@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 
 from sandboxd.containerd.tasks import Exit, Task, TaskState
+from sandboxd.containers.ending import signal_number, stop_container
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.lifecycle.processes import signal_number, stop_container
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.lifecycle import exec as lifecycle_exec
+from sandboxd.containers import exec as exec_
 from tests.fakes.node import CONTAINER, Faults, Resource, fake_node
 
 
@@ -31,6 +31,6 @@ async def test_only_a_process_that_leads_a_group_of_its_own_takes_it_along(
     monkeypatch.setattr(Path, "read_text", lambda path, **_: f"0::/pods/{CONTAINER}\n")
     monkeypatch.setattr(os, "getpgid", lambda pid: group)
     monkeypatch.setattr(os, "killpg", lambda pgid, number: found.append(pgid))
-    await lifecycle_exec._kill(node, CONTAINER, "exec")
+    await exec_._kill(node, CONTAINER, "exec")
     assert found == signalled
     assert faults.calls["processes.kill"] == 1

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from sandboxd.containers import checkpoint_archive as archive
 from sandboxd.errors import TimedOut
-from sandboxd.lifecycle import checkpoint_archive as archive
 from sandboxd.model import ContainerRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.deep import DEEP, deep_path, nest

@@ -23,9 +23,9 @@ import structlog
 
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd.tasks import Exit
+from sandboxd.containers.stdin import Stdin
 from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle.stdin import Stdin
 from sandboxd.logs.client import fifo_paths, make_fifos
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node

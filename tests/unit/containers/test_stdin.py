@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.lifecycle.stdin import Stdin
+from sandboxd.containers.stdin import Stdin
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from sandboxd import trees
 from sandboxd.containerd.snapshots import Mount
+from sandboxd.containers import declared_volumes
 from sandboxd.errors import NotReady
-from sandboxd.lifecycle import volumes
 from sandboxd.oci.userns import IdMap
 from tests.deep import DEEP, deep_path, nest
 
@@ -38,7 +38,7 @@ def image(tmp_path: Path) -> Path:
 def create(directory: Path, image: Path, paths: Sequence[str] = ("/data",), ids: IdMap | None = None) -> Path:
     """The first volume."""
     mounts = [Mount(type="bind", source=str(image))]
-    work = volumes.create(str(directory), paths, mounts, ids)
+    work = declared_volumes.create(str(directory), paths, mounts, ids)
     while True:
         try:
             next(work)
@@ -132,14 +132,14 @@ def test_holes_remain_holes(tmp_path: Path, image: Path) -> None:
 
 
 def test_what_is_long_is_copied_piece_by_piece(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volumes, "CHUNK", 4096)
+    monkeypatch.setattr(declared_volumes, "CHUNK", 4096)
     (image / "data" / "file").write_bytes(b"x" * 40_960)
-    work = volumes.create(str(tmp_path / "volumes"), ["/data"], [Mount(type="bind", source=str(image))])
+    work = declared_volumes.create(str(tmp_path / "volumes"), ["/data"], [Mount(type="bind", source=str(image))])
     assert len(list(work)) >= 10
     monkeypatch.setattr(trees, "PIECE", 2)
     for i in range(20):
         (image / "data" / f"{i}").mkdir()
-    work = volumes.create(str(tmp_path / "more"), ["/data"], [Mount(type="bind", source=str(image))])
+    work = declared_volumes.create(str(tmp_path / "more"), ["/data"], [Mount(type="bind", source=str(image))])
     assert len(list(work)) >= 20
 
 

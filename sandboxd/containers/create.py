@@ -19,11 +19,11 @@ import structlog
 from sandboxd import disclosure, places, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
+from sandboxd.containers import declared_volumes, image_mounts
+from sandboxd.containers.ending import remove_container_remains, settle_container
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import image_volumes, volumes
-from sandboxd.lifecycle.processes import remove_container_remains, settle_container
 from sandboxd.logs.client import make_fifos
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
@@ -82,7 +82,7 @@ async def _create(node: Node, sandbox_id: str, config: cri.ContainerConfig) -> s
     async with node.jobs.exclusive(sandbox_id):
         sandbox = ready_sandbox(node, sandbox_id)
         image = node.images.resolve(config.image.image)
-        config = image_volumes.resolved(node, config)
+        config = image_mounts.resolved(node, config)
         record = ContainerRecord(
             id=secrets.token_hex(32),
             sandbox_id=sandbox_id,
@@ -129,7 +129,7 @@ async def _build(node: Node, sandbox: SandboxRecord, record: ContainerRecord, im
         edits, nodes = await asyncio.to_thread(machine.cdi_edits, config, node.config.runtime.cdi_dirs)
         facts = replace(
             facts,
-            image_volumes=await image_volumes.mount(node, sandbox, record.id, config),
+            image_volumes=await image_mounts.mount(node, sandbox, record.id, config),
             mapped_mounts=userns.mapped_mounts(node, record.id, config),
         )
     with steps.step("container.rootfs", image=image.id):
@@ -139,7 +139,7 @@ async def _build(node: Node, sandbox: SandboxRecord, record: ContainerRecord, im
         declared = oci_container.image_volumes(config, image.config)
         directory = node.config.volumes_dir(record.id)
         ids = oci_userns.of(sandbox.config)
-        own_volumes = await in_pieces(volumes.create(directory, declared, rootfs, ids))
+        own_volumes = await in_pieces(declared_volumes.create(directory, declared, rootfs, ids))
     name = config.image.user_specified_image or config.image.image
     spec = oci_container.container_spec(
         record.id,

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import structlog
 
+from sandboxd import trees
 from sandboxd.containerd import shims
+from sandboxd.containers import image_mounts
 from sandboxd.errors import CleanupIncomplete, NotReady, Unavailable
-from sandboxd.lifecycle import image_volumes, pod_files
-from sandboxd.lifecycle.teardown import remove_sandbox, stop_sandbox
 from sandboxd.model import AttachmentState, SandboxState
 from sandboxd.node import Node
+from sandboxd.pods import files
+from sandboxd.pods.teardown import remove_sandbox, stop_sandbox
 from tests.fakes.node import CONTAINER, POD, Faults, fake_node, with_pod
 
 ERRORS = [
@@ -34,15 +36,15 @@ STOPPING = [
     "runtime.delete",
     "runtime.get",
     "netns.remove",
-    "pod_files.unmount",
-    "image_volumes.remove",
+    "files.unmount",
+    "image_mounts.remove",
 ]
 REMOVING = [
     "logs.drain",
     "runtime.delete_container",
     "images.remove_rootfs",
-    "pod_files.remove_directory",
-    "pod_files.remove_cgroup",
+    "trees.remove",
+    "files.remove_cgroup",
     "shims.remove_dead_socket",
 ]
 
@@ -73,10 +75,10 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
         monkeypatch.setattr(module, name, waiting if waits else call)
 
-    spy(pod_files, "unmount", waits=False)
-    spy(pod_files, "remove_cgroup", waits=True)
-    spy(pod_files, "remove_directory", waits=True, real=True)
-    spy(image_volumes, "remove", waits=True)
+    spy(files, "unmount", waits=False)
+    spy(files, "remove_cgroup", waits=True)
+    spy(trees, "remove", waits=False, real=True)
+    spy(image_mounts, "remove", waits=True)
     spy(shims, "remove_dead_socket", waits=False)
     return found
 

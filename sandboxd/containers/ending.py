@@ -16,9 +16,9 @@ import structlog
 from sandboxd import disclosure, steps, trees
 from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
+from sandboxd.containers import checkpoint
 from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import checkpoint
 from sandboxd.machine import userns
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node

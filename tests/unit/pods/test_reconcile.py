@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.lifecycle.reconcile import DEBT_FIRST, DEBT_MOST, Action, Repair, Seen, due, reconcile
 from sandboxd.model import (
     Attachment,
     AttachmentState,
@@ -18,6 +17,7 @@ from sandboxd.model import (
     SandboxState,
 )
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pods.reconcile import DEBT_FIRST, DEBT_MOST, Action, Repair, Seen, due, reconcile
 
 NOW = 10**18
 _TIMES: dict[SandboxState, dict[str, Any]] = {

@@ -17,10 +17,8 @@ import time
 
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd import shims
-from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
-from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import image_volumes, network, pod_files
-from sandboxd.lifecycle.processes import (
+from sandboxd.containers import image_mounts
+from sandboxd.containers.ending import (
     cleaning,
     free,
     kill,
@@ -28,9 +26,12 @@ from sandboxd.lifecycle.processes import (
     remove_container_remains,
     settle_container,
 )
+from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
+from sandboxd.jobs import in_pieces
 from sandboxd.machine import userns
 from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
+from sandboxd.pods import files, network
 
 
 async def stop_sandbox(node: Node, sandbox_id: str) -> None:
@@ -88,8 +89,8 @@ async def _stop(node: Node, sandbox_id: str) -> None:
         with steps.step("netns.remove", path=record.netns_path):
             await node.netns.remove(record.netns_path)
     with steps.step("pod.shm"):
-        pod_files.unmount(node, sandbox_id)
-    await image_volumes.remove(node, sandbox_id)
+        files.unmount(node, sandbox_id)
+    await image_mounts.remove(node, sandbox_id)
     if oci_userns.of(record.config) is not None:
         await userns.remove(node, sandbox_id)
     node.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
@@ -113,7 +114,7 @@ async def _remove(node: Node, sandbox_id: str) -> None:
         # containerd forgets the socket of a shim that it cut off while it started, as when the daemon dies then.
         places = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
         shims.remove_dead_socket(shims.socket_path(*places))
-        await pod_files.remove_cgroup(f"{node.config.runtime.cgroup_parent}/{sandbox_id}")
+        await files.remove_cgroup(f"{node.config.runtime.cgroup_parent}/{sandbox_id}")
         await in_pieces(trees.remove(node.config.pod_files_dir(sandbox_id)))
         await in_pieces(trees.remove(node.config.sandbox_dir(sandbox_id)))
     node.ledger.remove_sandbox(sandbox_id)

@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
+from sandboxd.containers import image_mounts
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.lifecycle import image_volumes
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
@@ -49,7 +49,7 @@ def image(tmp_path: Path) -> Path:
     ],
 )
 def test_a_sub_path_follows_links_inside_the_image(image: Path, sub_path: str, shown: str) -> None:
-    assert image_volumes._inside(str(image), sub_path) == str(image / shown if shown else image)
+    assert image_mounts._inside(str(image), sub_path) == str(image / shown if shown else image)
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_a_sub_path_follows_links_inside_the_image(image: Path, sub_path: str, s
 )
 def test_a_sub_path_that_is_no_directory_of_the_image_is_refused(image: Path, sub_path: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        image_volumes._inside(str(image), sub_path)
+        image_mounts._inside(str(image), sub_path)
 
 
 def test_the_options_of_many_layers_fit_into_a_page(tmp_path: Path) -> None:
     layers = [
         f"/var/lib/sandboxd/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/{i}/fs" for i in range(90)
     ]
-    short = image_volumes._short(f"lowerdir={':'.join(layers)}", str(tmp_path))
+    short = image_mounts._short(f"lowerdir={':'.join(layers)}", str(tmp_path))
     assert [os.readlink(link) for link in short.removeprefix("lowerdir=").split(":")] == layers
     assert len(short.replace(str(tmp_path), f"/run/sandboxd/idmapped/{'0' * 16}")) < 4096
-    assert image_volumes._short("index=off", str(tmp_path)) == "index=off"
+    assert image_mounts._short("index=off", str(tmp_path)) == "index=off"
 
 
 class Images:
@@ -89,10 +89,10 @@ class Images:
 def test_an_image_is_pinned_by_its_id_in_the_record() -> None:
     node = cast(Node, SimpleNamespace(images=Images()))
     asked = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a"), cri.Mount(image=cri.ImageSpec(image="models:1"))])
-    found = image_volumes.resolved(node, asked)
+    found = image_mounts.resolved(node, asked)
     assert found.mounts[1].image == cri.ImageSpec(image="models:1", image_ref="sha256:0123")
     assert not asked.mounts[1].image.image_ref
     with pytest.raises(NotFound):
-        image_volumes.resolved(node, cri.ContainerConfig(mounts=[cri.Mount(image=cri.ImageSpec(image="x"))]))
+        image_mounts.resolved(node, cri.ContainerConfig(mounts=[cri.Mount(image=cri.ImageSpec(image="x"))]))
     plain = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a", image=cri.ImageSpec())])
-    assert image_volumes.resolved(node, plain) is plain
+    assert image_mounts.resolved(node, plain) is plain

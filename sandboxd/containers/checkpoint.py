@@ -19,9 +19,9 @@ from pathlib import Path
 import structlog
 
 from sandboxd import disclosure, private, steps, trees
+from sandboxd.containers import checkpoint_archive as archive
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import checkpoint_archive as archive
 from sandboxd.machine import programs
 from sandboxd.machine.handlers import RUNC_SHIM
 from sandboxd.model import ContainerRecord, ContainerState

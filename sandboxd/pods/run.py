@@ -22,12 +22,10 @@ import structlog
 
 from sandboxd import disclosure, places, steps
 from sandboxd.cni.conf import NetworkConfig
+from sandboxd.containers.ending import settle_sandbox
 from sandboxd.errors import AlreadyExists, NotFound, SandboxdError, Unavailable, Unsupported
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
-from sandboxd.lifecycle import network, pod_files
-from sandboxd.lifecycle.processes import settle_sandbox
-from sandboxd.lifecycle.teardown import teardown
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
 from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
@@ -35,6 +33,8 @@ from sandboxd.node import Node
 from sandboxd.oci import linux, sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pods import files, network
+from sandboxd.pods.teardown import teardown
 
 log = structlog.get_logger(__name__)
 
@@ -149,7 +149,7 @@ async def _build(node: Node, record: SandboxRecord, chosen: NetworkConfig | None
         assert isinstance(attached, tuple)
         ips = attached
     with steps.step("pod.files"):
-        pod_files.write(node, record, ips)
+        files.write(node, record, ips)
     with steps.step("pause.start") as step:
         pid = await node.runtime.start(record.id)
         step.note(pid=pid)
@@ -165,7 +165,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
     """Everything of the pause container but its start."""
     with steps.step("pod.shm"):
         # The runtime binds these when it creates the container; the pod's address follows before the start.
-        pod_files.prepare(node, record)
+        files.prepare(node, record)
     with steps.step("pause.rootfs", image=pause.id):
         rootfs = await node.images.prepare_rootfs(record.id, pause)
     name = pause.name
@@ -177,7 +177,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
         machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
     )
     if label := sandbox.pod_labels(record, found).mount:
-        for path in pod_files.paths(node, record.id):
+        for path in files.paths(node, record.id):
             await in_pieces(machine.relabel(path, label))
     spec = sandbox.sandbox_spec(
         record,

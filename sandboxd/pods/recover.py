@@ -13,15 +13,16 @@ import structlog
 
 from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Task, TaskState
+from sandboxd.containers import checkpoint
+from sandboxd.containers.ending import remove_container_remains, settle_container, settle_sandbox
+from sandboxd.containers.exec import end_leftovers
 from sandboxd.errors import SandboxdError
-from sandboxd.lifecycle import checkpoint, network, pod_files
-from sandboxd.lifecycle.exec import end_leftovers
-from sandboxd.lifecycle.processes import remove_container_remains, settle_container, settle_sandbox
-from sandboxd.lifecycle.reconcile import Action, Repair, Seen, reconcile
-from sandboxd.lifecycle.teardown import remove_sandbox
 from sandboxd.logs.client import fifo_paths
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
+from sandboxd.pods import files, network
+from sandboxd.pods.reconcile import Action, Repair, Seen, reconcile
+from sandboxd.pods.teardown import remove_sandbox
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ _SEEN = {TaskState.CREATED: Seen.CREATED, TaskState.STOPPED: Seen.STOPPED}
 async def recover(node: Node) -> None:
     """Bring records and reality together after a start. Raises Unavailable when containerd does not answer."""
     try:
-        pod_files.prepare_missing(node)
+        files.prepare_missing(node)
         await _round(node, starting_up=True)
     except (SandboxdError, OSError):
         raise

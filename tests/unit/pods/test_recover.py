@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import structlog
 
+from sandboxd.containers import checkpoint
 from sandboxd.errors import NotReady, Unavailable
-from sandboxd.lifecycle import checkpoint, recover
-from sandboxd.lifecycle.reconcile import Action, Repair
 from sandboxd.node import Node
+from sandboxd.pods import recover
+from sandboxd.pods.reconcile import Action, Repair
 from tests.fakes.node import CONTAINER, Faults, fake_node, with_pod
 
 ERRORS = [

@@ -1,0 +1,12 @@
+"""Containers: created in a pod, started, changed, entered, ended and removed.
+
+create            CreateContainer, StartContainer, RemoveContainer
+ending            how containers end: stopping them, seeing that they ended, recording it
+exec              ExecSync and Exec: further processes in a container
+attach            a client at a container's own streams
+stdin             the writing end of a process's stdin
+resources         limits that change after the creation
+checkpoint        CheckpointContainer, and its archive (checkpoint_archive)
+declared_volumes  directories for the volumes that an image declares
+image_mounts      images mounted into containers
+"""

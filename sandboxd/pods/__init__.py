@@ -1,0 +1,12 @@
+"""Pods: run, connected, looked after, and taken down.
+
+run        RunPodSandbox: record, netns, network and pause at once, start
+teardown   the one way back: failed runs, Stop, Remove and recovery are this code
+network    a pod's attachment: ADD, DEL, and the debts of DELs that failed
+files      hosts, hostname, resolv.conf, shared memory, the pod's cgroup
+ports      connections to a pod's localhost
+cidr       the pod CIDR into a network configuration
+follow     containerd's events wake us; truth is looked up
+reconcile  records and observations to repairs (pure)
+recover    gather, reconcile, apply: at start, on reconnect, periodically
+"""
