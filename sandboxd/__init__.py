@@ -19,7 +19,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     images/                  brought in, kept, made into root file systems; see its head
     netns  cgroups/  cni/  containerd/  logs/  ledger  announce
         netns                named network namespaces, and the user namespaces that own them
-        cgroups/             where a pod's are P, what their files say P, reading and removing them
+        cgroups/             what their files say P, reading and removing them
         cni/                 conf P, request P, result P, invoker: the plugins
         containerd/          containerd's services over its socket; managed: a private containerd
         logs/                format P, client; and the logger, a process of its own that outlives the daemon
@@ -27,6 +27,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
         announce             CRI's events, from the ledger's changes
     oci/                P    CRI config to OCI runtime spec; image formats
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
+    places              P    every path, key, cgroup and label that an id gives
     model               P    records and the states they compute to
     steps                    the one instrument
     foreign_json        P    JSON of images and registries, read within bounds

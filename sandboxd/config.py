@@ -158,37 +158,6 @@ class Config:
             return f"{self.daemon.state}/containerd/containerd.sock"
         return "/run/containerd/containerd.sock"
 
-    @property
-    def ledger_file(self) -> str:
-        """The SQLite database."""
-        return f"{self.daemon.root}/ledger.db"
-
-    def sandbox_dir(self, sandbox_id: str) -> str:
-        """What a pod has in memory: its shm and its pinned user namespace."""
-        return f"{self.daemon.state}/sandboxes/{sandbox_id}"
-
-    def pod_files_dir(self, sandbox_id: str) -> str:
-        """A pod's hosts, hostname and resolv.conf, which its containers can write: never in `state`, a tmpfs that
-        others need."""
-        return f"{self.daemon.root}/pod-files/{sandbox_id}"
-
-    def container_dir(self, container_id: str) -> str:
-        """A container's own files: its FIFOs."""
-        return f"{self.daemon.state}/containers/{container_id}"
-
-    def volumes_dir(self, container_id: str) -> str:
-        """The volumes that a container's image declares: on disk, as they hold whatever the container writes."""
-        return f"{self.daemon.root}/volumes/{container_id}"
-
-    @property
-    def checkpoints_dir(self) -> str:
-        """Where the checkpoints that are being taken gather; on disk, as they hold what containers have in memory."""
-        return f"{self.daemon.root}/checkpoints"
-
-    def netns_path(self, sandbox_id: str) -> str:
-        """The pod's named network namespace."""
-        return f"{self.network.netns_dir}/{sandbox_id}"
-
 
 SECTIONS: tuple[str, ...] = tuple(f.name for f in fields(Config) if f.name != "sources")
 

@@ -49,12 +49,13 @@ from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
 from sandboxd.logs.client import Logs
-from sandboxd.logs.process import Places
+from sandboxd.logs.process import Places as LoggerPlaces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
+from sandboxd.places import Places
 from sandboxd.pods import follow
 from sandboxd.pods.recover import compare_forever, recover
 from sandboxd.registry import credential_helper
@@ -88,9 +89,10 @@ async def serve(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises NotReady when another daemon has the directories or the socket."""
     async with AsyncExitStack() as stack:
         os.umask(private.UMASK)
-        private.prepare(config.daemon.root, config.daemon.state)
-        _lock(stack, f"{config.daemon.root}/lock")
-        ledger = Ledger(config.ledger_file)
+        places = Places.of(config)
+        private.prepare(places.root, places.state, closed=places.closed)
+        _lock(stack, places.lock_file)
+        ledger = Ledger(places.ledger_file)
         stack.callback(ledger.close)
         stack.callback(steps.subscribe(ledger.append_step))
         stack.callback(steps.subscribe(_log_step))
@@ -98,7 +100,7 @@ async def serve(config: Config) -> None:
         stack.push_async_callback(client.close)
         jobs = Jobs()
         logs = Logs(
-            places=Places(state=config.daemon.state),
+            places=LoggerPlaces(state=config.daemon.state),
             max_line_bytes=config.logs.max_line_bytes,
             idle_seconds=config.logs.idle_seconds,
             env=child_environment(),
@@ -117,6 +119,7 @@ async def serve(config: Config) -> None:
             images=images,
             logs=logs,
             facts=machine.facts(config),
+            places=places,
         )
         condition = _Condition()
         streaming = _streaming(config, jobs)
@@ -280,9 +283,10 @@ async def _reach_containerd(config: Config, client: Containerd) -> str:
 
 def managed_places(config: Config) -> managed.Places:
     """Where the managed containerd keeps its things."""
+    places = Places.of(config)
     return managed.Places(
-        root=f"{config.daemon.root}/containerd",
-        state=f"{config.daemon.state}/containerd",
+        root=places.managed_root,
+        state=places.managed_state,
         socket=config.containerd_socket,
     )
 

@@ -21,6 +21,7 @@ from sandboxd.ledger import Ledger
 from sandboxd.logs.client import Logs
 from sandboxd.model import Attachment
 from sandboxd.oci.linux import HostFacts
+from sandboxd.places import Places
 
 
 class Netns(Protocol):
@@ -141,6 +142,7 @@ class Node:
     images: Images
     logs: Logs
     facts: HostFacts
+    places: Places
     cgroups: Cgroups = field(default_factory=Cgroups)
     killed: set[str] = field(default_factory=set)  # running containers that our own SIGKILL is about to end
     execs: set[str] = field(default_factory=set)  # ids of exec'd processes that somebody here drives

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from sandboxd.errors import NotReady
@@ -28,21 +29,17 @@ FILE = 0o600
 UMASK = 0o022
 
 _PARENT = 0o755
-_ROOT = ("checkpoints", "image-volumes", "pod-files", "uploads", "volumes")
-_STATE = ("containers", "idmapped", "sandboxes")
 
 
-def prepare(root: str, state: str) -> None:
+def prepare(root: str, state: str, *, closed: Iterable[str]) -> None:
     """Make the daemon's directories, or set right those that are there, and the files of those that can be passed.
 
-    Raises NotReady.
+    `closed` are those below them that only root may enter. Raises NotReady.
     """
     directory(state, PASSABLE)
     directory(root, CLOSED)  # last: where both are the same directory, it is closed
-    for name in _STATE:
-        directory(f"{state}/{name}", CLOSED)
-    for name in _ROOT:
-        directory(f"{root}/{name}", CLOSED)
+    for path in closed:
+        directory(path, CLOSED)
     # The logger and the managed containerd outlive a daemon, and so do the files that an earlier one made for them.
     for place in (state, f"{state}/containerd"):
         _close_files(place)

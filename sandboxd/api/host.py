@@ -70,7 +70,7 @@ class HostService(host_pb2_grpc.HostServicer):
 
     def _uploads(self) -> Path:
         """Where archives are until they are read; at first what an earlier daemon left there goes."""
-        uploads = Path(self._node.config.daemon.root) / "uploads"
+        uploads = Path(self._node.places.uploads)
         private.make(str(uploads), private.CLOSED)
         if not self._swept:
             self._swept = True

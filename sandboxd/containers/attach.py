@@ -47,7 +47,7 @@ class Attached:
     def _open_stdin(self) -> None:
         check_stdin(self._container)
         try:
-            self._stdin = Stdin(f"{self._node.config.container_dir(self._container.id)}/io/stdin", os.O_WRONLY)
+            self._stdin = Stdin(f"{self._node.places.streams(self._container.id)}/stdin", os.O_WRONLY)
         except OSError as exc:
             if exc.errno != errno.ENXIO:
                 words = f"the stdin of container {self._container.id} cannot be opened: {exc.strerror}"

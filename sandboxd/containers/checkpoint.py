@@ -196,7 +196,7 @@ def _complaints(path: Path) -> str:
 
 
 def _directory(node: Node, container_id: str) -> Path:
-    return Path(node.config.checkpoints_dir) / container_id
+    return Path(node.places.checkpoint(container_id))
 
 
 async def undo(node: Node, container_id: str) -> None:
@@ -225,7 +225,7 @@ async def undo_all(node: Node, seconds: float) -> None:
     A failure is logged: whoever asks again later finds it still there.
     """
     try:
-        left = os.listdir(node.config.checkpoints_dir)
+        left = os.listdir(node.places.checkpoints)
     except FileNotFoundError:
         return
     for container_id in left:

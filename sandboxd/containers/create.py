@@ -137,7 +137,7 @@ async def _build(node: Node, sandbox: SandboxRecord, record: ContainerRecord, im
         user = await asyncio.to_thread(_user, config, image, rootfs)
         node.ledger.update_container(record.id, user=(user.uid, user.gid, *user.additional_gids))
         declared = oci_container.image_volumes(config, image.config)
-        directory = node.config.volumes_dir(record.id)
+        directory = node.places.volumes(record.id)
         ids = oci_userns.of(sandbox.config)
         own_volumes = await in_pieces(declared_volumes.create(directory, declared, rootfs, ids))
     name = config.image.user_specified_image or config.image.image
@@ -145,8 +145,7 @@ async def _build(node: Node, sandbox: SandboxRecord, record: ContainerRecord, im
         record.id,
         config,
         sandbox=sandbox,
-        sandbox_dir=node.config.sandbox_dir(sandbox.id),
-        files_dir=node.config.pod_files_dir(sandbox.id),
+        places=node.places,
         image=image.config,
         image_name=name,
         user=user,
@@ -254,7 +253,7 @@ async def _run(node: Node, container: ContainerRecord) -> int:
     config = container.config
     streams = ("stdout",) if config.tty else ("stdout", "stderr")
     with steps.step("container.log", path=container.log_path):
-        directory = f"{node.config.container_dir(container.id)}/io"
+        directory = node.places.streams(container.id)
         fifos = make_fifos(directory, streams)
         stdin = make_fifos(directory, ("stdin",))["stdin"] if config.stdin else ""
         await node.logs.open(container.id, fifos, container.log_path)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import structlog
 
 from sandboxd import disclosure, steps, trees
-from sandboxd.cgroups import places
 from sandboxd.containerd.tasks import Exit, TaskState
 from sandboxd.containers import checkpoint
 from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
@@ -113,7 +112,7 @@ def note_oom(node: Node, container_id: str) -> None:
     if container is None:
         return
     late = (
-        node.facts.cgroup_driver == "systemd"
+        node.places.cgroup_driver == "systemd"
         and container.exit_code == SIGKILLED
         and container.reason == "Error"
         and time.time_ns() - container.finished_at < LATE_OOM
@@ -183,8 +182,7 @@ def _oom_kills(node: Node, container_id: str) -> int:
     sandbox = node.ledger.sandboxes.get(container.sandbox_id) if container else None
     if sandbox is None:
         return 0
-    parent = places.pod_parent(sandbox, node.facts)
-    return node.cgroups.oom_kills(places.member(parent, container_id, node.facts.cgroup_driver)) or 0
+    return node.cgroups.oom_kills(node.places.cgroup(sandbox, container_id)) or 0
 
 
 def _reason(node: Node, container_id: str, end: Exit, *, vanished: bool, oom: bool) -> str:
@@ -245,8 +243,8 @@ async def remove_container_remains(node: Node, container_id: str) -> None:
         await node.runtime.delete_container(container_id)
         await userns.drop(node, container_id)
         await node.images.remove_rootfs(container_id)
-        await in_pieces(trees.remove(node.config.volumes_dir(container_id)))
-        await in_pieces(trees.remove(node.config.container_dir(container_id)))
+        await in_pieces(trees.remove(node.places.volumes(container_id)))
+        await in_pieces(trees.remove(node.places.container(container_id)))
         node.ledger.remove_container(container_id)
         node.killed.discard(container_id)
 

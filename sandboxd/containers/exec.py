@@ -58,7 +58,7 @@ class Process:
         self._sandbox_id = container.sandbox_id
         self._tty = tty
         self.id = secrets.token_hex(16)
-        self._directory = f"{_directory(node, container.id)}/{self.id}"
+        self._directory = f"{node.places.execs(container.id)}/{self.id}"
         self._stdin: Stdin | None = None
         self._readers: dict[str, asyncio.StreamReader] = {}
         self._pipes: list[asyncio.ReadTransport] = []
@@ -166,7 +166,7 @@ async def _end(node: Node, container_id: str, exec_id: str) -> None:
 
     Raises TimedOut when it does not end, Unavailable when containerd cannot be asked.
     """
-    with _discarded(f"{_directory(node, container_id)}/{exec_id}"):
+    with _discarded(f"{node.places.execs(container_id)}/{exec_id}"):
         try:
             await node.processes.delete(container_id, exec_id)
             return  # it has ended, or was never started
@@ -229,16 +229,12 @@ def _discarded(directory: str) -> Iterator[None]:
 
 async def end_leftovers(node: Node, container_id: str) -> None:
     """End the processes in a container that nobody drives any more. Raises SandboxdError at the first that stays."""
-    directory = _directory(node, container_id)
+    directory = node.places.execs(container_id)
     for exec_id in os.listdir(directory) if os.path.isdir(directory) else ():
         if exec_id not in node.execs:
             log.info("ending a process that was left behind", container=container_id, process=exec_id)
             await _end(node, container_id, exec_id)
             await in_pieces(trees.remove(f"{directory}/{exec_id}"))
-
-
-def _directory(node: Node, container_id: str) -> str:
-    return f"{node.config.container_dir(container_id)}/exec"
 
 
 def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:

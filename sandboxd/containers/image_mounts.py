@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandboxd import private, steps, syscalls
+from sandboxd import places, private, steps, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady
 from sandboxd.machine import userns
@@ -61,7 +61,7 @@ async def mount(node: Node, sandbox: SandboxRecord, container_id: str, config: c
 
 async def remove(node: Node, sandbox_id: str) -> None:
     """Unmount the pod's images and let go of their snapshots; done already is done."""
-    base = Path(_base(node, sandbox_id))
+    base = Path(node.places.image_mounts(sandbox_id))
     try:
         entries = sorted(base.iterdir())
     except FileNotFoundError:
@@ -69,29 +69,20 @@ async def remove(node: Node, sandbox_id: str) -> None:
     try:
         for entry in entries:
             await asyncio.to_thread(userns.unmount, str(entry))
-            await node.images.remove_rootfs(_key(sandbox_id, entry.name))
+            await node.images.remove_rootfs(places.image_snapshot(sandbox_id, entry.name))
             entry.rmdir()
         base.rmdir()
     except OSError as exc:
         raise CleanupIncomplete(f"{base} cannot be removed: {exc}") from exc
 
 
-def _base(node: Node, sandbox_id: str) -> str:
-    return f"{node.config.daemon.root}/image-volumes/{sandbox_id}"
-
-
-def _key(sandbox_id: str, image: str) -> str:
-    return f"{sandbox_id}-image-{image}"
-
-
 async def _mounted(node: Node, sandbox: SandboxRecord, container_id: str, image_id: str) -> str:
     """The image's directory on this machine; the caller holds the pod's lock."""
-    name = image_id.removeprefix("sha256:")
-    target = f"{_base(node, sandbox.id)}/{name}"
+    target = node.places.image_mount(sandbox.id, image_id)
     if await asyncio.to_thread(_is_mounted, target):
         return target
     private.make(target, private.CLOSED)
-    mounts = await node.images.view(_key(sandbox.id, name), node.images.resolve(image_id))
+    mounts = await node.images.view(places.image_snapshot(sandbox.id, image_id), node.images.resolve(image_id))
     try:
         await asyncio.to_thread(_mount, node, sandbox, container_id, mounts, target)
     except OSError as exc:
@@ -112,7 +103,7 @@ def _mount(node: Node, sandbox: SandboxRecord, container_id: str, mounts: Sequen
         raise OSError(0, f"its snapshot is made of {len(mounts)} mounts")
     (view,) = mounts
     ids = ids_of.of(sandbox.config)
-    directory = userns.stage_directory(node, container_id)
+    directory = node.places.stage(container_id)
     private.make(directory, private.CLOSED)
     if ids is not None:
         with userns.namespace_fd(node, sandbox.id) as fd:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sandboxd import steps
-from sandboxd.cgroups import places
 from sandboxd.errors import NotFound, NotReady, SandboxdError, Unsupported
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
@@ -122,8 +121,7 @@ def updated_spec(spec: dict[str, Any], limits: dict[str, Any], oom_score_adj: in
 def _set_oom_score_adj(node: Node, container: ContainerRecord, value: int, earlier: dict[int, str]) -> None:
     """Set it for every process of the container; `earlier` gets what they had. Blocks: there can be thousands."""
     sandbox = node.ledger.sandboxes[container.sandbox_id]
-    parent = places.pod_parent(sandbox, node.facts)
-    for pid in node.cgroups.processes(places.member(parent, container.id, node.facts.cgroup_driver)):
+    for pid in node.cgroups.processes(node.places.cgroup(sandbox, container.id)):
         path = _PROC / str(pid) / "oom_score_adj"
         try:
             earlier[pid] = path.read_text(encoding="ascii")

@@ -41,8 +41,6 @@ def facts(config: Config) -> HostFacts:
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text(encoding="ascii")),
         can_lower_oom_score_adj=bool(effective & (1 << _SYS_RESOURCE)),
         cgroup_v2=unified,
-        cgroup_driver=config.runtime.cgroup_driver,
-        cgroup_parent=config.runtime.cgroup_parent,
         cgroup2_options=_cgroup2_options() if unified else (),
         swap_controller=_swap_controller(unified),
         hugetlb_controller=_hugetlb_controller(unified),

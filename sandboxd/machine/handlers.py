@@ -113,26 +113,14 @@ def runtime_options(node: Node, sandbox: SandboxRecord) -> RuntimeOptions:
     )
 
 
-def facts(node: Node, sandbox_id: str) -> linux.HostFacts:
-    """The machine as this pod's specs see it: a pod that names no cgroup parent gets one of its own."""
-    return replace(node.facts, cgroup_parent=own_cgroup(node, sandbox_id) or node.facts.cgroup_parent)
-
-
 async def pod_facts(node: Node, sandbox: SandboxRecord) -> linux.HostFacts:
     """The machine as the pod's specs see it, and what the pod's handler offers and passes on."""
     handler = resolve(node, sandbox.runtime_handler)
     return replace(
-        facts(node, sandbox.id),
+        node.facts,
         recursive_read_only=await recursive_read_only(node, handler),
         annotations=handler.annotations,
     )
-
-
-def own_cgroup(node: Node, sandbox_id: str) -> str:
-    """The cgroup of a pod that names none, ours to remove; "" with the systemd driver, which makes slices."""
-    if node.config.runtime.cgroup_driver == "systemd":
-        return ""
-    return f"{node.config.runtime.cgroup_parent}/{sandbox_id}"
 
 
 def parse(output: bytes) -> Abilities:

@@ -32,37 +32,30 @@ _MOST_STACKED = 8  # mounts at one place
 _probed: dict[str, str] = {}  # what was found to be wrong, by directory
 
 
-def path(node: Node, sandbox_id: str) -> str:
-    """Where the pod's user namespace is pinned."""
-    return f"{node.config.sandbox_dir(sandbox_id)}/{userns.FILE}"
-
-
 async def create(node: Node, sandbox: SandboxRecord, ids: IdMap) -> None:
     """Make the pod's user namespace, and with it the network namespace that it owns. Raises NotReady; clean then."""
-    private.make(node.config.sandbox_dir(sandbox.id), private.CLOSED)
+    private.make(node.places.sandbox(sandbox.id), private.CLOSED)
     await node.netns.create_user_namespace(
-        path(node, sandbox.id), uid_map=ids.uids.kernel, gid_map=ids.gids.kernel, netns_path=sandbox.netns_path
+        node.places.user_namespace(sandbox.id),
+        uid_map=ids.uids.kernel,
+        gid_map=ids.gids.kernel,
+        netns_path=sandbox.netns_path,
     )
 
 
 async def remove(node: Node, sandbox_id: str) -> None:
     """Unpin it, and drop what was staged for the pod's own container; done already is done."""
     await drop(node, sandbox_id)
-    await node.netns.remove(path(node, sandbox_id))
+    await node.netns.remove(node.places.user_namespace(sandbox_id))
 
 
 # --- staging ---------------------------------------------------------------------------------------------------
 
 
-def stage_directory(node: Node, object_id: str) -> str:
-    """Where mounts for a container are staged; short, for an overlay's options must fit into one page."""
-    return f"{node.config.daemon.state}/idmapped/{object_id[:16]}"
-
-
 def mapped_mounts(node: Node, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
     """The staged source of each id-mapped mount that is asked for, by its index."""
     return {
-        i: f"{stage_directory(node, container_id)}/mount-{i}"
+        i: f"{node.places.stage(container_id)}/mount-{i}"
         for i, mount in enumerate(config.mounts)
         if mount.uidMappings and mount.host_path
     }
@@ -100,7 +93,7 @@ def _stage(
     node: Node, sandbox: SandboxRecord, object_id: str, rootfs: Sequence[Mount], wanted: Mapping[str, str], ids: IdMap
 ) -> list[Mount]:
     unstage(node, object_id)
-    directory = stage_directory(node, object_id)
+    directory = node.places.stage(object_id)
     try:
         private.make(directory, private.CLOSED)
         with namespace_fd(node, sandbox.id) as fd:
@@ -117,7 +110,7 @@ def _stage(
 @contextmanager
 def namespace_fd(node: Node, sandbox_id: str) -> Iterator[int]:
     """The pod's user namespace as a descriptor."""
-    fd = os.open(path(node, sandbox_id), os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(node.places.user_namespace(sandbox_id), os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd
     finally:
@@ -184,13 +177,13 @@ def unmount(target: str) -> None:
 
 async def drop(node: Node, object_id: str) -> None:
     """Drop what a daemon that died has left staged; there is hardly ever anything."""
-    if os.path.lexists(stage_directory(node, object_id)):
+    if os.path.lexists(node.places.stage(object_id)):
         await asyncio.to_thread(unstage, node, object_id)
 
 
 def unstage(node: Node, object_id: str) -> None:
     """Drop what is staged for a container; nothing is done. Raises CleanupIncomplete."""
-    directory = stage_directory(node, object_id)
+    directory = node.places.stage(object_id)
     try:
         for entry in os.scandir(directory):
             unmount(entry.path)
@@ -223,7 +216,7 @@ async def probe(node: Node) -> str:
 
 
 async def _probe(node: Node, directory: str) -> None:
-    pin = node.config.sandbox_dir("userns-probe")
+    pin = node.places.sandbox("userns-probe")
     private.make(os.path.dirname(pin), private.CLOSED)
     await node.netns.remove(pin)
     await node.netns.create_user_namespace(pin, uid_map="0 65536 65536\n", gid_map="0 65536 65536\n")

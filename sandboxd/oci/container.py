@@ -12,6 +12,7 @@ from sandboxd.oci import sandbox as pod
 from sandboxd.oci.linux import HOST, NEW, HostFacts, Json, MountSource
 from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 
 _PROPAGATION: dict[int, str] = {
     cri.PROPAGATION_PRIVATE: "rprivate",
@@ -25,8 +26,7 @@ def container_spec(
     config: cri.ContainerConfig,
     *,
     sandbox: SandboxRecord,
-    sandbox_dir: str,
-    files_dir: str,
+    places: Places,
     image: Mapping[str, Any],
     image_name: str,
     user: User,
@@ -36,9 +36,9 @@ def container_spec(
 ) -> Json:
     """The runtime spec for a container of a running `sandbox`; both configs were validated.
 
-    `image` is the `config` object of the image (Entrypoint, Cmd, Env, WorkingDir, Volumes). `sandbox_dir` holds
-    the pod's shm, `files_dir` its hosts, hostname and resolv.conf. `target_pid` is the process whose pid namespace
-    to join when the pid mode is TARGET. `volumes` gives a host directory for each of `image_volumes()`.
+    `image` is the `config` object of the image (Entrypoint, Cmd, Env, WorkingDir, Volumes). `target_pid`
+    is the process whose pid namespace to join when the pid mode is TARGET. `volumes` gives a host directory for each
+    of `image_volumes()`.
 
     Raises InvalidRequest when there is no command, or a mount's propagation does not fit its source; Unsupported
     for what this machine cannot do.
@@ -67,7 +67,7 @@ def container_spec(
             "oomScoreAdj": linux.oom_score_adj(config.linux.resources.oom_score_adj, host),
         },
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
-        "mounts": _mounts(config, sandbox, (sandbox_dir, files_dir), host, volumes or {}, own_cgroups=own_cgroups),
+        "mounts": _mounts(config, sandbox, places, host, volumes or {}, own_cgroups=own_cgroups),
         "annotations": {
             **linux.passed_on(config.annotations, host.annotations),
             "io.kubernetes.cri.container-type": "container",
@@ -78,16 +78,14 @@ def container_spec(
         "linux": {
             "namespaces": linux.namespaces(
                 {
-                    "user": pod.user_namespace(sandbox, sandbox_dir),
+                    "user": pod.user_namespace(sandbox, places),
                     "mount": NEW,
                     "pid": _pid_namespace(context.namespace_options, sandbox, target_pid),
                     **_pod_namespaces(sandbox),
                     "cgroup": NEW if own_cgroups else HOST,
                 }
             ),
-            "cgroupsPath": linux.cgroups_path(
-                host.cgroup_driver, linux.pod_cgroup_parent(sandbox.config, host), container_id
-            ),
+            "cgroupsPath": places.cgroups_path(sandbox, container_id),
             "resources": {"devices": device_rules, **linux.resources(config.linux.resources, host)},
             "devices": device_nodes,
             "maskedPaths": masked,
@@ -214,7 +212,7 @@ def _guarded_paths(
 def _mounts(
     config: cri.ContainerConfig,
     sandbox: SandboxRecord,
-    directories: tuple[str, str],
+    places: Places,
     host: HostFacts,
     volumes: Mapping[str, str],
     *,
@@ -224,7 +222,6 @@ def _mounts(
 
     A /dev of the request brings its own pts, shm and mqueue, so ours would only hide them.
     """
-    sandbox_dir, files_dir = directories
     context = config.linux.security_context
     asked = [_requested_mount(i, mount, host) for i, mount in enumerate(config.mounts)]
     taken = {mount["destination"] for mount in asked}
@@ -241,8 +238,8 @@ def _mounts(
     access = "ro" if context.readonly_rootfs else "rw"
     # The flags of the file system that they are on: in a user namespace a mount cannot have fewer.
     options = ["rprivate", access, "nosuid", "nodev", "noexec"]
-    ours = [linux.bind(f"{files_dir}/{name}", f"/etc/{name}", options) for name in files.NAMES]
-    ours.append(linux.bind(pod.shm(sandbox, sandbox_dir), "/dev/shm", ["rprivate", "rw"]))
+    ours = [linux.bind(f"{places.pod_files(sandbox.id)}/{name}", f"/etc/{name}", options) for name in files.NAMES]
+    ours.append(linux.bind(pod.shm(sandbox, places), "/dev/shm", ["rprivate", "rw"]))
     ours += [linux.bind(source, linux.clean(path), ["rprivate", "rw"]) for path, source in sorted(volumes.items())]
     defaults = [mount for mount in (*pseudo, *ours) if mount["destination"] not in taken]
     # A default above a requested mount must not come after it; the sort is stable, so equals keep their order.

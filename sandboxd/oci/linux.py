@@ -104,8 +104,6 @@ class HostFacts:
     oom_score_adj: int  # the daemon's own
     can_lower_oom_score_adj: bool  # CAP_SYS_RESOURCE, see proc_pid_oom_score_adj(5)
     cgroup_v2: bool
-    cgroup_driver: str  # "cgroupfs" or "systemd"
-    cgroup_parent: str  # of pods that name none
     cgroup2_options: tuple[str, ...] = ()  # of the host's cgroup2 mount: nsdelegate, memory_recursiveprot
     swap_controller: bool = True  # swap can be limited (v1: memory.memsw.*, v2: memory.swap.max)
     hugetlb_controller: bool = False
@@ -205,15 +203,6 @@ def namespaces(wanted: Mapping[str, str | None]) -> list[Json]:
     ]
 
 
-def pod_cgroup_parent(config: cri.PodSandboxConfig, host: HostFacts) -> str:
-    """What the pod asks for, else the configured default, which the systemd driver reads as a slice's name."""
-    if config.linux.cgroup_parent:
-        return config.linux.cgroup_parent
-    if host.cgroup_driver == "systemd" and not host.cgroup_parent.endswith(".slice"):
-        return f"{posixpath.basename(host.cgroup_parent.rstrip('/')) or 'system'}.slice"
-    return host.cgroup_parent
-
-
 def passed_on(annotations: Mapping[str, str], globs: Sequence[str]) -> dict[str, str]:
     """The annotations that the handler's globs let through to the runtime."""
     return {
@@ -221,22 +210,6 @@ def passed_on(annotations: Mapping[str, str], globs: Sequence[str]) -> dict[str,
         for key, value in sorted(annotations.items())
         if any(fnmatch.fnmatchcase(key, glob) for glob in globs)
     }
-
-
-def cgroups_path(driver: str, parent: str, object_id: str) -> str:
-    """`linux.cgroupsPath`: "/parent/id" for cgroupfs, "slice:prefix:name" for systemd.
-
-    Clients give the systemd driver either a slice or its whole path ("/a.slice/a-b.slice"); runc derives the
-    path from the last element. Raises InvalidRequest when that is not a slice.
-    """
-    if driver != "systemd":
-        return posixpath.join("/", parent.strip("/"), object_id)
-    unit = posixpath.basename(parent.rstrip("/"))
-    if not unit.endswith(".slice"):
-        raise InvalidRequest(
-            f"config.linux.cgroup_parent: {parent!r} does not end in a .slice, which the systemd cgroup driver needs"
-        )
-    return f"{unit}:sandboxd:{object_id}"
 
 
 def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:

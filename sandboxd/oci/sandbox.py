@@ -11,6 +11,7 @@ from sandboxd.oci import linux, lsm, seccomp, userns
 from sandboxd.oci.linux import HOST, NEW, HostFacts, Json
 from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 
 PAUSE_OOM_SCORE_ADJ = -998  # the last to be killed: without it the pod has no namespaces
 PAUSE_CPU_SHARES = 2  # the least there is
@@ -25,8 +26,7 @@ _READONLY_BIND = ["rprivate", "ro", "nosuid", "nodev", "noexec"]
 def sandbox_spec(
     sandbox: SandboxRecord,
     *,
-    sandbox_dir: str,
-    files_dir: str,
+    places: Places,
     image: Mapping[str, Any],
     image_name: str,
     user: User,
@@ -34,8 +34,7 @@ def sandbox_spec(
 ) -> Json:
     """The runtime spec for the pause container of `sandbox`, whose config was validated.
 
-    `image` is the `config` object of the pause image (Entrypoint, Cmd, Env, WorkingDir). `sandbox_dir` holds the
-    pod's shm filesystem, `files_dir` its resolv.conf.
+    `image` is the `config` object of the pause image (Entrypoint, Cmd, Env, WorkingDir).
 
     Raises InvalidRequest when the image does not say what to run, Unsupported for what this machine cannot do.
     """
@@ -69,8 +68,8 @@ def sandbox_spec(
             linux.dev(),
             # A network namespace has one sysfs superblock, which stays read-only if its first mount is: this one.
             sysfs(sandbox, host, writable=context.privileged),
-            linux.bind(shm(sandbox, sandbox_dir), "/dev/shm", _READONLY_BIND),
-            linux.bind(f"{files_dir}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
+            linux.bind(shm(sandbox, places), "/dev/shm", _READONLY_BIND),
+            linux.bind(f"{places.pod_files(sandbox.id)}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
         ],
         "annotations": {
             **linux.passed_on(config.annotations, host.annotations),
@@ -83,7 +82,7 @@ def sandbox_spec(
         "linux": {
             "namespaces": linux.namespaces(
                 {
-                    "user": user_namespace(sandbox, sandbox_dir),
+                    "user": user_namespace(sandbox, places),
                     "mount": NEW,
                     "network": HOST if host_network else sandbox.netns_path,
                     "uts": HOST if host_network else NEW,
@@ -91,7 +90,7 @@ def sandbox_spec(
                     "pid": HOST if modes.pid == cri.NODE else NEW,
                 }
             ),
-            "cgroupsPath": linux.cgroups_path(host.cgroup_driver, linux.pod_cgroup_parent(config, host), sandbox.id),
+            "cgroupsPath": places.cgroups_path(sandbox, sandbox.id),
             "resources": {"devices": linux.no_devices(), "cpu": {"shares": PAUSE_CPU_SHARES}},
             "sysctl": sysctls(config),
             "maskedPaths": list(linux.DEFAULT_MASKED_PATHS),
@@ -108,9 +107,9 @@ def sandbox_spec(
     return spec
 
 
-def user_namespace(sandbox: SandboxRecord, sandbox_dir: str) -> str | None:
+def user_namespace(sandbox: SandboxRecord, places: Places) -> str | None:
     """The user namespace to join, by its pinned path; it was made before the network namespace that it owns."""
-    return f"{sandbox_dir}/{userns.FILE}" if userns.of(sandbox.config) else HOST
+    return places.user_namespace(sandbox.id) if userns.of(sandbox.config) else HOST
 
 
 def sysfs(sandbox: SandboxRecord, host: HostFacts, *, writable: bool) -> Json:
@@ -161,10 +160,10 @@ def identity(sandbox: SandboxRecord) -> dict[str, str]:
     }
 
 
-def shm(sandbox: SandboxRecord, sandbox_dir: str) -> str:
+def shm(sandbox: SandboxRecord, places: Places) -> str:
     """Where the pod's /dev/shm is on the host: the host's own for a pod in the host's ipc namespace."""
     host_ipc = sandbox.config.linux.security_context.namespace_options.ipc == cri.NODE
-    return "/dev/shm" if host_ipc else f"{sandbox_dir}/shm"
+    return "/dev/shm" if host_ipc else places.shm(sandbox.id)
 
 
 def sysctls(config: cri.PodSandboxConfig) -> dict[str, str]:

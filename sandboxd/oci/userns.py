@@ -12,8 +12,6 @@ from sandboxd.oci.linux import Json
 from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-FILE = "userns"  # in the pod's directory: where its user namespace is pinned
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:

@@ -55,7 +55,7 @@ def prepare(node: Node, sandbox: SandboxRecord) -> None:
 def prepare_missing(node: Node) -> None:
     """`prepare` for the pods of an earlier sandboxd, which kept these files elsewhere. A failure is logged."""
     for sandbox in node.ledger.sandboxes.values():
-        if sandbox.state is SandboxState.READY and not os.path.exists(node.config.pod_files_dir(sandbox.id)):
+        if sandbox.state is SandboxState.READY and not os.path.exists(node.places.pod_files(sandbox.id)):
             try:
                 prepare(node, sandbox)
             except NotReady as exc:
@@ -70,7 +70,7 @@ def paths(node: Node, sandbox_id: str) -> tuple[str, ...]:
 
 def write(node: Node, sandbox: SandboxRecord, ips: tuple[str, ...]) -> None:
     """Write the three files where `mount` made room for them; raises NotReady when it cannot be done."""
-    directory = Path(node.config.pod_files_dir(sandbox.id))
+    directory = Path(node.places.pod_files(sandbox.id))
     name = hostname(sandbox.config)
     try:
         if sandbox.netns_path:
@@ -120,7 +120,7 @@ def unmount(node: Node, sandbox_id: str) -> None:
 
 
 def _mount_points(node: Node, sandbox_id: str) -> tuple[str, str]:
-    return f"{node.config.sandbox_dir(sandbox_id)}/shm", node.config.pod_files_dir(sandbox_id)
+    return node.places.shm(sandbox_id), node.places.pod_files(sandbox_id)
 
 
 async def remove_cgroup(cgroup: str) -> None:

@@ -84,7 +84,7 @@ async def settle_debts(node: Node, sandbox_id: str) -> None:
     if owed:
         raise CleanupIncomplete("; ".join(debt.error for debt in owed))
     with steps.step("netns.remove"):
-        await node.netns.remove(node.config.netns_path(sandbox_id))
+        await node.netns.remove(node.places.network_namespace(sandbox_id))
 
 
 async def _delete(node: Node, attachment: Attachment) -> Attachment | None:

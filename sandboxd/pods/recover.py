@@ -126,7 +126,7 @@ async def _apply(node: Node, repair: Repair) -> None:
 
 
 async def _open_log(node: Node, container: ContainerRecord) -> None:
-    fifos = fifo_paths(f"{node.config.container_dir(container.id)}/io")
+    fifos = fifo_paths(node.places.streams(container.id))
     if fifos:
         await node.logs.open(container.id, fifos, container.log_path, resume=True)
 

@@ -30,7 +30,7 @@ from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
 from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
 from sandboxd.node import Node
-from sandboxd.oci import linux, sandbox, users, validate
+from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import files, network
@@ -65,7 +65,7 @@ async def _run(node: Node, config: cri.PodSandboxConfig, handler: str) -> str:
         id=sandbox_id,
         config=config,
         runtime_handler=handler,
-        netns_path="" if on_host else node.config.netns_path(sandbox_id),
+        netns_path="" if on_host else node.places.network_namespace(sandbox_id),
         created_at=time.time_ns(),
     )
     node.ledger.add_sandbox(record)
@@ -133,13 +133,13 @@ async def _build(node: Node, record: SandboxRecord, chosen: NetworkConfig | None
     if chosen is None:
         await _create_pause(node, record, pause)
     elif _sysctl_names_interface(record.config):
-        ips = await network.attach(node, record, chosen, _cgroup_path(node, record))
+        ips = await network.attach(node, record, chosen, node.places.requested_parent(record))
         await _create_pause(node, record, pause)
     else:
         # Neither is cancelled when the other fails: containerd would go on creating the task after we had
         # looked for it, and a plugin cut off half way leaves more behind than one that ends.
         attached, created = await asyncio.gather(
-            network.attach(node, record, chosen, _cgroup_path(node, record)),
+            network.attach(node, record, chosen, node.places.requested_parent(record)),
             _create_pause(node, record, pause),
             return_exceptions=True,
         )
@@ -154,11 +154,6 @@ async def _build(node: Node, record: SandboxRecord, chosen: NetworkConfig | None
         pid = await node.runtime.start(record.id)
         step.note(pid=pid)
     node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
-
-
-def _cgroup_path(node: Node, record: SandboxRecord) -> str:
-    """The pod's cgroup, for plugins that want to know it."""
-    return linux.pod_cgroup_parent(record.config, handlers.facts(node, record.id))
 
 
 async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -> None:
@@ -181,8 +176,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
             await in_pieces(machine.relabel(path, label))
     spec = sandbox.sandbox_spec(
         record,
-        sandbox_dir=node.config.sandbox_dir(record.id),
-        files_dir=node.config.pod_files_dir(record.id),
+        places=node.places,
         image=pause.config,
         image_name=name,
         user=user,

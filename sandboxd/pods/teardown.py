@@ -112,9 +112,9 @@ async def _remove(node: Node, sandbox_id: str) -> None:
         await node.images.remove_rootfs(sandbox_id)
     with steps.step("pod.remains"):
         # containerd forgets the socket of a shim that it cut off while it started, as when the daemon dies then.
-        places = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
-        shims.remove_dead_socket(shims.socket_path(*places))
-        await files.remove_cgroup(f"{node.config.runtime.cgroup_parent}/{sandbox_id}")
-        await in_pieces(trees.remove(node.config.pod_files_dir(sandbox_id)))
-        await in_pieces(trees.remove(node.config.sandbox_dir(sandbox_id)))
+        shim = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
+        shims.remove_dead_socket(shims.socket_path(*shim))
+        await files.remove_cgroup(node.places.own_cgroup(sandbox_id))
+        await in_pieces(trees.remove(node.places.pod_files(sandbox_id)))
+        await in_pieces(trees.remove(node.places.sandbox(sandbox_id)))
     node.ledger.remove_sandbox(sandbox_id)

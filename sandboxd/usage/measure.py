@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandboxd.cgroups import places
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cgroups.sample import Sample, total
 from sandboxd.errors import NotFound
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord
-from sandboxd.oci.linux import HostFacts
+from sandboxd.places import Places
 
 PROC = "/proc"
 _LOOPBACK = "lo"
@@ -71,9 +70,9 @@ class Processes:
 class Gauge:
     """The kernel's files of this machine, and what must be known to find those of a pod."""
 
-    def __init__(self, cgroups: Cgroups, facts: HostFacts, proc: str = PROC) -> None:
+    def __init__(self, cgroups: Cgroups, places: Places, proc: str = PROC) -> None:
         self._cgroups = cgroups
-        self._facts = facts
+        self._places = places
         self._proc = Path(proc)
 
     def container(self, record: ContainerRecord, sandbox: SandboxRecord) -> MeasuredContainer:
@@ -92,16 +91,16 @@ class Gauge:
         By them it is seen whether the cgroup above a pod is its own. If it is not, the pod is the sum of its
         containers, which have cgroups of their own in any case.
         """
-        shared = places.crowded(everyone, self._facts)
+        shared = self._places.crowded(everyone)
         return [self._pod(sandbox, containers, shared) for sandbox, containers in wanted]
 
     def _pod(
         self, sandbox: SandboxRecord, containers: Iterable[ContainerRecord], shared: frozenset[str]
     ) -> MeasuredPod:
         measured = tuple(self.container(record, sandbox) for record in containers)
-        parent = places.pod_parent(sandbox, self._facts)
+        parent = self._places.pod_cgroup(sandbox)
         pause = self._member(sandbox, sandbox.id)
-        if places.is_own(sandbox, self._facts, shared):
+        if self._places.is_own_cgroup(sandbox, shared):
             sample, holding = self._sample(parent), [parent]
         else:
             parts = [self._sample(pause), *(each.sample for each in measured)]
@@ -127,7 +126,7 @@ class Gauge:
         return Processes(count=len(pids), files=files, sockets=sockets, open_files_limit=limit)
 
     def _member(self, sandbox: SandboxRecord, object_id: str) -> str:
-        return places.member(places.pod_parent(sandbox, self._facts), object_id, self._facts.cgroup_driver)
+        return self._places.cgroup(sandbox, object_id)
 
     def _sample(self, cgroup: str) -> Sample | None:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sandboxd.config import Config, Daemon, Logs
+from sandboxd.config import Config, Daemon, Logs, Runtime
 from sandboxd.containerd.tasks import Exit, Task
 from sandboxd.errors import NotFound
 from sandboxd.jobs import Jobs
@@ -15,6 +15,7 @@ from sandboxd.ledger import Ledger
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 
 POD, CONTAINER = "pod", "container"
 
@@ -52,10 +53,11 @@ class Resource:
 def fake_node(directory: Path, faults: Faults, tasks: dict[str, Task] | None = None) -> Node:
     """A node with its files below `directory`; containerd knows `tasks` and nothing else."""
     daemon = Daemon(root=str(directory / "root"), state=str(directory / "state"))
+    config = Config(daemon=daemon, logs=Logs(), runtime=Runtime(cgroup_parent="/pods"))
     return cast(
         "Node",
         SimpleNamespace(
-            config=Config(daemon=daemon, logs=Logs()),
+            config=config,
             jobs=Jobs(),
             ledger=Ledger(":memory:"),
             netns=Resource(faults, "netns"),
@@ -64,7 +66,8 @@ def fake_node(directory: Path, faults: Faults, tasks: dict[str, Task] | None = N
             processes=Resource(faults, "processes"),
             images=Resource(faults, "images"),
             logs=Resource(faults, "logs"),
-            facts=SimpleNamespace(cgroup_driver="cgroupfs", cgroup_parent="/pods"),
+            facts=SimpleNamespace(),
+            places=Places.of(config),
             cgroups=SimpleNamespace(oom_kills=lambda path: None),
             killed=set(),
             execs=set(),
@@ -110,5 +113,5 @@ def with_pod(node: Node, *, started: bool = True) -> None:
             capability_args=b"{}",
         )
     )
-    for path in (node.config.sandbox_dir(POD), node.config.pod_files_dir(POD), node.config.container_dir(CONTAINER)):
+    for path in (node.places.sandbox(POD), node.places.pod_files(POD), node.places.container(CONTAINER)):
         Path(path, "below").mkdir(parents=True)

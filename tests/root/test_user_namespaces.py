@@ -27,6 +27,7 @@ from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci.userns import IdMap, Range
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 
 pytestmark = pytest.mark.root
 
@@ -66,8 +67,9 @@ def processes() -> set[str]:
 
 def node(directory: str) -> Node:
     config = Config(daemon=Daemon(root=directory, state=f"{directory}/state"))
-    Path(config.sandbox_dir(SANDBOX.id)).mkdir(parents=True)
-    return cast(Node, SimpleNamespace(config=config, netns=netns, jobs=Jobs()))
+    places = Places.of(config)
+    Path(places.sandbox(SANDBOX.id)).mkdir(parents=True)
+    return cast(Node, SimpleNamespace(config=config, places=places, netns=netns, jobs=Jobs()))
 
 
 async def owns_its_network(directory: str) -> None:
@@ -163,7 +165,7 @@ async def staged_and_gone(directory: str) -> None:
         os.mkdir(f"{directory}/merged")
         output("mount", "-t", "overlay", "-o", ",".join(mapped.options), "overlay", f"{directory}/merged")
 
-    assert not os.path.exists(userns.stage_directory(machine, "c0" * 32))
+    assert not os.path.exists(machine.places.stage("c0" * 32))
     assert file.read_text() == "theirs"
     assert os.stat(upper).st_uid == 100000
     # The overlay has copies of the layers' mounts, which the end of the staging did not touch.
@@ -180,7 +182,7 @@ async def unstaging_never_deletes(directory: str) -> None:
     theirs = Path(directory, "theirs")
     theirs.mkdir()
     (theirs / "file").write_text("precious")
-    stage = Path(userns.stage_directory(machine, "c0" * 32))
+    stage = Path(machine.places.stage("c0" * 32))
     for i in range(3):
         userns.map_mount(str(theirs), f"{stage}/mount-{i}")
     userns.map_mount(str(theirs / "file"), f"{stage}/file")
@@ -204,6 +206,7 @@ async def probed(directory: str) -> None:
     output("mount", "-t", "proc", "proc", f"{directory}/other/state")
     bad = cast(Any, SimpleNamespace(netns=netns, jobs=Jobs()))
     bad.config = Config(daemon=Daemon(root=other.config.daemon.state, state=f"{directory}/state"))
+    bad.places = Places.of(bad.config)
     assert "does not support idmapped mounts" in await userns.probe(bad)
 
 

@@ -27,7 +27,7 @@ PURE = words(
     oci.cdi oci.compression oci.container oci.files oci.image oci.layers oci.layout oci.links oci.linux oci.lsm
     oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
     cni.conf cni.request cni.result cni.strict_json cni.template
-    cgroups.places cgroups.sample
+    cgroups.sample
     registry.auth registry.hosts registry.reference
     streaming.channels streaming.portforward streaming.remotecommand streaming.spdy streaming.spdy_headers
     streaming.tokens streaming.upgrade streaming.websocket

@@ -11,6 +11,7 @@ import pytest
 
 from sandboxd import private
 from sandboxd.errors import NotReady
+from sandboxd.places import Places
 
 
 def mode(path: Path | str) -> int:
@@ -105,15 +106,15 @@ def test_everything_of_the_daemons_is_closed_but_the_way_to_its_socket(tmp_path:
     for path in logs:
         Path(path).touch()
         os.chmod(path, 0o666)
-    private.prepare(root, state)
-    private.prepare(root, state)
+    closed = Places(root=root, state=state, netns="", cgroup_driver="cgroupfs", cgroup_parent="/").closed
+    private.prepare(root, state, closed=closed)
+    private.prepare(root, state, closed=closed)
     assert mode(state) == 0o711
     assert {mode(path) for path in logs} == {0o600}
-    closed = [f"{state}/{name}" for name in ("containers", "idmapped", "sandboxes")]
     assert {mode(path) for path in (root, *closed, *(entry.path for entry in os.scandir(root)))} == {0o700}
     assert {"pod-files", "volumes", "image-volumes"} <= set(os.listdir(root))
 
 
 def test_one_directory_for_both_is_closed(tmp_path: Path) -> None:
-    private.prepare(f"{tmp_path}/d", f"{tmp_path}/d")
+    private.prepare(f"{tmp_path}/d", f"{tmp_path}/d", closed=())
     assert mode(tmp_path / "d") == 0o700

@@ -47,6 +47,7 @@ from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
+from sandboxd.places import Places
 from sandboxd.registry.client import Registries
 
 SECRET = "hunter2-" + "s3cr3t"  # never in this form in a source line that a traceback could show
@@ -308,6 +309,7 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
         images=cast(Any, images),
         logs=cast(Any, Breaking(fault)),
         facts=machine.facts(config),
+        places=Places.of(config),
         cgroups=cast(Any, Breaking(fault)),
         pause=cast(Any, image),
     )

@@ -12,7 +12,7 @@ from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci import linux
 from sandboxd.oci.linux import DeviceNode
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.unit.oci.golden.cases import HOST, V2_HOST, pod_config
+from tests.unit.oci.golden.cases import HOST, V2_HOST
 
 ALL = frozenset(linux.ALL_CAPABILITIES)
 
@@ -83,43 +83,6 @@ def test_oom_score_never_falls_below_what_the_daemon_may_set(
 def test_a_namespace_is_new_joined_or_left_out() -> None:
     wanted = {"mount": linux.NEW, "network": "/run/netns/x", "ipc": linux.HOST}
     assert linux.namespaces(wanted) == [{"type": "mount"}, {"type": "network", "path": "/run/netns/x"}]
-
-
-@pytest.mark.parametrize(
-    ("driver", "parent", "expected"),
-    [
-        ("cgroupfs", "/sandboxd", "/sandboxd/id"),
-        ("cgroupfs", "/a/b/", "/a/b/id"),
-        ("cgroupfs", "/", "/id"),
-        ("cgroupfs", "/test.slice", "/test.slice/id"),
-        ("systemd", "/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice:sandboxd:id"),
-        ("systemd", "user.slice", "user.slice:sandboxd:id"),
-    ],
-)
-def test_cgroups_path_speaks_the_drivers_language(driver: str, parent: str, expected: str) -> None:
-    assert expected == linux.cgroups_path(driver, parent, "id")
-
-
-def test_the_systemd_driver_needs_a_slice() -> None:
-    with pytest.raises(InvalidRequest, match="cgroup_parent"):
-        linux.cgroups_path("systemd", "/kubepods", "id")
-
-
-@pytest.mark.parametrize(
-    ("driver", "configured", "asked", "expected"),
-    [
-        ("cgroupfs", "/sandboxd", "", "/sandboxd"),
-        ("cgroupfs", "/sandboxd", "/pods", "/pods"),
-        ("systemd", "/sandboxd", "", "sandboxd.slice"),
-        ("systemd", "/my.slice", "", "/my.slice"),
-        ("systemd", "/", "", "system.slice"),
-    ],
-)
-def test_a_pod_without_a_cgroup_parent_gets_the_configured_one(
-    driver: str, configured: str, asked: str, expected: str
-) -> None:
-    host = replace(HOST, cgroup_driver=driver, cgroup_parent=configured)
-    assert expected == linux.pod_cgroup_parent(pod_config(cgroup_parent=asked), host)
 
 
 def test_what_is_not_specified_is_not_in_the_resources() -> None:

@@ -14,10 +14,8 @@ from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.unit.oci.golden import cases
 from tests.unit.oci.golden.cases import (
-    FILES_DIR,
     HOST,
     PAUSE_IMAGE,
-    SANDBOX_DIR,
     SANDBOX_ID,
     V2_HOST,
     pause,
@@ -103,8 +101,7 @@ def test_a_pause_image_without_a_command_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="pause image builtin"):
         sandbox_spec(
             record(),
-            sandbox_dir="/s",
-            files_dir="/f",
+            places=cases.places_on(HOST),
             image={"Env": ["A=b"]},
             image_name="builtin",
             user=User(uid=0, gid=0, additional_gids=(0,)),
@@ -128,7 +125,7 @@ def test_sys_is_writable_in_a_privileged_pod_so_that_its_containers_can_have_it(
 
 def test_a_user_namespace_is_joined_where_it_is_pinned() -> None:
     spec = pause(userns_pod())
-    assert kinds(spec)["user"] == f"{SANDBOX_DIR}/userns"
+    assert kinds(spec)["user"] == f"{cases.SANDBOX_DIR}/userns"
     assert "user" not in kinds(pause())
 
 
@@ -154,8 +151,7 @@ def test_pause_runs_as_somebody_who_exists() -> None:
     with pytest.raises(InvalidRequest, match="user 70000 does not exist"):
         sandbox_spec(
             record(config),
-            sandbox_dir=SANDBOX_DIR,
-            files_dir=FILES_DIR,
+            places=cases.places_on(HOST),
             image=PAUSE_IMAGE,
             image_name="builtin",
             user=User(uid=70000, gid=0, additional_gids=()),

@@ -97,7 +97,7 @@ async def test_leftovers_that_cannot_be_ended_do_not_end_the_round(
 async def test_a_checkpoint_that_cannot_be_undone_does_not_end_the_round(
     node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    Path(node.config.checkpoints_dir, CONTAINER).mkdir(parents=True)
+    Path(node.places.checkpoints, CONTAINER).mkdir(parents=True)
 
     async def undo(node: Node, container_id: str) -> None:
         raise error

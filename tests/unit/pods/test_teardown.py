@@ -91,7 +91,7 @@ def node(tmp_path: Path, faults: Faults) -> Node:
 
 
 def nothing_left(node: Node) -> bool:
-    directories = (node.config.sandbox_dir(POD), node.config.container_dir(CONTAINER))
+    directories = (node.places.sandbox(POD), node.places.container(CONTAINER))
     return not (node.ledger.sandboxes or node.ledger.containers or any(Path(path).exists() for path in directories))
 
 

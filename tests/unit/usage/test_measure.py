@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.model import ContainerRecord, SandboxRecord
-from sandboxd.oci import linux
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 from sandboxd.usage.measure import Gauge, Interface, Processes, net_dev
 
 NET_DEV = """\
@@ -35,16 +35,7 @@ ETH0 = Interface(
     tx_errors=3,
     tx_dropped=4,
 )
-FACTS = linux.HostFacts(
-    hostname="node",
-    machine="x86_64",
-    capabilities=frozenset(),
-    oom_score_adj=0,
-    can_lower_oom_score_adj=True,
-    cgroup_v2=True,
-    cgroup_driver="cgroupfs",
-    cgroup_parent="/sandboxd",
-)
+PLACES = Places(root="/r", state="/s", netns="/n", cgroup_driver="cgroupfs", cgroup_parent="/sandboxd")
 
 
 def test_counters_of_interfaces_whatever_they_are_called() -> None:
@@ -89,7 +80,7 @@ class Paper:
 
     @property
     def gauge(self) -> Gauge:
-        return Gauge(Cgroups(str(self.root / "cgroup")), FACTS, str(self.root / "proc"))
+        return Gauge(Cgroups(str(self.root / "cgroup")), PLACES, str(self.root / "proc"))
 
 
 def container(id_: str, **times: Any) -> ContainerRecord:

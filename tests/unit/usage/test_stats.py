@@ -16,8 +16,8 @@ from sandboxd.images.store import FsInfo
 from sandboxd.ledger import Ledger
 from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.node import Node
-from sandboxd.oci.linux import HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 from sandboxd.usage.cadvisor import list_pod_metrics
 from sandboxd.usage.measure import Interface
 from sandboxd.usage.stats import Rates, Stats, io_usage, memory_usage, network_usage, psi, swap_usage
@@ -128,7 +128,7 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
     (tmp_path / "cgroup.controllers").touch()
     for directory in (group, group.parent):
         (directory / "memory.current").write_text("5\n")
-    facts = cast("HostFacts", SimpleNamespace(cgroup_driver="cgroupfs", cgroup_parent="/sandboxd"))
+    places = Places(root="/r", state="/s", netns="/n", cgroup_driver="cgroupfs", cgroup_parent="/sandboxd")
     ledger = Ledger(":memory:")
     ledger.add_sandbox(
         SandboxRecord(
@@ -142,7 +142,7 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
         )
     )  # fmt: skip
     images = SimpleNamespace(fs_info=lambda: FsInfo(directory=str(tmp_path), bytes=0, inodes=0, at=0))
-    node = SimpleNamespace(ledger=ledger, facts=facts, cgroups=Cgroups(str(tmp_path)), images=images)
+    node = SimpleNamespace(ledger=ledger, places=places, cgroups=Cgroups(str(tmp_path)), images=images)
     stats = Stats(cast("Node", node), cast("Layers", SimpleNamespace(get=lambda container_id: None)))
     readers: set[int] = set()
     real = os.open

@@ -18,12 +18,12 @@ from sandboxd.oci.container import container_spec
 from sandboxd.oci.linux import DeviceNode, HostFacts, Json, MountSource
 from sandboxd.oci.sandbox import sandbox_spec
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 
 DIRECTORY = Path(__file__).parent
 SANDBOX_ID = "5a" * 32
-CONTAINER_ID = "c0" * 32
 SANDBOX_DIR = f"/run/sandboxd/sandboxes/{SANDBOX_ID}"
-FILES_DIR = f"/var/lib/sandboxd/pod-files/{SANDBOX_ID}"
+CONTAINER_ID = "c0" * 32
 ROOT = users.User(uid=0, gid=0, additional_gids=(0,), username="root", home="/root")
 
 HOST = HostFacts(
@@ -33,12 +33,8 @@ HOST = HostFacts(
     oom_score_adj=-500,
     can_lower_oom_score_adj=True,
     cgroup_v2=False,
-    cgroup_driver="cgroupfs",
-    cgroup_parent="/sandboxd",
 )
-V2_HOST = replace(
-    HOST, cgroup_v2=True, cgroup_driver="systemd", cgroup2_options=("nsdelegate",), recursive_read_only=True
-)
+V2_HOST = replace(HOST, cgroup_v2=True, cgroup2_options=("nsdelegate",), recursive_read_only=True)
 PAUSE_IMAGE = {"Entrypoint": ["/pause", "-P"]}
 NGINX_IMAGE = {
     "Entrypoint": ["/docker-entrypoint.sh"],
@@ -46,6 +42,17 @@ NGINX_IMAGE = {
     "Env": ["PATH=/usr/sbin:/usr/bin", "NGINX_VERSION=1.27.0"],
     "WorkingDir": "/srv",
 }
+
+
+def places_on(host: HostFacts) -> Places:
+    """What is where on `host`: machines with cgroup v2 mostly have systemd."""
+    return Places(
+        root="/var/lib/sandboxd",
+        state="/run/sandboxd",
+        netns="/run/netns",
+        cgroup_driver="systemd" if host.cgroup_v2 else "cgroupfs",
+        cgroup_parent="/sandboxd",
+    )
 
 
 def pod_config(**linux_config: object) -> cri.PodSandboxConfig:
@@ -82,8 +89,7 @@ def pause(config: cri.PodSandboxConfig | None = None, *, host: HostFacts = HOST)
     """The spec of a pod's pause container."""
     return sandbox_spec(
         record(config),
-        sandbox_dir=SANDBOX_DIR,
-        files_dir=FILES_DIR,
+        places=places_on(host),
         image=PAUSE_IMAGE,
         image_name="builtin",
         user=ROOT,
@@ -106,8 +112,7 @@ def workload(
         CONTAINER_ID,
         config or cri.ContainerConfig(metadata=cri.ContainerMetadata(name="nginx")),
         sandbox=record(pod),
-        sandbox_dir=SANDBOX_DIR,
-        files_dir=FILES_DIR,
+        places=places_on(host),
         image=image,
         image_name="registry.example/nginx:1.27",
         user=user,
