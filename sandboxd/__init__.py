@@ -14,6 +14,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     usage/                   what pods and containers use
     pods/                    run, connected, looked after, taken down
     containers/              created, started, changed, entered, ended, removed
+    operations               the one shape of a mutating request
     machine/                 what this machine is and can: facts, runtime handlers, user namespaces
     node                     the resources that an operation needs, in one bundle
     images/                  brought in, kept, made into root file systems; see its head

@@ -38,10 +38,9 @@ from sandboxd.cni.invoker import Invoker
 from sandboxd.config import Config, child_environment, host_and_port, notify_socket, proxy_variables
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
-from sandboxd.containerd.processes import Processes
-from sandboxd.containerd.tasks import Tasks
-from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError
-from sandboxd.images import load
+from sandboxd.containerd.runtime import ContainerdRuntime
+from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
+from sandboxd.images.pause import PauseImage
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
 from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
@@ -52,7 +51,7 @@ from sandboxd.logs.client import Logs
 from sandboxd.logs.process import Places as LoggerPlaces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers
-from sandboxd.node import Node
+from sandboxd.node import Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
 from sandboxd.places import Places
@@ -112,22 +111,20 @@ async def serve(config: Config) -> None:
             jobs=jobs,
             ledger=ledger,
             netns=netns,
-            conf=ConfDir(config.network.conf_dir),
-            cni=Invoker(config.network.plugin_seconds),
-            runtime=Tasks(client),
-            processes=Processes(client),
+            network=Network(conf=ConfDir(config.network.conf_dir), cni=Invoker(config.network.plugin_seconds)),
+            runtime=ContainerdRuntime(client),
             images=images,
             logs=logs,
-            facts=machine.facts(config),
+            machine=Machine(facts=machine.facts(config)),
             places=places,
         )
         condition = _Condition()
         streaming = _streaming(config, jobs)
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
-        node.renew_pause = lambda: _renew_pause_image(node, images, pulls)
+        pause = PauseImage(images, pulls, jobs, config.runtime)
         metrics = Metrics(pulls, sandboxd.__version__)
         stack.callback(steps.subscribe(metrics.step))
-        server = _server(config, node, images, pulls, client, streaming, condition, metrics)
+        server = _server(config, node, images, pause, pulls, client, streaming, condition, metrics)
         await server.start()
         await streaming.start()
         if config.metrics.address:
@@ -136,7 +133,7 @@ async def serve(config: Config) -> None:
             await scraped.start(*host_and_port(config.metrics.address))
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
-        jobs.start("start-up", lambda: _start_up(config, node, client, images, pulls, condition, stop))
+        jobs.start("start-up", lambda: _start_up(config, node, client, images, pause, condition, stop))
         await stop.wait()
         _last_resort(config.daemon.drain_seconds)
         _notify("STOPPING=1")
@@ -188,7 +185,7 @@ async def _start_up(
     node: Node,
     client: Containerd,
     images: ImageStore,
-    pulls: Pulls,
+    pause: PauseImage,
     condition: _Condition,
     stop: asyncio.Event,
 ) -> None:
@@ -199,7 +196,7 @@ async def _start_up(
             netns.prepare_directory(config.network.netns_dir)
             version = await _reach_containerd(config, client)
             await images.refresh()
-            await _pause_image(node, images, pulls)
+            await pause.prepare()
             await node.logs.connect()
             await recover(node)
             await node.logs.retain(node.ledger.containers)
@@ -235,41 +232,6 @@ async def _start_up(
     _notify("READY=1")
 
 
-async def _pause_image(node: Node, images: ImageStore, pulls: Pulls) -> None:
-    """Have the image of every pod's first container ready before the first pod asks: no run needs a registry.
-
-    One that has to be fetched is fetched meanwhile, for what there is already needs no pause image.
-    """
-    wanted = node.config.runtime.pause_image
-    try:
-        if wanted != "builtin":
-            images.resolve(wanted)
-    except NotFound:
-
-        async def fetch() -> None:
-            await _renew_pause_image(node, images, pulls)
-            await asyncio.Event().wait()  # done; a watched loop that ends is started again
-
-        node.jobs.watch("pause image", fetch)
-    else:
-        await _renew_pause_image(node, images, pulls)
-
-
-async def _renew_pause_image(node: Node, images: ImageStore, pulls: Pulls) -> None:
-    """Bring the pause image: at first, and after somebody removed it or gave its name to another one."""
-    wanted = node.config.runtime.pause_image
-    if wanted == "builtin":
-        node.pause = await load.ensure_pause(images, node.config.runtime.pause_binary)
-        return
-    try:
-        record = images.resolve(wanted)
-    except NotFound:
-        record = await pulls.pull(wanted)
-    else:
-        await images.ensure_unpacked(record)
-    node.pause = await images.pin(record)
-
-
 async def _reach_containerd(config: Config, client: Containerd) -> str:
     if config.containerd.managed:
         places = managed_places(config)
@@ -295,6 +257,7 @@ def _server(
     config: Config,
     node: Node,
     images: ImageStore,
+    pause: PauseImage,
     pulls: Pulls,
     client: Containerd,
     streaming: StreamingServer,
@@ -311,7 +274,7 @@ def _server(
         ),
     )
     announcer, stats = Announcer(node.ledger), Stats(node, Layers(node))
-    runtime = RuntimeService(node, streaming, announcer, stats, client.trouble)
+    runtime = RuntimeService(node, pause.get, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, pulls), server)
     host_pb2_grpc.add_HostServicer_to_server(HostService(node, images, pulls, metrics.exposition), server)

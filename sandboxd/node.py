@@ -6,7 +6,7 @@ the jobs, the configuration) is named by its class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
@@ -48,8 +48,34 @@ class Conf(Protocol):
     def current(self) -> Choice: ...
 
 
+class ProcessService(Protocol):
+    """Processes exec'd into containers; `sandboxd.containerd.processes.Processes` is the real one."""
+
+    async def add(
+        self,
+        container_id: str,
+        exec_id: str,
+        process: Mapping[str, Any],
+        *,
+        stdin: str = "",
+        stdout: str = "",
+        stderr: str = "",
+        terminal: bool = False,
+    ) -> None: ...
+    async def start(self, container_id: str, exec_id: str) -> int: ...
+    async def pid(self, container_id: str, exec_id: str) -> int: ...
+    async def kill(self, container_id: str, exec_id: str, signal: int) -> None: ...
+    async def wait(self, container_id: str, exec_id: str) -> Exit: ...
+    async def delete(self, container_id: str, exec_id: str) -> None: ...
+    async def resize(self, container_id: str, exec_id: str, *, width: int, height: int) -> None: ...
+    async def close_stdin(self, container_id: str, exec_id: str) -> None: ...
+
+
 class Runtime(Protocol):
-    """Containers and tasks; `sandboxd.containerd.tasks.Tasks` is the real one."""
+    """Containers, tasks and the processes in them; `sandboxd.containerd.runtime` is the real one."""
+
+    @property
+    def processes(self) -> ProcessService: ...
 
     async def create_container(
         self,
@@ -90,29 +116,6 @@ class Runtime(Protocol):
     async def list(self) -> dict[str, Task]: ...
 
 
-class ProcessService(Protocol):
-    """Processes exec'd into containers; `sandboxd.containerd.processes.Processes` is the real one."""
-
-    async def add(
-        self,
-        container_id: str,
-        exec_id: str,
-        process: Mapping[str, Any],
-        *,
-        stdin: str = "",
-        stdout: str = "",
-        stderr: str = "",
-        terminal: bool = False,
-    ) -> None: ...
-    async def start(self, container_id: str, exec_id: str) -> int: ...
-    async def pid(self, container_id: str, exec_id: str) -> int: ...
-    async def kill(self, container_id: str, exec_id: str, signal: int) -> None: ...
-    async def wait(self, container_id: str, exec_id: str) -> Exit: ...
-    async def delete(self, container_id: str, exec_id: str) -> None: ...
-    async def resize(self, container_id: str, exec_id: str, *, width: int, height: int) -> None: ...
-    async def close_stdin(self, container_id: str, exec_id: str) -> None: ...
-
-
 class Images(Protocol):
     """Images and the root file systems made from them; `sandboxd.images.store` is the real one."""
 
@@ -127,26 +130,33 @@ class Images(Protocol):
     def fs_info(self) -> FsInfo: ...
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What pods are connected with."""
+
+    conf: Conf
+    cni: Cni
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What this machine is, and its control groups."""
+
+    facts: HostFacts
+    cgroups: Cgroups = field(default_factory=Cgroups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """Everything an operation needs. Built once, in `daemon.py`."""
 
     config: Config
     jobs: Jobs
     ledger: Ledger
+    places: Places
+    machine: Machine
     netns: Netns
-    conf: Conf
-    cni: Cni
+    network: Network
     runtime: Runtime
-    processes: ProcessService
     images: Images
     logs: Logs
-    facts: HostFacts
-    places: Places
-    cgroups: Cgroups = field(default_factory=Cgroups)
-    killed: set[str] = field(default_factory=set)  # running containers that our own SIGKILL is about to end
-    execs: set[str] = field(default_factory=set)  # ids of exec'd processes that somebody here drives
-    # By container, the clients attached to its stdin: what makes each let go of it.
-    at_stdin: dict[str, set[Callable[[], None]]] = field(default_factory=dict)
-    pause: ImageRecord | None = None  # known once containerd has answered
-    renew_pause: Callable[[], Coroutine[Any, Any, None]] | None = None  # brings `pause` again, if it was removed

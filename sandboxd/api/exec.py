@@ -8,6 +8,7 @@ from sandboxd.containers import attach as attaching
 from sandboxd.containers import exec as execs
 from sandboxd.model import find
 from sandboxd.node import Node
+from sandboxd.operations import running_container, unstopped_sandbox
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import ports
 from sandboxd.streaming.remotecommand import Streams
@@ -20,6 +21,7 @@ class ExecRpcs:
 
     _node: Node
     _streaming: StreamingServer
+    _attaching: attaching.Attaching
 
     async def ExecSync(self, request: cri.ExecSyncRequest, context: Any) -> cri.ExecSyncResponse:
         container_id = find(self._node.ledger.containers, request.container_id, "container")
@@ -28,7 +30,7 @@ class ExecRpcs:
 
     async def Exec(self, request: cri.ExecRequest, context: Any) -> cri.ExecResponse:
         container_id = find(self._node.ledger.containers, request.container_id, "container")
-        execs.running(self._node, container_id)
+        running_container(self._node, container_id)
         execs.check_command(request.cmd)
         wanted = Streams(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
         names = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(wanted, name))
@@ -44,7 +46,7 @@ class ExecRpcs:
 
     async def Attach(self, request: cri.AttachRequest, context: Any) -> cri.AttachResponse:
         container_id = find(self._node.ledger.containers, request.container_id, "container")
-        container = execs.running(self._node, container_id)
+        container = running_container(self._node, container_id)
         if request.stdin:
             attaching.check_stdin(container)
         # The container decides whether there is a terminal; a client cannot ask for another.
@@ -56,8 +58,8 @@ class ExecRpcs:
             AttachRequest(
                 subject=container_id,
                 streams=wanted,
-                open=lambda: attaching.attach(
-                    self._node, container_id, stdin=wanted.stdin, stdout=wanted.stdout, stderr=wanted.stderr
+                open=lambda: self._attaching.attach(
+                    container_id, stdin=wanted.stdin, stdout=wanted.stdout, stderr=wanted.stderr
                 ),
             )
         )
@@ -65,7 +67,7 @@ class ExecRpcs:
 
     async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> cri.PortForwardResponse:
         sandbox_id = find(self._node.ledger.sandboxes, request.pod_sandbox_id, "pod")
-        ports.running(self._node, sandbox_id)
+        unstopped_sandbox(self._node, sandbox_id)
         url = self._streaming.url_for(
             PortForwardRequest(
                 subject=sandbox_id, ports=tuple(request.port), target=ports.PodPorts(self._node, sandbox_id)

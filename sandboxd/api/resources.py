@@ -9,6 +9,7 @@ from sandboxd.model import find
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import cidr
+from sandboxd.pods import resources as pod_resources
 
 
 class ResourceRpcs:
@@ -27,7 +28,7 @@ class ResourceRpcs:
         self, request: cri.UpdatePodSandboxResourcesRequest, context: Any
     ) -> cri.UpdatePodSandboxResourcesResponse:
         sandbox_id = find(self._node.ledger.sandboxes, request.pod_sandbox_id, "pod")
-        await resources.update_sandbox(self._node, sandbox_id, request)
+        await pod_resources.update_sandbox(self._node, sandbox_id, request)
         return cri.UpdatePodSandboxResourcesResponse()
 
     async def CheckpointContainer(

@@ -6,7 +6,7 @@ Those that belong together are in mixins beside it: exec, events, lists, resourc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import sandboxd
@@ -18,8 +18,10 @@ from sandboxd.api.lists import ListRpcs
 from sandboxd.api.resources import ResourceRpcs
 from sandboxd.api.stats import StatsRpcs
 from sandboxd.config import effective
-from sandboxd.containers import create, ending
+from sandboxd.containers import create, remove, start, stop
+from sandboxd.containers.attach import Attaching
 from sandboxd.errors import NotFound, SandboxdError
+from sandboxd.images.store import ImageRecord
 from sandboxd.machine import handlers
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
 from sandboxd.node import Node
@@ -40,6 +42,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
     def __init__(
         self,
         node: Node,
+        pause_image: Callable[[], Awaitable[ImageRecord]],
         streaming: StreamingServer,
         announcer: Announcer,
         stats: Stats,
@@ -47,6 +50,8 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
     ) -> None:
         """`containerd_trouble` says what is known to be wrong with containerd, "" when nothing is."""
         self._node = node
+        self._pause_image = pause_image
+        self._attaching = Attaching(node)
         self._streaming = streaming
         self._announcer = announcer
         self._stats = stats
@@ -62,7 +67,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
 
     async def Status(self, request: cri.StatusRequest, context: Any) -> cri.StatusResponse:
         trouble = self._trouble()
-        choice = self._node.conf.current()
+        choice = self._node.network.conf.current()
         problems = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
         network = choice.config is not None
         conditions = [
@@ -137,7 +142,7 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
     # Sandboxes
 
     async def RunPodSandbox(self, request: cri.RunPodSandboxRequest, context: Any) -> cri.RunPodSandboxResponse:
-        sandbox_id = await run.run_sandbox(self._node, request.config, request.runtime_handler)
+        sandbox_id = await run.run_sandbox(self._node, self._pause_image, request.config, request.runtime_handler)
         return cri.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
 
     async def StopPodSandbox(self, request: cri.StopPodSandboxRequest, context: Any) -> cri.StopPodSandboxResponse:
@@ -207,17 +212,17 @@ class RuntimeService(ExecRpcs, EventRpcs, ListRpcs, ResourceRpcs, StatsRpcs, api
         return cri.CreateContainerResponse(container_id=container_id)
 
     async def StartContainer(self, request: cri.StartContainerRequest, context: Any) -> cri.StartContainerResponse:
-        await create.start_container(self._node, self._container(request.container_id).id)
+        await start.start_container(self._node, self._container(request.container_id).id)
         return cri.StartContainerResponse()
 
     async def StopContainer(self, request: cri.StopContainerRequest, context: Any) -> cri.StopContainerResponse:
         if container_id := self._known_container(request.container_id):
-            await ending.stop_container(self._node, container_id, request.timeout)
+            await stop.stop_container(self._node, container_id, request.timeout)
         return cri.StopContainerResponse()
 
     async def RemoveContainer(self, request: cri.RemoveContainerRequest, context: Any) -> cri.RemoveContainerResponse:
         if container_id := self._known_container(request.container_id):
-            await create.remove_container(self._node, container_id)
+            await remove.remove_container(self._node, container_id)
         return cri.RemoveContainerResponse()
 
     async def ListContainers(self, request: cri.ListContainersRequest, context: Any) -> cri.ListContainersResponse:

@@ -1,4 +1,6 @@
-"""Control groups: where a pod's are (places P), what their files say (sample P), reading (kernel) and removing them.
+"""Control groups: what their files say (sample P), reading (kernel) and removing them.
+
+Where they are is in `sandboxd.places`.
 
 The OCI runtime makes them; `removal` takes away what it leaves.
 """

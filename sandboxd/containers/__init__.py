@@ -1,7 +1,10 @@
 """Containers: created in a pod, started, changed, entered, ended and removed.
 
-create            CreateContainer, StartContainer, RemoveContainer
-ending            how containers end: stopping them, seeing that they ended, recording it
+create            CreateContainer
+start             StartContainer
+stop              StopContainer
+remove            RemoveContainer
+ending            how tasks end: killing them, seeing that they ended, recording it
 exec              ExecSync and Exec: further processes in a container
 attach            a client at a container's own streams
 stdin             the writing end of a process's stdin

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from sandboxd.containers.exec import running
 from sandboxd.containers.stdin import Stdin
 from sandboxd.errors import NotFound, NotReady
 from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
+from sandboxd.operations import running_container
+
+AtStdin = dict[str, set[Callable[[], None]]]  # by container: what closes the stdin of each client attached to it
 
 
 class Attached:
     """One client's view of the container's stdin, stdout and stderr."""
 
-    def __init__(self, node: Node, container: ContainerRecord, *, stdin: bool, stdout: bool, stderr: bool) -> None:
+    def __init__(
+        self, node: Node, at_stdin: AtStdin, container: ContainerRecord, *, stdin: bool, stdout: bool, stderr: bool
+    ) -> None:
         self._node = node
+        self._at_stdin = at_stdin
         self._container = container
         self._wanted = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         self._stdin: Stdin | None = None
@@ -53,7 +58,7 @@ class Attached:
                 words = f"the stdin of container {self._container.id} cannot be opened: {exc.strerror}"
                 raise NotReady(words) from exc
             raise NotReady(f"the stdin of container {self._container.id} was closed by an earlier client") from exc
-        self._node.at_stdin.setdefault(self._container.id, set()).add(self._stdin.close)
+        self._at_stdin.setdefault(self._container.id, set()).add(self._stdin.close)
 
     async def write_stdin(self, data: bytes) -> None:
         """Hand data to the container; returns when all of it is in its pipe."""
@@ -62,11 +67,11 @@ class Attached:
 
     async def close_stdin(self) -> None:
         """The client has sent everything, or left; with stdin_once that is the end for the container too."""
-        self._let_go_of_stdin()
+        self._release_stdin()
         if self._container.config.stdin_once and not self._container.config.tty:
-            for let_go in self._node.at_stdin.pop(self._container.id, ()):
-                let_go()
-            await self._node.processes.close_stdin(self._container.id, "")
+            for close in self._at_stdin.pop(self._container.id, ()):
+                close()
+            await self._node.runtime.processes.close_stdin(self._container.id, "")
 
     def stdout(self) -> AsyncIterator[bytes]:
         """What the container writes from now on; with a terminal, all of it."""
@@ -83,7 +88,7 @@ class Attached:
 
     async def resize(self, size: Any) -> None:
         """Set the terminal's size (`width` and `height` in characters)."""
-        await self._node.processes.resize(self._container.id, "", width=size.width, height=size.height)
+        await self._node.runtime.processes.resize(self._container.id, "", width=size.width, height=size.height)
 
     async def wait(self) -> None:
         """Returns when the container has ended."""
@@ -94,17 +99,17 @@ class Attached:
 
     async def close(self) -> None:
         """Leave; the container does not notice."""
-        self._let_go_of_stdin()
+        self._release_stdin()
         await self._stack.aclose()
 
-    def _let_go_of_stdin(self) -> None:
+    def _release_stdin(self) -> None:
         if self._stdin is None:
             return
         self._stdin.close()
-        attached = self._node.at_stdin.get(self._container.id, set())
+        attached = self._at_stdin.get(self._container.id, set())
         attached.discard(self._stdin.close)
         if not attached:
-            self._node.at_stdin.pop(self._container.id, None)
+            self._at_stdin.pop(self._container.id, None)
 
 
 def check_stdin(container: ContainerRecord) -> None:
@@ -113,8 +118,16 @@ def check_stdin(container: ContainerRecord) -> None:
         raise NotReady(f"container {container.id} has no stdin to attach to; create it with stdin")
 
 
-async def attach(node: Node, container_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> Attached:
-    """Attach to a running container; raises NotFound or NotReady."""
-    session = Attached(node, running(node, container_id), stdin=stdin, stdout=stdout, stderr=stderr)
-    await session.open()
-    return session
+class Attaching:
+    """All clients that are attached to containers of this daemon."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._at_stdin: AtStdin = {}
+
+    async def attach(self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> Attached:
+        """Attach to a running container; raises NotFound or NotReady."""
+        container = running_container(self._node, container_id)
+        session = Attached(self._node, self._at_stdin, container, stdin=stdin, stdout=stdout, stderr=stderr)
+        await session.open()
+        return session

@@ -14,18 +14,21 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from sandboxd import disclosure, private, steps, trees
+from sandboxd import private, steps, trees
 from sandboxd.containers import checkpoint_archive as archive
-from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotFound, NotReady, TimedOut
+from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady, TimedOut
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import programs
 from sandboxd.machine.handlers import RUNC_SHIM
-from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
+from sandboxd.operations import Held, hold, perform, running_container
 
 log = structlog.get_logger(__name__)
 
@@ -51,49 +54,35 @@ async def checkpoint_container(node: Node, container_id: str, location: str, sec
         raise InvalidRequest(f"location: {location!r} is not the absolute path of a file")
     if seconds < 0:
         raise InvalidRequest(f"timeout: {seconds} is less than 0 seconds")
-    key = ("CheckpointContainer", container_id, location, seconds)
-    limit = float(seconds) or DEFAULT_SECONDS
-    await node.jobs.run_to_end(key, lambda: _checkpoint(node, container_id, Path(location), limit))
+    deadline = time.monotonic() + (float(seconds) or DEFAULT_SECONDS)
+    container = running_container(node, container_id)
+    await perform(
+        node,
+        "CheckpointContainer",
+        container.sandbox_id,
+        lambda held: _checkpoint(held, container_id, Path(location), deadline),
+        container_id=container_id,
+        key=(container_id, location, seconds),
+    )
 
 
-async def _checkpoint(node: Node, container_id: str, location: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    container = _running(node, container_id)
-    with steps.operation("CheckpointContainer", sandbox_id=container.sandbox_id, container_id=container_id):
-        async with node.jobs.exclusive(container.sandbox_id):
-            container = _running(node, container_id)
-            await _check(node, container)
-            if not location.parent.is_dir():
-                raise NotReady(f"location: there is no directory {location.parent}")
-            with steps.step("container.checkpoint", container=container.config.metadata.name, archive=str(location)):
-                await undo(node, container_id)
-                try:
-                    await _take(node, container, location, deadline)
-                except BaseException as exc:
-                    await _undo_after(node, container_id, exc)
-                    if isinstance(exc, OSError):
-                        raise NotReady(
-                            f"the checkpoint of container {container_id} cannot be written: {exc}"
-                        ) from exc
-                    raise
-                await undo(node, container_id)
+async def _checkpoint(held: Held, container_id: str, location: Path, deadline: float) -> None:
+    container = held.running_container(container_id)
+    await _check(held.node, container)
+    if not location.parent.is_dir():
+        raise NotReady(f"location: there is no directory {location.parent}")
 
+    async def undo_it(_: BaseException) -> None:
+        await undo(held, container_id)
 
-async def _undo_after(node: Node, container_id: str, cause: BaseException) -> None:
-    """Undo; what cannot be undone now is noted, and the next comparison tries."""
-    try:
-        await undo(node, container_id)
-    except Exception as left:
-        cause.add_note(f"cleaning up: {disclosure.sentence(left)}")
-
-
-def _running(node: Node, container_id: str) -> ContainerRecord:
-    container = node.ledger.containers.get(container_id)
-    if container is None or container.state is ContainerState.CREATING:
-        raise NotFound(f"container {container_id} does not exist")
-    if container.state is not ContainerState.RUNNING:
-        raise NotReady(f"container {container_id} is {container.state.value}, not running")
-    return container
+    name = container.config.metadata.name
+    async with held.effect("container.checkpoint", undo=undo_it, container=name, archive=str(location)):
+        await undo(held, container_id)
+        try:
+            await _take(held.node, container, location, deadline)
+        except OSError as exc:
+            raise NotReady(f"the checkpoint of container {container_id} cannot be written: {exc}") from exc
+        await undo(held, container_id)
 
 
 async def _check(node: Node, container: ContainerRecord) -> None:
@@ -131,57 +120,66 @@ async def _take(node: Node, container: ContainerRecord, location: Path, deadline
     with steps.step("container.pause"):
         await node.runtime.pause(container.id)
     with steps.step("container.dump"):
-        try:
-            await node.runtime.checkpoint(
-                container.id,
-                image_path=str(images),
-                work_path=str(work),
-                terminal=container.config.tty,
-                timeout=max(0.0, deadline - time.monotonic()),
-            )
-        except NotReady as exc:
-            if said := _complaints(work / archive.DUMP_LOG):
-                exc.add_note(f"CRIU says: {said}")
-            raise
+        await _dump(node, container, images, work, deadline)
     with steps.step("container.changes"), (scratch / archive.CHANGES).open("wb") as file:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await node.images.rootfs_changes(container.id, file)
         except TimeoutError as exc:
-            raise TimedOut(
-                f"checkpoint of {container.id}: its changed files were not packed in the time given"
-            ) from exc
+            raise TimedOut(f"checkpoint of {container.id}: its changed files were not packed in time") from exc
     with steps.step("container.resume"):
         await node.runtime.resume(container.id)
-    unfinished = location.parent / f".{container.id}.unfinished"
-    (scratch / _UNFINISHED).symlink_to(unfinished)
-    found = {
-        archive.IMAGES: images,
-        archive.CHANGES: scratch / archive.CHANGES,
-        archive.LOG: Path(container.log_path or "/"),
-        archive.DUMP_LOG: work / archive.DUMP_LOG,
-        archive.STATISTICS: work / archive.STATISTICS,
-    }
     documents = {
         "config.dump": archive.config_dump(container, RUNC_SHIM, at),
         "spec.dump": await node.runtime.spec(container.id),
     }
     with steps.step("container.archive"):
-        cut_off = threading.Event()
-        try:
-            await asyncio.to_thread(
-                archive.write,
-                location,
-                unfinished,
-                files={
-                    name: path for name, path in found.items() if name == archive.IMAGES or archive.has_file(path)
-                },
-                documents=documents,
-                deadline=deadline,
-                cut_off=cut_off.is_set,
-            )
-        finally:
-            cut_off.set()  # at a shutdown the thread would go on, and the daemon wait for it
+        await _archive(container, location, scratch, documents, deadline)
+
+
+async def _dump(node: Node, container: ContainerRecord, images: Path, work: Path, deadline: float) -> None:
+    """Have the OCI runtime's CRIU write the paused container's memory to `images`. Raises NotReady with its words."""
+    try:
+        await node.runtime.checkpoint(
+            container.id,
+            image_path=str(images),
+            work_path=str(work),
+            terminal=container.config.tty,
+            timeout=max(0.0, deadline - time.monotonic()),
+        )
+    except NotReady as exc:
+        if said := _complaints(work / archive.DUMP_LOG):
+            exc.add_note(f"CRIU says: {said}")
+        raise
+
+
+async def _archive(
+    container: ContainerRecord, location: Path, scratch: Path, documents: Mapping[str, Any], deadline: float
+) -> None:
+    """Pack what was gathered in `scratch`, the container's log and `documents` into the archive at `location`."""
+    unfinished = location.parent / f".{container.id}.unfinished"
+    (scratch / _UNFINISHED).symlink_to(unfinished)
+    work = scratch / _WORK
+    files = {
+        archive.CHANGES: scratch / archive.CHANGES,
+        archive.LOG: Path(container.log_path or "/"),
+        archive.DUMP_LOG: work / archive.DUMP_LOG,
+        archive.STATISTICS: work / archive.STATISTICS,
+    }
+    present = {name: path for name, path in files.items() if archive.has_file(path)}
+    cut_off = threading.Event()
+    try:
+        await asyncio.to_thread(
+            archive.write,
+            location,
+            unfinished,
+            files={archive.IMAGES: scratch / archive.IMAGES, **present},
+            documents=documents,
+            deadline=deadline,
+            cut_off=cut_off.is_set,
+        )
+    finally:
+        cut_off.set()  # at a shutdown the thread would go on, and the daemon wait for it
 
 
 def _complaints(path: Path) -> str:
@@ -199,11 +197,12 @@ def _directory(node: Node, container_id: str) -> Path:
     return Path(node.places.checkpoint(container_id))
 
 
-async def undo(node: Node, container_id: str) -> None:
+async def undo(held: Held, container_id: str) -> None:
     """Let the container run on and remove what its checkpoint left, an archive to the half included.
 
     Nothing left is done. Raises CleanupIncomplete, and the runtime's errors.
     """
+    node = held.node
     scratch = _directory(node, container_id)
     if not scratch.exists():
         return
@@ -235,8 +234,8 @@ async def undo_all(node: Node, seconds: float) -> None:
             continue
         log.warning("a checkpoint was cut off, its container goes on", container=container_id)
         try:
-            async with asyncio.timeout(seconds), node.jobs.exclusive(owner):
-                await undo(node, container_id)
+            async with asyncio.timeout(seconds), hold(node, owner) as held:
+                await undo(held, container_id)
         except Exception as exc:
             words = str(exc) or type(exc).__name__
             log.error(

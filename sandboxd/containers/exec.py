@@ -15,7 +15,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ import structlog
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd.tasks import Exit
 from sandboxd.containers.stdin import Stdin
-from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
+from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TimedOut
 from sandboxd.jobs import in_pieces
 from sandboxd.logs.client import fifo_paths, make_fifos
-from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
+from sandboxd.operations import running_container
 
 log = structlog.get_logger(__name__)
 
@@ -37,16 +38,6 @@ MOST_OUTPUT = (16 << 20) - 65536
 END_SECONDS = 30.0  # for a SIGKILL to show; longer means a process stuck in the kernel
 DRAIN_SECONDS = 2.0  # how long a background child may hold the streams after the process itself has ended
 READ_BYTES = 65536
-
-
-def running(node: Node, container_id: str) -> ContainerRecord:
-    """The container, if it runs; raises NotFound or NotReady."""
-    container = node.ledger.containers.get(container_id)
-    if container is None:
-        raise NotFound(f"container {container_id} does not exist")
-    if container.state is not ContainerState.RUNNING:
-        raise NotReady(f"container {container_id} is {container.state.value}, not running")
-    return container
 
 
 class Process:
@@ -63,6 +54,7 @@ class Process:
         self._readers: dict[str, asyncio.StreamReader] = {}
         self._pipes: list[asyncio.ReadTransport] = []
         self._end: Exit | None = None
+        self._driven = AsyncExitStack()
 
     async def start(self, argv: Sequence[str], streams: Sequence[str]) -> None:
         """Start it with these of stdin, stdout and stderr. Raises NotReady with the runtime's words; clean then."""
@@ -71,12 +63,12 @@ class Process:
             steps.step("exec.start", command=disclosure.program(argv)) as step,
             disclosure.program_only(argv),
         ):
-            self._node.execs.add(self.id)
+            await self._driven.enter_async_context(self._node.jobs.exclusive(_driven(self.id)))
             try:
                 spec = await self._node.runtime.spec(self._container_id)
                 fifos = make_fifos(self._directory, tuple(streams))
                 await self._open(fifos)
-                await self._node.processes.add(
+                await self._node.runtime.processes.add(
                     self._container_id,
                     self.id,
                     process_spec(spec["process"], argv, tty=self._tty),
@@ -85,7 +77,7 @@ class Process:
                     stderr=fifos.get("stderr", ""),
                     terminal=self._tty,
                 )
-                step.note(pid=await self._node.processes.start(self._container_id, self.id))
+                step.note(pid=await self._node.runtime.processes.start(self._container_id, self.id))
             except BaseException:
                 await self.close()
                 raise
@@ -112,7 +104,7 @@ class Process:
         """Let the process see the end of its stdin."""
         assert self._stdin is not None, "stdin was not asked for"
         self._stdin.close()
-        await self._node.processes.close_stdin(self._container_id, self.id)
+        await self._node.runtime.processes.close_stdin(self._container_id, self.id)
 
     def stdout(self) -> AsyncIterator[bytes]:
         """The output until its end."""
@@ -129,12 +121,12 @@ class Process:
 
     async def resize(self, size: Any) -> None:
         """Set the terminal's size (`width` and `height` in characters)."""
-        await self._node.processes.resize(self._container_id, self.id, width=size.width, height=size.height)
+        await self._node.runtime.processes.resize(self._container_id, self.id, width=size.width, height=size.height)
 
     async def wait(self) -> int:
         """The exit code, as soon as the process has ended; output may remain to be read then."""
         if self._end is None:
-            self._end = await self._node.processes.wait(self._container_id, self.id)
+            self._end = await self._node.runtime.processes.wait(self._container_id, self.id)
         return self._end.code
 
     async def kill(self) -> None:
@@ -158,7 +150,7 @@ class Process:
         else:
             await in_pieces(trees.remove(self._directory))
         finally:
-            self._node.execs.discard(self.id)
+            await self._driven.aclose()
 
 
 async def _end(node: Node, container_id: str, exec_id: str) -> None:
@@ -168,19 +160,19 @@ async def _end(node: Node, container_id: str, exec_id: str) -> None:
     """
     with _discarded(f"{node.places.execs(container_id)}/{exec_id}"):
         try:
-            await node.processes.delete(container_id, exec_id)
+            await node.runtime.processes.delete(container_id, exec_id)
             return  # it has ended, or was never started
         except SandboxdError:
             pass
         await _kill(node, container_id, exec_id)
         try:
             async with asyncio.timeout(END_SECONDS):
-                await node.processes.wait(container_id, exec_id)
+                await node.runtime.processes.wait(container_id, exec_id)
         except NotFound:
             return
         except TimeoutError as exc:
             raise TimedOut(f"process {exec_id} did not end {END_SECONDS:g} s after SIGKILL") from exc
-        await node.processes.delete(container_id, exec_id)
+        await node.runtime.processes.delete(container_id, exec_id)
 
 
 async def _kill(node: Node, container_id: str, exec_id: str) -> None:
@@ -188,7 +180,7 @@ async def _kill(node: Node, container_id: str, exec_id: str) -> None:
 
     The group is what a shell without job control has started: killed alone, it would leave that in the container.
     """
-    pid = await node.processes.pid(container_id, exec_id)
+    pid = await node.runtime.processes.pid(container_id, exec_id)
     if pid:
         try:
             # The kernel's word that it is ours: the number may belong to another by now, or come from elsewhere.
@@ -201,7 +193,7 @@ async def _kill(node: Node, container_id: str, exec_id: str) -> None:
                 os.killpg(pid, signal.SIGKILL)
         except OSError:
             pass  # it has just ended
-    await node.processes.kill(container_id, exec_id, signal.SIGKILL)
+    await node.runtime.processes.kill(container_id, exec_id, signal.SIGKILL)
 
 
 @contextmanager
@@ -231,10 +223,15 @@ async def end_leftovers(node: Node, container_id: str) -> None:
     """End the processes in a container that nobody drives any more. Raises SandboxdError at the first that stays."""
     directory = node.places.execs(container_id)
     for exec_id in os.listdir(directory) if os.path.isdir(directory) else ():
-        if exec_id not in node.execs:
+        if _driven(exec_id) not in node.jobs.held():
             log.info("ending a process that was left behind", container=container_id, process=exec_id)
             await _end(node, container_id, exec_id)
             await in_pieces(trees.remove(f"{directory}/{exec_id}"))
+
+
+def _driven(exec_id: str) -> str:
+    """The key that is held while a client here drives a process."""
+    return f"exec:{exec_id}"
 
 
 def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:
@@ -255,7 +252,7 @@ def check_command(argv: Sequence[str]) -> None:
 
 async def start(node: Node, container_id: str, argv: Sequence[str], *, tty: bool, streams: Sequence[str]) -> Process:
     """Start a process for a client that will drive and close it."""
-    process = Process(node, running(node, container_id), tty=tty)
+    process = Process(node, running_container(node, container_id), tty=tty)
     await process.start(argv, streams)
     return process
 
@@ -267,7 +264,7 @@ async def exec_sync(node: Node, container_id: str, argv: Sequence[str], timeout:
     gone afterwards.
     """
     check_command(argv)
-    process = Process(node, running(node, container_id), tty=False)
+    process = Process(node, running_container(node, container_id), tty=False)
     job = node.jobs.spawn(("ExecSync", process.id), lambda: _sync(node, process, argv, timeout))
     try:
         return await asyncio.shield(job)

@@ -21,6 +21,7 @@ from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import linux
 from sandboxd.oci import userns as ids_of
+from sandboxd.operations import Held
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 # What an image brings is data here: neither its set-id programs nor its device nodes are to have any effect.
@@ -44,7 +45,7 @@ def resolved(node: Node, config: cri.ContainerConfig) -> cri.ContainerConfig:
     return found
 
 
-async def mount(node: Node, sandbox: SandboxRecord, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
+async def mount(held: Held, sandbox: SandboxRecord, container_id: str, config: cri.ContainerConfig) -> dict[int, str]:
     """Mount the images of a resolved `config`; return the directory to show for each, by its index.
 
     Raises NotFound for an image that is gone, InvalidRequest for a sub path that is not a directory in it.
@@ -54,13 +55,14 @@ async def mount(node: Node, sandbox: SandboxRecord, container_id: str, config: c
         if not linux.shows_image(wanted):
             continue
         with steps.step("image.mount", image=wanted.image.image_ref):
-            target = await _mounted(node, sandbox, container_id, wanted.image.image_ref)
+            target = await _mounted(held.node, sandbox, container_id, wanted.image.image_ref)
         found[i] = await asyncio.to_thread(_inside, target, wanted.image_sub_path)
     return found
 
 
-async def remove(node: Node, sandbox_id: str) -> None:
+async def remove(held: Held) -> None:
     """Unmount the pod's images and let go of their snapshots; done already is done."""
+    node, sandbox_id = held.node, held.sandbox_id
     base = Path(node.places.image_mounts(sandbox_id))
     try:
         entries = sorted(base.iterdir())
@@ -77,7 +79,7 @@ async def remove(node: Node, sandbox_id: str) -> None:
 
 
 async def _mounted(node: Node, sandbox: SandboxRecord, container_id: str, image_id: str) -> str:
-    """The image's directory on this machine; the caller holds the pod's lock."""
+    """The image's directory on this machine."""
     target = node.places.image_mount(sandbox.id, image_id)
     if await asyncio.to_thread(_is_mounted, target):
         return target

@@ -12,11 +12,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from sandboxd import steps
 from sandboxd.errors import NotFound, NotReady, SandboxdError, Unsupported
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.oci import linux, validate
+from sandboxd.operations import Held, known_container, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 _PROC = Path("/proc")
@@ -27,27 +27,30 @@ async def update_container(node: Node, container_id: str, wanted: cri.LinuxConta
 
     Raises NotFound, NotReady for a container that has ended or with the runtime's words, InvalidRequest.
     """
-    key = ("UpdateContainerResources", container_id, wanted.SerializeToString(deterministic=True))
-    await node.jobs.run_to_end(key, lambda: _update(node, container_id, wanted))
+    await perform(
+        node,
+        "UpdateContainerResources",
+        known_container(node, container_id).sandbox_id,
+        lambda held: _update(held, container_id, wanted),
+        container_id=container_id,
+        key=(container_id, wanted.SerializeToString(deterministic=True)),
+    )
 
 
-async def _update(node: Node, container_id: str, wanted: cri.LinuxContainerResources) -> None:
-    container = _container(node, container_id)
-    with steps.operation("UpdateContainerResources", sandbox_id=container.sandbox_id, container_id=container_id):
-        async with node.jobs.exclusive(container.sandbox_id):
-            container = _container(node, container_id)
-            if container.state not in (ContainerState.CREATED, ContainerState.RUNNING):
-                raise NotReady(f"container {container_id} is {container.state.value}: it has no limits to change")
-            config = cri.ContainerConfig()
-            config.CopyFrom(container.config)
-            config.linux.resources.CopyFrom(merged(container.config.linux.resources, wanted))
-            validate.container_config(config, node.ledger.sandboxes[container.sandbox_id].config)
-            if container.state is ContainerState.RUNNING:
-                _check_hugepages(container.config.linux.resources, config.linux.resources)
-            limits = linux.resources(config.linux.resources, node.facts)
-            with steps.step("container.update", container=container.config.metadata.name):
-                await _apply(node, container, limits, wanted.oom_score_adj)
-            node.ledger.update_container(container_id, config=config)
+async def _update(held: Held, container_id: str, wanted: cri.LinuxContainerResources) -> None:
+    container = held.container(container_id)
+    if container.state is ContainerState.EXITED:
+        raise NotReady(f"container {container_id} is {container.state.value}: it has no limits to change")
+    config = cri.ContainerConfig()
+    config.CopyFrom(container.config)
+    config.linux.resources.CopyFrom(merged(container.config.linux.resources, wanted))
+    validate.container_config(config, held.sandbox().config)
+    if container.state is ContainerState.RUNNING:
+        _check_hugepages(container.config.linux.resources, config.linux.resources)
+    limits = linux.resources(config.linux.resources, held.node.machine.facts)
+    async with held.effect("container.update", container=container.config.metadata.name):
+        await _apply(held.node, container, limits, wanted.oom_score_adj)
+    held.node.ledger.update_container(container_id, config=config)
 
 
 def _check_hugepages(before: cri.LinuxContainerResources, after: cri.LinuxContainerResources) -> None:
@@ -63,7 +66,7 @@ def _check_hugepages(before: cri.LinuxContainerResources, after: cri.LinuxContai
 async def _apply(node: Node, container: ContainerRecord, limits: dict[str, Any], oom_score_adj: int) -> None:
     before = await node.runtime.spec(container.id)
     if oom_score_adj:
-        oom_score_adj = linux.oom_score_adj(oom_score_adj, node.facts)
+        oom_score_adj = linux.oom_score_adj(oom_score_adj, node.machine.facts)
     await node.runtime.set_spec(container.id, updated_spec(before, limits, oom_score_adj))
     if container.state is not ContainerState.RUNNING:
         return
@@ -121,7 +124,7 @@ def updated_spec(spec: dict[str, Any], limits: dict[str, Any], oom_score_adj: in
 def _set_oom_score_adj(node: Node, container: ContainerRecord, value: int, earlier: dict[int, str]) -> None:
     """Set it for every process of the container; `earlier` gets what they had. Blocks: there can be thousands."""
     sandbox = node.ledger.sandboxes[container.sandbox_id]
-    for pid in node.cgroups.processes(node.places.cgroup(sandbox, container.id)):
+    for pid in node.machine.cgroups.processes(node.places.cgroup(sandbox, container.id)):
         path = _PROC / str(pid) / "oom_score_adj"
         try:
             earlier[pid] = path.read_text(encoding="ascii")
@@ -136,36 +139,3 @@ def _restore_oom_score_adj(earlier: dict[int, str]) -> None:
             (_PROC / str(pid) / "oom_score_adj").write_text(value, encoding="ascii")
         except OSError:
             continue  # it has ended, or what was refused before is refused again
-
-
-async def update_sandbox(node: Node, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
-    """Note the pod's new resources; what is absent stays. Its cgroup is the client's, who has changed it already.
-
-    Raises NotFound, InvalidRequest.
-    """
-    key = ("UpdatePodSandboxResources", sandbox_id, request.SerializeToString(deterministic=True))
-    await node.jobs.run_to_end(key, lambda: _update_sandbox(node, sandbox_id, request))
-
-
-async def _update_sandbox(node: Node, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
-    with steps.operation("UpdatePodSandboxResources", sandbox_id=sandbox_id):
-        async with node.jobs.exclusive(sandbox_id):
-            record = node.ledger.sandboxes.get(sandbox_id)
-            if record is None:
-                raise NotFound(f"pod {sandbox_id} does not exist")
-            config = cri.PodSandboxConfig()
-            config.CopyFrom(record.config)
-            if request.HasField("overhead"):
-                config.linux.overhead.CopyFrom(request.overhead)
-            if request.HasField("resources"):
-                config.linux.resources.CopyFrom(request.resources)
-            validate.sandbox_config(config)
-            with steps.step("sandbox.update", pod=record.name):
-                node.ledger.update_sandbox(sandbox_id, config=config)
-
-
-def _container(node: Node, container_id: str) -> ContainerRecord:
-    container = node.ledger.containers.get(container_id)
-    if container is None or container.state is ContainerState.CREATING:
-        raise NotFound(f"container {container_id} does not exist")
-    return container

@@ -6,5 +6,6 @@ fetch    a pull's blobs: into the content store, as many at once as pays
 examine  a layer looked through as it arrives: digest, compression, entries
 unpack   layers into snapshots, as early as can be
 load     archives into the store; the builtin pause image
+pause    the image of every pod's first container
 save     images into an archive
 """

@@ -117,7 +117,7 @@ async def pod_facts(node: Node, sandbox: SandboxRecord) -> linux.HostFacts:
     """The machine as the pod's specs see it, and what the pod's handler offers and passes on."""
     handler = resolve(node, sandbox.runtime_handler)
     return replace(
-        node.facts,
+        node.machine.facts,
         recursive_read_only=await recursive_read_only(node, handler),
         annotations=handler.annotations,
     )

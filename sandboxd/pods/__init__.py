@@ -3,6 +3,8 @@
 run        RunPodSandbox: record, netns, network and pause at once, start
 teardown   the one way back: failed runs, Stop, Remove and recovery are this code
 network    a pod's attachment: ADD, DEL, and the debts of DELs that failed
+ending     how pods end: with their pause container
+resources  limits that change after the creation
 files      hosts, hostname, resolv.conf, shared memory, the pod's cgroup
 ports      connections to a pod's localhost
 cidr       the pod CIDR into a network configuration

@@ -32,7 +32,7 @@ def set_pod_cidr(node: Node, pod_cidr: str) -> None:
         log.info("the pod CIDR is noted by nobody: network.conf_template is not set", pod_cidr=pod_cidr)
         return
     target = Path(network.conf_dir) / FILE_NAME
-    in_force = node.conf.current().config
+    in_force = node.network.conf.current().config
     if in_force is not None and in_force.source != str(target):
         log.info("another network is in force, the template is left alone", file=in_force.source, pod_cidr=pod_cidr)
         return

@@ -7,9 +7,10 @@ import structlog
 from sandboxd.containerd import events as containerd_events
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.events import Event
-from sandboxd.containers.ending import note_oom, settle_container, settle_sandbox
+from sandboxd.containers.ending import note_oom, settle_container
 from sandboxd.images.store import ImageStore
 from sandboxd.node import Node
+from sandboxd.pods.ending import settle_sandbox
 from sandboxd.pods.recover import compare
 
 log = structlog.get_logger(__name__)

@@ -17,6 +17,7 @@ from sandboxd.cni import conf, request, result
 from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord
 from sandboxd.node import Node
+from sandboxd.operations import Held
 
 log = structlog.get_logger(__name__)
 
@@ -28,21 +29,20 @@ async def choose(node: Node) -> conf.NetworkConfig:
 
     Raises NotReady saying why there is none. Nothing has been created when this fails.
     """
-    choice = node.conf.current()
+    choice = node.network.conf.current()
     if choice.config is None:
         seen = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
         where = node.config.network.conf_dir
         raise NotReady(f"no usable network configuration in {where}" + (f" ({seen})" if seen else " (no files)"))
-    return await node.cni.prepare(choice.config, node.config.network.plugin_dirs)
+    return await node.network.cni.prepare(choice.config, node.config.network.plugin_dirs)
 
 
-async def attach(
-    node: Node, sandbox: SandboxRecord, network: conf.NetworkConfig, cgroup_path: str
-) -> tuple[str, ...]:
+async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig) -> tuple[str, ...]:
     """ADD the sandbox to the network; return its addresses.
 
     On failure the attachment stays in the ledger, for teardown to DEL.
     """
+    node = held.node
     planned = request.plan(
         network,
         sandbox.config,
@@ -50,12 +50,12 @@ async def attach(
         sandbox.netns_path,
         node.config.network.plugin_dirs,
         ifname=IFNAME,
-        cgroup_path=cgroup_path,
+        cgroup_path=node.places.requested_parent(sandbox),
     )
     adding = node.ledger.put_attachment(replace(planned, state=AttachmentState.ADDING))
     with steps.step("network.attach", network=network.name, conf=network.source) as step:
         try:
-            answer = await node.cni.add(adding)
+            answer = await node.network.cni.add(adding)
         except SandboxdError as exc:
             node.ledger.put_attachment(replace(adding, error=str(exc)))
             raise
@@ -65,30 +65,32 @@ async def attach(
     return ips
 
 
-async def detach(node: Node, sandbox_id: str) -> list[Attachment]:
-    """DEL every attachment of the sandbox; return the debts: those whose DEL failed."""
+async def detach(held: Held) -> list[Attachment]:
+    """DEL every attachment of the pod; return the debts: those whose DEL failed."""
     owed = []
-    for attachment in reversed(node.ledger.attachments_of(sandbox_id)):
-        debt = await _delete(node, attachment)
+    for attachment in reversed(held.node.ledger.attachments_of(held.sandbox_id)):
+        debt = await _delete(held, attachment)
         if debt is not None:
             owed.append(debt)
     return owed
 
 
-async def settle_debts(node: Node, sandbox_id: str) -> None:
+async def settle_debts(held: Held) -> None:
     """Try the DELs that an already removed sandbox still owes; free its netns when none is left.
 
     Raises CleanupIncomplete when one fails again.
     """
-    owed = await detach(node, sandbox_id)
+    node = held.node
+    owed = await detach(held)
     if owed:
         raise CleanupIncomplete("; ".join(debt.error for debt in owed))
     with steps.step("netns.remove"):
-        await node.netns.remove(node.places.network_namespace(sandbox_id))
+        await node.netns.remove(node.places.network_namespace(held.sandbox_id))
 
 
-async def _delete(node: Node, attachment: Attachment) -> Attachment | None:
+async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
     """DEL one attachment; the debt when that failed."""
+    node = held.node
     if attachment.state is AttachmentState.PLANNED:
         node.ledger.remove_attachment(attachment)
         return None
@@ -96,7 +98,7 @@ async def _delete(node: Node, attachment: Attachment) -> Attachment | None:
     with steps.operation("network.detach", sandbox_id=attachment.sandbox_id):
         try:
             with steps.step("network.detach", network=attachment.network, attempt=attachment.attempts + 1):
-                await node.cni.delete(deleting)
+                await node.network.cni.delete(deleting)
         except Exception as exc:  # a fault of ours in this must not keep the pod from being removed either
             log.warning(
                 "a network attachment could not be deleted; it is kept as a debt",

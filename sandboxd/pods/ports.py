@@ -8,18 +8,10 @@ import socket
 
 from sandboxd import netns
 from sandboxd.errors import NotReady
-from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
+from sandboxd.operations import unstopped_sandbox
 
 CONNECT_SECONDS = 10.0
-
-
-def running(node: Node, sandbox_id: str) -> SandboxRecord:
-    """The pod, if it has not been stopped; raises NotReady."""
-    record = node.ledger.sandboxes.get(sandbox_id)
-    if record is None or record.stopped_at:
-        raise NotReady(f"pod {sandbox_id} does not run any more")
-    return record
 
 
 class PodPorts:
@@ -31,7 +23,7 @@ class PodPorts:
 
     async def open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the port, over IPv4 first and IPv6 if nobody answers there. Raises NotReady."""
-        record = running(self._node, self._sandbox_id)
+        record = unstopped_sandbox(self._node, self._sandbox_id)
         refused: Exception | None = None
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             try:

@@ -14,13 +14,16 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.containers import checkpoint
-from sandboxd.containers.ending import remove_container_remains, settle_container, settle_sandbox
+from sandboxd.containers.ending import settle_container
 from sandboxd.containers.exec import end_leftovers
+from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import SandboxdError
 from sandboxd.logs.client import fifo_paths
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
+from sandboxd.operations import hold
 from sandboxd.pods import files, network
+from sandboxd.pods.ending import settle_sandbox
 from sandboxd.pods.reconcile import Action, Repair, Seen, reconcile
 from sandboxd.pods.teardown import remove_sandbox
 
@@ -106,7 +109,8 @@ async def _apply(node: Node, repair: Repair) -> None:
         case Action.SETTLE_SANDBOX:
             await settle_sandbox(node, repair.id)
         case Action.REMOVE_CONTAINER:
-            await remove_container_remains(node, repair.id)
+            async with hold(node, node.ledger.containers[repair.id].sandbox_id) as held:
+                await remove_remains(held, repair.id)
         case Action.SETTLE_CONTAINER:
             # What it wrote before it ended is still in its FIFOs, if its shim lives.
             await _open_log(node, node.ledger.containers[repair.id])
@@ -132,6 +136,6 @@ async def _open_log(node: Node, container: ContainerRecord) -> None:
 
 
 async def _pay(node: Node, sandbox_id: str) -> None:
-    async with node.jobs.exclusive(sandbox_id):
-        await network.settle_debts(node, sandbox_id)
+    async with hold(node, sandbox_id) as held:
+        await network.settle_debts(held)
     log.info("a network debt is paid", sandbox=sandbox_id)

@@ -17,13 +17,13 @@ import asyncio
 import hashlib
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from sandboxd import disclosure, places, steps
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.containers.ending import settle_sandbox
-from sandboxd.errors import AlreadyExists, NotFound, SandboxdError, Unavailable, Unsupported
+from sandboxd.errors import AlreadyExists, SandboxdError, Unsupported
 from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
@@ -32,14 +32,18 @@ from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
 from sandboxd.node import Node
 from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
+from sandboxd.operations import Held, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import files, network
+from sandboxd.pods.ending import settle_sandbox
 from sandboxd.pods.teardown import teardown
 
 log = structlog.get_logger(__name__)
 
 
-async def run_sandbox(node: Node, config: cri.PodSandboxConfig, handler: str) -> str:
+async def run_sandbox(
+    node: Node, pause_image: Callable[[], Awaitable[ImageRecord]], config: cri.PodSandboxConfig, handler: str
+) -> str:
     """Make a pod and return its id.
 
     The same request again joins the one in flight, or returns the pod that it made. Raises InvalidRequest,
@@ -49,52 +53,43 @@ async def run_sandbox(node: Node, config: cri.PodSandboxConfig, handler: str) ->
     validate.sandbox_config(config)
     handlers.resolve(node, handler)
     fingerprint = hashlib.sha256(config.SerializeToString(deterministic=True) + handler.encode()).hexdigest()
-    return await node.jobs.run_to_end(("RunPodSandbox", fingerprint), lambda: _run(node, config, handler))
+    return await perform(
+        node,
+        "RunPodSandbox",
+        secrets.token_hex(32),
+        lambda held: _run(held, pause_image, config, handler),
+        key=(fingerprint,),
+    )
 
 
-async def _run(node: Node, config: cri.PodSandboxConfig, handler: str) -> str:
+async def _run(
+    held: Held, pause_image: Callable[[], Awaitable[ImageRecord]], config: cri.PodSandboxConfig, handler: str
+) -> str:
+    node = held.node
     existing = node.ledger.sandbox_named(sandbox_name(config.metadata))
     if existing is not None:
         return _again(existing, config, handler)
-    pause = await _pause_image(node)
+    pause = await pause_image()
     await _check_user_namespace(node, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
     chosen = None if on_host else await network.choose(node)
-    sandbox_id = secrets.token_hex(32)
     record = SandboxRecord(
-        id=sandbox_id,
+        id=held.sandbox_id,
         config=config,
         runtime_handler=handler,
-        netns_path="" if on_host else node.places.network_namespace(sandbox_id),
+        netns_path="" if on_host else node.places.network_namespace(held.sandbox_id),
         created_at=time.time_ns(),
     )
     node.ledger.add_sandbox(record)
-    with steps.operation("RunPodSandbox", sandbox_id=sandbox_id):
-        async with node.jobs.exclusive(sandbox_id):
-            try:
-                with steps.step("sandbox.run", pod=record.name):
-                    await _build(node, record, chosen, pause)
-            except BaseException as exc:
-                await _roll_back(node, record, exc)
-                raise
+
+    async def undo(cause: BaseException) -> None:
+        await _roll_back(held, cause)
+
+    async with held.effect("sandbox.run", undo=undo, pod=record.name):
+        await _build(held, record, chosen, pause)
     # A pause that ended at once did so before it was known to run; its exit event found nothing to record.
-    node.jobs.start(("started", sandbox_id), lambda: settle_sandbox(node, sandbox_id))
-    return sandbox_id
-
-
-async def _pause_image(node: Node) -> ImageRecord:
-    """The image of every pod's first container; where somebody removed it, it is brought again.
-
-    Raises Unavailable while it is not here yet, and what bringing it raises.
-    """
-    if node.pause is not None and node.renew_pause is not None:
-        try:
-            node.images.resolve(node.pause.id)
-        except NotFound:
-            await node.jobs.run_to_end(("pause image",), node.renew_pause)
-    if node.pause is None:
-        raise Unavailable(f"the pause image {node.config.runtime.pause_image} is not here yet; it is being fetched")
-    return node.pause
+    node.jobs.start(("started", record.id), lambda: settle_sandbox(node, record.id))
+    return record.id
 
 
 async def _check_user_namespace(node: Node, config: cri.PodSandboxConfig, handler: str) -> None:
@@ -121,7 +116,8 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
     )
 
 
-async def _build(node: Node, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
+async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
+    node = held.node
     ips: tuple[str, ...] = ()
     ids = oci_userns.of(record.config)
     if ids is not None:
@@ -133,13 +129,13 @@ async def _build(node: Node, record: SandboxRecord, chosen: NetworkConfig | None
     if chosen is None:
         await _create_pause(node, record, pause)
     elif _sysctl_names_interface(record.config):
-        ips = await network.attach(node, record, chosen, node.places.requested_parent(record))
+        ips = await network.attach(held, record, chosen)
         await _create_pause(node, record, pause)
     else:
         # Neither is cancelled when the other fails: containerd would go on creating the task after we had
         # looked for it, and a plugin cut off half way leaves more behind than one that ends.
         attached, created = await asyncio.gather(
-            network.attach(node, record, chosen, node.places.requested_parent(record)),
+            network.attach(held, record, chosen),
             _create_pause(node, record, pause),
             return_exceptions=True,
         )
@@ -201,10 +197,11 @@ def _sysctl_names_interface(config: cri.PodSandboxConfig) -> bool:
     return any(f".{network.IFNAME}." in f"{name}." for name in config.linux.sysctls)
 
 
-async def _roll_back(node: Node, record: SandboxRecord, cause: BaseException) -> None:
+async def _roll_back(held: Held, cause: BaseException) -> None:
     """Undo a failed run; what cannot be undone keeps the record, NOTREADY, with the reason."""
     try:
-        await teardown(node, record.id, remove=True)
+        await teardown(held, remove=True)
     except SandboxdError as left:
-        node.ledger.update_sandbox(record.id, failure=f"{disclosure.words(cause)}; cleaning up: {left}")
-        cause.add_note(f"cleaning up: {left}")
+        failure = f"{disclosure.words(cause)}; cleaning up: {left}"
+        held.node.ledger.update_sandbox(held.sandbox_id, failure=failure)
+        raise

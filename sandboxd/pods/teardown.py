@@ -6,8 +6,6 @@
 Each step treats "already gone" as done. The first step that fails ends it and keeps the record with the reason,
 so that a retry goes on from there; that holds for errors that nobody expected too. One failure does not end it: a CNI
 DEL that fails is kept as a debt with its netns (invariant 6), so that a broken plugin cannot make pods undeletable.
-
-The caller holds the sandbox's lock.
 """
 
 from __future__ import annotations
@@ -18,50 +16,40 @@ import time
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd import shims
 from sandboxd.containers import image_mounts
-from sandboxd.containers.ending import (
-    cleaning,
-    free,
-    kill,
-    note_kill,
-    remove_container_remains,
-    settle_container,
-)
+from sandboxd.containers.ending import end, free, kill
+from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import userns
+from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
+from sandboxd.operations import Held, cleaning, perform
 from sandboxd.pods import files, network
 
 
 async def stop_sandbox(node: Node, sandbox_id: str) -> None:
-    """StopPodSandbox: free what the pod holds, keep its records. Unknown is done."""
-    await node.jobs.run_to_end(("StopPodSandbox", sandbox_id), lambda: _locked(node, sandbox_id, remove=False))
+    """StopPodSandbox: free what the pod holds, keep its records. No error if there is no such pod."""
+    await perform(node, "StopPodSandbox", sandbox_id, lambda held: teardown(held, remove=False))
 
 
 async def remove_sandbox(node: Node, sandbox_id: str) -> None:
-    """RemovePodSandbox: leave nothing. Unknown is done."""
-    await node.jobs.run_to_end(("RemovePodSandbox", sandbox_id), lambda: _locked(node, sandbox_id, remove=True))
+    """RemovePodSandbox: leave nothing. No error if there is no such pod."""
+    await perform(node, "RemovePodSandbox", sandbox_id, lambda held: teardown(held, remove=True))
 
 
-async def _locked(node: Node, sandbox_id: str, *, remove: bool) -> None:
-    name = "RemovePodSandbox" if remove else "StopPodSandbox"
-    with steps.operation(name, sandbox_id=sandbox_id):
-        async with node.jobs.exclusive(sandbox_id):
-            await teardown(node, sandbox_id, remove=remove)
-
-
-async def teardown(node: Node, sandbox_id: str, *, remove: bool) -> None:
-    """Stop the sandbox, or remove it whole. Raises CleanupIncomplete naming what is left."""
+async def teardown(held: Held, *, remove: bool) -> None:
+    """Stop the pod, or remove it whole. Raises CleanupIncomplete naming what is left."""
+    node, sandbox_id = held.node, held.sandbox_id
     record = node.ledger.sandboxes.get(sandbox_id)
     if record is None:
         return
     try:
         with cleaning(f"pod {record.name} ({sandbox_id})"):
             if not record.stopped_at:
-                await _stop(node, sandbox_id)
+                await _stop(held, record)
             if remove:
-                await _remove(node, sandbox_id)
+                await _remove(held)
     except SandboxdError as exc:
         node.ledger.update_sandbox(sandbox_id, failure=disclosure.sentence(exc))
         if isinstance(exc, CleanupIncomplete | Unavailable):
@@ -69,7 +57,8 @@ async def teardown(node: Node, sandbox_id: str, *, remove: bool) -> None:
         raise CleanupIncomplete(f"pod {record.name} ({sandbox_id}): {exc}") from exc
 
 
-async def _stop(node: Node, sandbox_id: str) -> None:
+async def _stop(held: Held, record: SandboxRecord) -> None:
+    node, sandbox_id = held.node, held.sandbox_id
     workload = [c.id for c in node.ledger.containers_of(sandbox_id)]
     if workload:
         with steps.step("workload.stop", containers=len(workload)):
@@ -82,31 +71,29 @@ async def _stop(node: Node, sandbox_id: str) -> None:
     with steps.step("pause.stop"):
         await kill(node, sandbox_id)
         await free(node, sandbox_id)
-    record = node.ledger.sandboxes[sandbox_id]
-    node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=record.exited_at or time.time_ns())
-    debts = await network.detach(node, sandbox_id)
+    node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or time.time_ns())
+    debts = await network.detach(held)
     if record.netns_path and not debts:
         with steps.step("netns.remove", path=record.netns_path):
             await node.netns.remove(record.netns_path)
     with steps.step("pod.shm"):
         files.unmount(node, sandbox_id)
-    await image_mounts.remove(node, sandbox_id)
+    await image_mounts.remove(held)
     if oci_userns.of(record.config) is not None:
         await userns.remove(node, sandbox_id)
     node.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
 
 
 async def _end_container(node: Node, container_id: str) -> None:
-    note_kill(node, container_id)
-    await kill(node, container_id)
-    await settle_container(node, container_id)
+    await end(node, container_id)
     await free(node, container_id)  # what was created but never ran has nothing to settle
 
 
-async def _remove(node: Node, sandbox_id: str) -> None:
+async def _remove(held: Held) -> None:
+    node, sandbox_id = held.node, held.sandbox_id
     for container in node.ledger.containers_of(sandbox_id):
         with steps.step("container.remove", container=container.name):
-            await remove_container_remains(node, container.id)
+            await remove_remains(held, container.id)
     with steps.step("pause.remove"):
         await node.runtime.delete_container(sandbox_id)
         await node.images.remove_rootfs(sandbox_id)

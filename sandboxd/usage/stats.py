@@ -65,7 +65,7 @@ class Stats:
     def __init__(self, node: Node, layers: Layers, gauge: Gauge | None = None) -> None:
         self._node = node
         self.layers = layers
-        self.gauge = gauge or Gauge(node.cgroups, node.places)
+        self.gauge = gauge or Gauge(node.machine.cgroups, node.places)
         self._rates = Rates()
         node.ledger.subscribe(self._on_change)
 

@@ -50,6 +50,12 @@ class Resource:
         return call
 
 
+def _runtime(faults: Faults, tasks: dict[str, Task] | None) -> Resource:
+    runtime = Resource(faults, "runtime", get=NotFound("no task"), wait=Exit(code=0, at=1), list=tasks or {})
+    cast(Any, runtime).processes = Resource(faults, "processes")
+    return runtime
+
+
 def fake_node(directory: Path, faults: Faults, tasks: dict[str, Task] | None = None) -> Node:
     """A node with its files below `directory`; containerd knows `tasks` and nothing else."""
     daemon = Daemon(root=str(directory / "root"), state=str(directory / "state"))
@@ -61,16 +67,12 @@ def fake_node(directory: Path, faults: Faults, tasks: dict[str, Task] | None = N
             jobs=Jobs(),
             ledger=Ledger(":memory:"),
             netns=Resource(faults, "netns"),
-            cni=Resource(faults, "cni"),
-            runtime=Resource(faults, "runtime", get=NotFound("no task"), wait=Exit(code=0, at=1), list=tasks or {}),
-            processes=Resource(faults, "processes"),
+            network=SimpleNamespace(cni=Resource(faults, "cni")),
+            runtime=_runtime(faults, tasks),
             images=Resource(faults, "images"),
             logs=Resource(faults, "logs"),
-            facts=SimpleNamespace(),
             places=Places.of(config),
-            cgroups=SimpleNamespace(oom_kills=lambda path: None),
-            killed=set(),
-            execs=set(),
+            machine=SimpleNamespace(facts=None, cgroups=SimpleNamespace(oom_kills=lambda path: None)),
         ),
     )
 

@@ -204,9 +204,9 @@ async def test_metrics_are_the_exposition(site: Site) -> None:
 
 def test_what_an_earlier_daemon_was_sent_goes_at_the_first_archive(tmp_path: Path) -> None:
     """It died in the middle of reading it; later ones are those of this daemon."""
-    config = SimpleNamespace(daemon=SimpleNamespace(root=str(tmp_path)))
+    places = SimpleNamespace(uploads=str(tmp_path / "uploads"))
     service = HostService(
-        cast(Node, SimpleNamespace(config=config)), cast(ImageStore, None), cast(Pulls, None), lambda: b""
+        cast(Node, SimpleNamespace(places=places)), cast(ImageStore, None), cast(Pulls, None), lambda: b""
     )
     left = tmp_path / "uploads" / "archive-left"
     left.parent.mkdir()

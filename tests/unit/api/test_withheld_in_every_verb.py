@@ -38,12 +38,12 @@ from sandboxd.api.runtime import RuntimeService
 from sandboxd.daemon import _log_step
 from sandboxd.errors import NotReady
 from sandboxd.images.pull import Pulls
-from sandboxd.images.store import ImageStore
+from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.machine import facts as machine
 from sandboxd.model import ContainerRecord, SandboxRecord
-from sandboxd.node import Node
+from sandboxd.node import Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
@@ -302,23 +302,26 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
         jobs=jobs,
         ledger=cast(Any, BreakingAtOnce(fault)) if ledger_too else ledger,
         netns=cast(Any, Breaking(fault, exists=lambda path: True, inode=lambda path: 1)),
-        conf=cast(Any, Breaking(fault) if ledger_too else Breaking(fault, current=lambda: NETWORK)),
-        cni=cast(Any, Breaking(fault, prepare=_prepared)),
-        runtime=cast(Any, Breaking(fault)),
-        processes=cast(Any, Breaking(fault)),
+        network=Network(
+            conf=cast(Any, Breaking(fault) if ledger_too else Breaking(fault, current=lambda: NETWORK)),
+            cni=cast(Any, Breaking(fault, prepare=_prepared)),
+        ),
+        runtime=cast(Any, Breaking(fault, processes=Breaking(fault))),
         images=cast(Any, images),
         logs=cast(Any, Breaking(fault)),
-        facts=machine.facts(config),
+        machine=Machine(facts=machine.facts(config), cgroups=cast(Any, Breaking(fault))),
         places=Places.of(config),
-        cgroups=cast(Any, Breaking(fault)),
-        pause=cast(Any, image),
     )
     pulls = Pulls(cast(ImageStore, images), jobs, cast(Registries, Breaking(fault)))
     stop = [steps.subscribe(ledger.append_step), steps.subscribe(_log_step)]
     edge = Edge(lambda: "", private=withheld.private(lambda: ledger.containers.values()))
     server = grpc.aio.server(interceptors=(edge,))
     other = cast(Any, Breaking(fault))
-    runtime = RuntimeService(node, other, other, other, other.trouble if ledger_too else lambda: "")
+
+    async def pause_image() -> ImageRecord:
+        return cast(ImageRecord, image)
+
+    runtime = RuntimeService(node, pause_image, other, other, other, other.trouble if ledger_too else lambda: "")
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     cri_grpc.add_ImageServiceServicer_to_server(ImageService(cast(ImageStore, images), pulls), server)
     own = HostService(node, cast(ImageStore, images), pulls, Breaking(fault).exposition)

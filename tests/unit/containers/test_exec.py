@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -26,7 +27,7 @@ async def test_only_a_process_that_leads_a_group_of_its_own_takes_it_along(
 ) -> None:
     faults = Faults()
     node = fake_node(tmp_path, faults)
-    node.processes = Resource(faults, "processes", pid=pid)
+    cast(Any, node.runtime).processes = Resource(faults, "processes", pid=pid)
     found: list[int] = []
     monkeypatch.setattr(Path, "read_text", lambda path, **_: f"0::/pods/{CONTAINER}\n")
     monkeypatch.setattr(os, "getpgid", lambda pid: group)

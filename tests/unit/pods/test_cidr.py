@@ -29,7 +29,8 @@ class Machine:
 
     def set(self, cidr: str, *, configured: bool = True) -> None:
         network = Network(conf_dir=str(self.directory), conf_template=str(self.template) if configured else "")
-        set_pod_cidr(cast("Node", SimpleNamespace(config=Config(network=network), conf=self.conf)), cidr)
+        node = SimpleNamespace(config=Config(network=network), network=SimpleNamespace(conf=self.conf))
+        set_pod_cidr(cast("Node", node), cidr)
 
     @property
     def files(self) -> list[str]:

@@ -142,7 +142,9 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
         )
     )  # fmt: skip
     images = SimpleNamespace(fs_info=lambda: FsInfo(directory=str(tmp_path), bytes=0, inodes=0, at=0))
-    node = SimpleNamespace(ledger=ledger, places=places, cgroups=Cgroups(str(tmp_path)), images=images)
+    node = SimpleNamespace(
+        ledger=ledger, places=places, machine=SimpleNamespace(cgroups=Cgroups(str(tmp_path))), images=images
+    )
     stats = Stats(cast("Node", node), cast("Layers", SimpleNamespace(get=lambda container_id: None)))
     readers: set[int] = set()
     real = os.open

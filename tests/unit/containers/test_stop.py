@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from sandboxd.containerd.tasks import Exit, Task, TaskState
-from sandboxd.containers.ending import signal_number, stop_container
+from sandboxd.containers.stop import signal_number, stop_container
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
@@ -63,7 +63,7 @@ def runtime() -> Runtime:
 def node(runtime: Runtime, tmp_path: Path) -> Iterator[Node]:
     ledger = Ledger(str(tmp_path / "ledger.db"))
     config = SimpleNamespace(logs=SimpleNamespace(drain_seconds=1.0))
-    made: Any = SimpleNamespace(jobs=Jobs(), ledger=ledger, runtime=runtime, logs=Logs(), config=config, killed=set())
+    made: Any = SimpleNamespace(jobs=Jobs(), ledger=ledger, runtime=runtime, logs=Logs(), config=config)
     yield cast(Node, made)
     ledger.close()
 
