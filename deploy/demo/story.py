@@ -12,13 +12,13 @@ from rich.markup import escape
 from sandboxd.pb.host.v1 import host_pb2
 
 _TITLES: Mapping[str, str] = {
-    "netns.create": "The network namespace",
-    "pause.create": "The pause container is created",
+    "pod.netns.create": "The network namespace",
+    "pod.pause.create": "The pause container is created",
     "cni.add": "The CNI plugin",
-    "pause.start": "The pause container runs",
+    "pod.pause.start": "The pause container runs",
     "container.rootfs": "nginx gets a root file system",
-    "task.create": "The nginx container is created, in the pod's namespaces",
-    "task.start": "nginx runs",
+    "container.task.create": "The nginx container is created, in the pod's namespaces",
+    "container.task.start": "nginx runs",
 }
 
 
@@ -50,9 +50,9 @@ class Teller:
 def _lines(step: host_pb2.Step, pids: Mapping[str, int]) -> list[str]:
     detail = step.detail
     match step.name:
-        case "netns.create":
+        case "pod.netns.create":
             return [f"{detail['path']}  (inode {detail['inode']}; also in: ip netns list)"]
-        case "pause.create" | "pause.start" | "task.create" | "task.start":
+        case "pod.pause.create" | "pod.pause.start" | "container.task.create" | "container.task.start":
             pid = detail.get("pid") or (str(pids[step.name]) if step.name in pids else "")
             return [f"pid {pid}"] if pid else []
         case "cni.add":

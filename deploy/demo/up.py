@@ -50,7 +50,7 @@ def up(console: Console) -> None:
     pid = json.loads(
         runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container_id, verbose=True)).info["info"]
     )["pid"]
-    teller.tell(story.steps, {"task.start": pid})
+    teller.tell(story.steps, {"container.task.start": pid})
     ip = runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id)).status.network.ip
     teller.say("The pod's address", ip)
     _show_same_netns(teller, story, pid)

@@ -60,7 +60,7 @@ class Process:
         """Start it with these of stdin, stdout and stderr. Raises NotReady with the runtime's words; clean then."""
         with (
             steps.operation("Exec", sandbox_id=self._sandbox_id, container_id=self._container_id),
-            steps.step("exec.start", command=disclosure.program(argv)) as step,
+            steps.step("container.exec", command=disclosure.program(argv)) as step,
             disclosure.program_only(argv),
         ):
             await self._driven.enter_async_context(self._node.jobs.exclusive(_driven(self.id)))

@@ -59,7 +59,7 @@ async def _run(node: Node, container: ContainerRecord) -> int:
     sandbox = node.ledger.sandboxes[container.sandbox_id]
     rootfs = await node.images.rootfs(container.id)
     command = config.command or config.args
-    with steps.step("task.create"), disclosure.program_only(command):
+    with steps.step("container.task.create"), disclosure.program_only(command):
         async with userns.staged(node, sandbox, container.id, rootfs, config) as mapped:
             await node.runtime.create(
                 container.id,
@@ -69,7 +69,7 @@ async def _run(node: Node, container: ContainerRecord) -> int:
                 stdin=stdin,
                 terminal=config.tty,
             )
-    with steps.step("task.start"), disclosure.program_only(command):
+    with steps.step("container.task.start"), disclosure.program_only(command):
         return await node.runtime.start(container.id)
 
 

@@ -53,7 +53,7 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         cgroup_path=node.places.requested_parent(sandbox),
     )
     adding = node.ledger.put_attachment(replace(planned, state=AttachmentState.ADDING))
-    with steps.step("network.attach", network=network.name, conf=network.source) as step:
+    with steps.step("pod.network.attach", network=network.name, conf=network.source) as step:
         try:
             answer = await node.network.cni.add(adding)
         except SandboxdError as exc:
@@ -84,7 +84,7 @@ async def settle_debts(held: Held) -> None:
     owed = await detach(held)
     if owed:
         raise CleanupIncomplete("; ".join(debt.error for debt in owed))
-    with steps.step("netns.remove"):
+    with steps.step("pod.netns.remove"):
         await node.netns.remove(node.places.network_namespace(held.sandbox_id))
 
 
@@ -95,9 +95,9 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
         node.ledger.remove_attachment(attachment)
         return None
     deleting = node.ledger.put_attachment(replace(attachment, state=AttachmentState.DELETING))
-    with steps.operation("network.detach", sandbox_id=attachment.sandbox_id):
+    with steps.operation("recover", sandbox_id=attachment.sandbox_id):
         try:
-            with steps.step("network.detach", network=attachment.network, attempt=attachment.attempts + 1):
+            with steps.step("pod.network.detach", network=attachment.network, attempt=attachment.attempts + 1):
                 await node.network.cni.delete(deleting)
         except Exception as exc:  # a fault of ours in this must not keep the pod from being removed either
             log.warning(

@@ -32,5 +32,5 @@ async def _update_sandbox(held: Held, request: cri.UpdatePodSandboxResourcesRequ
     if request.HasField("resources"):
         config.linux.resources.CopyFrom(request.resources)
     validate.sandbox_config(config)
-    with steps.step("sandbox.update", pod=record.name):
+    with steps.step("pod.update", pod=record.name):
         held.node.ledger.update_sandbox(held.sandbox_id, config=config)

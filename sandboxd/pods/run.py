@@ -85,7 +85,7 @@ async def _run(
     async def undo(cause: BaseException) -> None:
         await _roll_back(held, cause)
 
-    async with held.effect("sandbox.run", undo=undo, pod=record.name):
+    async with held.effect("pod.run", undo=undo, pod=record.name):
         await _build(held, record, chosen, pause)
     # A pause that ended at once did so before it was known to run; its exit event found nothing to record.
     node.jobs.start(("started", record.id), lambda: settle_sandbox(node, record.id))
@@ -121,10 +121,10 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
     ips: tuple[str, ...] = ()
     ids = oci_userns.of(record.config)
     if ids is not None:
-        with steps.step("userns.create", host_uid=ids.uids.host, length=ids.uids.length):
+        with steps.step("pod.userns.create", host_uid=ids.uids.host, length=ids.uids.length):
             await userns.create(node, record, ids)
     elif record.netns_path:
-        with steps.step("netns.create", path=record.netns_path) as step:
+        with steps.step("pod.netns.create", path=record.netns_path) as step:
             step.note(inode=await node.netns.create(record.netns_path))
     if chosen is None:
         await _create_pause(node, record, pause)
@@ -144,9 +144,9 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
                 raise outcome
         assert isinstance(attached, tuple)
         ips = attached
-    with steps.step("pod.files"):
+    with steps.step("pod.files.write"):
         files.write(node, record, ips)
-    with steps.step("pause.start") as step:
+    with steps.step("pod.pause.start") as step:
         pid = await node.runtime.start(record.id)
         step.note(pid=pid)
     node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
@@ -154,10 +154,10 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
 
 async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -> None:
     """Everything of the pause container but its start."""
-    with steps.step("pod.shm"):
+    with steps.step("pod.files.mount"):
         # The runtime binds these when it creates the container; the pod's address follows before the start.
         files.prepare(node, record)
-    with steps.step("pause.rootfs", image=pause.id):
+    with steps.step("pod.pause.rootfs", image=pause.id):
         rootfs = await node.images.prepare_rootfs(record.id, pause)
     name = pause.name
     # Run as the image says; a name would have to be looked up in the image's files, which pause images lack.
@@ -178,7 +178,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
         user=user,
         host=found,
     )
-    with steps.step("pause.record"):
+    with steps.step("pod.pause.record"):
         await node.runtime.create_container(
             record.id,
             spec=spec,
@@ -188,7 +188,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
             labels=places.labels(record.config, record.id, kind="sandbox"),
             runtime=handlers.runtime_options(node, record),
         )
-    with steps.step("pause.create") as step:
+    with steps.step("pod.pause.create") as step:
         async with userns.staged(node, record, record.id, rootfs) as mapped:
             step.note(pid=await node.runtime.create(record.id, mapped))
 

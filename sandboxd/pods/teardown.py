@@ -61,22 +61,22 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
     node, sandbox_id = held.node, held.sandbox_id
     workload = [c.id for c in node.ledger.containers_of(sandbox_id)]
     if workload:
-        with steps.step("workload.stop", containers=len(workload)):
+        with steps.step("pod.containers.stop", containers=len(workload)):
             ends = await asyncio.gather(
                 *(_end_container(node, container_id) for container_id in workload), return_exceptions=True
             )
             for end in ends:
                 if isinstance(end, BaseException):
                     raise end
-    with steps.step("pause.stop"):
+    with steps.step("pod.pause.stop"):
         await kill(node, sandbox_id)
         await free(node, sandbox_id)
     node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or time.time_ns())
     debts = await network.detach(held)
     if record.netns_path and not debts:
-        with steps.step("netns.remove", path=record.netns_path):
+        with steps.step("pod.netns.remove", path=record.netns_path):
             await node.netns.remove(record.netns_path)
-    with steps.step("pod.shm"):
+    with steps.step("pod.files.unmount"):
         files.unmount(node, sandbox_id)
     await image_mounts.remove(held)
     if oci_userns.of(record.config) is not None:
@@ -94,10 +94,10 @@ async def _remove(held: Held) -> None:
     for container in node.ledger.containers_of(sandbox_id):
         with steps.step("container.remove", container=container.name):
             await remove_remains(held, container.id)
-    with steps.step("pause.remove"):
+    with steps.step("pod.pause.remove"):
         await node.runtime.delete_container(sandbox_id)
         await node.images.remove_rootfs(sandbox_id)
-    with steps.step("pod.remains"):
+    with steps.step("pod.files.remove"):
         # containerd forgets the socket of a shim that it cut off while it started, as when the daemon dies then.
         shim = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
         shims.remove_dead_socket(shims.socket_path(*shim))

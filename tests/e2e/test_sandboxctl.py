@@ -62,7 +62,7 @@ def test_run_to_rm_without_a_json_file(bed: Testbed, ctl: Ctl, loaded: None) -> 
     assert "web" in ctl("ps") and ip in ctl("ps")
     until(lambda: "GET /" in ctl("logs", "web"), within=10, what="the access is logged")
     assert ctl("logs", "--tail", "1", "web").count("\n") == 1
-    for fact in ("netns.create", "bridge", "RunPodSandbox"):
+    for fact in ("pod.netns.create", "bridge", "RunPodSandbox"):
         assert fact in ctl("explain", "web")
     ctl("stop", "web")
     assert "Running" not in ctl("ps", "-a")

@@ -106,7 +106,14 @@ def test_the_pods_routes_are_those_of_the_configuration(story: Story) -> None:
 
 def test_the_timeline_tells_the_steps_in_order_with_the_plugin_call(story: Story) -> None:
     names = [step["step"] for step in pod_info(story.bed, story.pod_id)["timeline"]]
-    wanted = ["netns.create", "cni.add", "network.attach", "pause.start", "sandbox.run", "task.start"]
+    wanted = [
+        "pod.netns.create",
+        "cni.add",
+        "pod.network.attach",
+        "pod.pause.start",
+        "pod.run",
+        "container.task.start",
+    ]
     assert [name for name in names if name in wanted and name != "cni.add"] == [
         name for name in wanted if name != "cni.add"
     ]

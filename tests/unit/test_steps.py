@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +30,7 @@ def seen() -> Iterator[list[StepRecord]]:
 def test_a_step_is_recorded_when_it_ends_with_what_was_learnt_on_the_way(seen: list[StepRecord]) -> None:
     with (
         steps.operation("RunPodSandbox", sandbox_id="s", container_id="c"),
-        steps.step("netns.create", path="/n", left_out=None) as step,
+        steps.step("pod.netns.create", path="/n", left_out=None) as step,
     ):
         step.note(inode=7, also_left_out=None)
         step.plugin = EXECUTION
@@ -37,7 +39,7 @@ def test_a_step_is_recorded_when_it_ends_with_what_was_learnt_on_the_way(seen: l
     (record,) = seen
     assert (record.operation, record.name, record.sandbox_id, record.container_id) == (
         "RunPodSandbox",
-        "netns.create",
+        "pod.netns.create",
         "s",
         "c",
     )
@@ -182,3 +184,38 @@ async def test_an_operation_inside_a_job_does_not_leak_into_the_caller(seen: lis
         pass
 
     assert [(r.name, r.operation) for r in seen] == [("inside", "StopPodSandbox"), ("outside", "")]
+
+
+PACKAGE = Path(__file__).resolve().parents[2] / "sandboxd"
+
+
+def names_in(source: str) -> Iterator[str]:
+    """The name of each step that a module makes; a step whose name is not a literal is named "?"."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            of = getattr(getattr(node.func, "value", None), "id", "")
+            if (called == "step" and of == "steps") or called == "effect":
+                first = node.args[0] if node.args else None
+                yield first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else "?"
+
+
+def test_the_table_of_steps_has_exactly_those_that_are_made() -> None:
+    made = {
+        name
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "operations.py" and path.parts[-2] != "pb"
+        for name in names_in(path.read_text())
+    }
+
+    assert made == set(steps.NAMES)
+
+
+def test_a_step_that_is_not_in_the_table_is_seen() -> None:
+    planted = 'with steps.step("pod.shm"): pass\nheld.effect("x", undo=u)\nsteps.step(name)'
+
+    assert set(names_in(planted)) == {"pod.shm", "x", "?"}
+
+
+def test_a_step_is_named_by_what_it_is_done_to() -> None:
+    assert {name.partition(".")[0] for name in steps.NAMES} == {"pod", "container", "image", "cni"}

@@ -207,7 +207,7 @@ def test_verbose_info_is_parsed_where_it_is_json() -> None:
 def test_explain_for_programs_has_plugin_json_in_the_open() -> None:
     answer = host.ExplainResponse(
         steps=[
-            host.Step(name="netns.create"),
+            host.Step(name="pod.netns.create"),
             host.Step(plugin=host.PluginExecution(stdin=b'{"name": "n"}', stdout=b"oops", stderr=b"\xff")),
         ],
         attachments=[host.Attachment(config=b"{}", result=b"")],

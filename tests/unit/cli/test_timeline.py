@@ -36,19 +36,19 @@ def test_a_stopped_pod_and_a_pod_without_a_network_say_so() -> None:
 def test_steps_stand_under_their_operation_with_offset_and_duration() -> None:
     lines = told(
         steps=[
-            step("RunPodSandbox", "netns.create", 0, 3, detail={"path": "/run/netns/a", "a": "b"}),
+            step("RunPodSandbox", "pod.netns.create", 0, 3, detail={"path": "/run/netns/a", "a": "b"}),
             step("RunPodSandbox", "cni.add", 4, 45),
-            step("StartContainer", "task.start", 1000, 7, container_id="c" * 64),
+            step("StartContainer", "container.task.start", 1000, 7, container_id="c" * 64),
         ]
     )
     assert lines[3:] == [
         "",
         "RunPodSandbox  2023-11-14 22:13:20.123 UTC  took 49 ms",
-        "         +0 µs       3 ms  netns.create  a=b  path=/run/netns/a",
+        "         +0 µs       3 ms  pod.netns.create  a=b  path=/run/netns/a",
         "         +4 ms      45 ms  cni.add",
         "",
         "StartContainer  2023-11-14 22:13:21.123 UTC  took 7 ms",
-        "         +0 µs       7 ms  task.start  container cccccccccccc",
+        "         +0 µs       7 ms  container.task.start  container cccccccccccc",
     ]
 
 
