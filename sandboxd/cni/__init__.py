@@ -7,14 +7,14 @@ Reading order, one file per step of an attachment's life:
     lookup.py       NetworkConfig → the plugin binaries, found before anything is created
     request.py   P  NetworkConfig + pod → model.Attachment; Attachment → environment and stdin of a plugin
     invoker.py      Attachment → plugin executions (the only process spawn)
-    strict_json.py P  JSON without leniency, for both files and answers
+    strict_json.py P  strict JSON, for both files and answers
     result.py    P  what a plugin printed → Result, or the error that it means
     gate.py         GC of a network never overlaps its ADDs and DELs
 
 Assumptions:
 1. The caller allows one operation at a time per container, several networks of one pod included (CNI spec,
-   "Lifecycle & Ordering"). Only the exclusion of GC, which is per network, is kept here.
-2. Every ADD, failed or not, is followed by a DEL. The caller sees to it; nothing here cleans up by itself.
+   "Lifecycle & Ordering"). This package itself excludes only GC, per network.
+2. Every ADD, failed or not, is followed by a DEL. That is the caller's job; nothing here cleans up by itself.
 3. DEL gets exactly what ADD got: both are built from the Attachment and never from the current configuration.
 
 Specification: https://www.cni.dev/docs/spec/ (version 1.1.0).

@@ -1,7 +1,7 @@
 """Network configuration files: from bytes to a `NetworkConfig` (CNI spec 1.1, section 1).
 
-Strict about what the spec demands, silent about keys it does not know: those belong to the plugins and reach
-them unchanged. Pure: `conf_dir` reads the files.
+Strict about what the spec requires. Unknown keys belong to the plugins and reach them unchanged. Pure: `conf_dir`
+reads the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """The spec versions that this runtime speaks, oldest first."""
 
 SUFFIXES = (".conf", ".conflist", ".json")
-"""What a file must end in to be looked at."""
+"""Suffixes of the files that are considered."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
@@ -29,7 +29,7 @@ class NetworkConfig:
     """One network: its plugins in the order of ADD, and how to talk to them."""
 
     name: str
-    versions: tuple[str, ...]  # that the file admits and we speak, newest first; never empty
+    versions: tuple[str, ...]  # that the file allows and we support, newest first; never empty
     plugins: tuple[Mapping[str, Any], ...]  # as written, never empty
     disable_check: bool = False
     disable_gc: bool = False
@@ -37,7 +37,7 @@ class NetworkConfig:
 
     @property
     def cni_version(self) -> str:
-        """The version in which plugins are addressed."""
+        """The version of the requests to its plugins."""
         return self.versions[0]
 
     def speaks(self, version: str) -> bool:
@@ -45,13 +45,13 @@ class NetworkConfig:
         return SUPPORTED.index(self.cni_version) >= SUPPORTED.index(version)
 
     def limited_to(self, common: frozenset[str]) -> NetworkConfig:
-        """The same network with only the versions in `common`, of which it must admit at least one."""
+        """The same network with only the versions in `common`, at least one of which it must allow."""
         return replace(self, versions=tuple(v for v in self.versions if v in common))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something wrong with a file or directory that was looked at."""
+    """What is wrong with a file or directory."""
 
     path: str
     text: str
@@ -62,7 +62,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The configuration in force, if there is one, and what was wrong with others."""
+    """The configuration in force, if any, and what is wrong with the others."""
 
     config: NetworkConfig | None
     problems: tuple[Problem, ...] = ()
@@ -99,11 +99,11 @@ def parse(file_name: str, data: bytes, drop_ins: DropIns | None = None) -> Netwo
     """Read one configuration file.
 
     A .conflist is a list; a .conf is one plugin and becomes a list of one; a .json is whichever it looks like.
-    Unless the list says `loadOnlyInlinedPlugins`, the plugins in `drop_ins[its name]` follow its own, in the
+    Unless the list sets `loadOnlyInlinedPlugins`, the plugins in `drop_ins[its name]` follow its own, in the
     order of their file names (spec 1.1).
 
-    Raises InvalidRequest, naming the file and the key, when the spec's demands are not met or no version that
-    the file asks for is spoken here.
+    Raises InvalidRequest, naming the file and the key, when the file violates the spec or asks only for versions
+    that we do not support.
     """
     document = _object(data, file_name)
     is_list = file_name.endswith(".conflist") or (file_name.endswith(".json") and "plugins" in document)
@@ -141,7 +141,7 @@ def parse(file_name: str, data: bytes, drop_ins: DropIns | None = None) -> Netwo
 def config_json(config: NetworkConfig) -> bytes:
     """The configuration as one canonical JSON object, itself a valid .conflist.
 
-    `from_json(config_json(c), c.source) == c`. Drop-in plugins are inlined, so the object says
+    `from_json(config_json(c), c.source) == c`. Drop-in plugins are inlined, so the object sets
     `loadOnlyInlinedPlugins`: reading it back must not append them a second time.
     """
     document = {
@@ -169,8 +169,8 @@ def is_file_name(text: str) -> bool:
 def delegate_type(plugin: Mapping[str, Any]) -> str:
     """The IPAM plugin that `plugin` will execute, "" if none."""
     ipam = plugin.get("ipam")
-    named = ipam.get("type", "") if isinstance(ipam, dict) else ""
-    return named if isinstance(named, str) else ""
+    type_ = ipam.get("type", "") if isinstance(ipam, dict) else ""
+    return type_ if isinstance(type_, str) else ""
 
 
 def _object(data: bytes, file_name: str) -> dict[str, Any]:
@@ -181,20 +181,20 @@ def _object(data: bytes, file_name: str) -> dict[str, Any]:
 
 
 def _versions(document: Mapping[str, Any], file_name: str, name: str) -> tuple[str, ...]:
-    """The admitted versions that we speak, newest first. Neither key given means 0.1.0 (the spec's default)."""
+    """The allowed versions that we support, newest first; 0.1.0, the spec's default, if neither key is given."""
     single, several = document.get("cniVersion", ""), document.get("cniVersions", [])
     if not isinstance(single, str):
-        raise InvalidRequest(f'{file_name}: cniVersion: expected text such as "1.0.0", got {kind(single)}')
+        raise InvalidRequest(f'{file_name}: cniVersion: expected a string such as "1.0.0", got {kind(single)}')
     if not isinstance(several, list) or not all(isinstance(item, str) for item in several):
-        raise InvalidRequest(f"{file_name}: cniVersions: expected a list of texts")
-    asked = {*([single] if single else []), *several} or {SUPPORTED[0]}
-    spoken = tuple(version for version in reversed(SUPPORTED) if version in asked)
-    if not spoken:
+        raise InvalidRequest(f"{file_name}: cniVersions: expected a list of strings")
+    allowed = {*([single] if single else []), *several} or {SUPPORTED[0]}
+    versions = tuple(version for version in reversed(SUPPORTED) if version in allowed)
+    if not versions:
         raise InvalidRequest(
-            f"{file_name}: cniVersion: network {name!r} asks for {', '.join(map(shown, sorted(asked)))}; "
-            f"supported are {', '.join(SUPPORTED)}"
+            f"{file_name}: cniVersion: network {name!r} asks for {', '.join(map(shown, sorted(allowed)))}; "
+            f"supported: {', '.join(SUPPORTED)}"
         )
-    return spoken
+    return versions
 
 
 def _plugin(item: object, file_name: str, where: str) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _plugin(item: object, file_name: str, where: str) -> dict[str, Any]:
         )
     capabilities = item.get("capabilities", {})
     if not isinstance(capabilities, dict) or not all(isinstance(on, bool) for on in capabilities.values()):
-        raise InvalidRequest(f"{file_name}: {where}capabilities: expected an object of true and false")
+        raise InvalidRequest(f"{file_name}: {where}capabilities: expected an object of booleans")
     ipam = item.get("ipam")
     if isinstance(ipam, dict) and "type" in ipam:
         delegate = ipam["type"]
@@ -225,14 +225,14 @@ def _dropped_in(files: Mapping[str, bytes | OSError]) -> Sequence[dict[str, Any]
     for path in sorted(files):
         content = files[path]
         if isinstance(content, OSError):
-            # A chain with a link missing is another network, so the whole list is refused.
+            # A chain without one of its plugins is a different network, so the whole list is refused.
             raise InvalidRequest(f"{path}: cannot be read: {content.strerror or content}") from content
         plugins.append(_plugin(_object(content, path), path, ""))
     return plugins
 
 
 def _flag(document: Mapping[str, Any], key: str, file_name: str) -> bool:
-    # The text forms are not in the spec, but libcni reads them and files in the wild have them.
+    # The string forms are not in the spec, but libcni accepts them and files in the wild have them.
     value = document.get(key, False)
     if value in ("true", "false"):
         return bool(value == "true")

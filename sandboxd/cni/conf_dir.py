@@ -2,11 +2,11 @@
 
 Rules:
 1. What is on disk decides; nothing has to be restarted or notified. The directory's signature is compared on
-   each call (a few stat calls) and the files are read only when it changed.
+   each call (a few stat calls) and the files are read only if it has changed.
 2. Files are written in place by people and by installers. While the file that the configuration in force came
-   from is there but broken, that configuration stays in force and the problem is reported: a half-written file
+   from exists but is broken, that configuration stays in force and the problem is reported: a half-written file
    must neither take the network away nor move new pods to the next file's network.
-3. A file that was removed is out of force at once; an empty or missing directory means no network.
+3. A removed file is no longer in force; an empty or missing directory means no network.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sandboxd.cni.conf import SUFFIXES, Choice, NetworkConfig, Problem, choose
 
 _Signature = tuple[tuple[str, int, int, int, int], ...]
 
-_LARGEST = 1 << 20  # bytes of one file
+_MAX_FILE_BYTES = 1 << 20
 
-# Timestamps come from the kernel's tick (10 ms at most), so that a second write within one tick can leave the
-# signature as it was. Until a file is older than this, its signature proves nothing.
-_SETTLED = 100_000_000  # nanoseconds
+# Timestamps come from the kernel's tick (10 ms at most), so a second write within one tick can leave the
+# signature unchanged. Until a file is older than this, its signature proves nothing.
+_SETTLED_NS = 100_000_000
 
 
 class ConfDir:
@@ -33,7 +33,7 @@ class ConfDir:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.reads = 0  # how often the files were read, for those who wonder
+        self.reads = 0  # how often the files were read
         self._seen: _Signature | None = None
         self._choice = Choice(config=None)
         self._good: NetworkConfig | None = None
@@ -48,17 +48,17 @@ class ConfDir:
             self._choice = Choice(config=None, problems=(Problem(path=self.path, text=text),))
             return self._choice
         if signature != self._seen:
-            # Signed before it is read: what is written meanwhile differs from the signature next time.
+            # The signature is taken before the files are read: a write in between shows as a difference next time.
             youngest = max((max(entry[1], entry[2]) for entry in signature), default=0)
-            self._seen = signature if abs(time.time_ns() - youngest) > _SETTLED else None
+            self._seen = signature if abs(time.time_ns() - youngest) > _SETTLED_NS else None
             self._choice = self._read([entry[0] for entry in signature])
         return self._choice
 
     def _sign(self) -> Iterator[tuple[str, int, int, int, int]]:
         """(path, mtime, ctime, size, inode) of every file that counts, drop-in directories included."""
         with os.scandir(self.path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
+            listing = sorted(entries, key=lambda entry: entry.name)
+        for entry in listing:
             try:
                 if entry.is_dir():
                     with os.scandir(entry.path) as inner:
@@ -67,7 +67,7 @@ class ConfDir:
                     nested = [entry.path]
                 else:
                     continue
-            except OSError:  # removed meanwhile, or closed to us: it holds nothing that we could read
+            except OSError:  # just removed, or no permission: either way nothing that we could read
                 continue
             for path in nested:
                 try:
@@ -101,16 +101,16 @@ class ConfDir:
             return Choice(config=self._good, problems=(*problems, kept))
         self._good = choice.config
         if not files:
-            problems = (Problem(path=self.path, text="holds no .conf, .conflist or .json file"), *problems)
+            problems = (Problem(path=self.path, text="contains no .conf, .conflist or .json file"), *problems)
         return Choice(config=choice.config, problems=problems)
 
 
 def _content(path: str) -> bytes:
-    # O_NONBLOCK: opening a FIFO that somebody left here must not stop the daemon.
+    # O_NONBLOCK: opening a FIFO that was left here must not block the daemon.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise OSError(errno.EFBIG, f"larger than {_LARGEST} bytes")
+        data = file.read(_MAX_FILE_BYTES + 1)
+    if len(data) > _MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {_MAX_FILE_BYTES} bytes")
     return data

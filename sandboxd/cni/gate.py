@@ -1,7 +1,7 @@
 """GC of a network excludes its ADDs, DELs and CHECKs, which may overlap each other (CNI spec 1.1, "GC").
 
-Whoever waits for GC to end waits at most as long as plugins may run. A waiting GC holds back what comes after
-it, so that a busy network cannot postpone it for ever.
+GC is waited for no longer than its plugins may run. A waiting GC holds back later operations, so that a busy
+network cannot postpone it forever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 
 class Gates:
-    """One gate per network name, for as long as somebody is at it."""
+    """One gate per network name, kept only while it is in use."""
 
     def __init__(self) -> None:
         self._gates: dict[str, _Gate] = {}
@@ -33,7 +33,7 @@ class Gates:
 
     @asynccontextmanager
     async def exclusive(self, network: str) -> AsyncIterator[None]:
-        """Wait until nothing runs on `network`, and hold off everything that comes."""
+        """Wait until nothing runs on `network`, and hold off everything that comes later."""
         async with self._at(network) as gate, gate.turn:
             await gate.empty.wait()
             yield

@@ -1,9 +1,9 @@
 """The execution of plugins: the only place of this package that starts a process.
 
 Each execution runs in a session of its own, with the CNI_* variables and PATH as its whole environment, bounded
-in time and in output, and is recorded whole in the step that it belongs to. On timeout and on cancellation its
-process group is killed: delegates such as an IPAM plugin are children of the plugin, and would otherwise live on
-and hold the locks that the next pod waits for.
+in time and in output, and is recorded in full in its step. On timeout and on cancellation its process group is
+killed: delegates such as an IPAM plugin are children of the plugin, and would otherwise live on and hold the locks
+that the next pod waits for.
 
 The caller guarantees one operation at a time per container; see the package for the other assumptions.
 """
@@ -40,13 +40,13 @@ from sandboxd.model import Attachment
 from sandboxd.steps import PluginExecution
 
 # Plugins look up iptables, nft and the like by name.
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PLUGIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer is broken
-LINGER = 1.0  # seconds that the output of a plugin that has ended is waited for
-REAP = 5.0  # seconds that a killed plugin is waited for
+LINGER_SECONDS = 1.0  # for the rest of the output of a plugin that has exited
+REAP_SECONDS = 5.0  # for a killed plugin to exit
 BUSY_RETRIES = 5
-BUSY_PAUSE = 0.1  # seconds
+BUSY_SECONDS = 0.1  # between two retries
 
 
 class Invoker:
@@ -61,8 +61,8 @@ class Invoker:
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
         """Find every binary and settle the version, before anything is created.
 
-        The version is the highest that the configuration admits and all its plugins, IPAM delegates included,
-        speak. Raises NotReady when a binary is missing, InvalidRequest naming the plugin when no version is
+        The version is the highest that the configuration allows and all its plugins, IPAM delegates included,
+        support. Raises NotReady when a binary is missing, InvalidRequest naming the plugin when no version is
         common to all.
         """
         common = frozenset(config.versions)
@@ -81,7 +81,7 @@ class Invoker:
         """Attach the pod: run the chain in order and return the final result as JSON.
 
         Raises the first plugin's error, PluginFailed when the chain gave the pod no address, NotReady when a
-        binary or the namespace is missing. Whatever it raises, a DEL is due.
+        binary or the namespace is missing. Whatever it raises, a DEL must follow.
         """
         config = _config(attachment)
         capabilities = _capabilities(attachment)
@@ -103,14 +103,14 @@ class Invoker:
     async def delete(self, attachment: Attachment) -> None:
         """Detach the pod: run the chain in reverse, each plugin with the final result of ADD.
 
-        May be repeated; plugins treat what is already gone as done. Stops at the first error and raises it: the
-        same DEL is then still due.
+        Idempotent: plugins succeed for what is already gone. Stops at the first error and raises it: the same DEL
+        is then still due.
         """
         config = _config(attachment)
         capabilities = _capabilities(attachment)
         previous = _previous(attachment, config)
-        # What lies at the path may be a plain file left by a broken mount, which makes plugins fail for ever,
-        # or (a path under /proc) another's namespace. The spec allows DEL without a namespace.
+        # The path may hold a plain file left by a broken mount, on which plugins would fail forever, or (under
+        # /proc) the namespace of another process. The spec allows DEL without a namespace.
         netns = attachment.netns_path if _is_foreign_netns(attachment.netns_path) else ""
         env = plugin_env("DEL", attachment, netns)
         async with self._gates.shared(config.name):
@@ -128,7 +128,7 @@ class Invoker:
     async def check(self, attachment: Attachment) -> bool:
         """Ask the plugins whether the pod is still attached as ADD left it; raises the first error.
 
-        Returns False, having asked nobody, when the configuration rules CHECK out (`disableCheck`, or a version
+        Returns False without running any when the configuration rules CHECK out (`disableCheck`, or a version
         before 0.4.0) or ADD has no result yet.
         """
         config = _config(attachment)
@@ -149,7 +149,7 @@ class Invoker:
     async def status(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> bool:
         """Ask the plugins whether they can take ADDs; raises the first error, NotReady for "not available".
 
-        Returns False, having asked nobody, before version 1.1.0.
+        Returns False without running any before version 1.1.0.
         """
         if not config.speaks("1.1.0"):
             return False
@@ -164,13 +164,13 @@ class Invoker:
     async def gc(self, config: NetworkConfig, plugin_dirs: Sequence[str], valid: Iterable[tuple[str, str]]) -> bool:
         """Let the plugins free what belongs to none of the `valid` (container id, ifname) attachments.
 
-        Every plugin is asked even if one fails; the first error is raised at the end, the others are its notes.
-        Returns False, having asked nobody, before version 1.1.0 and with `disableGC`.
+        Every plugin runs even if one fails; the first error is raised at the end, with the others as its notes.
+        Returns False without running any before version 1.1.0 and with `disableGC`.
         """
         if config.disable_gc or not config.speaks("1.1.0"):
             return False
         attachments = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
-        # The second key is the spec's older spelling, which plugins built before its correction read.
+        # The second key is the spec's older spelling, for plugins built before it was corrected.
         extra = {"cni.dev/valid-attachments": attachments, "cni.dev/attachments": attachments}
         env = {"CNI_COMMAND": "GC", "CNI_PATH": ":".join(plugin_dirs)}
         errors: list[SandboxdError] = []
@@ -216,7 +216,7 @@ class Invoker:
     async def _run(
         self, step: steps.Step, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float = 0.0
     ) -> PluginExecution:
-        """One execution, recorded on `step`; raises what its failure means."""
+        """One execution, recorded on `step`; raises the error that its failure stands for."""
         limit = timeout or self._timeout
         if self._slots.locked():
             step.note(queued="yes")
@@ -236,7 +236,7 @@ class Invoker:
         return done
 
     async def exec(self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> PluginExecution:
-        """Run one plugin to its end, or to `timeout` seconds; never raises for how it ended.
+        """Run one plugin until it exits, for at most `timeout` seconds; never raises for how it ended.
 
         Raises NotReady when it cannot be started at all.
         """
@@ -254,13 +254,13 @@ class Invoker:
                 timed_out = True
                 _kill(transport)
             with suppress(TimeoutError):
-                async with asyncio.timeout(REAP if timed_out else LINGER):
+                async with asyncio.timeout(REAP_SECONDS if timed_out else LINGER_SECONDS):
                     await output.exited.wait()
                     await output.ended.wait()
         except BaseException:
             _kill(transport)
             with suppress(TimeoutError):
-                async with asyncio.timeout(REAP):
+                async with asyncio.timeout(REAP_SECONDS):
                     await output.exited.wait()
             raise
         finally:
@@ -281,7 +281,7 @@ class Invoker:
 
 
 class _Output(asyncio.SubprocessProtocol):
-    """Keeps the first bytes of stdout and stderr, and tells when the process and its output have ended."""
+    """Keeps the first bytes of stdout and stderr, and signals when the process and its output have ended."""
 
     def __init__(self) -> None:
         self.kept = {1: bytearray(), 2: bytearray()}
@@ -307,19 +307,19 @@ async def _spawn(binary: str, env: Mapping[str, str]) -> tuple[asyncio.Subproces
     for attempt in range(BUSY_RETRIES + 1):
         try:
             return await loop.subprocess_exec(
-                _Output, binary, env={"PATH": PATH, **env}, cwd="/", start_new_session=True
+                _Output, binary, env={"PATH": PLUGIN_PATH, **env}, cwd="/", start_new_session=True
             )
         except OSError as exc:
-            # An installer that still writes the binary; it will be done in a moment.
+            # An installer is still writing the binary and will be done in a moment.
             if exc.errno == errno.ETXTBSY and attempt < BUSY_RETRIES:
-                await asyncio.sleep(BUSY_PAUSE)
+                await asyncio.sleep(BUSY_SECONDS)
                 continue
             raise NotReady(f"CNI plugin {binary} cannot be executed: {exc.strerror or exc}") from exc
     raise AssertionError("the last attempt returns or raises")
 
 
 def _kill(transport: asyncio.SubprocessTransport) -> None:
-    """Kill the plugin's process group, unless the plugin was reaped: its number may be another's by now."""
+    """Kill the plugin's process group, unless the plugin was reaped: its pid may have been reused by then."""
     if transport.get_returncode() is None:
         with suppress(ProcessLookupError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
@@ -342,13 +342,13 @@ def _capabilities(attachment: Attachment) -> dict[str, Any]:
 
 
 def _previous(attachment: Attachment, config: NetworkConfig) -> dict[str, Any] | None:
-    """The final result, for the verbs that take it: DEL and CHECK do since 0.4.0."""
+    """The final result, for the commands that take it: DEL and CHECK since 0.4.0."""
     if not attachment.result or not config.speaks("0.4.0"):
         return None
     try:
         return load_object(attachment.result)
     except ValueError:
-        # A damaged result must not keep a pod for ever: a DEL without one is still a DEL.
+        # A damaged result must not keep a pod forever: a DEL without one is still a DEL.
         return None
 
 
@@ -371,15 +371,15 @@ def _check_netns(path: str) -> None:
 
 
 def _is_foreign_netns(path: str) -> bool:
-    """Whether a namespace that is not the daemon's own lives at `path`.
+    """Whether `path` is a namespace other than the daemon's own.
 
     All namespaces are files of the kernel's one nsfs, so they share its st_dev and differ in st_ino.
     """
     try:
-        there, own = os.stat(path), os.stat("/proc/self/ns/net")
+        target, own = os.stat(path), os.stat("/proc/self/ns/net")
     except (OSError, ValueError):
         return False
-    return there.st_dev == own.st_dev and there.st_ino != own.st_ino
+    return target.st_dev == own.st_dev and target.st_ino != own.st_ino
 
 
 def _list(versions: frozenset[str]) -> str:

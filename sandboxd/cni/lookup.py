@@ -1,7 +1,7 @@
-"""Where the plugin binaries are, asked before anything is created.
+"""Finds the plugin binaries before anything is created.
 
-Plugins look for their delegates themselves, in CNI_PATH and in this way: the first directory that holds a
-regular file of that name decides, executable or not. The same rule here means that what was found is what runs.
+Plugins look up their delegates in CNI_PATH themselves: the first directory that holds a regular file of that name
+decides, executable or not. With the same rule here, the binary that we find is the one that runs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PACKAGE = "containernetworking-plugins"
 def preflight(config: NetworkConfig, plugin_dirs: Sequence[str]) -> dict[str, str]:
     """The path of every binary that `config` needs, IPAM delegates included, by plugin type.
 
-    Raises NotReady naming the plugin, its network, where that was configured and where was looked.
+    Raises NotReady naming the plugin, its network, where that is configured and the directories searched.
     """
-    found: dict[str, str] = {}
+    binaries: dict[str, str] = {}
     for plugin in config.plugins:
         for type_ in (plugin["type"], delegate_type(plugin)):
-            if type_ and type_ not in found:
-                found[type_] = find(type_, plugin_dirs, network=config.name, source=config.source)
-    return found
+            if type_ and type_ not in binaries:
+                binaries[type_] = find(type_, plugin_dirs, network=config.name, source=config.source)
+    return binaries
 
 
 def find(type_: str, plugin_dirs: Sequence[str], *, network: str, source: str) -> str:
@@ -41,10 +41,10 @@ def find(type_: str, plugin_dirs: Sequence[str], *, network: str, source: str) -
     origin = f", from {source}" if source else ""
     described = f'CNI plugin "{type_}" (network "{network}"{origin})'
     if not is_file_name(type_):
-        raise InvalidRequest(f"{described}: a plugin is named without path separators")
+        raise InvalidRequest(f"{described}: the name of a plugin cannot hold path separators")
     for directory in plugin_dirs:
         if not directory.startswith("/"):
-            continue  # relative to what? A daemon's working directory means nothing to anybody.
+            continue  # A daemon's working directory means nothing to its users.
         path = os.path.join(directory, type_)
         try:
             mode = os.stat(path).st_mode
@@ -53,7 +53,7 @@ def find(type_: str, plugin_dirs: Sequence[str], *, network: str, source: str) -
         if not stat.S_ISREG(mode):
             continue
         if not os.access(path, os.X_OK):
-            raise NotReady(f"{described} was found as {path}, which is not executable; run: chmod +x {path}")
+            raise NotReady(f"{described} was found at {path}, which is not executable; run: chmod +x {path}")
         return os.path.abspath(path)
     hint = (
         f"on Debian it is in the package {PACKAGE}" if type_ in REFERENCE_PLUGINS else "put its binary in one of them"

@@ -1,7 +1,7 @@
-"""What plugins are asked: from a pod's CRI configuration to the environment and stdin of one execution.
+"""Requests to plugins: from a pod's CRI configuration to the environment and stdin of one execution.
 
-`plan` fixes everything that ADD will be given in a `model.Attachment`; every later execution, DEL included, is
-built from that record alone (CNI spec 1.1, sections 2 to 4, and the conventions for `runtimeConfig`).
+`plan` fixes all of ADD's input in a `model.Attachment`; every later execution, DEL included, is built from that
+record alone (CNI spec 1.1, sections 2 to 4, and the conventions for `runtimeConfig`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EGRESS = "kubernetes.io/egress-bandwidth"
 IPS = "sandboxd.io/ips"
 MAC = "sandboxd.io/mac"
 
-# The bandwidth plugin refuses bursts of 4 GB and more; its unit is bits, so this is "no limit worth naming".
+# In bits, as the bandwidth plugin counts; it refuses bursts of 4 GB and more, and this is close enough to no limit.
 UNLIMITED_BURST = 2**32 - 1
 
 _PROTOCOLS = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
@@ -51,7 +51,7 @@ def plan(
 ) -> Attachment:
     """The attachment of a pod to `config`, before any plugin runs (state PLANNED).
 
-    `config` should come from `Invoker.prepare`, so that its version is one that the plugins speak. Raises
+    `config` should come from `Invoker.prepare`, so that its version is one that the plugins support. Raises
     InvalidRequest when the pod's configuration or an identifier breaks a rule of the spec.
     """
     check_container_id(sandbox_id)
@@ -73,7 +73,7 @@ def plan(
 
 
 def capability_args(sandbox: cri.PodSandboxConfig, *, cgroup_path: str = "") -> dict[str, Any]:
-    """What the pod asks of its network, by capability; a plugin is told only what it declares to be capable of.
+    """What the pod asks of its network, by capability; a plugin receives only the capabilities that it declares.
 
     Bandwidths are bits per second. Raises InvalidRequest naming the mapping or annotation that is wrong.
     """
@@ -102,10 +102,10 @@ def capability_args(sandbox: cri.PodSandboxConfig, *, cgroup_path: str = "") -> 
 
 
 def cni_args(sandbox: cri.PodSandboxConfig, sandbox_id: str) -> str:
-    """CNI_ARGS: who the pod is, in the names that Kubernetes plugins read.
+    """CNI_ARGS: the pod's identity, under the names that Kubernetes plugins read.
 
     IgnoreUnknown comes first because strict plugins otherwise refuse every K8S_ key. Raises InvalidRequest for a
-    value that would break out of its place.
+    value that would break the format.
     """
     pairs = {
         "IgnoreUnknown": "1",
@@ -133,8 +133,8 @@ def plugin_stdin(
 ) -> bytes:
     """The execution configuration of one plugin (spec section 3): its object with the runtime's own keys.
 
-    `runtimeConfig` holds only what the plugin declares; `capabilities` itself is not passed on. `extra` are
-    further keys of the runtime, such as those of GC.
+    `runtimeConfig` holds only what the plugin declares; `capabilities` itself is not passed on. `extra` holds
+    further runtime keys, such as those of GC.
     """
     declared = plugin.get("capabilities", {})
     runtime_config = {key: value for key, value in capabilities.items() if declared.get(key)}
@@ -163,7 +163,7 @@ def plugin_env(command: str, attachment: Attachment, netns_path: str | None = No
 
 
 def version_stdin() -> bytes:
-    """What VERSION is given (spec section 2, "VERSION")."""
+    """The stdin of VERSION (spec section 2, "VERSION")."""
     return _json({"cniVersion": SUPPORTED[-1]})
 
 
@@ -176,7 +176,7 @@ def check_container_id(text: str) -> None:
 
 
 def check_ifname(text: str) -> None:
-    """Raise InvalidRequest unless `text` may be a CNI_IFNAME: what Linux takes as the name of an interface."""
+    """Raise InvalidRequest unless `text` may be a CNI_IFNAME: a name that Linux accepts for an interface."""
     unfit = set(text) & {"/", ":", "%"} or not text.isprintable() or any(c.isspace() for c in text)
     if not 1 <= len(text.encode(errors="replace")) <= 15 or text in (".", "..") or unfit:
         raise InvalidRequest(
@@ -185,7 +185,7 @@ def check_ifname(text: str) -> None:
 
 
 def _port_mappings(mappings: Sequence[cri.PortMapping]) -> list[dict[str, Any]]:
-    """Those that ask for a port of the host; a mapping without one publishes nothing."""
+    """The mappings that name a host port; a mapping without one publishes nothing."""
     taken: dict[tuple[str, str, int], dict[str, Any]] = {}
     for mapping in mappings:
         if mapping.host_port == 0:
@@ -193,10 +193,10 @@ def _port_mappings(mappings: Sequence[cri.PortMapping]) -> list[dict[str, Any]]:
         protocol = _PROTOCOLS.get(mapping.protocol)
         shown = f"port mapping {mapping.host_port} → {mapping.container_port}"
         if protocol is None:
-            raise InvalidRequest(f"{shown}: unknown protocol {mapping.protocol}; known are tcp, udp and sctp")
-        for what, port in (("host", mapping.host_port), ("container", mapping.container_port)):
+            raise InvalidRequest(f"{shown}: unknown protocol {mapping.protocol}; use tcp, udp or sctp")
+        for side, port in (("host", mapping.host_port), ("container", mapping.container_port)):
             if not 1 <= port <= 65535:
-                raise InvalidRequest(f"{shown}: the {what} port must be within 1 and 65535")
+                raise InvalidRequest(f"{shown}: the {side} port must be between 1 and 65535")
         entry: dict[str, Any] = {
             "hostPort": mapping.host_port,
             "containerPort": mapping.container_port,
@@ -207,7 +207,7 @@ def _port_mappings(mappings: Sequence[cri.PortMapping]) -> list[dict[str, Any]]:
         # Two containers of a pod may declare the same port; the portmap plugin would install it twice.
         other = taken.setdefault((entry.get("hostIP", ""), protocol, mapping.host_port), entry)
         if other != entry:
-            raise InvalidRequest(f"{shown}: the host port is mapped to {other['containerPort']}/{protocol} as well")
+            raise InvalidRequest(f"{shown}: the host port is already mapped to {other['containerPort']}/{protocol}")
     return list(taken.values())
 
 
@@ -229,21 +229,21 @@ def _rate(annotation: str, text: str) -> int:
     scale = _SCALES[suffix] if suffix in _SCALES else Fraction(10) ** int(suffix[1:])
     bits = math.ceil(Fraction(match["number"].rstrip(".")) * scale)
     if not 10**3 <= bits <= 10**15:
-        raise InvalidRequest(f"annotation {annotation}: {text!r} is not within 1k and 1P bits per second")
+        raise InvalidRequest(f"annotation {annotation}: {text!r} is not between 1k and 1P bits per second")
     return bits
 
 
 def _addresses(text: str) -> list[str]:
-    found = [part.strip() for part in text.split(",")]
-    for part in found:
+    addresses = [part.strip() for part in text.split(",")]
+    for part in addresses:
         _address(part.partition("/")[0], f"annotation {IPS}")
         try:
             ipaddress.ip_interface(part)
         except ValueError as exc:
             raise InvalidRequest(f"annotation {IPS}: {part!r}: {exc}") from exc
-    if len(set(found)) != len(found):
+    if len(set(addresses)) != len(addresses):
         raise InvalidRequest(f"annotation {IPS}: {text!r} names an address twice")
-    return found
+    return addresses
 
 
 def _address(text: str, where: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -1,7 +1,7 @@
-"""What plugins answer: a result in any version of the spec, or an error and what it means to us.
+"""Answers of plugins: a result in any version of the spec, or an error and what it means to us.
 
-Strict: a plugin that says it succeeded and prints something else has broken its contract, and the pod's network
-is unknown; that is `PluginFailed` with the place that was wrong, never a guess.
+Strict: a plugin that exits with success and prints anything but a result has broken its contract, and the pod's
+network is unknown. That is `PluginFailed`, naming the part that is wrong, never a guess.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ CONTAINER_UNKNOWN = 3
 TRY_AGAIN = 11
 NOT_AVAILABLE = (50, 51)
 
-# The reference plugins report nearly everything as 999, so an empty pool is known by its words only: host-local,
-# Calico, whereabouts and the AWS plugin in this order.
+# The reference plugins report nearly everything as 999, so an exhausted pool is recognisable only by the message:
+# of host-local, Calico, whereabouts and the AWS plugin, in this order.
 _EXHAUSTED = re.compile(
     r"no ip addresses available|no ips? available|could not allocate ip in range|no available ip addresses?"
     r"|(?:address|ip) (?:range|pool) (?:is )?(?:exhausted|full)",
     re.IGNORECASE,
 )
-_STDERR_SHOWN = 2000  # characters of stderr that fit in a message; the timeline has all of it
+_STDERR_SHOWN = 2000  # characters of stderr in a message; the timeline has all of it
+_MAX_OBJECTS = 64  # on stdout, tried in search of an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """An interface that a plugin made. `sandbox` is "" for one in the host's namespace."""
+    """An interface that a plugin created. `sandbox` is "" for one in the host's namespace."""
 
     name: str
     mac: str = ""
@@ -47,7 +48,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """An address with its prefix length, such as "10.88.0.2/16". `interface` is an index, None when unsaid."""
+    """An address with its prefix length, such as "10.88.0.2/16". `interface` is an index, None when not given."""
 
     address: str
     gateway: str = ""
@@ -64,7 +65,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dns:
-    """What the network says about name resolution."""
+    """The network's settings for name resolution."""
 
     nameservers: tuple[str, ...] = ()
     domain: str = ""
@@ -74,7 +75,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The result of ADD. `raw` is what the plugin printed, its version filled in; it is what others get."""
+    """The result of ADD. `raw` is what the plugin printed, its version filled in; this is what is passed on."""
 
     cni_version: str
     interfaces: tuple[Interface, ...] = ()
@@ -91,8 +92,8 @@ class _Malformed(Exception):
 def parse_result(data: bytes, plugin: str, *, version: str = SUPPORTED[0], command: str = "ADD") -> Result:
     """Read the result that `plugin` printed.
 
-    A result that does not name its version has `version`, the one in which the plugin was addressed. Raises
-    PluginFailed saying what was wrong.
+    A result that does not name its version has `version`, that of the request. Raises PluginFailed saying what is
+    wrong.
     """
     try:
         return _result(data, version)
@@ -104,13 +105,13 @@ def pod_ips(result: Result, ifname: str) -> tuple[str, ...]:
     """The pod's own addresses without prefix lengths, in the plugin's order, each once.
 
     They are those of the interface `ifname` and those that name no interface. A host interface may have the same
-    name, so one inside a sandbox goes first.
+    name, so one inside a sandbox takes precedence.
     """
     named = {i for i, interface in enumerate(result.interfaces) if interface.name == ifname}
     inside = {i for i in named if result.interfaces[i].sandbox}
     own = inside or named
-    found = [ip.address for ip in result.ips if ip.interface is None or ip.interface in own]
-    return tuple(dict.fromkeys(address.partition("/")[0] for address in found))
+    addresses = [ip.address for ip in result.ips if ip.interface is None or ip.interface in own]
+    return tuple(dict.fromkeys(address.partition("/")[0] for address in addresses))
 
 
 def supported_versions(data: bytes, plugin: str) -> frozenset[str]:
@@ -119,7 +120,7 @@ def supported_versions(data: bytes, plugin: str) -> frozenset[str]:
         document = _document(data)
         versions = document.get("supportedVersions", [document.get("cniVersion")])
         if not isinstance(versions, list) or not all(isinstance(version, str) for version in versions):
-            raise _Malformed("supportedVersions: expected a list of texts")
+            raise _Malformed("supportedVersions: expected a list of strings")
     except _Malformed as exc:
         raise PluginFailed(plugin=plugin, command="VERSION", code=0, msg=f"malformed answer: {exc}") from exc
     return frozenset(versions)
@@ -135,32 +136,32 @@ def error_from(
     command: str,
     seconds: float,
 ) -> SandboxdError:
-    """The error that a failed execution means, with the plugin's own words.
+    """The error that a failed execution stands for, in the plugin's own words.
 
-    `seconds` is the limit that it had. An empty address pool is Exhausted, "try again later" Unavailable, a
-    STATUS of "not available" NotReady, a timeout TimedOut; these carry the PluginFailed as their cause.
-    Everything else is the PluginFailed itself.
+    `seconds` was its time limit. An exhausted address pool is Exhausted, "try again later" Unavailable, a STATUS of
+    "not available" NotReady, a timeout TimedOut; these carry the PluginFailed as their cause. Everything else is
+    the PluginFailed itself.
     """
-    spoken = error_object(stdout)
-    said = stderr.decode(errors="replace").strip()[-_STDERR_SHOWN:]
+    reported = error_object(stdout)
+    last_words = stderr.decode(errors="replace").strip()[-_STDERR_SHOWN:]
     if timed_out:
         failed = PluginFailed(
-            plugin=plugin, command=command, code=0, msg=f"killed after {seconds:g} seconds", details=said
+            plugin=plugin, command=command, code=0, msg=f"killed after {seconds:g} seconds", details=last_words
         )
-        words = f"; it had said: {said}" if said else ""
+        suffix = f"; its stderr: {last_words}" if last_words else ""
         return _caused(
             TimedOut(
                 f"CNI plugin {plugin} did not finish {command} within {seconds:g} seconds and was killed with its "
-                f"children{words}"
+                f"children{suffix}"
             ),
             failed,
         )
-    if spoken is None:
-        failed = PluginFailed(plugin=plugin, command=command, code=0, msg=said or _ending(exit_code))
+    if reported is None:
+        failed = PluginFailed(plugin=plugin, command=command, code=0, msg=last_words or _ending(exit_code))
     else:
-        code, msg, details = spoken
+        code, msg, details = reported
         failed = PluginFailed(
-            plugin=plugin, command=command, code=code, msg=msg or said or _ending(exit_code), details=details
+            plugin=plugin, command=command, code=code, msg=msg or last_words or _ending(exit_code), details=details
         )
     if failed.code == TRY_AGAIN:
         return _caused(Unavailable(f"{failed}; the plugin asks to try again later"), failed)
@@ -174,11 +175,11 @@ def error_from(
 def error_object(stdout: bytes) -> tuple[int, str, str] | None:
     """(code, msg, details) of the error object on stdout, None when there is none.
 
-    Reference plugins that fail late print a result and then the error, so the last object that is one counts.
+    Reference plugins that fail late print a result and then the error, so the last error object counts.
     """
     text, position = stdout.decode(errors="replace"), 0
-    decoder, found = json.JSONDecoder(), None
-    for _ in range(64):
+    decoder, error = json.JSONDecoder(), None
+    for _ in range(_MAX_OBJECTS):
         position = text.find("{", position)
         if position < 0:
             break
@@ -189,12 +190,12 @@ def error_object(stdout: bytes) -> tuple[int, str, str] | None:
             continue
         code = document.get("code")
         if isinstance(code, int) and not isinstance(code, bool):
-            found = code, _words(document.get("msg")), _words(document.get("details"))
-    return found
+            error = code, _words(document.get("msg")), _words(document.get("details"))
+    return error
 
 
 def _words(value: object) -> str:
-    # JSON can escape half of a surrogate pair; a message must be text that can be sent on.
+    # JSON can escape half of a surrogate pair; a message must be text that can be encoded.
     return value.encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
@@ -227,7 +228,7 @@ def _result(data: bytes, version: str) -> Result:
     document = _document(data)
     stated = document.get("cniVersion") or version
     if stated not in SUPPORTED:
-        raise _Malformed(f"cniVersion {shown(stated)} is none of {', '.join(SUPPORTED)}")
+        raise _Malformed(f"cniVersion {shown(stated)} is not one of {', '.join(SUPPORTED)}")
     routes: list[Route] = []
     interfaces: tuple[Interface, ...] = ()
     if stated in ("0.1.0", "0.2.0"):
@@ -250,7 +251,7 @@ def _result(data: bytes, version: str) -> Result:
 
 
 def _old_ips(document: Mapping[str, Any], routes: list[Route]) -> list[Address]:
-    """ip4 and ip6 of versions 0.1.0 and 0.2.0, which hold their routes."""
+    """ip4 and ip6 of versions 0.1.0 and 0.2.0, which include their routes."""
     ips = []
     for key, family in (("ip4", 4), ("ip6", 6)):
         item = document.get(key)
@@ -284,7 +285,7 @@ def _interface(item: Mapping[str, Any], where: str) -> Interface:
 def _ip(item: Mapping[str, Any], where: str, interfaces: int, *, with_family: bool) -> Address:
     family = None
     if with_family:
-        # 0.3.0 to 0.4.0 demand it; 1.0.0 took it away again.
+        # Required from 0.3.0 to 0.4.0; 1.0.0 removed it.
         family = {"4": 4, "6": 6}.get(item["version"]) if isinstance(item.get("version"), str) else None
         if family is None:
             raise _Malformed(f'{where}.version: expected "4" or "6", got {shown(item.get("version"))}')
@@ -336,7 +337,7 @@ def _dns(item: object) -> Dns:
     lists = {key: item.get(key) or [] for key in ("nameservers", "search", "options")}
     for key, values in lists.items():
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise _Malformed(f"dns.{key}: not a list of texts")
+            raise _Malformed(f"dns.{key}: not a list of strings")
     return Dns(domain=_text(item, "domain", "dns"), **{key: tuple(values) for key, values in lists.items()})
 
 
@@ -345,5 +346,5 @@ def _text(item: Mapping[str, Any], key: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _Malformed(f"{where}.{key}: expected text, got {shown(value)}")
+        raise _Malformed(f"{where}.{key}: expected a string, got {shown(value)}")
     return value

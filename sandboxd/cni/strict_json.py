@@ -1,7 +1,7 @@
 """JSON objects as other programs write them, read without Python's leniency.
 
-What `load_object` returns can be written again for any plugin: it holds no NaN or infinity, for which JSON has no
-words, and does not nest so deeply that writing or showing it would run out of stack.
+What `load_object` returns can be written again for any plugin: it holds no NaN or infinity, which JSON cannot
+express, and does not nest so deeply that writing or showing it would overflow the stack.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def load_object(data: bytes) -> dict[str, Any]:
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, in words; safe where `repr` of something huge is not."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
+    """The kind of a JSON value, for messages; safe where `repr` of something huge is not."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
     return names.get(type(value), "a number")
 
 
 def shown(value: object) -> str:
-    """A JSON value for a message: short texts as they are, everything else by its kind."""
+    """A JSON value for messages: the start of a string, the kind of anything else."""
     return repr(value[:60]) if isinstance(value, str) else kind(value)
 
 

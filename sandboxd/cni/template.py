@@ -1,13 +1,13 @@
-"""A network configuration whose addresses the cluster gives: from a template and pod CIDRs to a .conflist. Pure.
+"""A network configuration whose addresses the cluster assigns: from a template and pod CIDRs to a .conflist. Pure.
 
-The template is a .conflist as any other, in which these texts stand for what is only known later:
+The template is an ordinary .conflist with placeholders for what is not known until then:
 
     "{{.PodCIDR}}"          the first CIDR                          "10.244.3.0/24"
     "{{.PodCIDRRanges}}"    `ranges` of host-local, for all CIDRs   [[{"subnet": "10.244.3.0/24"}], …]
     "{{.Routes}}"           a default route for each IP version     [{"dst": "0.0.0.0/0"}, …]
 
-They are the names that containerd's templates use. Each must be a whole JSON string, as it is there when quoted; the
-template's control structures (`{{range …}}`) are not JSON and are refused.
+They are the names that containerd's templates use. Here each must be an entire JSON string; the control structures of
+those templates (`{{range …}}`) are not JSON and are refused.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _MARK = "{{"
 
 def cidrs(text: str) -> tuple[str, ...]:
     """The CIDRs in "10.244.3.0/24,fd00:3::/64"; raises InvalidRequest."""
-    found = []
+    networks = []
     for part in (part.strip() for part in text.split(",")):
         try:
             if "/" not in part:
-                raise ValueError("there is no prefix length")
-            found.append(str(ipaddress.ip_network(part)))
+                raise ValueError("no prefix length")
+            networks.append(str(ipaddress.ip_network(part)))
         except ValueError as exc:
             raise InvalidRequest(f"pod_cidr: {part!r} is not a network like 10.244.3.0/24: {exc}") from exc
-    return tuple(found)
+    return tuple(networks)
 
 
 def render(template: bytes, pod_cidrs: tuple[str, ...], source: str) -> bytes:
-    """The configuration; raises InvalidRequest when the template, or what comes of it, is not valid.
+    """The configuration; raises InvalidRequest when the template or the result is not valid.
 
     `source` is the template's path, for messages.
     """
     try:
         document = load_object(template)
     except ValueError as exc:
-        hint = "; {{…}} must be whole quoted texts here" if _MARK.encode() in template else ""
+        hint = "; each {{…}} must be an entire quoted string here" if _MARK.encode() in template else ""
         raise InvalidRequest(f"{source}: {exc}{hint}") from exc
     families = sorted({ipaddress.ip_network(cidr).version for cidr in pod_cidrs})
     values = {
@@ -65,6 +65,6 @@ def _filled(value: Any, values: Mapping[str, Any], source: str) -> Any:
         return [_filled(item, values, source) for item in value]
     if isinstance(value, str) and _MARK in value:
         if value not in values:
-            raise InvalidRequest(f"{source}: {value!r} is not known here; known are {', '.join(values)}")
+            raise InvalidRequest(f"{source}: {value!r} is not a known placeholder; use one of {', '.join(values)}")
         return values[value]
     return value

@@ -70,9 +70,7 @@ def test_the_highest_version_that_both_sides_speak_is_taken(
 
 
 def test_no_common_version_names_what_was_asked_and_what_is_supported() -> None:
-    with pytest.raises(
-        InvalidRequest, match=r"'pods' asks for '2\.0\.0', '3\.0\.0'; supported are 0\.1\.0, .*1\.1\.0"
-    ):
+    with pytest.raises(InvalidRequest, match=r"'pods' asks for '2\.0\.0', '3\.0\.0'; supported: 0\.1\.0, .*1\.1\.0"):
         parse("x.conflist", document(cniVersion="2.0.0", cniVersions=["3.0.0"]))
 
 
@@ -89,7 +87,7 @@ def test_no_common_version_names_what_was_asked_and_what_is_supported() -> None:
         ("x.conflist", document(plugins=[]), "plugins: network 'pods' needs at least one plugin"),
         ("x.conflist", document(plugins=...), "plugins: network 'pods' needs at least one plugin"),
         ("x.conflist", document(plugins={}), "plugins: expected a list, got an object"),
-        ("x.conflist", document(plugins=["bridge"]), r"plugins\[0\]: expected an object, got text"),
+        ("x.conflist", document(plugins=["bridge"]), r"plugins\[0\]: expected an object, got a string"),
         ("x.conflist", document(plugins=[{}]), r"plugins\[0\]\.type: expected the file name"),
         ("x.conflist", document(plugins=[{"type": "../sh"}]), r"plugins\[0\]\.type: .*got '\.\./sh'"),
         ("x.conflist", document(plugins=[{"type": ".."}]), r"plugins\[0\]\.type: "),
@@ -98,8 +96,8 @@ def test_no_common_version_names_what_was_asked_and_what_is_supported() -> None:
         ("x.conflist", document(plugins=[{"type": "x", "capabilities": ["dns"]}]), r"plugins\[0\]\.capabilities"),
         ("x.conflist", document(plugins=[{"type": "x", "capabilities": {"dns": 1}}]), "capabilities"),
         ("x.conflist", document(plugins=[{"type": "x", "ipam": {"type": "a/b"}}]), r"\.ipam\.type: .*'a/b'"),
-        ("x.conflist", document(cniVersion=1.0), "cniVersion: expected text such as"),
-        ("x.conflist", document(cniVersions="1.0.0"), "cniVersions: expected a list of texts"),
+        ("x.conflist", document(cniVersion=1.0), "cniVersion: expected a string such as"),
+        ("x.conflist", document(cniVersions="1.0.0"), "cniVersions: expected a list of strings"),
         ("x.conflist", document(disableCheck="maybe"), "disableCheck: expected true or false, got 'maybe'"),
         ("x.conflist", document(disableGC=1), "disableGC: expected true or false, got a number"),
         ("x.conflist", document(disableGC=[]), "disableGC: expected true or false, got a list"),

@@ -43,7 +43,7 @@ def test_the_first_valid_file_is_in_force(tmp_path: Path) -> None:
 
 
 def test_files_are_read_again_only_when_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandboxd.cni.conf_dir._SETTLED", -1)
+    monkeypatch.setattr("sandboxd.cni.conf_dir._SETTLED_NS", -1)
     write(tmp_path / "10-a.conflist", "a")
     directory = ConfDir(str(tmp_path))
 
@@ -59,7 +59,7 @@ def test_files_are_read_again_only_when_something_changed(tmp_path: Path, monkey
 
 def test_a_file_that_has_not_settled_is_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second write within the same tick of the kernel's clock leaves every time stamp as it was."""
-    monkeypatch.setattr("sandboxd.cni.conf_dir._SETTLED", 2**62)
+    monkeypatch.setattr("sandboxd.cni.conf_dir._SETTLED_NS", 2**62)
     write(tmp_path / "10-a.conflist", "a")
     directory = ConfDir(str(tmp_path))
 
@@ -130,7 +130,7 @@ def test_an_empty_directory_is_no_network_and_says_so(tmp_path: Path) -> None:
     choice = ConfDir(str(tmp_path)).current()
 
     assert network(choice) is None
-    assert said(choice) == f"{tmp_path}: holds no .conf, .conflist or .json file"
+    assert said(choice) == f"{tmp_path}: contains no .conf, .conflist or .json file"
 
 
 def test_a_missing_directory_is_no_network_until_it_appears(tmp_path: Path) -> None:

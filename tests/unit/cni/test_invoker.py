@@ -17,7 +17,7 @@ import pytest
 from sandboxd import steps
 from sandboxd.cni import invoker as module
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.cni.invoker import PATH, Invoker
+from sandboxd.cni.invoker import PLUGIN_PATH, Invoker
 from sandboxd.cni.request import plan
 from sandboxd.cni.result import OUTPUT_LIMIT
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, TimedOut, Unavailable
@@ -91,7 +91,7 @@ async def test_the_environment_is_cni_and_path_only_and_the_process_leads_its_ow
     assert {key for key in env if key not in ("LC_CTYPE", "PWD", "SHLVL", "_")} == {
         *("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "PATH")
     }
-    assert env["PATH"] == PATH
+    assert env["PATH"] == PLUGIN_PATH
 
 
 async def test_an_execution_is_recorded_whole(plugins: Callable[..., str], records: list[steps.StepRecord]) -> None:
@@ -279,7 +279,7 @@ async def test_cancellation_kills_the_plugin_with_its_children(plugins: Callable
 async def test_a_child_left_behind_with_the_output_does_not_hold_up_the_plugin(
     plugins: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LINGER", 0.05)
+    monkeypatch.setattr(module, "LINGER_SECONDS", 0.05)
     directory = plugins(bridge={"ADD": [{"grandchild": "child"}]})
 
     try:

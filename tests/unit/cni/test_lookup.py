@@ -59,13 +59,13 @@ def test_a_binary_that_is_not_executable_is_named_and_hides_later_ones_as_it_doe
     path = install(tmp_path / "a", "bridge", 0o644)
     install(tmp_path / "b", "bridge")
 
-    with pytest.raises(NotReady, match=f"was found as {re.escape(path)}, which is not executable; run: chmod"):
+    with pytest.raises(NotReady, match=f"was found at {re.escape(path)}, which is not executable; run: chmod"):
         preflight(network({"type": "bridge"}), [str(tmp_path / "a"), str(tmp_path / "b")])
 
 
 @pytest.mark.parametrize("type_", ["../sh", "/bin/sh", "a\\b", "..", "", "a\0b"])
 def test_a_type_that_is_not_a_file_name_is_refused(type_: str) -> None:
-    with pytest.raises(InvalidRequest, match="named without path separators"):
+    with pytest.raises(InvalidRequest, match="cannot hold path separators"):
         find(type_, ["/bin"], network="x", source="")
 
 

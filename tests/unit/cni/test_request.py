@@ -63,13 +63,13 @@ def test_only_ports_of_the_host_are_mapped(mappings: list[cri.PortMapping], aske
 @pytest.mark.parametrize(
     ("mappings", "wrong"),
     [
-        ([mapping(host_port=65536)], "8080|65536 → 80: the host port must be within"),
-        ([mapping(host_port=-1)], "the host port must be within"),
-        ([mapping(container_port=0)], "the container port must be within"),
+        ([mapping(host_port=65536)], "8080|65536 → 80: the host port must be between"),
+        ([mapping(host_port=-1)], "the host port must be between"),
+        ([mapping(container_port=0)], "the container port must be between"),
         ([mapping(host_ip="localhost")], "host ip: 'localhost' is not an IP address"),
         ([mapping(host_ip="fe80::1%eth0")], "is not an IP address"),
         ([mapping(protocol=7)], "unknown protocol 7"),
-        ([mapping(), mapping(container_port=81)], "8080 → 81: the host port is mapped to 80/tcp as well"),
+        ([mapping(), mapping(container_port=81)], "8080 → 81: the host port is already mapped to 80/tcp"),
     ],
 )
 def test_a_mapping_that_cannot_work_is_refused(mappings: list[cri.PortMapping], wrong: str) -> None:

@@ -59,9 +59,9 @@ def test_marks_become_values_wherever_they_are(pods: tuple[str, ...], written: A
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (template({"subnet": "{{.PodCidr}}"}), "known are"),
-        (template({"subnet": "net {{.PodCIDR}}"}), "known are"),
-        (b'{"name": "n", "ranges": [{{range .PodCIDRRanges}}1{{end}}]}', "whole quoted texts"),
+        (template({"subnet": "{{.PodCidr}}"}), "not a known placeholder; use one of"),
+        (template({"subnet": "net {{.PodCIDR}}"}), "not a known placeholder; use one of"),
+        (b'{"name": "n", "ranges": [{{range .PodCIDRRanges}}1{{end}}]}', "entire quoted string"),
         (b"{", "net.template"),
         (b'{"cniVersion": "1.0.0", "name": "net", "plugins": []}', "at least one plugin"),
     ],
