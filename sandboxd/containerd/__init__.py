@@ -1,7 +1,7 @@
-"""containerd's services over its socket, as this daemon needs them.
+"""containerd's services over its socket, as far as this daemon needs them.
 
 containerd's own messages stay in this package: callers get frozen records, CRI vocabulary and the errors of
 `sandboxd.errors`. Each module is one of containerd's nouns; `client` is the connection they share; `managed`
-runs a private containerd. Three know what containerd keeps on the disk: `rootfs` reads a snapshot's files, `extract`
-writes a layer's, `shims` removes the socket of a shim that was cut off.
+runs a private containerd. Three know what containerd keeps on disk: `rootfs` reads a snapshot's files, `extract`
+writes a layer's, `shims` removes the socket of a shim that was killed while starting.
 """

@@ -1,7 +1,7 @@
 """The connection to containerd: one channel, the namespace header, and the translation of its errors.
 
 gRPC reconnects a lost channel by itself; while it does, calls fail with Unavailable rather than wait (rule 7 of
-the design: reads never wait), and `wait_until_serving` is there for those who have time.
+the design: reads never wait). `wait_until_serving` is for callers that can wait.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MEANING: dict[grpc.StatusCode, type[errors.SandboxdError]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What containerd says it is."""
+    """The version that containerd reports."""
 
     version: str
     revision: str
@@ -46,29 +46,29 @@ class Version:
 
 @contextmanager
 def translate(what: str) -> Iterator[None]:
-    """Turn containerd's errors into ours: `what` says what could not be done, containerd's words follow."""
+    """Turn containerd's errors into ours: `what` says what failed, containerd's words follow."""
     try:
         yield
     except grpc.aio.AioRpcError as exc:
         kind = _MEANING.get(exc.code(), errors.SandboxdError)
-        words = exc.details() or exc.code().name
-        if kind is errors.SandboxdError and _is_our_deadline(exc.code(), words):
+        details = exc.details() or exc.code().name
+        if kind is errors.SandboxdError and _is_our_deadline(exc.code(), details):
             kind = errors.TimedOut
         if kind is errors.Unavailable:
-            words = f"containerd does not answer ({words})"
-        raise kind(f"{what}: {words}") from exc
+            details = f"containerd does not answer ({details})"
+        raise kind(f"{what}: {details}") from exc
     except grpc.aio.UsageError as exc:
-        # What a shutdown cuts off cleans up after the channel was closed; the next start does what it cannot.
+        # A shutdown closes the channel before interrupted work has cleaned up; the next start finishes that.
         raise errors.Unavailable(f"{what}: {exc}") from exc
 
 
-def _is_our_deadline(code: grpc.StatusCode, words: str) -> bool:
+def _is_our_deadline(code: grpc.StatusCode, details: str) -> bool:
     """Whether our own deadline ran out on the other side before it did here.
 
-    In the shim, which says so in words, or in containerd, whose gRPC server then resets the stream: nothing else
-    there does (a call that is cancelled here never gets to an answer).
+    Either in the shim, which says so in words, or in containerd, whose gRPC server then resets the stream. Nothing
+    else there does (a call that is cancelled here never gets an answer).
     """
-    return "context deadline exceeded" in words or (code is grpc.StatusCode.CANCELLED and "RST_STREAM" in words)
+    return "context deadline exceeded" in details or (code is grpc.StatusCode.CANCELLED and "RST_STREAM" in details)
 
 
 class Containerd:
@@ -87,7 +87,7 @@ class Containerd:
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
-                # The socket is a file: a proxy from the environment has no say.
+                # The socket is a file: a proxy in the environment does not apply.
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.default_authority", "localhost"),
             ),
@@ -98,22 +98,22 @@ class Containerd:
         await self.channel.close()
 
     def trouble(self) -> str:
-        """What is known to be wrong with the connection, "" when nothing is; asks nobody."""
+        """What is known to be wrong with the connection, "" when nothing is. Makes no call."""
         state = self.channel.get_state()
         if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
             return f"containerd at {self.socket} does not answer"
         return ""
 
     def widen(self, count: int) -> None:
-        """Give the connection room for messages of `count` bytes; that it cannot be done is no matter.
+        """Give the connection room for messages of `count` bytes, if possible.
 
         The system's default of about 200 KiB makes both sides wake up ten times for 2 MiB. gRPC has no
-        option for it, so the socket is looked for among our own. A new connection has to be widened again.
+        option for it, so we look for the socket among our own. A new connection has to be widened again.
         """
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError), _duplicate(int(name)) as connection:
                 if connection.family == sockets.AF_UNIX and connection.getpeername() == self.socket:
-                    # The first as far as the system allows, the second, with CAP_NET_ADMIN, as far as is asked.
+                    # The first is capped by the system's limit; the second, with CAP_NET_ADMIN, is not.
                     for option in (sockets.SO_SNDBUF, _SO_SNDBUFFORCE):
                         connection.setsockopt(sockets.SOL_SOCKET, option, count)
 
@@ -137,22 +137,22 @@ class Containerd:
             raise errors.Unavailable(f"containerd at {self.socket} did not answer within {timeout:g} s") from exc
 
     async def _state_change(self) -> None:
-        """Return when the channel's state moves on from the failure it is in."""
+        """Return when the channel leaves the failed state it is in."""
         state = self.channel.get_state(try_to_connect=True)
         if state is not grpc.ChannelConnectivity.READY:
             await self.channel.wait_for_state_change(state)
         else:
-            # Connected, but the service is not registered yet: let containerd go on.
+            # Connected, but the service is not registered yet: give containerd a moment.
             await asyncio.sleep(0.05)
 
 
 @contextmanager
 def _duplicate(number: int) -> Iterator[sockets.socket]:
-    """A socket of ours under another number, because this one may mean something else any moment. Raises OSError."""
+    """A socket of ours under another number, since this one can be closed and reused any moment. Raises OSError."""
     copy = os.dup(number)
     try:
         duplicate = sockets.socket(fileno=copy)
-    except OSError:  # it is no socket
+    except OSError:  # it is not a socket
         os.close(copy)
         raise
     with duplicate:

@@ -1,7 +1,8 @@
 """The content store: immutable blobs named by their digest, and the labels that keep them.
 
 containerd verifies each blob as it is written. Garbage collection follows labels from an image to its manifest,
-config and layers, and from a config to the snapshot that its layers were unpacked to; what no label leads to goes.
+config and layers, and from a config to the snapshot that its layers were unpacked to; it removes what no label
+leads to.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_
 
 CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one chunk, or for the commit, which waits for the disk
-CHUNK = 1 << 20  # bytes per message
+CHUNK_BYTES = 1 << 20  # per message
 
 CHILD_LABEL = "containerd.io/gc.ref.content"
 SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot"
@@ -38,7 +39,7 @@ class ContentInfo:
 
 
 def child_labels(config: Descriptor, layers: tuple[Descriptor, ...]) -> dict[str, str]:
-    """The labels of a manifest that keep what it names."""
+    """The labels of a manifest that keep its config and layers."""
     return {f"{CHILD_LABEL}.config": config.digest} | {
         f"{CHILD_LABEL}.l.{number}": layer.digest for number, layer in enumerate(layers)
     }
@@ -50,7 +51,7 @@ def snapshot_label(snapshotter: str, chain_id: str) -> dict[str, str]:
 
 
 class Content:
-    """containerd's content service; blobs written belong to `lease` if there is one."""
+    """containerd's content service; written blobs belong to `lease` if there is one."""
 
     def __init__(self, client: Containerd, lease: str = "") -> None:
         self._meta = metadata(client, lease)
@@ -66,14 +67,14 @@ class Content:
         return _info(answer.info)
 
     async def list(self, digests: Sequence[str] = ()) -> list[ContentInfo]:
-        """Every blob of this namespace, or those of `digests` that are there."""
-        found = []
+        """Every blob of this namespace, or those of `digests` that exist."""
+        blobs = []
         request = content_pb2.ListContentRequest(filters=[f"digest=={digest}" for digest in digests])
         with translate("listing content"):
             stream = self._stub.List(request, metadata=self._meta, timeout=CALL_SECONDS)
             async for answer in stream:
-                found += [_info(info) for info in answer.info]
-        return found
+                blobs += [_info(info) for info in answer.info]
+        return blobs
 
     async def read(self, digest: str, most: int) -> bytes:
         """A small blob; raises NotFound, and InvalidRequest when it is larger than `most` bytes."""
@@ -106,9 +107,9 @@ class Content:
         labels: Mapping[str, str] | None = None,
         progress: Callable[[int], None] = lambda count: None,
     ) -> bool:
-        """Store a blob, verified by containerd; `progress` is told each chunk's size. False when it was there.
+        """Store a blob, verified by containerd; `progress` gets each chunk's size. False when it already exists.
 
-        `labels` are set in both cases. Raises InvalidRequest when the bytes are not those of the descriptor.
+        `labels` are set in both cases. Raises InvalidRequest when the bytes do not match the descriptor.
         """
         labels = dict(labels or {})
         ref = f"sandboxd-{self._lease}-{descriptor.digest}"
@@ -140,7 +141,7 @@ class Content:
         call: grpc.aio.StreamStreamCall[content_pb2.WriteContentRequest, content_pb2.WriteContentResponse]
         call = self._stub.Write(metadata=self._meta)
         offset = 0
-        # Asking for the state first finds a blob that is there already before a byte is sent.
+        # Asking for the status first detects an existing blob before a byte is sent.
         request = content_pb2.WriteContentRequest(
             action=content_pb2.STAT, ref=ref, total=descriptor.size, expected=descriptor.digest
         )
@@ -154,7 +155,7 @@ class Content:
                     raise SandboxdError(f"content {descriptor.digest}: containerd ended the transfer early")
                 if request.action == content_pb2.COMMIT:
                     return
-                data = await asyncio.to_thread(file.read, CHUNK)
+                data = await asyncio.to_thread(file.read, CHUNK_BYTES)
                 progress(len(data))
                 offset += len(request.data)
                 request = content_pb2.WriteContentRequest(
@@ -172,7 +173,7 @@ class Content:
             call.cancel()
 
     async def _abort(self, ref: str) -> None:
-        """Drop a transfer that did not finish; the lease would, but later."""
+        """Drop an unfinished transfer; the end of the lease would do it too, but later."""
         try:
             with translate(f"transfer {ref}"):
                 await self._stub.Abort(content_pb2.AbortRequest(ref=ref), metadata=self._meta, timeout=CALL_SECONDS)
@@ -192,7 +193,7 @@ class Content:
             )
 
     async def delete(self, digest: str) -> None:
-        """Remove a blob; gone is done."""
+        """Remove a blob. Idempotent."""
         try:
             with translate(f"content {digest}"):
                 await self._stub.Delete(

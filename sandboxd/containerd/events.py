@@ -1,4 +1,4 @@
-"""containerd's event stream. Events only wake us: what they say is looked up, never believed."""
+"""containerd's event stream. Events only wake us: the state is looked up, never taken from them."""
 
 from __future__ import annotations
 

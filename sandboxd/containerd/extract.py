@@ -1,15 +1,15 @@
 """Writing a layer into the directory of its snapshot while the layer is read for the first time.
 
-containerd's diff service does it from a blob that is complete: it decompresses and hashes everything once more.
-Here the entries are written as the scan that every layer goes through (`oci.layers.scan`) comes by them, with the
-result that the diff service would have had. Rules:
+containerd's diff service works from a complete blob: it decompresses and hashes everything once more. Here each
+entry is written when the scan that every layer goes through (`oci.layers.scan`) reaches it, with the same result as
+the diff service's. Rules:
 
 1. No link is followed. Each part of a path is opened below the one before it with O_NOFOLLOW, so that nothing
-   reaches out of the directory whatever the scan let through.
-2. Nothing is replaced: the directory was empty, and what is there twice is for the diff service.
+   escapes the directory whatever the scan let through.
+2. Nothing is replaced: the directory was empty, and a layer with duplicate paths is left to the diff service.
 3. What cannot be done exactly (devices, sparse files, a parent directory that a layer below describes, a file
-   system without extended attributes) is not done by halves: `unfit` says why, nothing more is written, and the
-   caller throws the snapshot away and asks the diff service.
+   system without extended attributes) is not done at all: `unfit` says why, nothing more is written, and the
+   caller throws the snapshot away and uses the diff service.
 4. Nothing is visible before the caller has verified the layer and commits the snapshot.
 """
 
@@ -28,23 +28,23 @@ from sandboxd.oci.layers import Read
 from sandboxd.oci.recording import OPAQUE, is_whiteout
 from sandboxd.oci.tar import WHITEOUT
 
-PIECE = 1 << 20  # bytes written at a time
-MOST_REMEMBERED = 64 << 20  # bytes for the times of directories, some 300,000 of them
+PIECE_BYTES = 1 << 20  # written at a time
+MAX_REMEMBERED_BYTES = 64 << 20  # for the times of directories, some 300,000 of them
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTR = "SCHILY.xattr."
 _NO_NAMES = frozenset({"", ".", ".."})
-_MOST_SECONDS = 1 << 63
+_MAX_SECONDS = 1 << 63
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Unfit(Exception):
-    """This entry is for the diff service."""
+    """Only the diff service can write this entry."""
 
 
 def directory_of(mounts: Sequence[Mount], *, lowest: bool) -> str:
-    """The directory that holds exactly this layer's changes, "" when the snapshotter has no such thing."""
+    """The directory that holds exactly this layer's changes, "" when the snapshotter has none."""
     if len(mounts) != 1:
         return ""
     (mount,) = mounts
@@ -56,21 +56,21 @@ def directory_of(mounts: Sequence[Mount], *, lowest: bool) -> str:
 
 
 class Extraction:
-    """A visitor of `oci.layers.scan` that writes; for one thread at a time. `close` it, from whichever thread."""
+    """A visitor of `oci.layers.scan` that writes; for one thread at a time. `close` it, from any thread."""
 
     def __init__(self, directory: str, *, lowest: bool) -> None:
-        """`lowest`: there is no layer below, so there is nothing to be deleted from, nor to take attributes from."""
+        """`lowest`: there is no layer below to delete from or to take attributes from."""
         self.unfit = ""
         self._directory = directory
         self._lowest = lowest
-        self._times: list[tuple[str, int]] = []  # of directories, set when nothing is put into them any more
+        self._times: list[tuple[str, int]] = []  # of directories, set once nothing more is put into them
         self._remembered = 0
         self._root = self._parent = -1
         self._parent_path = ""
         try:
             self._root = os.open(directory, _DIRECTORY)
         except OSError as exc:
-            self._give_up("the directory", exc)  # in another mount namespace than ours, perhaps
+            self._give_up("the directory", exc)  # perhaps in a mount namespace other than ours
 
     def visit(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
         """Write an entry; raises Exhausted when the disk is full."""
@@ -82,7 +82,7 @@ class Extraction:
             self._give_up(entry.name, exc)
 
     def finish(self) -> None:
-        """Every entry was visited: give the directories their times."""
+        """Set the times of the directories, after every entry was visited."""
         if self.unfit:
             return
         try:
@@ -93,14 +93,14 @@ class Extraction:
             self._give_up(path, exc)
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         for fd in {self._root, self._parent} - {-1}:
             os.close(fd)
         self._root = self._parent = -1
 
     def _give_up(self, what: str, exc: Exception) -> None:
         if isinstance(exc, OSError) and exc.errno in _FULL:
-            raise Exhausted(f"{what}: no space is left on the disk; remove images with `sandboxctl rmi`") from exc
+            raise Exhausted(f"{what}: no space left on the disk; remove images with `sandboxctl rmi`") from exc
         self.unfit = f"{what}: {exc}"
 
     def _write(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
@@ -108,14 +108,14 @@ class Extraction:
         if is_whiteout(name):
             self._delete(entry, parent, name)
         elif entry.isdir():
-            if name:  # what a layer says of the root itself is ignored, as containerd does
+            if name:  # the attributes of the root itself are ignored, as containerd does
                 self._make_directory(entry, parent, name, path)
         elif not name:
             raise _Unfit("the root is not a directory")
         elif entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not entry.issparse():
             fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
             try:
-                while view := read(PIECE):
+                while view := read(PIECE_BYTES):
                     while view:
                         view = view[os.write(fd, view) :]
                 _describe(entry, fd)
@@ -125,7 +125,7 @@ class Extraction:
                 os.close(fd)
         elif entry.issym():
             if any(key.startswith(_XATTR) for key in entry.pax_headers):
-                raise _Unfit("a link with extended attributes")
+                raise _Unfit("a symlink with extended attributes")
             os.symlink(entry.linkname, name, dir_fd=parent)
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
             time = _modified(entry)
@@ -142,7 +142,7 @@ class Extraction:
         if name == OPAQUE:
             os.setxattr(parent, "trusted.overlay.opaque", b"y")
         elif name.startswith(WHITEOUT * 2):
-            raise _Unfit("a whiteout of aufs' own")
+            raise _Unfit("a whiteout of a kind that only aufs has")
         else:
             hidden = name.removeprefix(WHITEOUT)
             os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
@@ -152,26 +152,26 @@ class Extraction:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
-            pass  # what is no directory cannot be opened as one below
+            pass  # anything but a directory fails to open below
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
         try:
             _describe(entry, fd)
         finally:
             os.close(fd)
         self._remembered += 150 + len(path) * (1 if path.isascii() else 4)
-        if self._remembered > MOST_REMEMBERED:
+        if self._remembered > MAX_REMEMBERED_BYTES:
             raise _Unfit("more directories than can be remembered")
         self._times.append((path, _modified(entry)))
 
     def _link(self, entry: tarfile.TarInfo, target: str, path: str) -> None:
         source, source_name = self._place(target)
         if not source_name:
-            raise _Unfit("a link to the root")
-        # What both names share was described with the first one.
+            raise _Unfit("a hard link to the root")
+        # The attributes that both names share were set with the first one.
         info = os.stat(source_name, dir_fd=source, follow_symlinks=False)
         described = (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns)
         if described != (entry.mode & 0o7777, entry.uid, entry.gid, _modified(entry)):
-            raise _Unfit("a link that says something else than its target")
+            raise _Unfit("a hard link whose attributes differ from its target's")
         source = os.dup(source)  # the place of the new name may close it
         try:
             parent, name = self._place(path)
@@ -183,7 +183,7 @@ class Extraction:
         """(directory, name) of a path. The directory stays open until the next call."""
         directory, _, name = path.rpartition("/")
         if path and not _NO_NAMES.isdisjoint(path.split("/")):
-            raise _Unfit("a path that is none")
+            raise _Unfit("an invalid path")
         if not directory:
             return self._root, name
         if directory != self._parent_path:
@@ -212,7 +212,7 @@ class Extraction:
 
 
 def _describe(entry: tarfile.TarInfo, fd: int) -> None:
-    """Owner, attributes and mode; in this order, because a change of the owner takes capabilities and setuid away."""
+    """Set owner, attributes and mode; in this order, because changing the owner clears capabilities and setuid."""
     os.fchown(fd, entry.uid, entry.gid)
     for key, value in entry.pax_headers.items():
         if key.startswith(_XATTR):
@@ -221,12 +221,12 @@ def _describe(entry: tarfile.TarInfo, fd: int) -> None:
 
 
 def _modified(entry: tarfile.TarInfo) -> int:
-    """When the entry was changed last, unix nanoseconds; tarfile itself keeps no more than a float."""
+    """The entry's modification time in unix nanoseconds; tarfile itself keeps only a float."""
     text = entry.pax_headers.get("mtime", "")
     try:
         time = Decimal(text) if text else Decimal(int(entry.mtime))
-        if not abs(time) < _MOST_SECONDS:  # a few digits can stand for a number that fills the memory
+        if not abs(time) < _MAX_SECONDS:  # a few digits can stand for a number that fills the memory
             raise _Unfit(f"a time that is out of range, {text[:40]!r}")
         return int(time * 1_000_000_000)
     except InvalidOperation as exc:
-        raise _Unfit(f"a time that is no number, {text[:40]!r}") from exc
+        raise _Unfit(f"a time that is not a number, {text[:40]!r}") from exc

@@ -49,7 +49,7 @@ class Images:
         return [_image(image) for image in answer.images]
 
     async def put(self, image: Image) -> Image | None:
-        """Make the name point where `image` says, new or not; return what it was before, None when new.
+        """Create or update the name; return what it was before, None when new.
 
         containerd verifies that the target is in the content store: raises NotFound when it is not.
         """
@@ -82,7 +82,7 @@ class Images:
         return before
 
     async def delete(self, name: str, *, sync: bool = False) -> None:
-        """Remove a name; `sync` waits until what only it kept is gone. Unknown is done."""
+        """Remove a name; `sync` waits until everything that only it kept is gone. Idempotent."""
         try:
             with translate(f"image {name}"):
                 await self._stub.Delete(

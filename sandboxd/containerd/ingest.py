@@ -1,4 +1,4 @@
-"""Writing a blob as it arrives, and going on later where a writer stopped.
+"""Writing a blob as it arrives, and resuming where an earlier writer stopped.
 
 containerd keeps what was written under the ingest's name (here derived from the digest) until it is committed,
 aborted, or the lease that it belongs to ends. One writer at a time holds an ingest.
@@ -24,15 +24,15 @@ from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_
 CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
 FLUSH_SECONDS = 5.0
-LOCKED_SECONDS = 10.0  # that a writer who went away may need to be noticed
+LOCKED_SECONDS = 10.0  # for containerd to notice that a writer has gone
 MESSAGE_BYTES = 2 << 20  # of data that make a message; smaller pieces are collected
-UNDER_WAY = 3  # messages without an answer, at most
+MAX_UNANSWERED = 3  # messages
 
 
 _Request = tuple[content_pb2.WriteContentRequest, Sequence[bytes]]  # the data is not in the message itself
 
 
-class _Unsaid(SandboxdError):
+class _ReasonLost(SandboxdError):
     """The call has ended, and gRPC does not know why."""
 
 
@@ -42,7 +42,7 @@ class Ingest:
     def __init__(self, client: Containerd, lease: str, descriptor: Descriptor) -> None:
         self._meta = metadata(client, lease)
         self._channel = client.channel
-        # A call for one message is the same on the wire as one for many, and gRPC makes far less of it.
+        # A call for one message looks the same on the wire as one for many, and costs gRPC far less.
         kinds: tuple[Any, ...] = (client.channel.stream_stream, client.channel.unary_stream)
         self._begin, self._write_once = (
             kind(
@@ -57,14 +57,14 @@ class Ingest:
         self._what = f"content {descriptor.digest}"
         self._call: Any = None
         self._requests = _Requests()
-        self._asked = False  # whether containerd was asked what it has
+        self._asked = False  # whether containerd was asked what it already has
         self._sent: deque[tuple[int, list[bytes]]] = deque()  # (offset, data) of messages without an answer
         self._pieces: list[bytes] = []
         self._collected = 0
         self.offset = 0
 
     async def open(self) -> None:
-        """Begin, or go on. Raises AlreadyExists when the blob is there; it belongs to the lease then."""
+        """Begin or resume. Raises AlreadyExists when the blob exists; it then belongs to the lease."""
         deadline = asyncio.get_running_loop().time() + LOCKED_SECONDS
         delay = 0.01
         while True:
@@ -75,7 +75,7 @@ class Ingest:
                 break
             except Unavailable as exc:
                 self.close()
-                # The writer before us is gone, but containerd has not seen that yet; it tells nobody when it does.
+                # The previous writer is gone, but containerd has not noticed yet, and sends no event when it does.
                 if "locked" not in str(exc) or asyncio.get_running_loop().time() > deadline:
                     raise
             await asyncio.sleep(delay)
@@ -84,15 +84,15 @@ class Ingest:
             await self.restart()
 
     async def write(self, data: bytes) -> None:
-        """Add bytes; they are on their way when enough of them make a message."""
+        """Add bytes; they are sent once there are enough for a message."""
         self._pieces.append(data)
         self._collected += len(data)
         if self._collected >= MESSAGE_BYTES:
             await self._pass_on()
 
     async def commit(self, labels: Mapping[str, str]) -> None:
-        """Store the blob. Raises InvalidRequest when the bytes are not those of the digest."""
-        # The last message goes alone: the answer to it is the one that counts.
+        """Store the blob. Raises InvalidRequest when the bytes do not match the digest."""
+        # The last message is sent alone: the answer to it is the one that counts.
         while self._sent:
             await self._settle()
         pieces = self._take()
@@ -102,17 +102,17 @@ class Ingest:
             except Unavailable:
                 if self._asked:
                     raise
-                # The writer before us, perhaps, whom `open` waits for.
+                # Perhaps because of a previous writer, for which `open` waits.
                 await self.restart()
                 await self._finish(pieces, labels)
         except AlreadyExists:
-            pass  # somebody else brought the same
+            pass  # another writer was faster
         except NotReady as exc:
             # The precondition that containerd sees violated is the digest or the size.
             raise InvalidRequest(str(exc)) from exc
 
     async def flush(self) -> None:
-        """Have containerd keep everything so far, for a writer who goes on later; a failure is no matter."""
+        """Have containerd keep everything so far for a later writer; failures are ignored."""
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 if self._asked and self._call is not None and self._pieces:
@@ -130,7 +130,7 @@ class Ingest:
             self._send(content_pb2.COMMIT, pieces, labels)
             self._requests.end()
         await self._answer()
-        # A call that ends by itself need not be cancelled, which is work. containerd gives this answer twice.
+        # A call that ends by itself saves the work of cancelling it. containerd gives this answer twice.
         with self._translated():
             async with asyncio.timeout(WRITE_SECONDS):
                 while await self._call.read() is not grpc.aio.EOF:
@@ -139,7 +139,7 @@ class Ingest:
 
     async def _pass_on(self) -> None:
         """Send what was collected, while containerd hashes what was sent before."""
-        while len(self._sent) >= UNDER_WAY:
+        while len(self._sent) >= MAX_UNANSWERED:
             await self._settle()
         count, pieces = self._collected, self._take()
         self._sent.append((self.offset, pieces))
@@ -150,13 +150,13 @@ class Ingest:
         """Wait for the answer to the oldest message that has none."""
         try:
             await self._answer()
-        except _Unsaid:
-            await self._say_again()
+        except _ReasonLost:
+            await self._resend()
         else:
             self._sent.popleft()
 
-    async def _say_again(self) -> None:
-        """Send the messages without an answer again, one at a time, to hear what is wrong with them.
+    async def _resend(self) -> None:
+        """Send the unanswered messages again, one at a time, to learn what is wrong with them.
 
         When containerd ends a call that we are sending on, gRPC reports that sending failed and drops the reason.
         """
@@ -169,7 +169,7 @@ class Ingest:
                 try:
                     self._send(content_pb2.WRITE, [rest])
                     self.offset = await self._answer()
-                except _Unsaid as exc:
+                except _ReasonLost as exc:
                     self.close()
                     self._take()
                     raise Unavailable(str(exc)) from exc
@@ -180,12 +180,12 @@ class Ingest:
         return pieces
 
     async def restart(self) -> None:
-        """Drop what is there and begin anew."""
+        """Drop what was written and start over."""
         await self.abort()
         await self.open()
 
     async def abort(self) -> None:
-        """Drop what was written; gone is done."""
+        """Drop what was written. Idempotent."""
         self.close()
         self._take()
         try:
@@ -197,7 +197,7 @@ class Ingest:
             pass  # the end of the lease does it too
 
     def close(self) -> None:
-        """Let go; what was written stays for the next writer."""
+        """Release the ingest; what was written stays for the next writer."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -205,7 +205,7 @@ class Ingest:
 
     def _send(self, action: Any, data: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
         if self._call is None:
-            # Sent by a task of the call's own, so that the caller can get the next bytes meanwhile.
+            # The call sends in a task of its own, while the caller gets the next bytes.
             self._requests = _Requests()
             self._call = self._begin(self._requests, metadata=self._meta)
         self._requests.put((self._request(action, labels), data))
@@ -221,7 +221,7 @@ class Ingest:
         )
 
     async def _answer(self) -> int:
-        """Wait for containerd's answer to the oldest message that has none; returns the offset that it tells."""
+        """Wait for containerd's answer to the oldest message that has none; returns the offset that it reports."""
         with self._translated():
             async with asyncio.timeout(WRITE_SECONDS):
                 answer = await self._call.read()
@@ -238,12 +238,12 @@ class Ingest:
                 raise TimedOut(f"{self._what}: containerd took no data for {WRITE_SECONDS:g} s") from exc
             except grpc.aio.AioRpcError as exc:
                 if exc.code() is grpc.StatusCode.INTERNAL:
-                    raise _Unsaid(f"{self._what}: {exc.details()}") from exc
+                    raise _ReasonLost(f"{self._what}: {exc.details()}") from exc
                 raise
 
 
 class _Requests:
-    """What a call is to send, as it comes up. (An asynchronous generator would be closed while it waits.)"""
+    """The messages of a call, as they come. (An asynchronous generator would be closed while it waits.)"""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[_Request | None] = asyncio.Queue()
@@ -264,7 +264,7 @@ class _Requests:
 
 
 def _serialized(message: _Request) -> bytes:
-    """The request with its data: in the message itself all of it would be copied three times instead of once."""
+    """The request with its data appended; inside the message it would be copied three times instead of once."""
     request, pieces = message
     length = sum(len(piece) for piece in pieces)
     if not length:
@@ -281,10 +281,10 @@ def _serialized(message: _Request) -> bytes:
 async def writing(
     client: Containerd, lease: str, descriptor: Descriptor, *, ask: bool = True
 ) -> AsyncIterator[Ingest]:
-    """An ingest for the time of the block; what is not committed stays for the next writer.
+    """An ingest for the duration of the block; what is not committed stays for the next writer.
 
-    Raises AlreadyExists when the blob is there. Without `ask` it is taken for absent and begun anew, which saves a
-    small one half of its messages.
+    Raises AlreadyExists when the blob exists. Without `ask` it is assumed to be absent and written from the start,
+    which saves a small one half of its messages.
     """
     ingest = Ingest(client, lease, descriptor)
     try:

@@ -1,6 +1,6 @@
-"""Leases: while one is held, containerd's garbage collection keeps what was made under it.
+"""Leases: while one is held, containerd's garbage collection keeps what was created under it.
 
-Content and snapshots that nothing refers to yet (half an image) would be collected at any moment. What is made in
+Content and snapshots that nothing refers to yet (half an image) could be collected at any moment. What is created in
 a call that carries the lease's id belongs to the lease. A lease expires, so that one whose owner died frees what
 it held (https://github.com/containerd/containerd/blob/main/docs/garbage-collection.md).
 """
@@ -30,7 +30,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 def metadata(client: Containerd, lease: str) -> Metadata:
-    """The headers of a call that is made under `lease`, "" for none."""
+    """The headers of a call under `lease`, "" for none."""
     return (*client.metadata, (HEADER, lease)) if lease else client.metadata
 
 
@@ -42,7 +42,7 @@ class Leases:
         self._stub = leases_pb2_grpc.LeasesStub(client.channel)
 
     async def create(self, lease: str, *, seconds: float) -> None:
-        """Make a lease that ends by itself after `seconds`; raises AlreadyExists when the id is taken."""
+        """Create a lease that expires after `seconds`; raises AlreadyExists when the id is taken."""
         expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
         with translate(f"lease {lease}"):
             await self._stub.Create(
@@ -52,11 +52,11 @@ class Leases:
             )
 
     async def add_snapshot(self, lease: str, snapshotter: str, name: str) -> None:
-        """Keep a snapshot, and those below it, for the time of the lease. Raises NotFound without the lease."""
+        """Keep a snapshot, and those below it, while the lease lasts. Raises NotFound without the lease."""
         await self._add(lease, leases_pb2.Resource(id=name, type=f"snapshots/{snapshotter}"))
 
     async def add_content(self, lease: str, digest: str) -> None:
-        """Keep a blob, and what its labels lead to, for the time of the lease. Raises NotFound without the lease."""
+        """Keep a blob, and what its labels lead to, while the lease lasts. Raises NotFound without the lease."""
         await self._add(lease, leases_pb2.Resource(id=digest, type="content"))
 
     async def _add(self, lease: str, resource: leases_pb2.Resource) -> None:
@@ -66,7 +66,7 @@ class Leases:
             )
 
     async def delete(self, lease: str, *, sync: bool = False) -> None:
-        """End a lease; `sync` waits until what only it held is gone. Unknown is done."""
+        """End a lease; `sync` waits until everything that only it held is gone. Idempotent."""
         try:
             with translate(f"lease {lease}"):
                 await self._stub.Delete(
@@ -85,10 +85,10 @@ class Leases:
 
     @asynccontextmanager
     async def held(self, purpose: str, *, seconds: float) -> AsyncIterator[str]:
-        """Hold a lease for the time of the block, at most `seconds`; yields its id.
+        """Hold a lease for the duration of the block, at most `seconds`; yields its id.
 
-        When the block fails, what was made under the lease is collected before the error goes on. If containerd is
-        not there for that, the lease's own end does it later.
+        When the block fails, what was created under the lease is collected before the error is raised. If containerd
+        is not available then, the expiry of the lease does it later.
         """
         lease = f"sandboxd-{purpose}-{secrets.token_hex(8)}"
         await self.create(lease, seconds=seconds)

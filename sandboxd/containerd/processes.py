@@ -20,7 +20,7 @@ PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
 class Processes:
-    """The part of containerd's task service that is about single processes."""
+    """The part of containerd's task service that handles single processes."""
 
     def __init__(self, client: Containerd) -> None:
         self._meta = client.metadata
@@ -37,7 +37,7 @@ class Processes:
         stderr: str = "",
         terminal: bool = False,
     ) -> None:
-        """Tell the shim of a process to be started; paths are FIFOs, "" discards. Raises NotFound, NotReady."""
+        """Add a process to the shim, to be started; paths are FIFOs, "" discards. Raises NotFound, NotReady."""
         request = tasks_pb2.ExecProcessRequest(
             container_id=container_id,
             exec_id=exec_id,
@@ -58,7 +58,7 @@ class Processes:
         return int(answer.pid)
 
     async def kill(self, container_id: str, exec_id: str, signal: int) -> None:
-        """Signal it; ended or gone is done."""
+        """Signal it; no error if it has ended or is gone."""
         request = tasks_pb2.KillRequest(container_id=container_id, exec_id=exec_id, signal=signal)
         try:
             with translate(f"signal {signal} to a process of {container_id}"):
@@ -74,7 +74,7 @@ class Processes:
         return Exit(code=answer.exit_status, at=nanoseconds(answer.exited_at))
 
     async def delete(self, container_id: str, exec_id: str) -> None:
-        """Let the shim forget an ended process; gone is done."""
+        """Have the shim forget an ended process. Idempotent."""
         request = tasks_pb2.DeleteProcessRequest(container_id=container_id, exec_id=exec_id)
         try:
             with translate(f"removing a process of {container_id}"):
@@ -83,7 +83,7 @@ class Processes:
             pass
 
     async def resize(self, container_id: str, exec_id: str, *, width: int, height: int) -> None:
-        """Set the size of its terminal in characters; a process that has ended has none, which is fine."""
+        """Set the size of its terminal in characters; no error if the process has ended."""
         request = tasks_pb2.ResizePtyRequest(container_id=container_id, exec_id=exec_id, width=width, height=height)
         try:
             with translate(f"terminal of {container_id}"):
@@ -93,7 +93,7 @@ class Processes:
                 raise
 
     async def close_stdin(self, container_id: str, exec_id: str) -> None:
-        """Let it see the end of its stdin: the shim holds the FIFO open until told so. Ended is done."""
+        """Close its stdin, whose FIFO the shim would otherwise hold open; no error if the process has ended."""
         request = tasks_pb2.CloseIORequest(container_id=container_id, exec_id=exec_id, stdin=True)
         try:
             with translate(f"stdin of {container_id}"):
@@ -103,7 +103,7 @@ class Processes:
                 raise
 
     async def pid(self, container_id: str, exec_id: str) -> int:
-        """Its pid; 0 when it has ended or is not there. Raises Unavailable."""
+        """Its pid; 0 when it has ended or does not exist. Raises Unavailable."""
         request = tasks_pb2.GetRequest(container_id=container_id, exec_id=exec_id)
         try:
             with translate(f"process of {container_id}"):

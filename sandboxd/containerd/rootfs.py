@@ -1,13 +1,13 @@
 """Reading files out of a root file system without mounting it.
 
 A snapshot is described by its mounts: one bind mount of a directory, or an overlay of layer directories. Users
-are looked up in the image's /etc/passwd before the container exists, and mounting for that would cost more than
-the rest of CreateContainer, and leave a mount behind if the daemon died meanwhile. So the overlay is read as the
+are looked up in the image's /etc/passwd before the container exists. Mounting for that would cost more than the
+rest of CreateContainer, and leave a mount behind if the daemon died before unmounting. So the overlay is read as the
 kernel would: the upper layers first, whiteouts honoured, links followed inside the root
 (https://docs.kernel.org/filesystems/overlayfs.html).
 
-What an image holds decides how long this takes, so each step down looks at one name in those layers that still count:
-the cost grows with the depth and with the layers that go there, and never with the product of depths.
+The content of the image decides how long this takes, so each step down looks up one name in only those layers that
+still show the directory: the cost grows with the depth and the number of such layers, never with a product of depths.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
 from sandboxd.trees import Descent, Event
 
-MOST_BYTES = 8 << 20  # of a file that is read into memory
-MOST_PARTS = 4096  # names that are looked up for one path, its links' included
-_MOST_LINKS = 40  # as the kernel's own limit
+MAX_BYTES = 8 << 20  # of a file that is read into memory
+MAX_PARTS = 4096  # names that are looked up for one path, those of its links included
+_MAX_LINKS = 40  # the kernel's own limit
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
@@ -37,24 +37,25 @@ def read(mounts: Sequence[Mount], path: str) -> bytes | None:
     try:
         with _Root(mounts) as root:
             last = root.resolve(path)
-            found = root.find(last) if last else None
-            if not last or found is None or not stat.S_ISREG(found[1].st_mode):
+            entry = root.find(last) if last else None
+            if not last or entry is None or not stat.S_ISREG(entry[1].st_mode):
                 return None
-            with open(trees.open_file(last, found[0]), "rb") as file:
-                content = file.read(MOST_BYTES + 1)
+            with open(trees.open_file(last, entry[0]), "rb") as file:
+                content = file.read(MAX_BYTES + 1)
     except OSError as exc:
         raise NotReady(f"{path} in the image cannot be read: {exc.strerror}") from exc
-    if len(content) > MOST_BYTES:
-        raise NotReady(f"{path} in the image is larger than {MOST_BYTES} bytes")
+    if len(content) > MAX_BYTES:
+        raise NotReady(f"{path} in the image is larger than {MAX_BYTES} bytes")
     return content
 
 
 def tree(mounts: Sequence[Mount], path: str) -> Iterator[tuple[Event, str, int, os.stat_result]]:
-    """The directory at `path` (with the name "") and all below it: (event, name, descriptor, what it is).
+    """The directory at `path` (with the name "") and everything below it: (event, name, descriptor, stat result).
 
-    The descriptor is of the uppermost layer that has it, and valid until the next: of the directory itself when it is
-    entered and when it is left, else of the directory that holds the entry. Nothing when there is no directory. Links
-    are entries, and not followed. Raises OSError, and NotReady for a mount that cannot be read this way.
+    The descriptor belongs to the uppermost layer that has the entry and is valid until the next item: it is the
+    directory itself when that is entered or left, otherwise the directory that holds the entry. Yields nothing when
+    there is no directory. Links are entries and are not followed. Raises OSError, and NotReady for a mount that
+    cannot be read this way.
     """
     with _Root(mounts) as root:
         last = root.resolve(path)
@@ -77,7 +78,7 @@ def tree(mounts: Sequence[Mount], path: str) -> Iterator[tuple[Event, str, int, 
             if todo[-1]:
                 names.append(todo[-1].pop())
                 if not root.down(names[-1]):
-                    raise OSError(errno.ESTALE, "a layer was changed while it was read")
+                    raise OSError(errno.ESTALE, "a layer was changed while it was being read")
                 infos.append(os.fstat(root.fd))
                 yield Event.ENTERED, names[-1], root.fd, infos[-1]
                 continue
@@ -88,7 +89,7 @@ def tree(mounts: Sequence[Mount], path: str) -> Iterator[tuple[Event, str, int, 
 
 
 class _Root:
-    """A directory of the root file system as its layers show it together; at first the root itself.
+    """A directory of the root file system as its layers merge it; at first the root itself.
 
     One descriptor for each layer that shows the directory, however deep it is.
     """
@@ -126,7 +127,7 @@ class _Root:
         return self._shown[-1][0].fd
 
     def find(self, name: str) -> tuple[int, os.stat_result] | None:
-        """(the layer's directory, what it is) of an entry; None when there is none."""
+        """(the layer's directory, stat result) of an entry; None when there is none."""
         for layer in self._shown[-1]:
             info = _look(name, layer.fd)
             if info is not None:
@@ -134,13 +135,13 @@ class _Root:
         return None
 
     def entries(self) -> Iterator[tuple[str, int, os.stat_result]]:
-        """All entries of the directory: (name, the layer's directory, what it is)."""
+        """All entries of the directory: (name, the layer's directory, stat result)."""
         for i, layer in enumerate(self._shown[-1]):
             above = self._shown[-1][:i]
             with os.scandir(layer.fd) as entries:
                 for entry in entries:
-                    if any(_look(entry.name, each.fd) is not None for each in above):
-                        continue  # it was shown with the layer above, or is hidden by it
+                    if any(_look(entry.name, upper.fd) is not None for upper in above):
+                        continue  # already yielded for the layer above, or hidden by it
                     info = _look(entry.name, layer.fd)
                     if info is not None and not _is_whiteout(info):
                         yield entry.name, layer.fd, info
@@ -153,7 +154,7 @@ class _Root:
             if info is None:
                 continue
             if not stat.S_ISDIR(info.st_mode):
-                break  # a whiteout, or hidden by a directory above, as is all below; never to be followed
+                break  # a whiteout, or hidden by a directory above, as is everything below; never followed
             layer.down(name)
             shown.append(layer)
             if _is_opaque(layer.fd):
@@ -164,12 +165,12 @@ class _Root:
         return True
 
     def up(self) -> None:
-        """Back to where `down` was called."""
+        """Return to where `down` was called."""
         for layer in self._shown.pop():
             layer.up()
 
     def stay(self) -> None:
-        """Close the layers that do not show the directory: nobody will go up from it."""
+        """Close the layers that do not show the directory; no `up` from here may follow."""
         self._shown = self._shown[-1:]
         for layer in self._open:
             if layer not in self._shown[0]:
@@ -177,9 +178,9 @@ class _Root:
         self._open = list(self._shown[0])
 
     def resolve(self, path: str) -> str | None:
-        """Go to where `path` leads once all links are followed, up to its last name, which is returned.
+        """Follow `path` with all its links to the directory of its last name, and return that name.
 
-        "" when it is the directory itself that was reached; None when there is nothing.
+        "" when the path is the directory itself; None when there is nothing.
         """
         if "\0" in path:
             return None
@@ -188,19 +189,19 @@ class _Root:
         while todo:
             parts += 1
             part = todo.pop()
-            if parts > MOST_PARTS:
+            if parts > MAX_PARTS:
                 return None
             if part == "..":
                 if len(self._shown) > 1:
                     self.up()
                 continue
-            found = self.find(part)
-            if found is None:
+            entry = self.find(part)
+            if entry is None:
                 return None
-            fd, info = found
+            fd, info = entry
             if stat.S_ISLNK(info.st_mode):
                 links += 1
-                if links > _MOST_LINKS:
+                if links > _MAX_LINKS:
                     return None
                 target = os.readlink(part, dir_fd=fd)
                 if target.startswith("/"):
@@ -232,7 +233,7 @@ def _is_whiteout(info: os.stat_result) -> bool:
 
 
 def _is_opaque(fd: int) -> bool:
-    """Whether the directory hides what layers below have at its place."""
+    """Whether the directory hides what layers below have in its place."""
     for name in _OPAQUE:
         try:
             if os.getxattr(fd, name) == b"y":
@@ -243,7 +244,7 @@ def _is_opaque(fd: int) -> bool:
 
 
 def _layers(mounts: Sequence[Mount]) -> list[str]:
-    """The directories that make up the root, the uppermost first."""
+    """The directories that make up the root, uppermost first."""
     if len(mounts) != 1:
         raise NotReady(f"a root file system of {len(mounts)} mounts cannot be read")
     (mount,) = mounts

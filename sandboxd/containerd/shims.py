@@ -1,4 +1,4 @@
-"""The sockets of runc shims, which a shim that is cut off while it starts leaves behind.
+"""The sockets of runc shims; a shim that is killed while starting leaves its socket behind.
 
 A shim's socket is named by the SHA-256 of "<containerd's socket>/<namespace>/<group>", where the group is the pod's
 id (its grouping annotation), below a directory that is the same for every containerd. Checked on 1.6 and 2.4.
@@ -23,7 +23,7 @@ def socket_path(containerd_socket: str, namespace: str, group: str, directory: s
 
 
 def remove_dead_socket(path: str) -> None:
-    """Remove a socket that nobody listens on; gone is done, and one that answers is somebody's and stays.
+    """Remove a socket on which no shim listens. Idempotent; a socket that answers stays.
 
     Raises CleanupIncomplete when it cannot be removed.
     """
@@ -35,7 +35,7 @@ def remove_dead_socket(path: str) -> None:
     except FileNotFoundError:
         return
     except BlockingIOError:
-        return  # its queue is full: somebody listens
+        return  # its queue is full: a shim listens
     except ConnectionRefusedError:
         try:
             os.unlink(path)
@@ -44,4 +44,4 @@ def remove_dead_socket(path: str) -> None:
         except OSError as exc:
             raise CleanupIncomplete(f"the socket {path} of a dead shim cannot be removed: {exc}") from exc
     except OSError as exc:
-        raise CleanupIncomplete(f"the socket {path} of a shim cannot be looked at: {exc}") from exc
+        raise CleanupIncomplete(f"the socket {path} of a shim cannot be examined: {exc}") from exc

@@ -1,8 +1,7 @@
 """Snapshots: layered file systems, and unpacking image layers into them.
 
-A committed snapshot is read-only and named by the chain id of the layers below and including its own; a container
-gets an active one on top, under its own id. containerd describes a snapshot by the mounts that show it; nothing is
-mounted here.
+A committed snapshot is read-only and named by the chain id of its layers; a container gets an active one on top,
+under its own id. containerd describes a snapshot by its mounts; nothing is mounted here.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ CALL_SECONDS = 30.0
 UNPACK_SECONDS = 1800.0  # of one layer; large ones on slow disks take minutes
 
 # An active snapshot with this label is kept whether or not a container record refers to it yet, and so are the
-# snapshots below it; whoever prepared it removes it.
+# snapshots below it; the code that prepared it removes it.
 ROOT_LABEL = "containerd.io/gc.root"
-# Given to an active snapshot, it says which committed one this is to become: containerd refuses if that is there.
+# On an active snapshot, names the committed one that it is to become: containerd refuses if that one exists.
 TARGET_LABEL = "containerd.io/snapshot.ref"
 
 
@@ -48,7 +47,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """How to mount (part of) a snapshot, in mount(8)'s words. `target` is relative to the root, mostly ""."""
+    """How to mount (part of) a snapshot, in mount(8)'s terms. `target` is relative to the root, mostly ""."""
 
     type: str
     source: str
@@ -69,14 +68,14 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a snapshot itself takes, without those below it."""
+    """The space that a snapshot itself takes, without those below it."""
 
     bytes: int
     inodes: int
 
 
 class Snapshots:
-    """containerd's snapshot and diff services with one snapshotter; what is made belongs to `lease`."""
+    """containerd's snapshot and diff services with one snapshotter; what is created belongs to `lease`."""
 
     def __init__(self, client: Containerd, snapshotter: str, lease: str = "") -> None:
         self.snapshotter = snapshotter
@@ -86,7 +85,7 @@ class Snapshots:
         self._introspection = introspection_pb2_grpc.IntrospectionStub(client.channel)
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
-        """Make a writable snapshot on top of `parent`; raises AlreadyExists, or NotFound without the parent."""
+        """Create a writable snapshot on top of `parent`; raises AlreadyExists, or NotFound without the parent."""
         with translate(f"snapshot {key}"):
             answer = await self._stub.Prepare(
                 snapshots_pb2.PrepareSnapshotRequest(
@@ -98,7 +97,7 @@ class Snapshots:
         return _mounts(answer.mounts)
 
     async def view(self, key: str, parent: str, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
-        """Make a read-only snapshot of `parent`; raises AlreadyExists, or NotFound without the parent."""
+        """Create a read-only snapshot of `parent`; raises AlreadyExists, or NotFound without the parent."""
         with translate(f"snapshot {key}"):
             answer = await self._stub.View(
                 snapshots_pb2.ViewSnapshotRequest(
@@ -129,7 +128,7 @@ class Snapshots:
             )
 
     async def remove(self, key: str) -> None:
-        """Remove a snapshot; gone is done. Raises NotReady when another snapshot is on top of it."""
+        """Remove a snapshot. Idempotent. Raises NotReady when another snapshot is on top of it."""
         try:
             with translate(f"snapshot {key}"):
                 await self._stub.Remove(
@@ -159,8 +158,8 @@ class Snapshots:
         return True
 
     async def list(self, names: Sequence[str] = ()) -> list[Snapshot]:
-        """Every snapshot of this namespace and snapshotter, or those of `names` that are there."""
-        found = []
+        """Every snapshot of this namespace and snapshotter, or those of `names` that exist."""
+        snapshots = []
         with translate("listing snapshots"):
             stream = self._stub.List(
                 snapshots_pb2.ListSnapshotsRequest(
@@ -170,11 +169,11 @@ class Snapshots:
                 timeout=CALL_SECONDS,
             )
             async for answer in stream:
-                found += [_snapshot(info) for info in answer.info]
-        return found
+                snapshots += [_snapshot(info) for info in answer.info]
+        return snapshots
 
     async def usage(self, key: str) -> Usage:
-        """What the snapshot takes on disk; for an active one containerd walks its files. Raises NotFound."""
+        """The space of the snapshot on disk; for an active one containerd walks its files. Raises NotFound."""
         with translate(f"usage of snapshot {key}"):
             answer = await self._stub.Usage(
                 snapshots_pb2.UsageRequest(snapshotter=self.snapshotter, key=key),
@@ -184,7 +183,7 @@ class Snapshots:
         return Usage(bytes=answer.size, inodes=answer.inodes)
 
     async def root(self) -> str:
-        """The directory where the snapshotter keeps its files, "" when it does not say."""
+        """The directory where the snapshotter keeps its files, "" when it does not report one."""
         with translate("asking containerd for its snapshotters"):
             answer = await self._introspection.Plugins(
                 introspection_pb2.PluginsRequest(
@@ -196,7 +195,7 @@ class Snapshots:
         return next((plugin.exports.get("root", "") for plugin in answer.plugins), "")
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
-        """Unpack a layer of the content store onto `mounts`; return the digest of what was unpacked (its diff id)."""
+        """Unpack a layer of the content store onto `mounts`; return the digest of the unpacked data (its diff id)."""
         with translate(f"unpacking layer {layer.digest}"):
             answer = await self._diff.Apply(
                 diff_pb2.ApplyRequest(
@@ -211,7 +210,7 @@ class Snapshots:
     async def diff(self, key: str, media_type: str) -> str:
         """Pack what an active snapshot changed of its parent into a blob; return the blob's digest.
 
-        The blob belongs to the lease: without one it is collected at any moment. Raises NotFound.
+        The blob belongs to the lease: without one it could be collected at any moment. Raises NotFound.
         """
         parent = (await self.stat(key)).parent
         view = f"sandboxd-diff-{secrets.token_hex(6)}-{key}"
@@ -240,8 +239,8 @@ class Snapshots:
     ) -> str:
         """Unpack the layers, the lowest first, and return the chain id of the stack ("" without layers).
 
-        Layers that are there are skipped; several may unpack the same ones at once. `progress` is told each layer's
-        compressed size. Raises InvalidRequest when a layer is not what its diff id says.
+        Existing layers are skipped; several callers may unpack the same ones at once. `progress` gets each layer's
+        compressed size. Raises InvalidRequest when a layer does not match its diff id.
         """
         parent = ""
         chain = chain_ids(diff_ids)
@@ -250,7 +249,7 @@ class Snapshots:
                 try:
                     await self.unpack_layer(layer, diff_id, name, parent)
                 except AlreadyExists:
-                    pass  # somebody else was faster; theirs is the same
+                    pass  # another request was faster, with the same result
             progress(layer.size)
             parent = name
         return parent
@@ -258,15 +257,15 @@ class Snapshots:
     async def unpack_layer(self, layer: Descriptor, diff_id: str, name: str, parent: str) -> None:
         """Unpack one layer on top of the committed snapshot `parent` ("" for the lowest) into `name`.
 
-        Raises AlreadyExists when there is one of that name, InvalidRequest when the layer is not what its diff id
-        says.
+        Raises AlreadyExists when there is one of that name, InvalidRequest when the layer does not match its diff id.
         """
         draft = await self.begin(name, parent)
         try:
-            found = await self.apply(layer, draft.mounts)
-            if found != diff_id:
+            computed = await self.apply(layer, draft.mounts)
+            if computed != diff_id:
                 raise InvalidRequest(
-                    f"the uncompressed layer {layer.digest} has a wrong digest: expected {diff_id}, computed {found}"
+                    f"the uncompressed layer {layer.digest} has a wrong digest: expected {diff_id}, "
+                    f"computed {computed}"
                 )
             await draft.commit()
         finally:
@@ -291,7 +290,7 @@ class Draft:
         self._key = key
 
     async def commit(self) -> None:
-        """Make it the committed snapshot. Raises AlreadyExists when somebody was faster; theirs is the same."""
+        """Make it the committed snapshot. Raises AlreadyExists when another request was faster."""
         await self._snapshots.commit(self._name, self._key)
         self._key = ""
 
@@ -301,7 +300,7 @@ class Draft:
             try:
                 await self._snapshots.remove(self._key)
             except SandboxdError:
-                pass  # the lease, or the next collection, takes it; whatever failed before is the error to tell
+                pass  # the lease or the next collection removes it; the earlier failure is the error to report
 
 
 def _message(mount: Mount) -> mount_pb2.Mount:

@@ -1,4 +1,4 @@
-"""Containers and tasks: the records of what runs, and what runs.
+"""Containers and tasks: the records, and the processes that run.
 
 In containerd a container is a record (spec, runtime, snapshot) and a task is its running process tree, kept by a
 shim. A task's exit is seen by `wait`, `get` or the event stream, and its resources are freed by `delete`.
@@ -34,7 +34,7 @@ RUNTIME_SECONDS = 120.0  # calls that execute the OCI runtime; generous, a loade
 
 
 class TaskState(enum.Enum):
-    """What a task does."""
+    """The state of a task."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -72,7 +72,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
-    """How the shim is to run a container."""
+    """How the shim runs a container."""
 
     type: str  # the shim, "io.containerd.runc.v2"
     binary: str = ""  # OCI runtime, "" is the shim's default
@@ -138,7 +138,7 @@ class Tasks:
         return parsed
 
     async def set_spec(self, container_id: str, spec: Mapping[str, Any]) -> None:
-        """Replace the stored OCI runtime spec; a task that runs is not touched. Raises NotFound."""
+        """Replace the stored OCI runtime spec; a running task is not affected. Raises NotFound."""
         container = containers_pb2.Container(
             id=container_id, spec=any_pb2.Any(type_url=SPEC_TYPE, value=json.dumps(spec).encode())
         )
@@ -154,7 +154,7 @@ class Tasks:
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         """Change the limits of a running task to these `linux.resources`.
 
-        Raises NotFound when there is no task, NotReady with the runtime's words when it cannot.
+        Raises NotFound when there is no task, NotReady with the runtime's words when it refuses.
         """
         request = tasks_pb2.UpdateTaskRequest(
             container_id=container_id,
@@ -164,7 +164,7 @@ class Tasks:
             await self._tasks.Update(request, metadata=self._meta, timeout=RUNTIME_SECONDS)
 
     async def delete_container(self, container_id: str) -> None:
-        """Remove the container's record; gone is done."""
+        """Remove the container's record. Idempotent."""
         try:
             with translate(f"container record {container_id}"):
                 await self._containers.Delete(
@@ -187,7 +187,7 @@ class Tasks:
         self, container_id: str, rootfs: Sequence[Mount], *, stdout: str = "", stderr: str = "", stdin: str = "",
         terminal: bool = False,
     ) -> int:  # fmt: skip
-        """Start the shim and let the OCI runtime create the container; return the init process's pid.
+        """Start the shim and have the OCI runtime create the container; return the init process's pid.
 
         Empty stream paths discard. Raises NotReady with the runtime's words when it refuses.
         """
@@ -206,7 +206,7 @@ class Tasks:
         return int(answer.pid)
 
     async def start(self, container_id: str) -> int:
-        """Let a created task run; return its pid. Raises NotReady with the runtime's words when it cannot."""
+        """Start a created task; return its pid. Raises NotReady with the runtime's words when it refuses."""
         with runtime_words(), translate(f"task of {container_id}"):
             answer = await self._tasks.Start(
                 tasks_pb2.StartRequest(container_id=container_id), metadata=self._meta, timeout=RUNTIME_SECONDS
@@ -214,7 +214,7 @@ class Tasks:
         return int(answer.pid)
 
     async def kill(self, container_id: str, signal: int) -> None:
-        """Signal the task's init process; one that has ended or is gone is done."""
+        """Signal the task's init process; no error if it has ended or is gone."""
         try:
             with translate(f"signal {signal} to the task of {container_id}"):
                 await self._tasks.Kill(
@@ -252,7 +252,7 @@ class Tasks:
             )
 
     async def resume(self, container_id: str) -> None:
-        """Let a paused task go on; one that is not paused, or is gone, is done."""
+        """Resume a paused task; no error if it is not paused or is gone."""
         try:
             if (await self.get(container_id)).state is not TaskState.PAUSED:
                 return
@@ -271,10 +271,10 @@ class Tasks:
     async def checkpoint(
         self, container_id: str, *, image_path: str, work_path: str, terminal: bool, timeout: float
     ) -> None:
-        """Have CRIU write the task's memory and state to `image_path`, its log to `work_path`; the task lives on.
+        """Have CRIU write the task's memory and state to `image_path`, its log to `work_path`; the task runs on.
 
-        Both are directories that exist. containerd itself stores nothing. Raises NotFound, NotReady with the
-        runtime's words, TimedOut after `timeout` seconds.
+        Both directories must exist. containerd itself stores nothing. Raises NotFound, NotReady with the runtime's
+        words, TimedOut after `timeout` seconds.
         """
         options = runc_options.CheckpointOptions(
             open_tcp=True,
@@ -292,7 +292,7 @@ class Tasks:
             await self._tasks.Checkpoint(request, metadata=self._meta, timeout=timeout)
 
     async def delete(self, container_id: str) -> Exit | None:
-        """Free a stopped task's resources, shim included when it was the last; None when it was gone."""
+        """Free a stopped task's resources, the shim included if it was the last; None if it was already gone."""
         try:
             with translate(f"removing the task of {container_id}"):
                 answer = await self._tasks.Delete(
@@ -308,8 +308,8 @@ class Tasks:
             return None
         return Exit(code=answer.exit_status, at=nanoseconds(answer.exited_at))
 
-    # A shim that ends by itself closes its connection in the middle of whatever is being asked of it ("ttrpc:
-    # closed"). What became of the task is then looked up: that counts, not how the call ended.
+    # A shim that exits by itself closes its connection in the middle of any call ("ttrpc: closed"). The state of the
+    # task is then looked up: that counts, not how the call ended.
 
     async def _known(self, container_id: str) -> bool:
         try:
@@ -317,7 +317,7 @@ class Tasks:
         except NotFound:
             return False
         except SandboxdError:
-            return True  # as far as anybody can tell
+            return True  # as far as we can tell
         return True
 
     async def _running(self, container_id: str) -> bool:

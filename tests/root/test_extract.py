@@ -255,7 +255,7 @@ def plain(maker: Maker) -> bytes:
         (plain(Maker().add("a", data=b"").add("a/b", data=b"")), True, "Not a directory"),
         (plain(Maker().link("x", "nowhere", tarfile.LNKTYPE)), True, "No such file"),
         (plain(Maker().link("x", "/", tarfile.LNKTYPE)), True, "root"),
-        (plain(Maker().add("a", mode=0o4755).link("b", "a", tarfile.LNKTYPE)), True, "something else"),
+        (plain(Maker().add("a", mode=0o4755).link("b", "a", tarfile.LNKTYPE)), True, "differ"),
         (plain(Maker().add(".wh.nothing")), True, "whiteout"),
         (plain(Maker().add(".wh..wh.plnk")), False, "aufs"),
         (plain(Maker().add("etc/without-parent", data=b"x")), False, "below"),
@@ -282,7 +282,7 @@ def test_more_directories_than_can_be_remembered_are_left_to_containerd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their times are set last, and until then they are held in memory."""
-    monkeypatch.setattr(extract, "MOST_REMEMBERED", 1000)
+    monkeypatch.setattr(extract, "MAX_REMEMBERED_BYTES", 1000)
     extraction = Extraction(str(tmp_path), lowest=True)
     maker = Maker()
     for number in range(10):

@@ -16,7 +16,7 @@ from google.protobuf import empty_pb2
 
 from sandboxd.containerd import ingest
 from sandboxd.containerd.client import MESSAGE_BYTES, Containerd
-from sandboxd.containerd.ingest import UNDER_WAY, writing
+from sandboxd.containerd.ingest import MAX_UNANSWERED, writing
 from sandboxd.errors import AlreadyExists, InvalidRequest, SandboxdError, Unavailable
 from sandboxd.oci.image import Descriptor
 from sandboxd.pb.containerd.services.content.v1 import content_pb2
@@ -184,7 +184,7 @@ async def test_the_reason_for_a_refusal_is_told_however_many_messages_are_under_
             await write(client)
 
     assert store.stored == {}
-    assert UNDER_WAY > 1
+    assert MAX_UNANSWERED > 1
 
 
 async def test_a_call_that_ends_for_no_known_reason_is_taken_up(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd import trees
-from sandboxd.containerd.rootfs import MOST_BYTES, read, tree
+from sandboxd.containerd.rootfs import MAX_BYTES, read, tree
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
 from sandboxd.trees import Event
@@ -215,13 +215,13 @@ def test_what_is_no_regular_file_is_none_and_is_not_opened(layers: list[Path]) -
 
 
 def test_a_file_that_is_unreasonably_large_is_refused(layers: list[Path]) -> None:
-    for size in (MOST_BYTES, MOST_BYTES + 1):
+    for size in (MAX_BYTES, MAX_BYTES + 1):
         with (layers[0] / "passwd").open("wb") as file:
             file.truncate(size)
-        if size == MOST_BYTES:
+        if size == MAX_BYTES:
             assert len(read(overlay(layers), "passwd") or b"") == size
 
-    with pytest.raises(NotReady, match=f"passwd in the image is larger than {MOST_BYTES} bytes"):
+    with pytest.raises(NotReady, match=f"passwd in the image is larger than {MAX_BYTES} bytes"):
         read(overlay(layers), "passwd")
 
 

@@ -46,5 +46,5 @@ def test_what_is_no_socket_stays(tmp_path: Path) -> None:
 
 def test_a_socket_that_cannot_be_looked_at_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CleanupIncomplete, match="cannot be looked at"):
+    with pytest.raises(CleanupIncomplete, match="cannot be examined"):
         remove_dead_socket(str(tmp_path / "file" / "below"))
