@@ -1,14 +1,14 @@
-"""What the daemon sees of container output: open, reopen, drain, close, follow.
+"""The daemon's view of container output: open, reopen, drain, close, follow.
 
 The work is done by the logger, a process of its own (`logger`). It is found or started when it is first needed,
-replaced when it is of another version, and started again when it has died. What a FIFO holds is never lost on
-the way: the shim has it open while the container runs, the daemon until its output is drained. So the guarantees:
+replaced when it is of another version, and restarted when it has died. What a FIFO holds is never lost in between:
+the shim keeps it open while the container runs, the daemon until its output is drained. So the guarantees are:
 
 - Restart or death of the daemon: nothing is lost, torn or delayed; the logger does not notice.
 - A logger of another version is asked to retire: nothing is lost or torn.
-- Death of the logger: at most what it had read and not yet written, which is less than one read per stream; what
-  was written to the file halfway is taken back, the beginning of an unfinished line is kept beside the FIFO.
-- Death of both: the same, unless a container ends meanwhile. That one loses what its FIFOs held.
+- Death of the logger: loses at most what it had read and not yet written, which is less than one read per stream; a
+  half-written entry is removed from the file, the beginning of an unfinished line is kept beside the FIFO.
+- Death of both: the same, except that a container that ends before they are back loses what its FIFOs held.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ __all__ = ["Logs", "fifo_paths", "make_fifos"]
 
 log = structlog.get_logger(__name__)
 
-ANSWER_SECONDS = 10.0  # for a request, a start of the logger included
-HELLO_SECONDS = 5.0  # a logger that does not answer a hello for so long is stuck
-END_SECONDS = 3.0  # for one that was asked to end
-RETRY_SECONDS = 0.05  # until a follower looks again for a logger that has just died
-STEADY_SECONDS = 1.0  # a logger that lived for less is not started again at once
+ANSWER_SECONDS = 10.0  # for a request, including a start of the logger
+HELLO_SECONDS = 5.0  # a logger that takes longer to answer a hello is stuck
+END_SECONDS = 3.0  # for a logger that was asked to end
+RETRY_SECONDS = 0.05  # before a follower looks for the successor of a logger that has just died
+STEADY_SECONDS = 1.0  # a logger that lived for less is not restarted at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Opened:
-    """What a logger must know of a container to go on with it."""
+    """What a logger must know to continue with a container."""
 
     fifos: Mapping[str, str]
     log_path: str
-    came_first: frozenset[str]  # the streams whose writer was there before our keeper
+    came_first: frozenset[str]  # the streams whose writer existed before our keeper
     keeper: Keeper
 
 
@@ -68,18 +68,18 @@ class Logs:
         await self._connected()
 
     async def keep_up(self) -> None:
-        """Start the logger again whenever it ends; returns when it does so too soon."""
+        """Restart the logger whenever it ends; returns when it ends too soon after its start."""
         clock = asyncio.get_running_loop().time
         while True:
             control = await self._connected()
             began = clock()
             await control.lost.wait()
-            log.warning("the logger has ended, starting it again")
+            log.warning("the logger has ended, restarting it")
             if clock() - began < STEADY_SECONDS:
                 return
 
     async def open(self, container_id: str, fifos: Mapping[str, str], log_path: str, *, resume: bool = False) -> None:
-        """Start logging; called again for the same container it does nothing.
+        """Start logging; a no-op for a container that is already open.
 
         `resume` says that the container may be logged already, and that the writer came first: a FIFO without one
         has ended, and a log file that cannot be opened costs lines, not the container.
@@ -113,11 +113,13 @@ class Logs:
             raise NotReady(f"the log of container {container_id} cannot be reopened: {exc}") from exc
 
     async def drain(self, container_id: str, timeout: float) -> None:
-        """Wait up to `timeout` seconds for the rest of a dead container's output, then let go of it."""
+        """Wait up to `timeout` seconds for the rest of a dead container's output, then close it."""
         try:
             await self._ask("drain", timeout=timeout, container=container_id)
         except TimedOut:
-            log.warning("container output did not end, it is cut off", container=container_id, seconds=timeout)
+            log.warning(
+                "container output did not end in time and is cut off", container=container_id, seconds=timeout
+            )
         except NotReady as exc:
             log.warning("container output cannot be drained", container=container_id, error=str(exc))
         else:
@@ -126,20 +128,20 @@ class Logs:
         await self.close(container_id)
 
     async def close(self, container_id: str) -> None:
-        """Stop logging now; unknown is done."""
+        """Stop logging now. Idempotent."""
         self._forget(container_id)
         try:
             await self._ask("close", container=container_id)
         except (NotReady, TimedOut) as exc:
-            # It is not told again to open it, and a running one forgets it at the daemon's next start.
-            log.warning("the logger was not told to close", container=container_id, error=str(exc))
+            # No logger will be asked to open it again, and a running one forgets it at the daemon's next start.
+            log.warning("the logger could not be asked to close", container=container_id, error=str(exc))
 
     async def retain(self, container_ids: Collection[str]) -> None:
-        """Let the logger forget all other containers. Raises NotReady."""
+        """Have the logger forget all other containers. Raises NotReady."""
         await self._ask("retain", containers=list(container_ids))
 
     async def leave(self) -> None:
-        """The daemon stops: the logger goes on, unless it has nothing to log."""
+        """Disconnect, because the daemon stops: the logger continues, unless it has nothing to log."""
         control, self._control = self._control, None
         if control is not None:
             pidfd = process.pidfd(self._places)
@@ -148,7 +150,7 @@ class Logs:
                     if (await control.call("leave"))["ending"] and pidfd >= 0:
                         await asyncio.to_thread(process.gone, pidfd, END_SECONDS)
             except (TimeoutError, ConnectionError, NotReady):
-                pass  # it has ended, or ends when it has been idle
+                pass  # it has ended, or will end once it has been idle for long enough
             finally:
                 if pidfd >= 0:
                     os.close(pidfd)
@@ -157,7 +159,7 @@ class Logs:
             self._forget(container_id)
 
     async def changes(self, container_id: str) -> AsyncGenerator[None, None]:
-        """Yield whenever the container's log may have grown, until its output has ended."""
+        """Yield whenever the container's log may have grown, until its output ends."""
         async with aclosing(self._frames("watch", container_id)) as frames:
             async for kind, _ in frames:
                 if kind == wire.MESSAGE:
@@ -165,11 +167,11 @@ class Logs:
 
     @asynccontextmanager
     async def output(self, container_id: str) -> AsyncIterator[AsyncIterator[tuple[str, bytes]]]:
-        """What the container writes from now on, as (stream, bytes), until its output has ended.
+        """What the container writes from now on, as (stream, bytes), until its output ends.
 
-        Whoever reads slowly makes the container wait, but not for ever: an iterator that is not advanced for
-        seconds on end while megabytes wait for it raises TimedOut. Should the logger die, what the container
-        writes until the next one reads it is missing.
+        A slow reader makes the container wait, but not forever: an iterator that is not advanced for seconds on end
+        while megabytes wait for it raises TimedOut. If the logger dies, what the container writes until the next one
+        reads it is missing.
 
         Raises NotReady when the container is not being logged.
         """
@@ -181,7 +183,7 @@ class Logs:
             yield _chunks(frames)
 
     async def _frames(self, op: str, container_id: str) -> AsyncGenerator[tuple[bytes, bytes], None]:
-        """What the logger sends, a message first; goes on with the next logger when one dies."""
+        """What the logger sends, a message first; continues with the next logger when one dies."""
         while container_id in self._opened:
             try:
                 control = await self._connected()
@@ -204,7 +206,7 @@ class Logs:
                 pass
             finally:
                 writer.close()
-            # A dying logger's connections are not seen to end at once.
+            # The end of a dying logger's connections is not noticed at once.
             if op == "attach" and not await _lost(control):
                 raise TimedOut(f"the output of container {container_id} was read too slowly and is cut off")
 
@@ -218,7 +220,7 @@ class Logs:
         }
 
     async def _ask(self, op: str, timeout: float = ANSWER_SECONDS, **fields: Any) -> dict[str, Any]:
-        """A request to whichever logger lives; all of them may be repeated.
+        """A request to the logger that is alive; every request may be repeated.
 
         Raises NotReady when it refuses or cannot be started, TimedOut.
         """
@@ -274,11 +276,11 @@ class Logs:
         raise NotReady(f"the logger ends as soon as it is started; see {self._places.log_file}")
 
     async def _reach(self) -> Control:
-        """A connection to the logger, which is started if it does not run."""
+        """A connection to the logger, which is started if it is not running."""
         loop = asyncio.get_running_loop()
         for attempt in (1, 2):
             try:
-                _, control = await loop.create_unix_connection(lambda: Control(_tell), self._places.socket)
+                _, control = await loop.create_unix_connection(lambda: Control(_log_notice), self._places.socket)
                 return control
             except (FileNotFoundError, ConnectionRefusedError) as exc:
                 if attempt == 2:
@@ -289,12 +291,12 @@ class Logs:
         raise AssertionError("unreachable")
 
     async def _take_over(self, control: Control, opened: Mapping[str, _Opened]) -> None:
-        """Have everything open; what cannot be opened is reported, and must not keep the rest from being logged."""
-        for container_id, one in opened.items():
+        """Have everything opened; a container that cannot be opened is reported and does not affect the others."""
+        for container_id, output in opened.items():
             try:
-                before = self._opening(container_id, one)
+                before = self._opening(container_id, output)
                 await control.call("open", **before, must_write=False)
-                after = self._opening(container_id, one)
+                after = self._opening(container_id, output)
                 if after["came_first"] != before["came_first"]:  # its writer left while it was being opened
                     await control.call("open", **after, must_write=False)
             except NotReady as exc:
@@ -307,24 +309,25 @@ class Logs:
 
 
 def _inherited(
-    containers: Mapping[str, Any], known: Mapping[str, _Opened], borrowed: list[Keeper]
+    containers: Mapping[str, Any], opened: Mapping[str, _Opened], borrowed: list[Keeper]
 ) -> dict[str, _Opened]:
-    """What another logger has open and we do not know of (yet), kept alive by keepers that the caller closes."""
-    found = {}
-    for container_id, one in containers.items():
-        if container_id in known or one["ended"]:
+    """What another logger has open and we have not (yet), kept alive by keepers that the caller closes."""
+    inherited = {}
+    for container_id, output in containers.items():
+        if container_id in opened or output["ended"]:
             continue
         try:
-            keeper = Keeper(one["fifos"])
+            keeper = Keeper(output["fifos"])
         except OSError:
             continue  # removed with its container
         borrowed.append(keeper)
-        first = frozenset(one["fifos"])
-        found[container_id] = _Opened(fifos=one["fifos"], log_path=one["log"], came_first=first, keeper=keeper)
-    return found
+        inherited[container_id] = _Opened(
+            fifos=output["fifos"], log_path=output["log"], came_first=frozenset(output["fifos"]), keeper=keeper
+        )
+    return inherited
 
 
-def _tell(notice: dict[str, Any]) -> None:
+def _log_notice(notice: dict[str, Any]) -> None:
     log.warning(notice.pop("notice"), **notice)
 
 

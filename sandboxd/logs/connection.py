@@ -11,7 +11,7 @@ from typing import Any
 from sandboxd.logs import wire
 
 RECEIVE_BYTES = 1 << 16
-MOST_UNREAD_BYTES = 64 << 20  # of answers that a daemon does not read; then it is not one
+MAX_UNREAD_BYTES = 64 << 20  # of answers; a client that leaves more unread is not a daemon
 
 
 class Connection:
@@ -31,7 +31,7 @@ class Connection:
         selector.register(sock, selectors.EVENT_READ, self)
 
     def received(self) -> Iterator[dict[str, Any]]:
-        """The messages that have come; closes the connection when the other side did, or speaks another language."""
+        """The messages received; closes the connection when the other side did, or does not speak our protocol."""
         try:
             data = self._sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -49,18 +49,18 @@ class Connection:
             self.close()
 
     def send(self, frame: bytes) -> None:
-        """Queue a frame and send what can be sent now."""
+        """Queue a frame and send as much as possible now."""
         if not self.open:
             return
         self._out.append(memoryview(frame))
         self.unsent += len(frame)
         if len(self._out) == 1:
             self.flush()
-        if self.unsent > MOST_UNREAD_BYTES:
+        if self.unsent > MAX_UNREAD_BYTES:
             self.close()
 
     def flush(self) -> None:
-        """Send what can be sent now."""
+        """Send as much as possible now."""
         before = self.unsent
         try:
             while self._out:
@@ -78,14 +78,14 @@ class Connection:
         if self._closing and not self._out:
             self.close()
             return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
-        if self._selector.get_key(self._sock).events != wanted:
-            self._selector.modify(self._sock, wanted, self)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        if self._selector.get_key(self._sock).events != events:
+            self._selector.modify(self._sock, events, self)
         if self.unsent < before:
             self.on_sent()
 
     def finish(self, within: float = 0.0) -> None:
-        """Close as soon as everything is sent, or wait for that `within` seconds and close."""
+        """Close once everything is sent; with `within`, wait up to so many seconds for that."""
         self._closing = True
         if not self.open:
             return
@@ -94,7 +94,7 @@ class Connection:
         self.flush()
 
     def close(self) -> None:
-        """Close now; closed is done."""
+        """Close now. Idempotent."""
         if not self.open:
             return
         self.open = False

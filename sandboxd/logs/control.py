@@ -11,7 +11,7 @@ from sandboxd.logs import wire
 
 
 class Control(asyncio.Protocol):
-    """One connection. It needs no task of its own: answers find their waiters from the event loop's callbacks."""
+    """One connection. It needs no task of its own: the event loop's callbacks hand answers to their waiters."""
 
     def __init__(self, notice: Callable[[dict[str, Any]], None]) -> None:
         self.lost = asyncio.Event()
@@ -22,7 +22,7 @@ class Control(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def call(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Make a request and wait for its answer, which may take for ever: bound it.
+        """Make a request and wait for its answer, without a time limit: the caller must set one.
 
         Raises ConnectionError when the logger ends before it answers, NotReady with its words when it refuses.
         """
@@ -42,7 +42,7 @@ class Control(asyncio.Protocol):
         return answer
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 

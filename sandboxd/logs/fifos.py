@@ -1,8 +1,8 @@
-"""A container's FIFOs: made, found again, and kept alive.
+"""A container's FIFOs: created, found again, and kept alive.
 
-A FIFO that nobody has open loses what is in it (pipe(7), fifo(7)). While the container runs its shim has both ends
-open; the `Keeper` has it open for the daemon, so that a container that ends just when there is no logger keeps its
-last lines too.
+A FIFO loses its content once no process has it open (pipe(7), fifo(7)). While the container runs its shim has both
+ends open; the `Keeper` holds it open in the daemon, so that a container that ends while there is no logger does not
+lose its last lines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def make_fifos(directory: str, streams: tuple[str, ...]) -> dict[str, str]:
 
 
 def fifo_paths(directory: str) -> dict[str, str]:
-    """The FIFOs that `make_fifos` made below `directory`."""
+    """The FIFOs that `make_fifos` created below `directory`."""
     paths = {stream: f"{directory}/{stream}" for stream in ("stdout", "stderr")}
     return {stream: path for stream, path in paths.items() if os.path.exists(path)}
 
@@ -44,7 +44,7 @@ class Keeper:
             raise
 
     def abandoned(self) -> frozenset[str]:
-        """The streams that had a writer since they were opened here, and have none now."""
+        """The streams that have had a writer since they were opened here, and have none now."""
         poll = select.poll()
         for fd in self._fds.values():
             poll.register(fd, 0)
@@ -52,7 +52,7 @@ class Keeper:
         return frozenset(stream for stream, fd in self._fds.items() if fd in hung_up)
 
     def close(self) -> None:
-        """Let go."""
+        """Close the FIFOs."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()

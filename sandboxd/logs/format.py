@@ -5,7 +5,7 @@ An entry is one line of the file:
     2026-11-24T03:07:00.123456789Z stdout F the text\n
 
 The time is RFC 3339 with nanoseconds in UTC, the stream is stdout or stderr, the tag is F for the end of an
-application's line and P for a part of one that goes on in the stream's next entry (kubernetes/kubernetes,
+application's line and P for a part of one that continues in the stream's next entry (kubernetes/kubernetes,
 design proposal "CRI: Log management for container stdout/stderr streams").
 """
 
@@ -34,7 +34,7 @@ class LineSplitter:
 
     A line longer than `max_line` bytes is split into partial entries of exactly `max_line` bytes and a rest. A
     carriage return before the newline is dropped. Feeding the same bytes in other pieces gives the same entries
-    (but for the times, which the caller passes in). `held` is what an earlier splitter of the stream had left.
+    (except for the times, which the caller passes in). `held` is what an earlier splitter of the stream left over.
     """
 
     __slots__ = ("_held", "_max", "_stream")
@@ -46,11 +46,11 @@ class LineSplitter:
 
     @property
     def held(self) -> bytes:
-        """The beginning of a line that has not ended, not part of an entry yet; at most `max_line` + 1 bytes."""
+        """The beginning of an unfinished line, not part of an entry yet; at most `max_line` + 1 bytes."""
         return self._held
 
     def feed(self, data: bytes, now: int) -> bytes:
-        """The entries that are complete with `data`."""
+        """The entries that `data` completes."""
         head = timestamp(now) + b" " + self._stream + b" "
         lines, newline, self._held = (self._held + data).rpartition(b"\n")
         out = [self._lines(head, lines.replace(b"\r\n", b"\n").removesuffix(b"\r"))] if newline else []
@@ -66,7 +66,7 @@ class LineSplitter:
         full = head + FULL + b" "
         texts = lines.split(b"\n")
         if max(map(len, texts)) <= self._max:
-            # The common case, and fast: a flood of short lines is what costs a logger its time.
+            # The common case, and fast: a flood of short lines is what costs the logger most.
             return full + lines.replace(b"\n", b"\n" + full) + b"\n"
         out = []
         for text in texts:
@@ -80,7 +80,7 @@ class LineSplitter:
         return [start + text[i : i + self._max] + b"\n" for i in range(0, len(text), self._max)]
 
     def eof(self, now: int) -> bytes:
-        """What is left when the stream ends without a newline: partial entries, as nothing completed the line."""
+        """What is left when the stream ends without a newline: partial entries, as the line was never completed."""
         held, self._held = self._held, b""
         return b"".join(self._partial(timestamp(now) + b" " + self._stream + b" ", held))
 
@@ -96,7 +96,7 @@ class Entry:
 
 
 def parse(line: bytes) -> Entry | None:
-    """Read an entry (without its newline); None for what is not one."""
+    """Read an entry (without its newline); None if it is not one."""
     parts = line.split(b" ", 3)
     if len(parts) != 4:
         return None

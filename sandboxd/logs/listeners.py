@@ -1,4 +1,4 @@
-"""Who listens to a container's output, on the logger's side."""
+"""The listeners to a container's output, on the logger's side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sandboxd.logs.pump import ContainerPump
 
 
 class Drained:
-    """A daemon that waits for the last output of a container, which is then forgotten."""
+    """A daemon that waits for the last output of a container; the container is then forgotten."""
 
     def __init__(
         self, forget: Callable[[ContainerPump], None], pump: ContainerPump, connection: Connection, number: Any
@@ -19,7 +19,7 @@ class Drained:
         self._forget, self._pump, self._connection, self._number = forget, pump, connection, number
 
     def output(self, stream: str, data: bytes) -> None:
-        """Not yet."""
+        """Nothing to report yet."""
 
     def ended(self, why: str) -> None:
         """Forget the pump and answer."""
@@ -28,24 +28,24 @@ class Drained:
 
 
 class Watching:
-    """A follower that reads the log file and wants to know when there is more of it."""
+    """A follower that reads the log file and is notified when it grows."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     def output(self, stream: str, data: bytes) -> None:
-        """Say so, unless it has been said and not been sent yet."""
+        """Notify it, unless an earlier notice has not been sent yet."""
         if not self.connection.unsent:
             self.connection.send(wire.message(changed=True))
 
     def ended(self, why: str) -> None:
-        """Say so and hang up."""
+        """Send the end and close."""
         self.connection.send(wire.message(end=why))
         self.connection.finish()
 
 
 class Attached:
-    """A client that takes the output itself. `balance` is called when it has got more, or taken some (True)."""
+    """A client that receives the output itself. `balance` is called when more is queued, or some was sent (True)."""
 
     def __init__(
         self, connection: Connection, pump: ContainerPump, balance: Callable[[Attached, bool], None]
@@ -60,6 +60,6 @@ class Attached:
         self._balance(self, False)
 
     def ended(self, why: str) -> None:
-        """Say so and hang up."""
+        """Send the end and close."""
         self.connection.send(wire.message(end=why))
         self.connection.finish()

@@ -1,12 +1,12 @@
 """The logger: one process per daemon that reads every container's output, and outlives the daemon.
 
-One thread and two selectors: the daemon and the followers come first, and between any two reads of output they
-are looked after again, so that no flood delays them by more than handling one read takes (`pump.READ_BYTES`).
-It imports little and holds little: no asyncio, no grpc, and of output only what a slow listener has not taken.
+One thread and two selectors: the daemon and the followers come first, and are served again between any two reads of
+output, so that no flood delays them by more than the handling of one read (`pump.READ_BYTES`). It imports little and
+holds little: no asyncio, no grpc, and of output only what a slow listener has not read yet.
 
-It ends by itself when it has nothing to log and no daemon: at once when a daemon says that it stops, otherwise
-after `idle` seconds. What it needs to know comes from the daemon, whose ledger remembers; beside the FIFOs it
-leaves the beginnings of lines (`pump`). SIGTERM ends it like `retire`; the daemon then starts another.
+It ends by itself when it has nothing to log and no daemon: at once when a daemon reports that it stops, otherwise
+after `idle` seconds. Its state comes from the daemon's ledger; beside the FIFOs it leaves the beginnings of lines
+(`pump`). SIGTERM ends it like `retire`; the daemon then starts another.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from sandboxd.logs.connection import Connection
 from sandboxd.logs.listeners import Attached, Drained, Watching
 from sandboxd.logs.pump import ContainerPump
 
-SLOW_BYTES = 4 << 20  # unsent to an attached client, from which on the container's output waits for it
-STALL_SECONDS = 10.0  # without taking anything, after which such a client is cut off
-NOTICES = 100  # kept for the next daemon
+SLOW_BYTES = 4 << 20  # unsent to an attached client; with more, the container's output waits for it
+STALL_SECONDS = 10.0  # after which such a client is cut off if it has read nothing
+MAX_NOTICES = 100  # kept for the next daemon
 
 
 class Logger:
@@ -49,8 +49,8 @@ class Logger:
         self._fifos = selectors.EpollSelector()
         self._sockets = selectors.EpollSelector()
         self._daemons: set[Connection] = set()
-        self._slow: dict[Attached, float] = {}  # since when it has not taken anything
-        self._notices: deque[dict[str, Any]] = deque(maxlen=NOTICES)
+        self._slow: dict[Attached, float] = {}  # since when it has read nothing
+        self._notices: deque[dict[str, Any]] = deque(maxlen=MAX_NOTICES)
         self._sockets.register(listener, selectors.EVENT_READ)
         self._sockets.register(self._fifos, selectors.EVENT_READ)
         self._operations: dict[str, Callable[[Connection, dict[str, Any]], dict[str, Any] | None]] = {
@@ -67,7 +67,7 @@ class Logger:
         }
 
     def run(self) -> None:
-        """Serve until there is nothing to do and nobody to do it for, or somebody says so."""
+        """Serve until there is no output to log and no daemon, or until asked to end."""
         woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a signal alone does not end a wait (PEP 475)
         self._sockets.register(woken, selectors.EVENT_READ)
         signal.set_wakeup_fd(wake)
@@ -76,11 +76,11 @@ class Logger:
         try:
             with open(wire.pid_file(self._path), "w", encoding="ascii", opener=private.opener) as file:
                 file.write(f"{os.getpid()}\n")
-        except OSError as exc:  # a full disk: it is for ending a logger that is stuck, and this one is not
+        except OSError as exc:  # a full disk; the file only serves to end a logger that is stuck
             _say(f"the pid file cannot be written: {exc}\n")
         while not self._ending:
             self.turn()
-        # First the names, then the FIFOs, then the sockets: a daemon that sees us gone never meets us again.
+        # First the names, then the FIFOs, then the sockets: a daemon that sees us go cannot connect to us again.
         for path in (wire.pid_file(self._path), self._path):
             try:
                 os.unlink(path)
@@ -109,7 +109,7 @@ class Logger:
             self._end()
 
     def _patience(self) -> float | None:
-        """How long may be waited, in seconds."""
+        """How long to wait at most, in seconds."""
         if self._slow:
             return 1.0
         if self._daemons or not all(pump.ended for pump in self._pumps.values()):
@@ -117,7 +117,7 @@ class Logger:
         return max(self._quiet_since + self._idle - time.monotonic(), 0.0)
 
     def _look_after(self, timeout: float | None) -> bool:
-        """Serve the clients; whether there is output to be read."""
+        """Serve the clients; returns whether there is output to read."""
         output = False
         for key, events in self._sockets.select(timeout):
             if key.fileobj is self._listener:
@@ -135,16 +135,16 @@ class Logger:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # it has gone again, or we are out of descriptors, which passes
+        except OSError:  # the client has gone again, or we are out of descriptors for the moment
             return
         Connection(sock, self._sockets)
 
     def _read(self, pump: ContainerPump, fd: int) -> None:
         try:
             pump.read(fd)
-        except Exception:  # one container's trouble must not end the others' logs
+        except Exception:  # a failure of one container must not end the logs of the others
             _say(traceback.format_exc())
-            self._notice("container output cannot be handled, it is no longer logged", container=pump.container_id)
+            self._notice("container output cannot be handled and is no longer logged", container=pump.container_id)
             pump.close()
 
     def _handle(self, connection: Connection, request: dict[str, Any]) -> None:
@@ -157,9 +157,9 @@ class Logger:
             answer = {"error": str(exc), "unknown": True}
         except (KeyError, TypeError, ValueError) as exc:
             answer = {"error": f"the logger does not understand {request.get('op')!r}: {type(exc).__name__} {exc}"}
-        except Exception as exc:  # nor must one request
+        except Exception as exc:  # nor must a failure of one request
             _say(traceback.format_exc())
-            answer = {"error": f"the logger cannot {request.get('op')!r}: {type(exc).__name__} {exc}"}
+            answer = {"error": f"the logger failed on {request.get('op')!r}: {type(exc).__name__} {exc}"}
         if answer is not None:
             connection.send(wire.message(**answer, id=number))
 
@@ -174,7 +174,7 @@ class Logger:
     def _end(self) -> None:
         self._ending = True
 
-    # What the daemon asks for. An answer of None comes later, or has been sent.
+    # Requests of the daemon. None as an answer means that it comes later or has been sent.
 
     def _hello(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any] | None:
         self._daemons.add(connection)
@@ -200,7 +200,7 @@ class Logger:
             pump.check(came_first)
             return {}
         if pump is not None:
-            self._forget(pump)  # of a start that was cut off: what it read has ended, or will never begin
+            self._forget(pump)  # left by an interrupted start: its streams have ended, or will never begin
         self._pumps[container_id] = ContainerPump(
             container_id,
             request["fifos"],
@@ -234,9 +234,9 @@ class Logger:
         return {}
 
     def _retain(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
-        wanted = frozenset(request["containers"])
+        retained = frozenset(request["containers"])
         for pump in tuple(self._pumps.values()):
-            if pump.container_id not in wanted:
+            if pump.container_id not in retained:
                 self._forget(pump)
         return {}
 
@@ -282,10 +282,10 @@ class Logger:
         self._pumps.pop(pump.container_id, None)
         pump.close()
 
-    # Attached clients that are slower than their container.
+    # Attached clients that are slower than their container
 
     def _balance(self, listener: Attached, progress: bool) -> None:
-        """Make the container wait while somebody who wants every byte is far behind."""
+        """Make the container wait while an attached client, which must get every byte, is far behind."""
         pump = listener.pump
         if listener not in pump.listeners or listener.connection.unsent <= SLOW_BYTES:
             self._slow.pop(listener, None)
@@ -297,7 +297,7 @@ class Logger:
         for listener, since in tuple(self._slow.items()):
             if time.monotonic() - since >= STALL_SECONDS:
                 self._notice(
-                    "an attached client took nothing for too long, it was cut off",
+                    "an attached client read nothing for too long and was cut off",
                     container=listener.pump.container_id,
                 )
                 listener.connection.close()
@@ -313,11 +313,11 @@ def _say(text: str) -> None:
 
 
 class _Refused(Exception):
-    """The daemon asked for something that is not there."""
+    """The daemon asked for something that does not exist."""
 
 
 def main(argv: list[str]) -> None:
-    """`python -m sandboxd.logs SOCKET IDLE_SECONDS`, with the socket that listens there as standard input."""
+    """`python -m sandboxd.logs SOCKET IDLE_SECONDS`, with the listening socket as standard input."""
     path, idle = argv
     listener = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)

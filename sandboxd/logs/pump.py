@@ -1,15 +1,15 @@
-"""One container's output: from its FIFOs into its log file, and to whoever listens.
+"""One container's output: from its FIFOs into its log file, and to its listeners.
 
 The shim holds both ends of each FIFO, so an application never gets a SIGPIPE and blocks only while a full pipe
 has no reader. Rules:
 
 1. Reading never stops because writing failed: a full disk or a removed directory costs log lines, not the
-   container. It pauses only for a listener that wants every byte and is slow, and for that not long (`logger`).
+   container. It pauses only for a slow listener that must get every byte, and not for long (`logger`).
 2. Whole entries are written with one write(2) to a file opened with O_APPEND.
 3. A stream ends when its last writer is gone, which is when the shim has copied everything.
-4. The beginning of a line that has not ended is kept in a file beside the FIFO, so that the next logger goes on
-   with it, whatever becomes of this one. It is emptied before the entries that it is part of are written: being
-   killed in between loses what was read and not yet written, and never writes anything twice.
+4. The beginning of an unfinished line is kept in a file beside the FIFO, so that the next logger continues with it
+   however this one ends. It is emptied before the entries that it is part of are written: being killed in between
+   loses what was read and not yet written, and never writes anything twice.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from sandboxd.logs.format import LineSplitter
 from sandboxd.logs.regular import open_regular
 from sandboxd.logs.writer import LogWriter
 
-# At once. Handling it bounds how long anything else in the logger waits: 5 ms where each line is a single byte,
-# well under 1 ms for usual ones. Larger reads would not be faster.
+# Of one read. Its handling bounds how long anything else in the logger waits: 5 ms if each line is a single byte,
+# well under 1 ms for typical lines. Larger reads would not be faster.
 READ_BYTES = 1 << 16
-PIPE_BYTES = 1 << 20  # what an application can write while nobody reads; /proc/sys/fs/pipe-max-size by default
+PIPE_BYTES = 1 << 20  # that an application can write without a reader; the default of /proc/sys/fs/pipe-max-size
 
 
 class Listener(Protocol):
-    """Somebody who wants to know of a container's output."""
+    """Receives a container's output."""
 
     def output(self, stream: str, data: bytes) -> None:
-        """Something was read, and written to the log as far as its lines are complete."""
+        """`data` was read, and written to the log as far as its lines are complete."""
 
     def ended(self, why: str) -> None:
-        """There will be nothing more."""
+        """There will be no more output."""
 
 
 class _Stream:
@@ -62,7 +62,7 @@ class _Stream:
             if fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
                 fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
-            pass  # the machine allows less, or the user has used up what it allows: the default holds 64 KiB
+            pass  # the machine allows less, or its limit for the user is reached: the default holds 64 KiB
 
     def forget(self) -> None:
         """Empty the file with the beginning of a line."""
@@ -75,7 +75,7 @@ class _Stream:
             self._kept = False
 
     def remember(self) -> None:
-        """Keep the beginning of a line for the logger that comes after this one."""
+        """Keep the beginning of a line for the next logger."""
         if not self.splitter.held:
             return
         try:
@@ -84,11 +84,11 @@ class _Stream:
                 file.truncate(0)
                 file.write(self.splitter.held)
         except OSError:
-            pass  # the directory is gone or full: then it is lost if this logger dies
+            pass  # the directory is gone or the disk full: it is lost if this logger dies
 
 
 class ContainerPump:
-    """The output of one container. Streams that are not wanted are not given."""
+    """The output of one container; only the given streams are read."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class ContainerPump:
         log_path: str,
         max_line: int,
         selector: selectors.BaseSelector,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         came_first: Collection[str] = (),
         must_write: bool = True,
@@ -105,20 +105,20 @@ class ContainerPump:
         """Open the FIFOs and the file (`log_path` "" reads and discards) and have `selector` watch the FIFOs.
 
         The owner of `selector` calls `read` with each descriptor that is ready. A FIFO that no writer has opened
-        yet says nothing, rather than that it ended; of the streams in `came_first` the writer came before us,
-        and they are read at once, which does tell. `must_write` says whether a log file that cannot be opened is
-        an error, or costs lines like a full disk.
+        yet is silent, rather than ended; the streams in `came_first` had their writer before us and are read at
+        once, which reveals their end. `must_write` says whether a log file that cannot be opened is an error, or
+        costs lines like a full disk.
 
         Raises OSError, with nothing left open.
         """
         self.container_id = container_id
         self.fifos = dict(fifos)
         self.listeners: set[Listener] = set()
-        self._tell = tell
+        self._report = report
         self._selector = selector
         self._paused = False
         self._streams: dict[int, _Stream] = {}
-        self._file = LogWriter(log_path, max_line, tell, must_open=must_write)
+        self._file = LogWriter(log_path, max_line, report, must_open=must_write)
         try:
             for name, path in fifos.items():
                 stream = _Stream(name, path, max_line, name in came_first)
@@ -131,7 +131,7 @@ class ContainerPump:
 
     @property
     def log_path(self) -> str:
-        """Where the log is written."""
+        """The path of the log file."""
         return self._file.path
 
     @property
@@ -140,30 +140,30 @@ class ContainerPump:
         return not self._streams
 
     def reopen(self) -> None:
-        """Open the log file anew (after it was renamed); raises OSError and keeps the old one if that fails."""
+        """Reopen the log file (after it was renamed); raises OSError and keeps the old one if that fails."""
         self._file.reopen()
 
     def check(self, came_first: Collection[str]) -> None:
-        """Read the streams of which the caller knows that they had a writer: they may have ended unseen."""
+        """Read the streams that are known to have had a writer: they may have ended unseen."""
         for fd, stream in tuple(self._streams.items()):
             if stream.name in came_first:
                 stream.came_first = True
                 self.read(fd)
 
     def read(self, fd: int) -> None:
-        """Read a stream that is ready; a descriptor that is not ours any more is fine."""
+        """Read a stream that is ready; a no-op for a descriptor that is no longer ours."""
         stream = self._streams.get(fd)
         if stream is None:
             return
-        # The end of a stream is not signalled to a descriptor that was opened after it, so that one is read until
-        # it says; a pipe without a writer has finitely much.
-        left = PIPE_BYTES if stream.came_first else 0
+        # The end of a stream is not signalled to a descriptor opened after it, so such a stream is read until it
+        # ends; what a pipe without a writer holds is bounded.
+        remaining = PIPE_BYTES if stream.came_first else 0
         stream.came_first = False
-        while (size := self._read(fd, stream)) and left > 0:
-            left -= size
+        while (size := self._read(fd, stream)) and remaining > 0:
+            remaining -= size
 
     def pause(self, paused: bool) -> None:
-        """Stop reading, or go on; the containers' writers wait meanwhile."""
+        """Stop or resume reading; while paused, the container's writers wait."""
         if paused == self._paused:
             return
         self._paused = paused
@@ -174,7 +174,7 @@ class ContainerPump:
                 self._selector.register(fd, selectors.EVENT_READ, self)
 
     def close(self) -> None:
-        """Stop reading, write what is held, close everything."""
+        """Stop reading, write the rest, close everything."""
         for fd in tuple(self._streams):
             self._end(fd)
         self.keep()
@@ -183,17 +183,17 @@ class ContainerPump:
         """Stop reading and close everything, but leave the beginning of a line to the next logger."""
         for fd in tuple(self._streams):
             del self._streams[fd]
-            self._let_go(fd)
+            self._release(fd)
         self._file.close()
 
     def _read(self, fd: int, stream: _Stream) -> int:
-        """Handle what can be read at once; how much that was."""
+        """Read once and handle the data; returns its size in bytes."""
         try:
             data = os.read(fd, READ_BYTES)
         except BlockingIOError:
             return 0
         except OSError as exc:
-            self._tell(f"container output cannot be read from {self.fifos[stream.name]}: {exc.strerror}")
+            self._report(f"container output cannot be read from {self.fifos[stream.name]}: {exc.strerror}")
             data = b""
         if not data:
             self._end(fd)
@@ -207,7 +207,7 @@ class ContainerPump:
 
     def _end(self, fd: int) -> None:
         stream = self._streams.pop(fd)
-        self._let_go(fd)
+        self._release(fd)
         stream.forget()
         self._file.write(stream.splitter.eof(time.time_ns()))
         if self._streams:
@@ -215,10 +215,10 @@ class ContainerPump:
         for listener in tuple(self.listeners):
             listener.ended("")
 
-    def _let_go(self, fd: int) -> None:
+    def _release(self, fd: int) -> None:
         if not self._paused:
             try:
                 self._selector.unregister(fd)
             except KeyError:
-                pass  # opening it was as far as we came
+                pass  # it was opened, but not registered yet
         os.close(fd)

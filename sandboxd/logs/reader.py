@@ -1,7 +1,7 @@
 """Reading a CRI log file back: the last lines, lines since a time, and lines as they come.
 
-A log may be of any size and hold anything, and is read on the daemon's event loop: after each batch the others have
-their turn, and what is kept of it is bounded.
+A log may be of any size and hold anything, and is read on the daemon's event loop: other tasks get their turn after
+each batch, and the memory that it takes is bounded.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from sandboxd.errors import NotReady
 from sandboxd.logs.format import Entry, parse
 from sandboxd.logs.regular import open_regular
 
-BATCH = 256  # entries handed on at once
+BATCH_ENTRIES = 256  # passed on at once
 READ_BYTES = 1 << 17
-LONGEST_BYTES = 16 << 20  # of a line of the file; a longer one is no entry, and is skipped
-LAST_BYTES = 64 << 20  # that the last lines may take; of more, the oldest are left out
-ENTRY_BYTES = 256  # that an entry takes beside its text
+MAX_LINE_BYTES = 16 << 20  # of the file; a longer line is not an entry, and is skipped
+MAX_TAIL_BYTES = 64 << 20  # that the last lines may take; of more, the oldest are left out
+ENTRY_BYTES = 256  # that an entry takes besides its text
 
 
 class LogFile:
     """One log file, read from its beginning; survives a rotation by following the new file at the path.
 
-    A file that is not there has no entries. What is not a regular file, or cannot be read, raises NotReady.
+    A missing file has no entries. Anything but a regular file, or one that cannot be read, raises NotReady.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
-        self._held: list[bytes] = []  # the beginning of a line, as it was read
+        self._held: list[bytes] = []  # the beginning of a line, in the pieces in which it was read
         self._held_bytes = 0
 
     def close(self) -> None:
@@ -63,12 +63,12 @@ class LogFile:
             if not lines:
                 yield None
             for line in lines:
-                too_long = self._held_bytes > LONGEST_BYTES
+                too_long = self._held_bytes > MAX_LINE_BYTES
                 whole = b"".join((*self._held, line))
                 self._hold()
                 yield None if too_long else parse(whole)
             self._held_bytes += len(rest)
-            if self._held_bytes <= LONGEST_BYTES:
+            if self._held_bytes <= MAX_LINE_BYTES:
                 self._held.append(rest)
             else:
                 self._held.clear()
@@ -90,7 +90,7 @@ class LogFile:
         try:
             at_path = os.lstat(self._path)
         except OSError:
-            return False  # between the two renames, or for good: what is there would be said if it could be opened
+            return False  # between the two renames, or for good: a new file is noticed once it exists
         here = os.fstat(self._fd)
         return (at_path.st_dev, at_path.st_ino) != (here.st_dev, here.st_ino)
 
@@ -99,12 +99,11 @@ class Last:
     """The last `tail` lines of what is added.
 
     Partial entries belong to the line that their stream's next full entry ends, and count as one with it; those of
-    a line that has not ended come in addition. Of more than LAST_BYTES the oldest are left out: a line may have no
-    end.
+    an unfinished line come in addition. Beyond MAX_TAIL_BYTES the oldest are left out: a line may never end.
     """
 
     def __init__(self, tail: int) -> None:
-        # Streams interleave, so a line's parts need not be neighbours; the numbers restore the file's order.
+        # Streams interleave, so the parts of a line need not be adjacent; the numbers restore the file's order.
         self._lines: deque[deque[tuple[int, Entry]]] = deque()
         self._parts: dict[str, deque[tuple[int, Entry]]] = {}
         self._tail = tail
@@ -120,11 +119,11 @@ class Last:
             self._lines.append(self._parts.pop(entry.stream))
             if len(self._lines) > self._tail:
                 self._drop(self._lines.popleft())
-        while self._bytes > LAST_BYTES:
+        while self._bytes > MAX_TAIL_BYTES:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        """Let go of the oldest line, or of a part of those that have not ended where that is all there is."""
+        """Drop the oldest line or, if only unfinished lines are left, their oldest part."""
         if len(self._lines) > 1:
             self._drop(self._lines.popleft())
             return
@@ -146,7 +145,7 @@ async def read(
 ) -> AsyncGenerator[list[Entry], None]:
     """Batches of entries not older than `since`, of those the last `tail` lines (-1: all).
 
-    With `changes`, goes on after each of them until they end. Raises NotReady when the file cannot be read.
+    With `changes`, continues after each of them until they end. Raises NotReady when the file cannot be read.
     """
     file = LogFile(path)
     try:
@@ -175,7 +174,7 @@ async def _batches(entries: Iterable[Entry | None], since: int) -> AsyncIterator
     for number, entry in enumerate(entries, 1):
         if entry is not None and entry.timestamp >= since:
             batch.append(entry)
-        if number % BATCH == 0:
+        if number % BATCH_ENTRIES == 0:
             if batch:
                 yield batch
                 batch = []

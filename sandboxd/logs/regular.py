@@ -1,7 +1,7 @@
 """Opening regular files in directories that others may write to.
 
-Whoever may write a pod's log directory decides what is found there: a FIFO, whose reader never comes, a device, a
-link to somebody else's file. A log file is a regular file or it is refused, and finding that out never waits.
+A user who may write to a pod's log directory decides what it holds: a FIFO without a reader, a device, a link to
+another user's file. Anything but a regular file is refused, and finding that out never blocks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-# Waits neither for a FIFO's other end nor for a lease (fcntl(2), F_SETLEASE), and no terminal becomes ours.
+# Waits neither for a FIFO's other end nor for a lease (fcntl(2), F_SETLEASE), and acquires no controlling terminal.
 _CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFLNK: (errno.ELOOP, "a symbolic link"),
@@ -23,12 +23,12 @@ _KINDS = {
 
 
 def open_regular(path: str, flags: int, mode: int = 0o600) -> int:
-    """A descriptor of the regular file at `path`; `flags` with O_CREAT makes it where there is nothing.
+    """A descriptor of the regular file at `path`; with O_CREAT in `flags` it is created if there is nothing.
 
-    The path's last part is not followed; its parents may be links. `flags` must not hold O_TRUNC: what is there is
-    known only after it was opened.
+    The last part of the path is not followed; its parents may be links. `flags` must not contain O_TRUNC: whether it
+    is a regular file is known only after it was opened.
 
-    Raises OSError; for what is not a regular file it says what it is.
+    Raises OSError, which says what there is if it is not a regular file.
     """
     try:
         _require_regular(os.lstat(path).st_mode, path)  # opening a device can do things
@@ -36,7 +36,7 @@ def open_regular(path: str, flags: int, mode: int = 0o600) -> int:
         pass
     fd = os.open(path, flags | _CAREFULLY, mode)
     try:
-        _require_regular(os.fstat(fd).st_mode, path)  # whatever came there meanwhile
+        _require_regular(os.fstat(fd).st_mode, path)  # it may have been replaced since
     except OSError:
         os.close(fd)
         raise
@@ -44,7 +44,7 @@ def open_regular(path: str, flags: int, mode: int = 0o600) -> int:
 
 
 def make_directory(path: str) -> None:
-    """Make the directory with its parents; one that is there is fine. Raises OSError, also for too long a path."""
+    """Create the directory with its parents. Idempotent. Raises OSError, also for a path that is too long."""
     missing = []
     while path not in ("", "/"):
         try:
@@ -56,14 +56,14 @@ def make_directory(path: str) -> None:
             path = os.path.dirname(path)
         else:
             break
-    for each in reversed(missing):
+    for directory in reversed(missing):
         try:
-            os.mkdir(each, 0o755)
+            os.mkdir(directory, 0o755)
         except FileExistsError:
             pass
 
 
 def _require_regular(mode: int, path: str) -> None:
     if not stat.S_ISREG(mode):
-        number, words = _KINDS.get(stat.S_IFMT(mode), (errno.EINVAL, "something else"))
-        raise OSError(number, f"there is {words} where a regular file must be", path)
+        number, kind = _KINDS.get(stat.S_IFMT(mode), (errno.EINVAL, "something else"))
+        raise OSError(number, f"there is {kind} where a regular file must be", path)

@@ -1,25 +1,25 @@
-"""What the daemon and the logger say to each other on the logger's unix socket. Pure.
+"""The protocol between the daemon and the logger on the logger's unix socket. Pure.
 
-A frame is four bytes of length (big endian, of what follows), one byte that says what it is, and the rest:
+A frame is four bytes of length (big endian, of what follows), one byte for its kind, and the payload:
 
     J   a message: one JSON object in UTF-8
-    O E a piece of what a container wrote to stdout or stderr, unchanged (after an `attach`)
+    O E a piece of a container's output to stdout or stderr, unchanged (after an `attach`)
 
 A connection begins with a request. On the daemon's own connection each has an `op` and a number `id`; the answer
-carries the same `id`, with `error` (a sentence) when it failed. Answers may overtake each other. Without an `id`
-the logger sends notices: `{"notice": …, …}`, for the daemon's log.
+carries the same `id`, with `error` (a sentence) if it failed. Answers may overtake each other. Messages without an
+`id` are the logger's notices for the daemon's log: `{"notice": …, …}`.
 
     hello                          answers protocol, version, and the containers that are being logged
     open                           container, fifos, log, max_line, came_first, must_write
     reopen drain close             container; drain answers when the last output has been written
     retain                         containers: all others are closed
-    leave                          the daemon stops; answers whether the logger ends with it, having nothing to do
-    retire                         stop reading, keep what is unfinished for the next logger, answer and end
+    leave                          the daemon stops; answers whether the logger, having nothing to do, ends as well
+    retire                         stop reading, keep unfinished lines for the next logger, answer and end
 
 A connection that begins with `watch` or `attach` (container) gets an answer and then, until `{"end": why}`, a
-`{"changed": true}` after each write, or the raw output from there on.
+`{"changed": true}` after each write, or the raw output from then on.
 
-`hello` and `retire` stay as they are in every version: that is how a logger of another version is replaced.
+`hello` and `retire` are the same in every version: that is how a logger of another version is replaced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from typing import Any
 
 PROTOCOL = 1
-MOST_BYTES = 64 << 20  # of a frame; a hello that lists tens of thousands of containers stays far below
+MAX_FRAME_BYTES = 64 << 20  # a hello that lists tens of thousands of containers stays far below
 
 MESSAGE = b"J"
 OUTPUT = {"stdout": b"O", "stderr": b"E"}
@@ -62,7 +62,7 @@ def message(**fields: Any) -> bytes:
 def head(data: bytes) -> tuple[bytes, int]:
     """Read a frame's first HEAD_BYTES: its kind and how many bytes follow. Raises Garbled."""
     length, kind = _HEAD.unpack(data)
-    if not 0 < length <= MOST_BYTES or (kind != MESSAGE and kind not in STREAMS):
+    if not 0 < length <= MAX_FRAME_BYTES or (kind != MESSAGE and kind not in STREAMS):
         raise Garbled(f"not a frame of the logger's protocol: {data!r}")
     return kind, length - 1
 
@@ -87,7 +87,7 @@ class Frames:
         self._held = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """The frames that are complete with `data`, as (kind, payload). Raises Garbled."""
+        """The frames that `data` completes, as (kind, payload). Raises Garbled."""
         self._held += data
         while len(self._held) >= HEAD_BYTES:
             kind, length = head(bytes(self._held[:HEAD_BYTES]))

@@ -1,8 +1,8 @@
 """A container's log file, open for appending: only whole entries, whatever the disk does.
 
-The path's directory is made where it is missing; anything but a regular file is refused (`regular`). A file that
-cannot be written is tried again with each write, one that could not even be opened once a second; what cannot be
-written is lost and said so, once per stretch of it.
+A missing directory is created; anything but a regular file is refused (`regular`). A file that cannot be written is
+retried with each write, one that could not even be opened once a second. What cannot be written is lost, and each
+stretch of losses is reported once.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 class LogWriter:
     """One log file; the path "" discards everything."""
 
-    __slots__ = ("_fd", "_max_entry", "_retry_at", "_tell", "_trouble", "path")
+    __slots__ = ("_fd", "_max_entry", "_report", "_retry_at", "_trouble", "path")
 
-    def __init__(self, path: str, max_line: int, tell: Callable[[str], None], *, must_open: bool) -> None:
-        """Open the file. `tell` gets a sentence about lines that are lost.
+    def __init__(self, path: str, max_line: int, report: Callable[[str], None], *, must_open: bool) -> None:
+        """Open the file. `report` receives a sentence when lines are lost.
 
-        Raises OSError when that fails; unless `must_open`, it is tried again instead.
+        Raises OSError when that fails; without `must_open`, it is retried instead.
         """
         self.path = path
-        self._max_entry = max_line + 64  # time, stream and tag come before the text
-        self._tell = tell
+        self._max_entry = max_line + 64  # for time, stream and tag before the text
+        self._report = report
         self._fd = -1
         self._retry_at = 0.0
         self._trouble = False
@@ -42,7 +42,7 @@ class LogWriter:
             self._failed(exc)
 
     def reopen(self) -> None:
-        """Open the file at the path anew (after it was renamed); raises OSError and keeps the old one then."""
+        """Open the file at the path again (after it was renamed); raises OSError and keeps the old one then."""
         if not self.path:
             return
         make_directory(os.path.dirname(self.path))
@@ -50,7 +50,7 @@ class LogWriter:
         try:
             self._mend(fd)
         except OSError:
-            pass  # the disk is full: readers skip a line that is torn
+            pass  # the disk is full: readers skip a torn line
         self.close()
         self._fd = fd
 
@@ -89,11 +89,11 @@ class LogWriter:
     def _failed(self, exc: OSError) -> None:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         if not self._trouble:
-            self._tell(f"container log {self.path} cannot be written, lines are lost: {exc.strerror or exc}")
+            self._report(f"container log {self.path} cannot be written, lines are lost: {exc.strerror or exc}")
         self._trouble = True
 
     def _untear(self, written: bytes) -> None:
-        """Take back the part of an entry that a full disk had room for: the next entry must begin a line."""
+        """Remove the part of an entry that still fit on a full disk: the next entry must begin a line."""
         torn = len(written) - (written.rfind(b"\n") + 1)
         if torn:
             try:
@@ -102,7 +102,7 @@ class LogWriter:
                 pass  # the next entry is appended to a torn one: readers skip that line
 
     def _mend(self, fd: int) -> None:
-        """Cut off an entry that a logger was killed in the middle of; entries are written whole otherwise."""
+        """Cut off an incomplete last entry, which a logger leaves only if it is killed while writing."""
         size = os.fstat(fd).st_size
         if not size or os.pread(fd, 1, size - 1) == b"\n":
             return
@@ -112,4 +112,4 @@ class LogWriter:
         if (newline >= 0 or not start) and begins_entry(last[newline + 1 :]):
             os.ftruncate(fd, start + newline + 1)
         else:
-            os.write(fd, b"\n")  # not one of ours: leave it, but begin a line
+            os.write(fd, b"\n")  # not one of ours: leave it, but begin a new line

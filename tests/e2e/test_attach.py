@@ -236,7 +236,7 @@ async def test_a_client_that_does_not_read_does_not_stop_the_container_for_ever(
 def cut_off(bed: Testbed, container_id: str) -> bool:
     """Whether the daemon has said so."""
     lines = bed.log_file.read_text(encoding="utf-8").splitlines()
-    return any("took nothing for too long" in line and container_id in line for line in lines)
+    return any("read nothing for too long" in line and container_id in line for line in lines)
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["terminated", "killed"])

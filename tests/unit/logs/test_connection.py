@@ -93,7 +93,7 @@ def test_a_finished_connection_closes_when_everything_is_sent(pair: Pair) -> Non
 
 
 def test_a_client_that_takes_nothing_does_not_fill_the_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_UNREAD_BYTES", 100_000)
+    monkeypatch.setattr(module, "MAX_UNREAD_BYTES", 100_000)
     for _ in range(20):
         pair.connection.send(wire.frame(b"O", b"x" * 10_000))
 

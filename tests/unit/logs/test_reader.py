@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sandboxd.errors import NotReady
 from sandboxd.logs import reader as module
 from sandboxd.logs.format import Entry, timestamp
-from sandboxd.logs.reader import BATCH, READ_BYTES, Last, LogFile, read
+from sandboxd.logs.reader import BATCH_ENTRIES, READ_BYTES, Last, LogFile, read
 from tests.unit.logs.strangers import STRANGERS, Stranger
 
 
@@ -86,7 +86,7 @@ async def test_what_is_older_is_left_out_before_the_last_lines_are_counted(log: 
 
 
 async def test_others_have_their_turn_while_a_long_log_is_searched_for_its_last_lines(log: Path) -> None:
-    write(log, *(f"oF {i}" for i in range(20 * BATCH)))
+    write(log, *(f"oF {i}" for i in range(20 * BATCH_ENTRIES)))
     batches = read(str(log), tail=1, since=0, changes=None)
     turns = 0
 
@@ -133,9 +133,9 @@ async def test_what_is_no_entry_is_skipped(log: Path) -> None:
 
 
 async def test_a_large_log_comes_in_batches(log: Path) -> None:
-    write(log, *(f"oF {i}" for i in range(BATCH + 1)))
+    write(log, *(f"oF {i}" for i in range(BATCH_ENTRIES + 1)))
 
-    assert [len(batch) async for batch in read(str(log), tail=-1, since=0, changes=None)] == [BATCH, 1]
+    assert [len(batch) async for batch in read(str(log), tail=-1, since=0, changes=None)] == [BATCH_ENTRIES, 1]
 
 
 async def test_an_entry_written_in_two_pieces_is_one(log: Path) -> None:
@@ -256,7 +256,7 @@ async def test_a_follower_does_not_go_on_with_what_came_in_place_of_the_file(log
 async def test_a_line_that_is_no_entry_for_its_length_is_skipped_and_not_kept(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LONGEST_BYTES", 2 * READ_BYTES)
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 2 * READ_BYTES)
     write(log, "oF a")
     with log.open("ab") as file:
         file.write(timestamp(0) + b" stdout F " + b"x" * 8 * READ_BYTES)
@@ -276,7 +276,7 @@ async def test_a_line_that_is_no_entry_for_its_length_is_skipped_and_not_kept(
 
 async def test_others_have_their_turn_while_a_file_without_lines_is_read(log: Path) -> None:
     with log.open("wb") as file:
-        file.truncate(4 * BATCH * READ_BYTES)  # sparse
+        file.truncate(4 * BATCH_ENTRIES * READ_BYTES)  # sparse
     batches = read(str(log), tail=-1, since=0, changes=None)
     first = asyncio.ensure_future(anext(batches, None))
     await asyncio.sleep(0)
@@ -292,7 +292,7 @@ async def test_others_have_their_turn_while_a_file_without_lines_is_read(log: Pa
 def test_the_last_lines_take_bounded_memory_and_lose_the_oldest(
     monkeypatch: pytest.MonkeyPatch, lines: str, tail: int
 ) -> None:
-    monkeypatch.setattr(module, "LAST_BYTES", 10 * (module.ENTRY_BYTES + 10))
+    monkeypatch.setattr(module, "MAX_TAIL_BYTES", 10 * (module.ENTRY_BYTES + 10))
     keeping = Last(tail)
     kinds = lines.split()
     most = 0
@@ -306,7 +306,7 @@ def test_the_last_lines_take_bounded_memory_and_lose_the_oldest(
 
 
 def test_a_line_that_ends_after_very_long_is_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LAST_BYTES", 10 * (module.ENTRY_BYTES + 10))
+    monkeypatch.setattr(module, "MAX_TAIL_BYTES", 10 * (module.ENTRY_BYTES + 10))
     lines = [entry(f"oP {i:010}") for i in range(1000)] + [entry(f"oF {1000:010}")]
 
     assert last(lines, 1) == last(lines, 5) == lines[-10:]

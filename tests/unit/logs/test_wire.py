@@ -40,7 +40,7 @@ def test_a_message_is_one_json_object() -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         b"\0\0\0\0J",
         b"\0\0\0\1X",
-        (wire.MOST_BYTES + 1).to_bytes(4, "big") + b"J",
+        (wire.MAX_FRAME_BYTES + 1).to_bytes(4, "big") + b"J",
     ],
 )
 def test_what_is_no_frame_is_refused(data: bytes) -> None:
