@@ -1,6 +1,4 @@
-"""Control groups: what their files say (sample P), reading (kernel) and removing them.
+"""Control groups: the content of their files (sample P), reading them (kernel) and removing them (removal).
 
-Where they are is in `sandboxd.places`.
-
-The OCI runtime makes them; `removal` takes away what it leaves.
+The OCI runtime creates them; `removal` removes what it leaves behind. Their paths are in `places`.
 """

@@ -1,6 +1,6 @@
 """Reading cgroups from the kernel.
 
-Every function blocks for the microseconds that the kernel takes; whoever reads many does so in a thread.
+Every function blocks for the microseconds that the kernel takes; read many of them in a thread.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Cgroups:
     def __init__(self, root: str = ROOT) -> None:
         self._root = Path(root)
         self.v2 = (self._root / "cgroup.controllers").exists()
-        # The controller in whose hierarchy a cgroup is looked for; every runtime makes one in each.
+        # The hierarchy in which cgroups are looked up; runtimes create them in all v1 hierarchies.
         self._first = self._root if self.v2 else self._root / "memory"
         self._pressures = self._root if self.v2 else self._root / "unified"
 
@@ -76,7 +76,7 @@ class Cgroups:
         return (self._first / path.lstrip("/")).is_dir()
 
     def sample(self, path: str) -> Sample:
-        """Everything that is measured of a cgroup; raises NotFound when it is gone."""
+        """Everything that is measured for a cgroup; raises NotFound when it is gone."""
         below = path.lstrip("/")
         at = time.time_ns()
         files = self._read_v2(below) if self.v2 else self._read_v1(below)
@@ -98,28 +98,28 @@ class Cgroups:
         )
 
     def oom_kills(self, path: str) -> int | None:
-        """How many processes of the cgroup an OOM killer ended; None when that cannot be told (any more)."""
+        """How many processes of the cgroup an OOM killer has killed; None when that is not (or no longer) known."""
         name = "memory.events" if self.v2 else "memory.oom_control"
         for _, text in _contents(self._first / path.lstrip("/"), (name,)):
             return keyed(text).get("oom_kill")
         return None
 
     def processes(self, path: str) -> list[int]:
-        """The pids in the cgroup and below it, as this process's pid namespace numbers them; none when it is gone."""
+        """The pids in the cgroup and below it, as numbered in our own pid namespace; none when it is gone."""
         try:
             at = Descent(os.open(self._first / path.lstrip("/"), trees.DIRECTORY))
         except OSError:
             return []
-        found = _pids(at.fd)
+        pids = _pids(at.fd)
         try:
             for event, _ in trees.walk(at):
                 if event is Event.ENTERED:
-                    found += _pids(at.fd)
+                    pids += _pids(at.fd)
         except OSError:
-            pass  # it went while it was read
+            pass  # it was removed while being read
         finally:
             at.close()
-        return found
+        return pids
 
     def _read_v1(self, below: str) -> dict[str, str]:
         files: dict[str, str] = {}
@@ -155,15 +155,15 @@ class Cgroups:
 
 
 def _pids(fd: int) -> list[int]:
-    """What an open cgroup lists; a process that is not in our pid namespace is listed as 0."""
-    # By way of the descriptor: a container can nest cgroups deeper than any path reaches.
+    """The pids that an open cgroup lists; a process outside our pid namespace is listed as 0, and left out."""
+    # Through the descriptor: a container can nest cgroups deeper than any path reaches.
     for _, text in _contents(Path(f"/proc/self/fd/{fd}"), ("cgroup.procs",)):
         return [int(pid) for pid in text.split() if pid.isdecimal() and pid != "0"]
     return []
 
 
 def _contents(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(name, content) of those files that are there; a cgroup may go at any moment."""
+    """(name, content) of those files that exist; a cgroup may be removed at any moment."""
     for name in names:
         try:
             fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)

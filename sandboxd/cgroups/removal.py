@@ -1,6 +1,6 @@
-"""Removing a cgroup that is ours, with all below it and whatever still runs there.
+"""Removing a cgroup of ours, with everything below it and all processes that still run there.
 
-A container that may write to its cgroups can nest thousands of them and make threaded ones, and the kernel lists a
+A container that may write to its cgroups can nest thousands of them and create threaded ones. The kernel lists a
 process of a pid namespace that is not below ours as 0, which kill(2) takes for our own process group.
 """
 
@@ -17,14 +17,14 @@ from sandboxd.cgroups.kernel import ROOT
 from sandboxd.errors import CleanupIncomplete
 from sandboxd.trees import Descent, Event
 
-_MOST_BYTES = 16 << 20  # of a list of processes
+_MAX_LIST_BYTES = 16 << 20  # of processes
 
 
 def attempt(cgroup: str, root: str = ROOT) -> Generator[None, None, str]:
-    """Kill what is in a cgroup and remove it from every hierarchy, a piece at a time; gone is done.
+    """Kill what runs in a cgroup and remove it from every hierarchy, a piece at a time. Idempotent.
 
-    Returns why it is not gone yet, "" when it is: the kernel says EBUSY until the last dead process has been reaped.
-    Raises CleanupIncomplete when sandboxd itself is in it.
+    Returns why it is not gone yet, "" when it is: the kernel reports EBUSY until the last dead process has been
+    reaped. Raises CleanupIncomplete when sandboxd itself is in it.
     """
     problem = ""
     for top in _directories(Path(root), cgroup):
@@ -67,7 +67,7 @@ def _rmdir(name: str, dir_fd: int | None = None) -> str:
 
 
 def _end_processes(fd: int, cgroup: str) -> None:
-    """SIGKILL all processes of the cgroup that can be named."""
+    """SIGKILL all processes of the cgroup that have a pid in our namespace."""
     pids = _pids(fd)
     if os.getpid() in pids:
         raise CleanupIncomplete(f"cgroup {cgroup} cannot be removed: sandboxd itself runs in it")
@@ -80,14 +80,14 @@ def _end_processes(fd: int, cgroup: str) -> None:
 
 
 def _end_unnamed(name: str, dir_fd: int | None) -> None:
-    """SIGKILL also those that have no number in our pid namespace, where the kernel offers it (Linux 5.14, v2).
+    """SIGKILL those without a pid in our namespace too, where the kernel can (Linux 5.14, v2).
 
-    This ends what is in the cgroups below too; those were looked through by now, and sandboxd is not there.
+    This also kills what runs in the cgroups below; those were examined before, and sandboxd is not in them.
     """
     try:
         kill = os.open(f"{name}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     except OSError:
-        return  # whoever is left keeps the cgroup, and that is told
+        return  # the remaining processes keep the cgroup busy, which the caller reports
     try:
         os.write(kill, b"1")
     except OSError:
@@ -103,12 +103,12 @@ def _pids(fd: int) -> list[int]:
         return []
     try:
         parts, size = [], 0
-        while size < _MOST_BYTES and (part := os.read(file, 65536)):
+        while size < _MAX_LIST_BYTES and (part := os.read(file, 65536)):
             parts.append(part)
             size += len(part)
         return [int(pid) for pid in b"".join(parts).split() if pid.isdigit()]
     except OSError as exc:
-        # A threaded cgroup does not say; the one that it belongs to does (cgroups(7)). One that is gone has none.
+        # A threaded cgroup lists none; its domain cgroup does (cgroups(7)). One that is gone has none.
         if exc.errno in (errno.EOPNOTSUPP, errno.ENODEV):
             return []
         raise
@@ -120,7 +120,7 @@ def _directories(root: Path, cgroup: str) -> Iterator[Path]:
     """The cgroup's directory in the v2 hierarchy, or in each v1 hierarchy; links (cpu -> cpu,cpuacct) once."""
     v2 = (root / "cgroup.controllers").exists()
     seen: set[tuple[int, int]] = set()
-    for hierarchy in [root] if v2 else sorted(each for each in root.iterdir() if each.is_dir()):
+    for hierarchy in [root] if v2 else sorted(path for path in root.iterdir() if path.is_dir()):
         path = hierarchy / cgroup.lstrip("/")
         try:
             at = path.stat()

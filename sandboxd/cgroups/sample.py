@@ -1,4 +1,4 @@
-"""What the files of a cgroup say. Pure.
+"""The content of a cgroup's files. Pure.
 
 One `Sample` for both versions of the interface, in the same units: bytes, nanoseconds, counts. None means that this
 kernel does not measure it, which is not the same as 0.
@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 _UNLIMITED = 1 << 62  # v1 writes "no limit" as the greatest number of whole pages
-_TICK = 10_000_000  # nanoseconds; USER_HZ is 100 on every architecture that containers run on
+_TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that containers run on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """CPU time in nanoseconds, and what the quota did."""
+    """CPU time in nanoseconds, and the effect of the quota."""
 
     usage: int
     user: int = 0
@@ -31,10 +31,10 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Memory in bytes; the counters since the cgroup was made."""
+    """Memory in bytes; counters since the cgroup was created."""
 
     usage: int
-    working_set: int  # usage less the file cache that nobody used lately
+    working_set: int  # usage without the inactive file cache
     limit: int | None = None
     rss: int = 0
     cache: int = 0
@@ -47,13 +47,13 @@ class Memory:
     swap_limit: int | None = None
     page_faults: int = 0
     major_page_faults: int = 0
-    failures: int = 0  # times that the limit was met
-    oom_kills: int = 0  # processes of the cgroup that an OOM killer ended
+    failures: int = 0  # times that usage hit the limit
+    oom_kills: int = 0  # processes of the cgroup that an OOM killer has killed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What went to and came from a block device."""
+    """I/O of a block device."""
 
     major: int
     minor: int
@@ -65,7 +65,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """One line of a pressure file: nanoseconds in all, percent of the last 10, 60 and 300 seconds."""
+    """One line of a pressure file: total nanoseconds, percent of the last 10, 60 and 300 seconds."""
 
     total: int
     avg10: float = 0.0
@@ -106,11 +106,11 @@ class Sample:
     hugepages: tuple[HugePages, ...] = ()
 
 
-# What the files say.
+# The formats of the files
 
 
 def keyed(text: str) -> dict[str, int]:
-    """A flat keyed file ("anon 4096"); lines that are no such pair are passed over."""
+    """A flat keyed file ("anon 4096"); other lines are skipped."""
     values = {}
     for line in text.splitlines():
         key, _, value = line.partition(" ")
@@ -120,14 +120,14 @@ def keyed(text: str) -> dict[str, int]:
 
 
 def number(text: str) -> int | None:
-    """A single number; None for "max", for v1's way of saying it, and for what is no number."""
+    """A single number; None for "max", for v1's form of it, and for anything else."""
     text = text.strip()
     value = int(text) if text.isdecimal() else _UNLIMITED
     return value if value < _UNLIMITED else None
 
 
 def pressure(text: str) -> Pressure | None:
-    """A pressure file; None when it holds no "some" line. Its total counts microseconds."""
+    """A pressure file; None without a "some" line. Its total is in microseconds."""
     lines = {}
     for line in text.splitlines():
         kind, *pairs = line.split() or [""]
@@ -149,12 +149,12 @@ def pressure(text: str) -> Pressure | None:
 
 def io_stat(text: str) -> tuple[Device, ...]:
     """v2's io.stat: "8:0 rbytes=1 wbytes=2 rios=3 wios=4 …"."""
-    found = []
+    devices = []
     for line in text.splitlines():
         name, *pairs = line.split() or [""]
         values = {key: int(value) for key, _, value in (pair.partition("=") for pair in pairs) if value.isdecimal()}
         if (numbers := _device_numbers(name)) and values:
-            found.append(
+            devices.append(
                 Device(
                     major=numbers[0],
                     minor=numbers[1],
@@ -164,7 +164,7 @@ def io_stat(text: str) -> tuple[Device, ...]:
                     writes=values.get("wios", 0),
                 )
             )
-    return tuple(found)
+    return tuple(devices)
 
 
 def blkio(sizes: str, counts: str) -> tuple[Device, ...]:
@@ -175,14 +175,14 @@ def blkio(sizes: str, counts: str) -> tuple[Device, ...]:
         (counts, {"Read": "reads", "Write": "writes"}),
     ):
         for line in text.splitlines():
-            words = line.split()
+            parts = line.split()
             if (
-                len(words) == 3
-                and words[1] in names
-                and words[2].isdecimal()
-                and (numbers := _device_numbers(words[0]))
+                len(parts) == 3
+                and parts[1] in names
+                and parts[2].isdecimal()
+                and (numbers := _device_numbers(parts[0]))
             ):
-                table.setdefault(numbers, {})[names[words[1]]] = int(words[2])
+                table.setdefault(numbers, {})[names[parts[1]]] = int(parts[2])
     return tuple(Device(major=major, minor=minor, **values) for (major, minor), values in sorted(table.items()))
 
 
@@ -200,8 +200,8 @@ def cpu_v1(files: Mapping[str, str]) -> Cpu | None:
     user, system = number(files.get("cpuacct.usage_user", "")), number(files.get("cpuacct.usage_sys", ""))
     return Cpu(
         usage=usage,
-        user=ticks.get("user", 0) * _TICK if user is None else user,
-        system=ticks.get("system", 0) * _TICK if system is None else system,
+        user=ticks.get("user", 0) * _TICK_NS if user is None else user,
+        system=ticks.get("system", 0) * _TICK_NS if system is None else system,
         periods=quota.get("nr_periods", 0),
         throttled_periods=quota.get("nr_throttled", 0),
         throttled=quota.get("throttled_time", 0),
@@ -209,7 +209,7 @@ def cpu_v1(files: Mapping[str, str]) -> Cpu | None:
 
 
 def cpu_v2(files: Mapping[str, str]) -> Cpu | None:
-    """From cpu.stat, whose times count microseconds."""
+    """From cpu.stat, whose times are in microseconds."""
     stat = keyed(files.get("cpu.stat", ""))
     if "usage_usec" not in stat:
         return None
@@ -224,7 +224,7 @@ def cpu_v2(files: Mapping[str, str]) -> Cpu | None:
 
 
 def memory_v1(files: Mapping[str, str]) -> Memory | None:
-    """From memory.* files; the "total_" values are those of the cgroup with everything below it."""
+    """From memory.* files; the "total_" values include everything below the cgroup."""
     usage = number(files.get("memory.usage_in_bytes", ""))
     if usage is None:
         return None
@@ -286,7 +286,7 @@ def memory_v2(files: Mapping[str, str]) -> Memory | None:
 
 
 def total(samples: Iterable[Sample]) -> Sample | None:
-    """Several cgroups as if they were one: None without any. Limits and pressure cannot be added and are left out."""
+    """The sum of several cgroups, None if there are none. Limits and pressure cannot be added and are left out."""
     parts = list(samples)
     if not parts:
         return None
@@ -322,6 +322,6 @@ def _added(kind: type[Numbers], parts: list[Numbers], **fixed: Any) -> Numbers |
         return None
     values = dict(fixed)
     for name in (f.name for f in fields(kind) if f.name not in fixed):
-        known = [value for part in parts if (value := getattr(part, name)) is not None]
-        values[name] = sum(known) if known else None
+        measured = [value for part in parts if (value := getattr(part, name)) is not None]
+        values[name] = sum(measured) if measured else None
     return kind(**values)
