@@ -1,8 +1,8 @@
 """The daemon's configuration: every default and every directory in one place.
 
 `load` merges flags over the TOML file over the defaults below and is strict: an unknown key is an error that
-names the nearest known one, a value of the wrong type says what was expected. The result is frozen, and each
-value knows where it came from (`Config.sources`), which is what `sandboxd config` prints.
+names the nearest known one, and the error for a wrong type says what was expected. The result is frozen and records
+where each value came from (`Config.sources`), which `sandboxd config` prints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sandboxd.errors import InvalidRequest
 
 DEFAULT_FILE = "/etc/sandboxd/config.toml"
 
-_MOST = 2**31 - 1  # of any number: timers and buffers take no infinity, and TOML has both that and huge integers
+_MAX_NUMBER = 2**31 - 1  # TOML has infinity and huge integers, which timers and buffers do not accept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +28,11 @@ class Daemon:
     """[daemon]"""
 
     root: str = "/var/lib/sandboxd"  # survives a reboot: the ledger, pods' files, the managed containerd's content
-    state: str = "/run/sandboxd"  # gone after a reboot: sockets, FIFOs, pods' shared memory
+    state: str = "/run/sandboxd"  # lost at a reboot: sockets, FIFOs, pods' shared memory
     log_level: str = field(default="info", metadata={"choices": ("debug", "info", "warning", "error")})
     log_format: str = field(default="auto", metadata={"choices": ("auto", "console", "json")})
     drain_seconds: float = 30.0  # how long SIGTERM waits for running operations
-    reconcile_seconds: float = 30.0  # how often truth is listed and compared, beside the events
+    reconcile_seconds: float = 30.0  # how often records are compared with what exists, in addition to events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Network:
     """[network]"""
 
     conf_dir: str = "/etc/cni/net.d"
-    conf_template: str = ""  # made into a .conflist when UpdateRuntimeConfig gives this machine its pod CIDR
+    conf_template: str = ""  # rendered to a .conflist when UpdateRuntimeConfig gives this machine its pod CIDR
     plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
     netns_dir: str = "/run/netns"
     plugin_seconds: float = 60.0  # after which a plugin's process group is killed
@@ -82,12 +82,12 @@ class Runtime:
 
     default_handler: str = "runc"
     pause_image: str = "builtin"  # or a reference, fetched at start-up
-    pause_binary: str = "/usr/bin/catatonit"  # static; what the builtin image is made from
+    pause_binary: str = "/usr/bin/catatonit"  # static; the builtin image is made from it
     cgroup_driver: str = field(default="cgroupfs", metadata={"choices": ("cgroupfs", "systemd")})
     cgroup_parent: str = "/sandboxd"  # of pods that name none (cgroupfs driver)
-    seccomp_dir: str = "/etc/sandboxd/seccomp"  # of Localhost profiles that are named by a relative path
-    apparmor_default: str = ""  # the loaded profile that RuntimeDefault means; "" confines nothing
-    cdi_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")  # of two specs for one device the later one wins
+    seccomp_dir: str = "/etc/sandboxd/seccomp"  # of Localhost profiles with a relative path
+    apparmor_default: str = ""  # the loaded profile for RuntimeDefault; "" confines nothing
+    cdi_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")  # later directories take precedence
     handlers: Mapping[str, Handler] = field(default_factory=lambda: {"runc": Handler()})
 
 
@@ -98,19 +98,19 @@ class Images:
     certs_dir: str = "/etc/containerd/certs.d"  # <host>/hosts.toml: mirrors, authorities, plain HTTP
     docker_config: str = "/root/.docker/config.json"  # the machine's credentials and credential helpers
     layers_at_once: int = 3  # of one pull
-    range_connections: int = 4  # for one large layer; 1 is off
-    progress_seconds: float = 60.0  # without a byte, then a pull fails; the whole has no limit
+    range_connections: int = 4  # for one large layer; 1 turns ranges off
+    progress_seconds: float = 60.0  # without a byte, after which a pull fails; its total time has no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streaming:
     """[streaming]: where the URLs of Exec, Attach and PortForward lead"""
 
-    address: str = "127.0.0.1"  # a token in the URL is all the right that a client needs: keep it local
-    port: int = field(default=0, metadata={"zero": True})  # 0 is any free one
+    address: str = "127.0.0.1"  # the token in the URL is a client's only credential: keep it local
+    port: int = field(default=0, metadata={"zero": True})  # 0 is any free port
     tls_cert: str = ""  # PEM files; both or none
     tls_key: str = ""
-    idle_seconds: float = 4 * 3600.0  # without a byte in either direction, then a stream is ended
+    idle_seconds: float = 4 * 3600.0  # without a byte in either direction, after which a stream is closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +118,8 @@ class Logs:
     """[logs]"""
 
     max_line_bytes: int = 16384  # longer lines are split into partial entries
-    drain_seconds: float = 5.0  # how long a dead container's remaining output is waited for
-    idle_seconds: float = 10.0  # after which a logger that has nothing to log and no daemon ends
+    drain_seconds: float = 5.0  # how long to wait for the rest of a dead container's output
+    idle_seconds: float = 10.0  # after which a logger with nothing to log and no daemon exits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +168,7 @@ def load(
 ) -> Config:
     """Read the configuration.
 
-    `file` is read if it exists; naming one other than the default that does not exist is an error. `flags` maps
+    Without `file`, the default file is read if it exists; a `file` that does not exist is an error. `flags` maps
     "section.key" to the text given on the command line. Raises InvalidRequest with every problem found.
     """
     path = Path(file or DEFAULT_FILE)
@@ -202,9 +202,9 @@ def merge(tables: Mapping[str, Any], *, origin: str, flags: Mapping[str, str]) -
             config = replace(config, **{name: replace(section, **changes)})
     for flag, text in flags.items():
         section_name, _, key = flag.partition(".")
-        known = [f"{s}.{f.name}" for s in SECTIONS for f in fields(getattr(config, s))]
-        if flag not in known:
-            problems.append(f"--set {flag}: unknown setting{_nearest(flag, known)}")
+        settings = [f"{s}.{f.name}" for s in SECTIONS for f in fields(getattr(config, s))]
+        if flag not in settings:
+            problems.append(f"--set {flag}: unknown setting{_nearest(flag, settings)}")
             continue
         section = getattr(config, section_name)
         value, problem = _from_text(section, key, text)
@@ -221,22 +221,22 @@ def merge(tables: Mapping[str, Any], *, origin: str, flags: Mapping[str, str]) -
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
 
 def _read_table(
     section: Any, table: Mapping[str, Any], where: str, origin: str, problems: list[str]
 ) -> dict[str, Any]:
     hints = typing.get_type_hints(type(section))
-    known = {f.name: f for f in fields(section)}
+    keys = {f.name: f for f in fields(section)}
     changes: dict[str, Any] = {}
     for key, value in table.items():
-        if key not in known:
-            problems.append(f"{origin}: unknown key {where}.{key}{_nearest(key, list(known))}")
+        if key not in keys:
+            problems.append(f"{origin}: unknown key {where}.{key}{_nearest(key, list(keys))}")
         elif key == "handlers":
             changes[key] = _read_handlers(value, origin, problems)
         else:
-            checked, problem = _typed(hints[key], known[key].metadata, value)
+            checked, problem = _typed(hints[key], keys[key].metadata, value)
             if problem:
                 problems.append(f"{origin}: {where}.{key}: {problem}")
             else:
@@ -245,7 +245,7 @@ def _read_table(
 
 
 def _read_handlers(tables: Any, origin: str, problems: list[str]) -> dict[str, Handler]:
-    # Added to the default ones: whoever wants crun as well does not have to repeat runc.
+    # Added to the default ones: a configuration that adds crun does not have to repeat runc.
     handlers = dict(Runtime().handlers)
     if not isinstance(tables, dict):
         problems.append(f"{origin}: [runtime.handlers] must hold one table per handler")
@@ -260,30 +260,30 @@ def _read_handlers(tables: Any, origin: str, problems: list[str]) -> dict[str, H
 
 
 def _typed(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[Any, str]:
-    """The value as the field wants it, or what is wrong with it."""
+    """The value in the field's type, or what is wrong with it."""
     if hint is bool:
         return (value, "") if isinstance(value, bool) else (None, f"expected true or false, got {value!r}")
     if hint is float or hint is int:
         if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
             return None, f"expected a number, got {value!r}"
-        if not (0 < value <= _MOST or (value == 0 and metadata.get("zero"))):
-            least = "not be less than 0" if metadata.get("zero") else "be greater than 0"
-            return None, f"must {least} and at most {_MOST}, got {value!r}"
+        if not (0 < value <= _MAX_NUMBER or (value == 0 and metadata.get("zero"))):
+            least = "at least 0" if metadata.get("zero") else "greater than 0"
+            return None, f"must be {least} and at most {_MAX_NUMBER}, got {value!r}"
         return hint(value), ""
     if hint is str:
         if not isinstance(value, str):
-            return None, f"expected text, got {value!r}"
+            return None, f"expected a string, got {value!r}"
         choices = metadata.get("choices")
         if choices and value not in choices:
             return None, f"must be one of {', '.join(choices)}, got {value!r}"
         return value, ""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value), ""
-    return None, f"expected a list of texts, got {value!r}"
+    return None, f"expected a list of strings, got {value!r}"
 
 
 def _from_text(section: Any, key: str, text: str) -> tuple[Any, str]:
-    """The flag's text as the field wants it, or what is wrong with it."""
+    """The flag's text in the field's type, or what is wrong with it."""
     if key == "handlers":
         return None, "can be set in the file only"
     hint = typing.get_type_hints(type(section))[key]
@@ -302,7 +302,7 @@ def _from_text(section: Any, key: str, text: str) -> tuple[Any, str]:
 
 
 def _cross_checks(config: Config) -> list[str]:
-    """What single values cannot tell."""
+    """Problems that no single value shows."""
     problems = []
     if config.runtime.default_handler not in config.runtime.handlers:
         known = ", ".join(sorted(config.runtime.handlers)) or "none"
@@ -376,14 +376,14 @@ def effective(config: Config) -> list[tuple[str, Any, str]]:
 
 
 def notify_socket() -> str:
-    """systemd's notification socket (sd_notify(3)), "" when not started by it."""
+    """systemd's notification socket (sd_notify(3)), "" when not started by systemd."""
     return os.environ.get("NOTIFY_SOCKET", "")
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for programs that outlive us: ours, without what systemd meant for this process alone.
+    """The environment for programs that outlive us: ours, without what systemd set for this process alone.
 
-    A containerd that inherited NOTIFY_SOCKET would tell systemd that sandboxd is ready.
+    A containerd that inherited NOTIFY_SOCKET would notify systemd in our place that sandboxd is ready.
     """
     return {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
 
@@ -391,7 +391,7 @@ def child_environment() -> dict[str, str]:
 def proxy_variables() -> tuple[str, str, str]:
     """The proxies for HTTP and HTTPS and the hosts that need none, as curl(1) reads them; "" when unset.
 
-    HTTP_PROXY in capitals is not read, as in curl: a CGI program's caller could set it.
+    HTTP_PROXY in capitals is not read, as in curl: the client of a CGI program could set it.
     """
     env = os.environ
     http = env.get("http_proxy", "")

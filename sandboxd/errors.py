@@ -9,12 +9,12 @@ Foreign errors (gRPC, OSError, netlink, exit codes) become one of these once, at
     ├── NotFound            the named sandbox, container or image does not exist
     ├── AlreadyExists       the name is taken by another object
     ├── NotReady            the object or machine is in the wrong state; the request may succeed later
-    ├── AccessDenied        somebody else refused the credentials, or wants some
+    ├── AccessDenied        a registry refused the credentials, or requires some
     ├── Exhausted           a bounded resource has none left (addresses, tokens)
     ├── TimedOut            a bounded step ran out of time
     ├── Unavailable         a service that we need does not answer, or we are not serving yet
     ├── CleanupIncomplete   something is left that a later Stop or Remove must finish
-    └── PluginFailed        a CNI plugin refused or broke; carries its own words
+    └── PluginFailed        a CNI plugin refused or broke; carries the plugin's own message
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NotReady(SandboxdError):
 
 
 class AccessDenied(SandboxdError):
-    """A registry refused the credentials, or wants some."""
+    """A registry refused the credentials, or requires some."""
 
 
 class Exhausted(SandboxdError):
@@ -67,8 +67,8 @@ class CleanupIncomplete(SandboxdError):
 class PluginFailed(SandboxdError):
     """A CNI plugin failed.
 
-    `code`, `msg` and `details` are the plugin's error object (CNI spec, "Error"); code 0 means that it gave
-    none and `msg` says what was seen instead (exit status, signal, stderr).
+    `code`, `msg` and `details` are the plugin's error object (CNI spec, "Error"); code 0 means that it printed
+    none and `msg` says what was observed instead (exit status, signal, stderr).
     """
 
     def __init__(self, *, plugin: str, command: str, code: int, msg: str, details: str = "") -> None:
@@ -77,6 +77,6 @@ class PluginFailed(SandboxdError):
         self.code = code
         self.msg = msg
         self.details = details
-        words = f"{msg}: {details}" if details else msg
+        message = f"{msg}: {details}" if details else msg
         suffix = f" (CNI error {code})" if code else ""
-        super().__init__(f"CNI plugin {plugin} failed on {command}: {words}{suffix}")
+        super().__init__(f"CNI plugin {plugin} failed on {command}: {message}{suffix}")

@@ -1,13 +1,13 @@
-"""Background work with an owner: the only place in sandboxd that creates tasks.
+"""Background work with an owner: the only place in sandboxd that creates detached tasks.
 
 Rules:
-1. A mutating request is a *job*: it runs to its end whatever becomes of the client that asked
-   (`run_to_end`). The request only waits for it.
-2. A job that is asked for again while it runs is joined, not repeated.
-3. A loop that must live (`watch`) is named, logged when it ends, and restarted with backoff.
-4. `drain` waits for jobs, never cancels them; loops are cancelled.
-5. A key may hold a whole request. Whoever names a job, be it asyncio, uses `described`.
-6. Long work on files is done in threads, a piece at a time (`in_pieces`): it neither holds up the others nor the end.
+1. A mutating request is a *job*: it runs to its end even if the client disconnects (`run_to_end`). The request
+   only waits for it.
+2. A job that is requested again while it runs is joined, not repeated.
+3. A permanent loop (`watch`) is named, logged when it ends, and restarted with backoff.
+4. `drain` waits for jobs and never cancels them; loops are cancelled.
+5. A key may hold a whole request. Logs and asyncio name a job by `described`, never by its key.
+6. Long work on files runs in threads, a piece at a time (`in_pieces`): it delays neither other work nor a shutdown.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-RESTART_FIRST = 0.2  # seconds
-RESTART_MOST = 30.0  # seconds
-MOST_NAME = 300  # characters of a text in a key that is shown as it is; image names have at most so many
-STEADY = 60.0  # seconds that a loop must have lived for its backoff to start over
+RESTART_SECONDS = 0.2  # before a loop is restarted for the first time; doubled each time
+MAX_RESTART_SECONDS = 30.0
+STEADY_SECONDS = 60.0  # after which a loop's backoff starts over
+MAX_NAME_CHARS = 300  # of a string in a key that is shown as it is; no image name is longer
 
-# Not asyncio's own threads: who waits for one of those waits for a moment only.
+# Separate from asyncio's own threads, which are for calls that take only a moment.
 _THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pieces")
 
 
 async def in_pieces(work: Generator[None, None, T]) -> T:
     """Run a generator to its end in threads, one `next` after the other, and return its result.
 
-    However many run at once, each gets its turn. Cancelled, as at a shutdown, it ends after the piece under way.
+    However many run at once, each gets its turn. When cancelled, as at a shutdown, it ends after the current piece.
     """
     loop = asyncio.get_running_loop()
     while not (ended := await loop.run_in_executor(_THREADS, _piece, work)):
@@ -64,18 +64,18 @@ class Jobs:
         self._locks: dict[str, _Turnstile] = {}
 
     async def run_to_end(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run `work` as a job that the caller's own cancellation does not touch, and return its result.
+        """Run `work` as a job that cancelling the caller does not affect, and return its result.
 
-        A job with the same key that is still running is joined: its result or error is everybody's.
+        A job with the same key that is still running is joined: all callers get its result or error.
         """
         return await asyncio.shield(self.spawn(key, work))
 
     def spawn(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """The job with this key, started if it does not run. Await it under `shield`."""
+        """The job with this key, started if it is not running. Await it under `shield`."""
         return self._spawn(key, work, unobserved=False)
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Start a job nobody waits for, unless one with this key is running; a failure is logged."""
+        """Start a job in the background, unless one with this key is running; a failure is logged."""
         self._spawn(key, work, unobserved=True)
 
     def _spawn(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], unobserved: bool) -> asyncio.Task[T]:
@@ -91,14 +91,14 @@ class Jobs:
             del self._running[key]
         if task.cancelled():
             return
-        # Reading the exception marks it as seen: whoever waited may be gone, and asyncio would
-        # otherwise report a "never retrieved" error at garbage collection.
+        # Reading the exception marks it as seen: the waiting request may be gone, and asyncio would otherwise
+        # report a "never retrieved" error at garbage collection.
         error = task.exception()
         if error is not None and unobserved:
             log.error("job failed", job=described(key), error=disclosure.words(error), exc_info=error)
 
     def in_flight(self) -> tuple[Hashable, ...]:
-        """Keys of the jobs that run now."""
+        """Keys of the running jobs."""
         return tuple(self._running)
 
     def watch(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
@@ -108,7 +108,7 @@ class Jobs:
         task.add_done_callback(self._loops.discard)
 
     async def _watched(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        delay = RESTART_FIRST
+        delay = RESTART_SECONDS
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
@@ -116,19 +116,19 @@ class Jobs:
                 await loop()
                 log.warning("loop ended, restarting it", loop=name, in_seconds=delay)
             except (Exception, asyncio.CancelledError) as error:
-                # grpc.aio raises CancelledError for a call that it gave up; only drain cancels the loop itself.
-                if isinstance(error, asyncio.CancelledError) and _asked_to_end():
+                # grpc.aio raises CancelledError for a call that it abandoned; only drain cancels the loop itself.
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 words = disclosure.words(error)
                 log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=words)
-            if clock() - began > STEADY:
-                delay = RESTART_FIRST
+            if clock() - began > STEADY_SECONDS:
+                delay = RESTART_SECONDS
             await asyncio.sleep(delay)
-            delay = min(delay * 2, RESTART_MOST)
+            delay = min(delay * 2, MAX_RESTART_SECONDS)
 
     @asynccontextmanager
     async def exclusive(self, key: str) -> AsyncIterator[None]:
-        """One holder at a time for `key` (a sandbox or container id); first come, first served."""
+        """One holder at a time for `key`, such as a sandbox id; first come, first served."""
         turnstile = self._locks.setdefault(key, _Turnstile())
         turnstile.interested += 1
         try:
@@ -140,33 +140,33 @@ class Jobs:
                 del self._locks[key]
 
     def held(self) -> frozenset[str]:
-        """The keys that somebody holds or waits for exclusively."""
+        """The keys that are held or waited for."""
         return frozenset(self._locks)
 
     async def drain(self, grace: float) -> tuple[Hashable, ...]:
-        """Stop the loops, wait up to `grace` seconds for the jobs, and those that they start meanwhile.
+        """Stop the loops, then wait up to `grace` seconds for the jobs and for those that they start.
 
-        Returns the keys still running.
+        Returns the keys of the jobs still running.
         """
         for task in tuple(self._loops):
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         clock = asyncio.get_running_loop().time
         deadline = clock() + grace
-        while self._running and (left := deadline - clock()) > 0:
-            await asyncio.wait(tuple(self._running.values()), timeout=left)
+        while self._running and (remaining := deadline - clock()) > 0:
+            await asyncio.wait(tuple(self._running.values()), timeout=remaining)
         return tuple(self._running)
 
 
 def described(key: Hashable) -> str:
-    """A job's key for logs and for asyncio: its short texts and numbers, of everything else a digest or the type."""
+    """A job's key for logs and for asyncio: short strings and numbers as they are, the rest as a digest or type."""
     return " ".join(_described(part) for part in key) if isinstance(key, tuple) else _described(key)
 
 
 def _described(part: object) -> str:
     if isinstance(part, int | float):
         return str(part)
-    if isinstance(part, str) and len(part) <= MOST_NAME:
+    if isinstance(part, str) and len(part) <= MAX_NAME_CHARS:
         return part
     if isinstance(part, str | bytes):
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -174,14 +174,14 @@ def _described(part: object) -> str:
     return type(part).__name__
 
 
-def _asked_to_end() -> bool:
-    """Whether somebody cancelled the task that runs now."""
+def _is_cancelled() -> bool:
+    """Whether the current task was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 class _Turnstile:
-    """A lock and the number of those who hold it or wait for it, so that it can be forgotten."""
+    """A lock and the number of tasks that hold it or wait for it; at 0 it can be forgotten."""
 
     __slots__ = ("interested", "lock")
 

@@ -4,13 +4,13 @@ Rules:
 1. Intent before effect: a record is added before anything exists outside the process, and removed only when
    nothing is left.
 2. Unique names are UNIQUE constraints, so that a reservation cannot outlive or precede its record.
-3. Reads come from memory; every change is committed before it is seen.
-4. A damaged row is moved to `quarantine` and reported; a damaged file is put aside. Neither is fatal. A file
-   that is whole but cannot be used (locked, unreadable, of a newer sandboxd) is: to start without what it says
-   would be to forget pods that run.
+3. Reads come from memory; every change is committed before it is visible.
+4. A damaged row is moved to `quarantine` and reported; a damaged file is renamed and kept. Neither is fatal. A file
+   that is intact but cannot be used (locked, unreadable, of a newer sandboxd) is fatal: starting without it would
+   mean forgetting pods that run.
 
-WAL with synchronous=NORMAL: a crash of the process loses nothing; a crash of the machine can lose the last
-instants, which `reconcile` repairs (https://www.sqlite.org/wal.html, "Performance Considerations").
+WAL with synchronous=NORMAL: a crash of the process loses nothing; a crash of the machine can lose the last moments,
+which `reconcile` repairs (https://www.sqlite.org/wal.html, "Performance Considerations").
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from sandboxd.steps import PluginExecution, StepRecord
 log = structlog.get_logger(__name__)
 
 SCHEMA_VERSION = 1
-STEPS_KEPT = 400  # per sandbox; the oldest go first
-_TRIM_EVERY = 64  # steps of a sandbox: how many more may gather before the oldest go
+STEPS_KEPT = 400  # per sandbox; the oldest are dropped first
+_TRIM_EVERY = 64  # steps added to a sandbox; until then it keeps up to so many more
 
-# Primary result codes that speak of the machine and not of the file (https://www.sqlite.org/rescode.html).
+# Primary result codes that are about the machine and not about the file (https://www.sqlite.org/rescode.html).
 _CIRCUMSTANCES = frozenset(
     (
         sqlite3.SQLITE_BUSY,
@@ -78,7 +78,7 @@ CREATE TABLE quarantine (
 Record = TypeVar("Record", SandboxRecord, ContainerRecord)
 
 Listener = Callable[[AnyRecord | None, AnyRecord | None], None]
-"""Told of a change: the record before (None when it is new) and after (None when it was removed)."""
+"""Called for a change with the record before (None when it is new) and after (None when it was removed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +93,13 @@ class Quarantined:
 class Ledger:
     """The daemon's memory. All methods are synchronous; none waits for anything but the local disk.
 
-    Changes raise Unavailable when the disk does not take them; nothing has changed then.
+    Changes raise Unavailable when they cannot be written; nothing has changed then.
     """
 
     def __init__(self, path: str) -> None:
         """Open or create the database at `path` (":memory:" for tests) and read everything.
 
-        Raises NotReady when the file cannot be used although it is not damaged.
+        Raises NotReady when the file is intact but cannot be used.
         """
         self._db, self.replaced = _open(path)
         self._sandboxes = _Table(self._db, "sandboxes", SandboxRecord, cri.PodSandboxConfig.FromString)
@@ -110,19 +110,19 @@ class Ledger:
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
-        """Tell `listener` of every change of a sandbox or container, after it was committed.
+        """Call `listener` for every change of a sandbox or container, after it was committed.
 
-        It is called in the middle of the operation that made the change: it must be short, and what it raises is
-        logged and goes no further.
+        It is called in the middle of the operation that made the change: it must be short. Errors that it raises are
+        logged and not propagated.
         """
         self._listeners.append(listener)
 
-    def _tell(self, before: AnyRecord | None, after: AnyRecord | None) -> None:
+    def _announce(self, before: AnyRecord | None, after: AnyRecord | None) -> None:
         for listener in self._listeners:
             try:
                 listener(before, after)
             except Exception:
-                log.exception("a listener to the ledger failed")
+                log.exception("a listener of the ledger failed")
 
     def close(self) -> None:
         """Checkpoint and close the file."""
@@ -142,17 +142,17 @@ class Ledger:
     def add_sandbox(self, record: SandboxRecord) -> None:
         """Raises AlreadyExists when the id or the name is taken."""
         self._sandboxes.add(record)
-        self._tell(None, record)
+        self._announce(None, record)
 
     def update_sandbox(self, sandbox_id: str, **changes: Any) -> SandboxRecord:
         """Replace fields; raises NotFound when the sandbox is gone."""
         before = self._sandboxes.rows.get(sandbox_id)
         after = self._sandboxes.update(sandbox_id, changes)
-        self._tell(before, after)
+        self._announce(before, after)
         return after
 
     def remove_sandbox(self, sandbox_id: str) -> None:
-        """Forget the sandbox and its timeline. Its attachments stay until they are removed themselves."""
+        """Forget the sandbox and its timeline. Its attachments stay until they are removed separately."""
         with _committed(self._db):
             self._sandboxes.delete(sandbox_id)
             self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
@@ -160,7 +160,7 @@ class Ledger:
         self._sandboxes.forget(sandbox_id)
         self._appended.pop(sandbox_id, None)
         if before is not None:
-            self._tell(before, None)
+            self._announce(before, None)
 
     # Containers
 
@@ -180,23 +180,23 @@ class Ledger:
     def add_container(self, record: ContainerRecord) -> None:
         """Raises AlreadyExists when the id or the name is taken."""
         self._containers.add(record)
-        self._tell(None, record)
+        self._announce(None, record)
 
     def update_container(self, container_id: str, **changes: Any) -> ContainerRecord:
         """Replace fields; raises NotFound when the container is gone."""
         before = self._containers.rows.get(container_id)
         after = self._containers.update(container_id, changes)
-        self._tell(before, after)
+        self._announce(before, after)
         return after
 
     def remove_container(self, container_id: str) -> None:
-        """Forget the container; unknown is done."""
+        """Forget the container. Idempotent."""
         with _committed(self._db):
             self._containers.delete(container_id)
         before = self._containers.rows.get(container_id)
         self._containers.forget(container_id)
         if before is not None:
-            self._tell(before, None)
+            self._announce(before, None)
 
     # Attachments
 
@@ -206,7 +206,7 @@ class Ledger:
         return tuple(self._attachments.values())
 
     def attachments_of(self, sandbox_id: str) -> list[Attachment]:
-        """The sandbox's attachments, in the order in which they were made."""
+        """The sandbox's attachments, in the order of their creation."""
         return [a for a in self._attachments.values() if a.sandbox_id == sandbox_id]
 
     def put_attachment(self, attachment: Attachment) -> Attachment:
@@ -237,7 +237,7 @@ class Ledger:
     # Timelines
 
     def append_step(self, record: StepRecord) -> None:
-        """Add a step to its sandbox's timeline; steps without a known sandbox are not kept."""
+        """Add a step to its sandbox's timeline; steps of unknown sandboxes are not kept."""
         if record.sandbox_id not in self._sandboxes.rows:
             return
         with _committed(self._db):
@@ -266,7 +266,7 @@ class Ledger:
     # Damage
 
     def quarantined(self) -> list[Quarantined]:
-        """What could not be read."""
+        """The rows that could not be read."""
         rows = self._db.execute("SELECT kind, id, reason FROM quarantine ORDER BY seq")
         return [Quarantined(kind=kind, id=id_, reason=reason) for kind, id_, reason in rows]
 
@@ -330,10 +330,10 @@ class _Table(Generic[Record]):
 
 
 def _open(path: str) -> tuple[sqlite3.Connection, str]:
-    """The connection, and where a damaged file was put aside ("" when there was none)."""
+    """The connection, and the new name of a damaged file ("" when there was none)."""
     aside = ""
     if path != ":memory:":
-        _close(path)
+        _restrict(path)
     try:
         return _connect(path), aside
     except sqlite3.DatabaseError as exc:
@@ -347,11 +347,11 @@ def _open(path: str) -> tuple[sqlite3.Connection, str]:
         return _connect(path), aside
 
 
-def _close(path: str) -> None:
-    """Keep other users out of the database, which holds what containers have in their environment.
+def _restrict(path: str) -> None:
+    """Keep other users out of the database, which holds the containers' environment.
 
-    SQLite makes its other two files with the mode of the first (https://www.sqlite.org/wal.html); those that an
-    earlier sandboxd left are set right as well. Raises NotReady.
+    SQLite creates its other two files with the mode of the first (https://www.sqlite.org/wal.html); the modes of
+    those that an earlier sandboxd left are corrected as well. Raises NotReady.
     """
     try:
         private.make(str(Path(path).parent), private.CLOSED)
@@ -374,7 +374,7 @@ def _connect(path: str) -> sqlite3.Connection:
     # One thread (the event loop's) uses the connection; the check would only forbid closing it elsewhere.
     db = sqlite3.connect(path, check_same_thread=False)
     try:
-        # Bytes that are no UTF-8 become escapes that JSON does not know: the row is damaged, not the whole query.
+        # Bytes that are not UTF-8 become escapes that JSON does not have: this damages one row, not the whole query.
         db.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
@@ -383,7 +383,7 @@ def _connect(path: str) -> sqlite3.Connection:
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
             raise NotReady(
-                f"the ledger {path} has schema version {version}, this sandboxd knows {SCHEMA_VERSION}:"
+                f"the ledger {path} has schema version {version}, this sandboxd supports {SCHEMA_VERSION}:"
                 " start the sandboxd that wrote it, or move the file away after removing its pods"
             )
         problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -397,7 +397,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 @contextmanager
 def _committed(db: sqlite3.Connection) -> Iterator[None]:
-    """One transaction; raises Unavailable when the disk does not take it."""
+    """One transaction; raises Unavailable when it cannot be written."""
     try:
         with db:
             yield
@@ -407,7 +407,7 @@ def _committed(db: sqlite3.Connection) -> Iterator[None]:
 
 def _quarantine(db: sqlite3.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:
     reason = f"{type(exc).__name__}: {exc}"
-    log.error("a record cannot be read and is put aside", kind=kind, id=str(id_), reason=reason)
+    log.error("a record cannot be read and was quarantined", kind=kind, id=str(id_), reason=reason)
     with _committed(db):
         db.execute(
             "INSERT INTO quarantine (kind, id, content, reason) VALUES (?, ?, ?, ?)",
@@ -458,5 +458,5 @@ def _step_from(values: dict[str, Any]) -> StepRecord:
 
 
 def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values that `kind` has fields for: a newer sandboxd of the same schema may have written more."""
+    """The values for which `kind` has fields: a newer sandboxd with the same schema may have written more."""
     return {f.name: values[f.name] for f in fields(kind) if f.name in values}

@@ -1,4 +1,4 @@
-"""What the daemon remembers: sandboxes, containers and network attachments, and the states they compute to.
+"""What the daemon remembers: sandboxes, containers and network attachments, and the states computed from them.
 
 Records are immutable; the ledger replaces them. A state is never stored: it follows from the timestamps, so
 that it cannot contradict them.
@@ -13,7 +13,7 @@ that it cannot contradict them.
     attachment  PLANNED ──► ADDING ──► ADDED ──► DELETING ──► (removed)
                                 └─────────┴──────────┴── DEL failed ──► OWED ──► (removed)
 
-CREATING objects are not shown to CRI clients. NOTREADY says only that the pause container does not run:
+CREATING objects are not shown to CRI clients. NOTREADY means only that the pause container is not running:
 StopPodSandbox must still be called to free what the sandbox holds. An OWED attachment outlives its sandbox.
 """
 
@@ -32,7 +32,7 @@ _ID_PREFIX = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
 class SandboxState(enum.Enum):
-    """Where a sandbox is in its life."""
+    """The state of a sandbox."""
 
     CREATING = "creating"
     READY = "ready"
@@ -40,7 +40,7 @@ class SandboxState(enum.Enum):
 
 
 class ContainerState(enum.Enum):
-    """Where a container is in its life."""
+    """The state of a container."""
 
     CREATING = "creating"
     CREATED = "created"
@@ -49,7 +49,7 @@ class ContainerState(enum.Enum):
 
 
 class AttachmentState(enum.Enum):
-    """Where a sandbox's connection to one network is in its life."""
+    """The state of a sandbox's connection to one network."""
 
     PLANNED = "planned"  # recorded; no plugin was executed, so nothing is owed
     ADDING = "adding"  # plugins may have run: a DEL is due whatever happens
@@ -60,23 +60,23 @@ class AttachmentState(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRecord:
-    """A pod sandbox. Times are unix nanoseconds, 0 when not yet."""
+    """A pod sandbox. Times are unix nanoseconds, 0 for "not yet"."""
 
     id: str
     config: cri.PodSandboxConfig
     runtime_handler: str  # "" is the default handler
     netns_path: str  # "" for a pod in the host's network
     created_at: int
-    pid: int = 0  # of the pause container, 0 when it does not run
+    pid: int = 0  # of the pause container, 0 when it is not running
     started_at: int = 0
-    exited_at: int = 0  # pause was seen to have ended
+    exited_at: int = 0  # when the pause container ended
     stopped_at: int = 0  # StopPodSandbox freed everything but the records
     failure: str = ""  # why creating or cleaning up did not finish
     ips: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Unique among live sandboxes: a retried RunPodSandbox has the same one."""
+        """Unique among live sandboxes, and the same for a retried RunPodSandbox."""
         meta = self.config.metadata
         return sandbox_name(meta)
 
@@ -90,13 +90,13 @@ class SandboxRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRecord:
-    """A workload container. Times are unix nanoseconds, 0 when not yet."""
+    """A workload container. Times are unix nanoseconds, 0 for "not yet"."""
 
     id: str
     sandbox_id: str
     config: cri.ContainerConfig
-    sandbox_name: str  # of the sandbox: part of the container's own unique name
-    image_ref: str  # what to show: repo digest if there is one, else the image id
+    sandbox_name: str  # part of the container's own unique name
+    image_ref: str  # for display: the repo digest if there is one, else the image id
     image_id: str  # digest of the image's config, "sha256:…"
     log_path: str  # absolute, "" when the container does not log
     stop_signal: str = ""  # the image's or the request's; "" means SIGTERM
@@ -127,7 +127,7 @@ class ContainerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """A sandbox's connection to one network: exactly what ADD was given, so that DEL gets the same.
+    """A sandbox's connection to one network: exactly the input of ADD, so that DEL gets the same.
 
     Identified by (sandbox_id, network, ifname), as the CNI spec does.
     """
@@ -145,14 +145,14 @@ class Attachment:
     result: bytes = b""  # the final ADD result as JSON
     error: str = ""  # why the last attempt failed
     attempts: int = 0  # failed DELs so far
-    tried_at: int = 0  # when the last of them was made, unix nanoseconds
+    tried_at: int = 0  # time of the last of them, unix nanoseconds
 
 
 AnyRecord = SandboxRecord | ContainerRecord
 
 
 def sandbox_name(meta: cri.PodSandboxMetadata) -> str:
-    """The unique name of a sandbox; unambiguous, as the parts of a validated request hold no slash."""
+    """The unique name of a sandbox; unambiguous, as the parts of a validated request contain no slash."""
     return f"{meta.namespace}/{meta.name}/{meta.uid}/{meta.attempt}"
 
 
@@ -162,7 +162,7 @@ def is_id_prefix(text: str) -> bool:
 
 
 def find(known: Collection[str], text: str, what: str) -> str:
-    """The one id that `text` is, or is the beginning of.
+    """The one id that equals `text` or begins with it.
 
     Raises NotFound when there is none, InvalidRequest when there are several; `what` is "pod" or "container".
     """
@@ -174,5 +174,5 @@ def find(known: Collection[str], text: str, what: str) -> str:
     if not matches:
         raise NotFound(f"{what} {text} does not exist")
     if len(matches) > 1:
-        raise InvalidRequest(f"{what} id {text} is ambiguous: it begins {len(matches)} ids")
+        raise InvalidRequest(f"{what} id {text} is ambiguous: {len(matches)} ids begin with it")
     return matches[0]

@@ -8,10 +8,10 @@
 When a step ends, one frozen `StepRecord` goes to every subscriber: the log line, the pod's timeline in the
 ledger, metrics and spans are all made from it. Nothing else times or logs such work.
 
-What is noted on a step is read by whoever may read the log: names, paths, counts, never values of the request
+Everyone who may read the log can read a step's details: note names, paths and counts, never values of the request
 (environment, arguments, credentials).
 
-The operation is carried by a context variable, so it follows awaits and the jobs started from within.
+The operation is carried by a context variable, so it follows awaits and the jobs started within it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginExecution:
-    """One execution of a CNI plugin binary, whole, so that a person can repeat it by hand."""
+    """One execution of a CNI plugin binary, recorded in full, so that a person can repeat it by hand."""
 
     command: str  # ADD, DEL, CHECK, STATUS, VERSION, GC
     binary: str  # absolute path
@@ -97,7 +97,7 @@ class PluginExecution:
     stdin: bytes
     stdout: bytes
     stderr: bytes
-    exit_code: int  # negative: ended by that signal
+    exit_code: int  # negative: killed by that signal
     duration: int  # nanoseconds
     timed_out: bool = False
 
@@ -118,7 +118,7 @@ class StepRecord:
 
 
 class Step:
-    """A step in progress: what is learnt on the way is noted on it."""
+    """A step in progress; details can be noted on it until it ends."""
 
     __slots__ = ("detail", "plugin")
 
@@ -127,7 +127,7 @@ class Step:
         self.plugin: PluginExecution | None = None
 
     def note(self, **detail: object) -> None:
-        """Add facts to the step's detail; `None` is left out."""
+        """Add to the step's detail; a `None` is left out."""
         self.detail.update({key: str(value) for key, value in detail.items() if value is not None})
 
 
@@ -143,14 +143,14 @@ _subscribers: list[Callable[[StepRecord], None]] = []
 
 
 def subscribe(receive: Callable[[StepRecord], None]) -> Callable[[], None]:
-    """Hand every record to `receive` from now on; call the returned function to stop."""
+    """Pass every record to `receive` from now on; call the returned function to stop."""
     _subscribers.append(receive)
     return lambda: _subscribers.remove(receive)
 
 
 @contextmanager
 def operation(name: str, *, sandbox_id: str = "", container_id: str = "") -> Iterator[None]:
-    """Name what the steps inside belong to. A nested operation keeps the outer one's name."""
+    """Name the operation of the steps inside. A nested operation keeps the outer one's name."""
     outer = _current.get()
     token = _current.set(
         _Operation(
@@ -194,4 +194,4 @@ def step(name: str, **detail: object) -> Iterator[Step]:
                 receive(record)
             except Exception as broken:
                 # Observing must never change what is observed.
-                log.warning("step subscriber failed", step=name, error=disclosure.words(broken))
+                log.error("step subscriber failed", step=name, error=disclosure.words(broken))

@@ -37,7 +37,7 @@ def test_no_file_and_no_flags_give_the_defaults() -> None:
     ("tables", "expected"),
     [
         ({"demon": {}}, "x.toml: unknown section [demon]; did you mean 'daemon'?"),
-        ({"zzzzzz": {}}, "x.toml: unknown section [zzzzzz]; known are api, containerd"),
+        ({"zzzzzz": {}}, "x.toml: unknown section [zzzzzz]; known: api, containerd"),
         ({"sources": {}}, "unknown section [sources]"),
         ({"daemon": {"rooot": "/x"}}, "x.toml: unknown key daemon.rooot; did you mean 'root'?"),
         ({"runtime": {"handlers": {"runc": {"bin": "x"}}}}, "unknown key runtime.handlers.runc.bin; did you mean"),
@@ -61,16 +61,16 @@ def test_an_unknown_or_misshapen_name_is_refused_and_the_nearest_is_named(
         ("daemon", "drain_seconds", "5", "daemon.drain_seconds: expected a number, got '5'"),
         ("daemon", "drain_seconds", True, "expected a number, got True"),
         ("daemon", "drain_seconds", 0, "must be greater than 0"),
-        ("streaming", "port", -1, "must not be less than 0"),
+        ("streaming", "port", -1, "must be at least 0"),
         ("daemon", "drain_seconds", -1.5, "must be greater than 0"),
         ("daemon", "drain_seconds", float("nan"), "must be"),
         ("daemon", "drain_seconds", float("inf"), "must be"),
         ("daemon", "drain_seconds", HUGE, "must be"),
         ("logs", "max_line_bytes", 1.5, "logs.max_line_bytes: expected a number, got 1.5"),
-        ("daemon", "root", 3, "daemon.root: expected text, got 3"),
+        ("daemon", "root", 3, "daemon.root: expected a string, got 3"),
         ("daemon", "log_level", "loud", "daemon.log_level: must be one of debug, info, warning, error, got 'loud'"),
-        ("network", "plugin_dirs", "/opt", "network.plugin_dirs: expected a list of texts, got '/opt'"),
-        ("network", "plugin_dirs", ["/opt", 1], "expected a list of texts"),
+        ("network", "plugin_dirs", "/opt", "network.plugin_dirs: expected a list of strings, got '/opt'"),
+        ("network", "plugin_dirs", ["/opt", 1], "expected a list of strings"),
     ],
 )
 def test_a_value_of_the_wrong_type_says_what_was_expected(
@@ -123,7 +123,7 @@ def test_every_problem_is_reported_at_once() -> None:
         {"daemon.log_level": "loud", "what.ever": "x"},
     )
 
-    for expected in ("[demon]", "daemon.rooot", "expected text, got 3", "'relative'", "'loud'", "what.ever"):
+    for expected in ("[demon]", "daemon.rooot", "expected a string, got 3", "'relative'", "'loud'", "what.ever"):
         assert expected in problems
 
 

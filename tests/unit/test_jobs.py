@@ -254,8 +254,8 @@ async def test_a_loop_that_fails_or_ends_is_logged_and_restarted_with_growing_pa
     await jobs.drain(0)
 
     assert runs == 10
-    assert sleeps.waits[:3] == [module.RESTART_FIRST, module.RESTART_FIRST * 2, module.RESTART_FIRST * 4]
-    assert sleeps.waits[-1] == module.RESTART_MOST
+    assert sleeps.waits[:3] == [module.RESTART_SECONDS, module.RESTART_SECONDS * 2, module.RESTART_SECONDS * 4]
+    assert sleeps.waits[-1] == module.MAX_RESTART_SECONDS
     assert [entry["event"] for entry in logged[:2]] == [
         "loop failed, restarting it",
         "loop ended, restarting it",
@@ -267,7 +267,7 @@ async def test_a_loop_that_lived_long_enough_starts_over_with_a_short_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jobs, sleeps = Jobs(), Sleeps(monkeypatch)
-    monkeypatch.setattr(module, "STEADY", -1.0)
+    monkeypatch.setattr(module, "STEADY_SECONDS", -1.0)
 
     async def loop() -> None:
         raise ValueError("broken")
@@ -278,7 +278,7 @@ async def test_a_loop_that_lived_long_enough_starts_over_with_a_short_pause(
         await sleeps.pass_by(3)
     await jobs.drain(0)
 
-    assert sleeps.waits == [module.RESTART_FIRST] * 4
+    assert sleeps.waits == [module.RESTART_SECONDS] * 4
 
 
 async def test_a_loop_whose_call_was_cancelled_by_others_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -420,7 +420,7 @@ def test_a_file_of_another_version_is_refused_and_not_touched(file: Path, reopen
     reopen().add_sandbox(sandbox("a"))
     damage(file, f"PRAGMA user_version = {version}")
 
-    with pytest.raises(NotReady, match=f"schema version {version}, this sandboxd knows {SCHEMA_VERSION}"):
+    with pytest.raises(NotReady, match=f"schema version {version}, this sandboxd supports {SCHEMA_VERSION}"):
         reopen()
 
     damage(file, f"PRAGMA user_version = {SCHEMA_VERSION}")

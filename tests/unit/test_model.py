@@ -145,7 +145,7 @@ def test_an_unknown_id_is_not_found_and_named(text: str) -> None:
 
 
 def test_an_ambiguous_beginning_is_refused_and_counted() -> None:
-    with pytest.raises(InvalidRequest, match="pod id abc is ambiguous: it begins 2 ids"):
+    with pytest.raises(InvalidRequest, match="pod id abc is ambiguous: 2 ids begin with it"):
         find(KNOWN, "abc", "pod")
 
 
