@@ -1,7 +1,7 @@
-"""What others complain about goes to our log, in our words: asyncio, libraries, warnings, errors nobody caught.
+"""Sends complaints of asyncio and libraries, warnings and uncaught errors to our log.
 
-They would write to stderr by themselves, with the `repr` of tasks, callbacks, arguments and results, which hold
-whatever a request held. Kept of a complaint are its text, the name of the task, and a traceback without values.
+By themselves they would go to stderr, with the `repr` of tasks, callbacks, arguments and results, which can contain
+anything that a request contained. We keep a complaint's text, the name of the task, and a traceback without values.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sandboxd import disclosure
 
 log = structlog.get_logger(__name__)
 
-# Their messages are made of objects' reprs; what they mean is in the text around these.
+# Their messages contain the reprs of objects; only the text around these is kept.
 _SHOW_OBJECTS = ("asyncio", "concurrent.futures")
-_MOST_WORDS = 500
+_MAX_CHARS = 500  # of a message
 # An object in a sentence: `<Task …>`, or the arguments of a callback.
 _OBJECT = re.compile(r"<.*|\((?!\)).*", re.DOTALL)
 _TASK_NAME = re.compile(r"<Task \w+ name='([^']*)'")
@@ -41,7 +41,7 @@ def of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """asyncio's exception handler (`loop.set_exception_handler`)."""
     about = context.get("task") or context.get("future")
     log.error(
-        "asyncio complains",
+        "asyncio reported a problem",
         message=_sentence(str(context.get("message", ""))),
         task=about.get_name() if isinstance(about, asyncio.Task) else None,
         exc_info=context.get("exception"),
@@ -49,31 +49,31 @@ def of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 class _ToOurLog(logging.Handler):
-    """Hands the records of libraries on."""
+    """Passes on the records of libraries."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's text to our log, without objects."""
         if record.name in _SHOW_OBJECTS:
             text, fields = _sentence(str(record.msg)), _of_slow_callback(record)
         else:
-            text, fields = disclosure.without_private(record.getMessage()[: 2 * _MOST_WORDS])[:_MOST_WORDS], {}
+            text, fields = disclosure.without_private(record.getMessage()[: 2 * _MAX_CHARS])[:_MAX_CHARS], {}
         severity = "error" if record.levelno >= logging.ERROR else "warning"
         getattr(log, severity)(
-            "a library complains", library=record.name, message=text, **fields, exc_info=_info(record)
+            "a library reported a problem", library=record.name, message=text, **fields, exc_info=_info(record)
         )
 
 
 def _of_slow_callback(record: logging.LogRecord) -> dict[str, Any]:
-    """What asyncio's debug mode says about something that held the loop: how long, and who."""
-    found: dict[str, Any] = {}
+    """What asyncio's debug mode reports about a callback that blocked the loop: how long, and which task."""
+    fields: dict[str, Any] = {}
     for item in record.args if isinstance(record.args, tuple) else ():
         if isinstance(item, float):
-            found["seconds"] = round(item, 3)
+            fields["seconds"] = round(item, 3)
         elif isinstance(item, str):
             for key, pattern in (("task", _TASK_NAME), ("coroutine", _COROUTINE)):
                 if match := pattern.search(item):
-                    found[key] = match[1]
-    return found
+                    fields[key] = match[1]
+    return fields
 
 
 def _info(record: logging.LogRecord) -> Any:
@@ -82,18 +82,18 @@ def _info(record: logging.LogRecord) -> Any:
 
 def _sentence(text: str) -> str:
     """The text up to the first object in it."""
-    return _OBJECT.sub("…", text)[:_MOST_WORDS]
+    return _OBJECT.sub("…", text)[:_MAX_CHARS]
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if issubclass(kind, KeyboardInterrupt):
         return
-    log.critical("sandboxd ends by an error that nobody expected", exc_info=(kind, error, trace))
+    log.critical("sandboxd ends because of an unexpected error", exc_info=(kind, error, trace))
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     error = args.exc_value
-    log.error("a thread ended by an error", thread=args.thread.name if args.thread else None, exc_info=error)
+    log.error("a thread ended with an error", thread=args.thread.name if args.thread else None, exc_info=error)
 
 
 def _unraisable(args: Any) -> None:

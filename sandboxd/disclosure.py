@@ -1,13 +1,13 @@
-"""What may be told of an error: tracebacks without values, and words without what is private.
+"""What may be disclosed about an error: tracebacks without values, and messages without private data.
 
-Our own errors (`errors.SandboxdError`) say what they say on purpose, and name things instead of quoting them. Any
-other error may quote whatever it met: KeyError its key, ValueError the text that it could not read, and a library a
-whole message. Rules:
+The messages of our own errors (`errors.SandboxdError`) are deliberate: they name things instead of quoting them. Any
+other error may quote its input: KeyError the key, ValueError the text that could not be parsed, a library a whole
+message. Rules:
 
-1. A traceback tells where, never with which values: no locals, no arguments, no `repr` of a request.
-2. It is short, whatever happened: a recursion of a thousand frames, a chain of causes, a message of a megabyte.
-3. A call says with `withhold` what is private in it. Wherever an error that nobody expected is put into words, in
-   the call and in the jobs that it starts, that is left out; passwords in URLs are left out always.
+1. A traceback shows where, never with which values: no locals, no arguments, no `repr` of a request.
+2. It is short, even for a recursion of a thousand frames, a chain of causes, or a message of a megabyte.
+3. A call declares with `withhold` what is private in it. The messages of unexpected errors, in the call and in the
+   jobs that it starts, leave that out; passwords in URLs are always left out.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from sandboxd.errors import SandboxdError
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 FIRST_FRAMES, LAST_FRAMES = 6, 14
-MOST_CAUSES = 4
-MOST_OF_A_GROUP = 4
-MOST_WORDS = 8000  # characters of one error's message
-MOST_OF_A_SENTENCE = 500  # characters of an error that nobody expected, where it is told in one sentence
-LEAST_PRIVATE = 4  # characters; what is shorter is found everywhere and protects nothing
-MOST_PRIVATE = 5000  # texts
+MAX_CAUSES = 4
+MAX_OF_A_GROUP = 4
+MAX_MESSAGE_CHARS = 8000  # of one error
+MAX_SENTENCE_CHARS = 500  # of an unexpected error that is reported in one sentence
+MIN_PRIVATE_CHARS = 4  # anything shorter occurs everywhere; withholding it protects nothing
+MAX_PRIVATE = 5000  # values
 LEFT_OUT = "[withheld]"
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+@-]{1,255}")
@@ -43,9 +43,9 @@ _private: ContextVar[Callable[[], Iterable[str]] | None] = ContextVar("sandboxd_
 
 
 def withhold(private: Callable[[], Iterable[str]]) -> None:
-    """From here on, in this task and what it starts, keep these texts out of what is told of unexpected errors.
+    """From here on, in this task and the tasks that it starts, leave these values out of unexpected errors' messages.
 
-    `private` is called when there is such an error, and not before.
+    `private` is called only if there is such an error.
     """
     _private.set(private)
 
@@ -53,43 +53,45 @@ def withhold(private: Callable[[], Iterable[str]]) -> None:
 def words(error: BaseException) -> str:
     """The error's message, fit for logs, timelines and answers; its type's name when it has none."""
     text = _message(error)
-    # Cut off twice: what is private may lie across the first edge, and is not recognized there.
-    return text if isinstance(error, SandboxdError) else without_private(text[: 2 * MOST_WORDS])[:MOST_WORDS]
+    if isinstance(error, SandboxdError):
+        return text
+    # Cut twice: a private value that lies across the first cut would not be recognised.
+    return without_private(text[: 2 * MAX_MESSAGE_CHARS])[:MAX_MESSAGE_CHARS]
 
 
 def sentence(error: BaseException) -> str:
-    """The same as one sentence that any record can hold; an error that nobody expected is called that."""
+    """The same as one sentence that any record can hold; an unexpected error is marked as such."""
     text = _message(error)
     if not isinstance(error, SandboxdError):
         kind = type(error).__name__
-        said = "" if text == kind else f": {words(error)[:MOST_OF_A_SENTENCE]}"
-        text = f"unexpected {kind}{said}"
+        message = "" if text == kind else f": {words(error)[:MAX_SENTENCE_CHARS]}"
+        text = f"unexpected {kind}{message}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def notes(error: BaseException) -> tuple[str, ...]:
-    """What was noted on the error on its way up (`add_note`), as `words` would say it."""
+    """The notes on the error (`add_note`), treated as in `words`."""
     texts = [str(note) for note in getattr(error, "__notes__", ())]
     if isinstance(error, SandboxdError):
         return tuple(texts)
-    return tuple(without_private(text[: 2 * MOST_WORDS])[:MOST_WORDS] for text in texts)
+    return tuple(without_private(text[: 2 * MAX_MESSAGE_CHARS])[:MAX_MESSAGE_CHARS] for text in texts)
 
 
 def without_private(text: str) -> str:
-    """The text without what is private in this call, and without the user part of URLs."""
+    """The text without this call's private values, and without the user part of URLs."""
     text = _USERINFO.sub(f"{LEFT_OUT}@", text)
     private = _private.get()
     if private is None:
         return text
-    return without(text, islice(private(), MOST_PRIVATE))
+    return without(text, islice(private(), MAX_PRIVATE))
 
 
 def _spellings(value: str) -> set[str]:
-    """How a text looks in other texts: as it is, in a `repr`, in JSON, in a protobuf message."""
+    """The forms in which a value can appear in a text: as it is, in a `repr`, in JSON, in a protobuf message."""
     data = value.encode("utf-8", "surrogateescape")
-    # A repr escapes the quote that it is in, which depends on the rest of it.
+    # A repr escapes the kind of quote that surrounds it, which depends on the rest of the string.
     plain = {value, repr(f'"{value}')[2:-1], repr(data + b'"')[2:-2], value.encode("unicode_escape").decode()}
-    quoted = {each.replace("'", "\\'") for each in plain} | {json.dumps(value)[1:-1]}
+    quoted = {spelled.replace("'", "\\'") for spelled in plain} | {json.dumps(value)[1:-1]}
     return plain | quoted | {"".join(_C_ESCAPES.get(byte) or _c_escape(byte) for byte in data)}
 
 
@@ -98,9 +100,9 @@ def _c_escape(byte: int) -> str:
 
 
 def program(argv: Sequence[str]) -> str:
-    """The program of a command for logs and messages, "" for none; arguments are never part of it.
+    """The program of a command for logs and messages, "" for none; never its arguments.
 
-    Whole command lines are given as a program by mistake, passwords and all: what is not plainly a path is not shown.
+    Users sometimes give a whole command line as the program, passwords included: only a plain path is shown.
     """
     name = argv[0] if argv else ""
     return name if not name or _PLAIN_PATH.fullmatch(name) else "the command"
@@ -108,7 +110,7 @@ def program(argv: Sequence[str]) -> str:
 
 @contextmanager
 def program_only(argv: Sequence[str]) -> Iterator[None]:
-    """Around what executes a command: the words of a runtime that refuses it quote no more than `program` shows."""
+    """Around the execution of a command: a runtime's refusal of it quotes only what `program` shows."""
     try:
         yield
     except SandboxdError as exc:
@@ -118,15 +120,15 @@ def program_only(argv: Sequence[str]) -> Iterator[None]:
 
 
 def without(text: str, values: Iterable[str]) -> str:
-    """The text without the values, however they are spelled in it; those of few characters stay."""
-    for value in sorted({value for value in values if len(value) >= LEAST_PRIVATE}, key=len, reverse=True):
+    """The text without the values, however they are spelled in it; very short ones are kept."""
+    for value in sorted({value for value in values if len(value) >= MIN_PRIVATE_CHARS}, key=len, reverse=True):
         for spelled in sorted(_spellings(value), key=len, reverse=True):
             text = text.replace(spelled, LEFT_OUT)
     return text
 
 
 def traceback_of(exc_info: ExcInfo) -> str:
-    """A traceback that says where an error came from, and no values; at most some hundred lines."""
+    """A traceback that shows where an error came from, without values; about a hundred lines at most."""
     return "\n".join(_chain(exc_info[1], exc_info[2], depth=0))
 
 
@@ -135,13 +137,13 @@ def _chain(error: BaseException, trace: TracebackType | None, depth: int) -> Ite
     errors: list[tuple[BaseException, TracebackType | None, str]] = [(error, trace, "")]
     seen = {id(error)}
     while (following := _cause(errors[-1][0])) is not None and id(following[0]) not in seen:
-        if len(errors) > MOST_CAUSES:
+        if len(errors) > MAX_CAUSES:
             yield "(further causes are left out)"
             break
         seen.add(id(following[0]))
         errors.append((following[0], following[0].__traceback__, following[1]))
-    for each, frames, link in reversed(errors):
-        yield from _one(each, frames, depth)
+    for one, frames, link in reversed(errors):
+        yield from _one(one, frames, depth)
         if link:
             yield f"\n{link}\n"
 
@@ -160,17 +162,17 @@ def _one(error: BaseException, trace: TracebackType | None, depth: int) -> Itera
         yield from _frames(trace)
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    message = words(error)[:MOST_WORDS]
+    message = words(error)[:MAX_MESSAGE_CHARS]
     yield name if message == kind.__name__ else f"{name}: {message}"
-    yield from notes(error)[:MOST_CAUSES]
+    yield from notes(error)[:MAX_CAUSES]
     if isinstance(error, BaseExceptionGroup) and depth < 2:
-        for number, part in enumerate(error.exceptions[:MOST_OF_A_GROUP], 1):
+        for number, part in enumerate(error.exceptions[:MAX_OF_A_GROUP], 1):
             yield f"+ {number} of {len(error.exceptions)}:"
             yield from (f"  {line}" for line in _chain(part, part.__traceback__, depth + 1))
 
 
 def _frames(trace: TracebackType) -> Iterator[str]:
-    """The first and the last frames; what is between them repeats itself as a rule."""
+    """The first and the last frames; those in between usually repeat."""
     places: list[tuple[str, int, str]] = []
     left_out = 0
     at: TracebackType | None = trace

@@ -1,8 +1,8 @@
-"""JSON that strangers wrote: images, registries and whoever answers for them.
+"""JSON from untrusted sources: images, and registries and their proxies.
 
-Python reads more than JSON is, and some of it only to fail later where nobody expects it: nesting that overflows the
-stack when it is written again, NaN, numbers of thousands of digits, texts that cannot be encoded. Here all of that is
-one refusal in words. Time and memory are linear in the document, whose size is the caller's to bound.
+Python accepts more than JSON allows, and some of it only to fail later in unexpected places: nesting that overflows
+the stack when it is written again, NaN, numbers with thousands of digits, strings that cannot be encoded. Here all of
+that is refused with one clear error. Time and memory are linear in the document, whose size the caller must bound.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from sandboxd.errors import InvalidRequest
 
 DEPTH = 100
-DIGITS = 100  # of a number; what is used fits into 64 bits
-SHOWN = 80  # characters of a stranger's text that a message quotes
+DIGITS = 100  # of a number; those that we use fit into 64 bits
+SHOWN = 80  # characters of an untrusted string that a message quotes
 
 
 def parse(data: bytes, what: str, *, repeated: bool = False) -> Any:
-    """Read a JSON document in UTF-8. A member that is given twice is refused, unless `repeated`: the last counts.
+    """Read a JSON document in UTF-8. A repeated member is refused; with `repeated` its last value counts.
 
-    Raises InvalidRequest, whose text names `what` and is short whatever the document is.
+    Raises InvalidRequest, whose message names `what` and is short for any document.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -39,7 +39,7 @@ def parse(data: bytes, what: str, *, repeated: bool = False) -> Any:
         raise InvalidRequest(f"{what}: not valid JSON: nested deeper than {DEPTH} levels") from None
     except ValueError as exc:
         raise InvalidRequest(f"{what}: not valid JSON: {exc}") from exc
-    # Few documents have so many brackets, or spell characters that are halves of one: the others need no look.
+    # Few documents have so many brackets, or escape surrogates: the others need no check.
     if text.count("[") + text.count("{") > DEPTH and not _is_shallow(document):
         raise InvalidRequest(f"{what}: not valid JSON: nested deeper than {DEPTH} levels")
     if ("\\ud" in text or "\\uD" in text) and not _encodable(document):
@@ -48,7 +48,7 @@ def parse(data: bytes, what: str, *, repeated: bool = False) -> Any:
 
 
 def parse_object(data: bytes, what: str, *, repeated: bool = False) -> dict[str, Any]:
-    """The same for a document that has to be an object."""
+    """The same for a document that must be an object."""
     document = parse(data, what, repeated=repeated)
     if not isinstance(document, dict):
         raise InvalidRequest(f"{what}: must be a JSON object")
@@ -56,7 +56,7 @@ def parse_object(data: bytes, what: str, *, repeated: bool = False) -> dict[str,
 
 
 def shown(value: object) -> str:
-    """A stranger's value for a message: the beginning of a text, the kind of anything else that may be long."""
+    """An untrusted value for messages: the beginning of a string, the kind of anything else that may be long."""
     match value:
         case str():
             return repr(value) if len(value) <= SHOWN else f"{value[:SHOWN]!r}… ({len(value)} characters)"
@@ -65,7 +65,7 @@ def shown(value: object) -> str:
         case list():
             return "a list"
         case _:
-            return repr(value)  # a number of at most `DIGITS`, true, false or nothing
+            return repr(value)  # a number of at most `DIGITS`, true, false or null
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """The daemon's own directories and files, and who may reach them: every mode is decided here.
 
-What images, containers and pods put on disk (set-id programs, device nodes, files that everybody may write) must not
-be reachable for other users of the machine, nor must what the daemon knows (environment values, logs, locks). One
-closed directory keeps them from all that is below it, whatever the modes there are; so
+Other users of the machine must not reach what images, containers and pods put on disk (set-id programs, device nodes,
+world-writable files), nor what the daemon stores (environment values, logs, locks). One closed directory protects
+everything below it, whatever the modes there are:
 
-    ROOT   0700   all that survives a reboot
-    STATE  0711   passable, because members of the socket's group must reach the socket in it, and because the
-                  managed containerd's bundles are passed by processes of user namespaces; what is directly in it is
-                  closed itself
+    ROOT   0700   everything that survives a reboot
+    STATE  0711   passable, because members of the socket's group must reach the socket in it, and because processes
+                  in user namespaces must reach the managed containerd's bundles; each entry in it is closed itself
 
-The process's umask plays no part: modes are set, not asked for, and what is there already is set right.
+The process's umask does not matter: modes are set explicitly, and those of existing files are corrected.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ CLOSED = 0o700
 PASSABLE = 0o711
 FILE = 0o600
 
-# What programs that we start inherit: plugins, containerd and its shims expect what every shell and systemd give.
+# Inherited by the programs that we start: plugins, containerd and its shims expect what shells and systemd set.
 UMASK = 0o022
 
 _PARENT = 0o755
 
 
 def prepare(root: str, state: str, *, closed: Iterable[str]) -> None:
-    """Make the daemon's directories, or set right those that are there, and the files of those that can be passed.
+    """Create the daemon's directories, correct the modes of existing ones and of the files in the passable ones.
 
     `closed` are those below them that only root may enter. Raises NotReady.
     """
@@ -40,16 +39,16 @@ def prepare(root: str, state: str, *, closed: Iterable[str]) -> None:
     directory(root, CLOSED)  # last: where both are the same directory, it is closed
     for path in closed:
         directory(path, CLOSED)
-    # The logger and the managed containerd outlive a daemon, and so do the files that an earlier one made for them.
+    # The logger and the managed containerd outlive a daemon, and so do the files that it created for them.
     for place in (state, f"{state}/containerd"):
         _close_files(place)
 
 
 def directory(path: str, mode: int) -> None:
-    """Make `path` a directory of this user's with exactly this mode, whatever is or is not there.
+    """Make `path` a directory of this user with exactly this mode, whether or not it exists.
 
-    Parents that are missing are made for everybody to pass and read (0755). Raises NotReady when something else is at
-    its place, or its file system does not take the mode.
+    Missing parents are created with 0755. Raises NotReady when something else is in its place, or its file system
+    does not keep the mode.
     """
     try:
         make(path, mode)
@@ -74,8 +73,8 @@ def _close_files(path: str) -> None:
 
 
 def make(path: str, mode: int) -> None:
-    """Make the directory `path` with exactly this mode, its missing parents with 0755; one that is there stays as it
-    is. Raises OSError."""
+    """Create the directory `path` with exactly this mode, its missing parents with 0755; an existing one is left
+    unchanged. Raises OSError."""
     for place in (*reversed(Path(path).parents), Path(path)):
         try:
             os.mkdir(place, CLOSED)
@@ -87,9 +86,9 @@ def make(path: str, mode: int) -> None:
 
 
 def opener(path: str, flags: int) -> int:
-    """For the builtin `open`: the file is readable and writable for this user only, also one that was there before.
+    """For the builtin `open`: only this user can read and write the file, even if it existed before.
 
-    A link at its place is not followed. Raises OSError.
+    A link in its place is not followed. Raises OSError.
     """
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE)
     try:
@@ -102,6 +101,6 @@ def opener(path: str, flags: int) -> int:
 
 
 def write(path: str, text: str) -> None:
-    """Write a whole file, for this user only. Raises OSError."""
+    """Write a whole file that only this user can read. Raises OSError."""
     with open(path, "w", encoding="utf-8", opener=opener) as file:
         file.write(text)

@@ -1,8 +1,7 @@
 """The Linux system calls that Python 3.11 does not have, one wrapper each; the only user of ctypes.
 
-Convenience is not the business of this module: each function makes one call and raises OSError with the call's
-name and the path that it was about. Whoever calls `unshare` or `setns` knows that they change the calling
-thread (namespaces(7)).
+This module offers no convenience: each function makes one call and raises OSError with the call's name and its path.
+Note that `unshare` and `setns` change the calling thread (namespaces(7)).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def _check(result: int, call: str, path: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2): leave namespaces shared with the other threads."""
+    """unshare(2): move the calling thread into new namespaces."""
     _check(_libc.unshare(flags), "unshare", "")
 
 
@@ -81,7 +80,7 @@ class _MountAttr(ctypes.Structure):
 
 
 def open_tree(path: str, *, recursive: bool = False) -> int:
-    """open_tree(2) with OPEN_TREE_CLONE: a copy of the mount at `path` that is attached nowhere; closing drops it."""
+    """open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount at `path`; closing it removes it."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0)
     fd = _libc.syscall(
         ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(_AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags)

@@ -1,13 +1,13 @@
-"""Trees of files that images and containers made: walked, and removed, whatever their makers did.
+"""Walking and removing trees of files from images and containers, which may be hostile.
 
-Such a tree may be 100,000 directories deep, so that no path to its end fits into PATH_MAX, may have a million names
-in one directory, and a process that outlived its container may exchange directories for links meanwhile. Hence:
+Such a tree may be 100,000 directories deep, so that no path to its end fits into PATH_MAX. It may have a million
+names in one directory, and a process that outlived its container may replace directories by links during the walk.
+Hence:
 
-1. Nothing recurses and nothing puts paths together: every call names one entry of an open directory, and no link is
-   followed.
+1. Nothing recurses and nothing joins paths: every call names one entry of an open directory, and no link is followed.
 2. The number of descriptors does not depend on the tree.
-3. What takes long is a generator: each `next` handles about `PIECE` entries. Run by `jobs.in_pieces`, it lets others
-   have their turn, and ends early at a shutdown.
+3. Long operations are generators: each `next` handles about `PIECE_ENTRIES` entries. Run by `jobs.in_pieces`, they
+   let other work have its turn, and end early at a shutdown.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from functools import partial
 
 from sandboxd.errors import CleanupIncomplete
 
-PIECE = 1000  # entries: some ten milliseconds
-MOST_SECONDS = 600.0  # for one removal; whoever asks again goes on where it ended
-MOST_PROBLEMS = 20  # after which a removal gives up
-MOST_PASSES = 100  # over a directory that is never empty
-MOST_IN_PLACE = 1000  # levels below what could not be moved: each keeps the names of all above it
+PIECE_ENTRIES = 1000  # some ten milliseconds
+MAX_SECONDS = 600.0  # for one removal; the next one continues where it ended
+MAX_PROBLEMS = 20  # after which a removal gives up
+MAX_PASSES = 100  # over a directory that is never empty
+MAX_IN_PLACE = 1000  # levels below a directory that could not be moved: each keeps the names of all above it
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_MOVED_AT_ONCE = 64  # directories out of one other; the space that their names take where they go is bounded so
+_MOVED_AT_ONCE = 64  # directories out of one other, which bounds the space for their names in the destination
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
-# Told by a file system that cannot move what it could remove: a subvolume or another project quota, a directory that
-# is encrypted and whose key is gone, no space for the name, too many subdirectories.
+# Errors of a file system that cannot move what it could remove: a subvolume or another project quota, an encrypted
+# directory whose key is gone, no space for the name, too many subdirectories.
 _CANNOT_MOVE = (errno.EXDEV, errno.ENOKEY, errno.ENOSPC, errno.EDQUOT, errno.EMLINK)
 _LONG = struct.calcsize("l")
 _GET_FLAGS, _SET_FLAGS = (2 << 30) | (_LONG << 16) | 0x6601, (1 << 30) | (_LONG << 16) | 0x6602  # ioctl_iflags(2)
@@ -46,7 +46,7 @@ _PROTECTED = 0x10 | 0x20  # immutable, append only
 
 
 class Descent:
-    """A directory that is walked down from and up to again. `fd` is where it is now; close it in the end."""
+    """A position in a tree that moves down and up again. `fd` is the current directory; close it in the end."""
 
     def __init__(self, fd: int) -> None:
         """`fd` is closed by the first step down, or by `close`."""
@@ -62,36 +62,36 @@ class Descent:
         self.fd = fd
 
     def up(self) -> None:
-        """Back to where `down` was called; raises OSError (ESTALE) when the directory was moved meanwhile."""
+        """Return to where `down` was called; raises OSError (ESTALE) when the directory has been moved."""
         fd = os.open("..", DIRECTORY, dir_fd=self.fd)
         info = os.fstat(fd)
         if (info.st_dev, info.st_ino) != self._above[-1]:
             os.close(fd)
-            raise OSError(errno.ESTALE, "a directory was moved while it was walked")
+            raise OSError(errno.ESTALE, "a directory was moved during the walk")
         self._above.pop()
         os.close(self.fd)
         self.fd = fd
 
     def close(self) -> None:
-        """Close the descriptor; the object cannot be used any more."""
+        """Close the descriptor; the object can no longer be used."""
         os.close(self.fd)
 
 
 class Event(Enum):
-    """What a walk came to."""
+    """What a walk has reached."""
 
-    FILE = auto()  # not a directory; it is in `fd`
-    ENTERED = auto()  # a directory: `fd` is it
-    LEFT = auto()  # the same directory, after all that is in it; `fd` is the one that it is in
+    FILE = auto()  # not a directory; `fd` is its directory
+    ENTERED = auto()  # a directory; `fd` is the directory itself
+    LEFT = auto()  # the same directory, after everything in it; `fd` is its parent
 
 
 def walk(at: Descent) -> Iterator[tuple[Event, str]]:
-    """Everything below a directory, each with its name; `at.fd` is valid until the next.
+    """Everything below a directory, each entry with its name; `at.fd` is valid until the next.
 
-    What vanishes meanwhile is left out. Raises OSError, ESTALE when a directory is moved away under the walk.
+    What vanishes during the walk is left out. Raises OSError, ESTALE when a directory is moved during the walk.
     """
-    names: list[str] = []  # of the directories that lead to where we are
-    todo: list[list[str]] = []  # the directories that remain to be entered, in each of them
+    names: list[str] = []  # of the directories that lead to the current one
+    todo: list[list[str]] = []  # in each of them, the directories that remain to be entered
     while True:
         below = []
         with os.scandir(at.fd) as entries:
@@ -111,7 +111,7 @@ def walk(at: Descent) -> Iterator[tuple[Event, str]]:
 
 
 def _enter_one(at: Descent, below: list[str], names: list[str]) -> bool:
-    """Go down into one of `below` that is still there; False when none is."""
+    """Enter one of `below` that still exists; False when none does."""
     while below:
         name = below.pop()
         try:
@@ -128,8 +128,8 @@ def _enter_one(at: Descent, below: list[str], names: list[str]) -> bool:
 def open_file(name: str, dir_fd: int | None = None) -> int:
     """Open a regular file for reading; the caller closes it.
 
-    Nothing else is ever opened: a FIFO could block, and a device do something. Raises OSError, EINVAL for what is not
-    a regular file.
+    Nothing else is ever opened: a FIFO could block, and opening a device can have effects. Raises OSError, EINVAL for
+    anything but a regular file.
     """
     at = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
@@ -140,12 +140,12 @@ def open_file(name: str, dir_fd: int | None = None) -> int:
         os.close(at)
 
 
-def remove(path: str, seconds: float = MOST_SECONDS) -> Generator[None, None, None]:
-    """Remove one of our own directories and all that is in it, a piece at a time; gone is done.
+def remove(path: str, seconds: float = MAX_SECONDS) -> Generator[None, None, None]:
+    """Remove one of our own directories and everything in it, a piece at a time. Idempotent.
 
-    Nobody else can reach `path` itself; what is in it is anybody's. Immutable files lose the mark. A mount below it
-    is left alone, with the directories that lead to it. Cut off at any moment, the next call goes on from there.
-    Raises CleanupIncomplete, saying what stays and why, or when it is not done within `seconds`.
+    Other users cannot reach `path` itself, but may have made anything in it. Immutable files lose that flag. A mount
+    below it is left alone, with the directories that lead to it. After an interruption at any moment, the next call
+    continues from there. Raises CleanupIncomplete, saying what remains and why, or when `seconds` have passed.
     """
     try:
         top = os.open(path, DIRECTORY)
@@ -158,7 +158,7 @@ def remove(path: str, seconds: float = MOST_SECONDS) -> Generator[None, None, No
         removal = _Removal(path, top)
         while not removal.piece():
             if time.monotonic() > deadline:
-                raise CleanupIncomplete(f"{path} is not removed yet: {removal.removed} entries of it are")
+                raise CleanupIncomplete(f"{path} is not removed yet: {removal.removed} entries removed so far")
             yield
     except OSError as exc:
         raise CleanupIncomplete(f"{path} cannot be removed: {exc.strerror}") from exc
@@ -168,22 +168,22 @@ def remove(path: str, seconds: float = MOST_SECONDS) -> Generator[None, None, No
 
 @dataclass(slots=True)
 class _Directory:
-    """One that is to be emptied and removed."""
+    """A directory to be emptied and removed."""
 
     where: tuple[str, ...]  # the names from the top; () is the top itself
-    was: str  # where its maker had it, shortened, for people
+    was: str  # its original path, shortened, for people
     passes: int = 0
-    kept: set[str] = field(default_factory=set)  # what cannot be removed
+    kept: set[str] = field(default_factory=set)  # entries that cannot be removed
 
 
 class _Removal:
-    """A removal under way: the top, and what is known to be left.
+    """A removal in progress: the top, and what is known to remain.
 
-    Each directory that is found is moved to the top before anybody looks into it, under a name that no container can
-    use. So the tree becomes flat as it goes: one descriptor does, the depth costs nothing, and whoever still runs in
-    the tree cannot exchange one of its directories for a link between two of our calls. The kernel refuses to move
-    what something is mounted on (EBUSY), in one step with the move: nothing is removed from another file system, nor
-    from another place in the same one. Where directories cannot be moved, they are emptied in place, down to a depth.
+    Each directory is moved to the top before it is read, under a name that no container can use. So the tree becomes
+    flat on the way: one descriptor is enough, the depth costs nothing, and a process that still runs in the tree
+    cannot replace one of its directories by a link between two of our calls. The kernel atomically refuses to move a
+    mount point (EBUSY): nothing is removed from another file system, nor from another place in the same one. Where
+    directories cannot be moved, they are emptied in place, down to a limited depth.
     """
 
     def __init__(self, path: str, top: int) -> None:
@@ -202,8 +202,8 @@ class _Removal:
             os.close(above)
 
     def piece(self) -> bool:
-        """Handle about PIECE entries; True when the directory is gone. Raises CleanupIncomplete, OSError."""
-        budget = PIECE
+        """Handle about PIECE_ENTRIES; True when the directory is gone. Raises CleanupIncomplete, OSError."""
+        budget = PIECE_ENTRIES
         while budget > 0:
             directory = self._left.pop()
             budget -= 1 + self._empty(directory, budget)
@@ -211,22 +211,22 @@ class _Removal:
                 if not self._problems:
                     return True
                 raise self._incomplete()
-            if len(self._problems) >= MOST_PROBLEMS:
+            if len(self._problems) >= MAX_PROBLEMS:
                 raise self._incomplete()
         return False
 
     def _incomplete(self) -> CleanupIncomplete:
         first, rest = self._problems[:3], len(self._problems[3:])
-        words = "; ".join(first) + (f"; and {rest} more" if rest else "")
-        return CleanupIncomplete(f"{self._path} cannot be removed: {words}")
+        problems = "; ".join(first) + (f"; and {rest} more" if rest else "")
+        return CleanupIncomplete(f"{self._path} cannot be removed: {problems}")
 
     def _empty(self, directory: _Directory, budget: int) -> int:
-        """Handle up to `budget` entries of a directory, and remove it if that was all; return what it cost."""
+        """Handle up to `budget` entries of a directory, and remove it if those were all; return the cost."""
         try:
             fd = self._open(directory.where)
         except OSError as exc:
             if exc.errno in _NOT_A_DIRECTORY:
-                # It was exchanged between the listing and the move. Where it is now, nobody exchanges anything.
+                # It was replaced between the listing and the move. Nothing can be replaced where it is now.
                 self._gone(directory)
             elif exc.errno != errno.ENOENT:
                 self._note(directory, None, exc)
@@ -247,9 +247,9 @@ class _Removal:
                         below.append(moved)
         finally:
             os.close(fd)
-        holds_some = any(each.where[:-1] == directory.where for each in below)
+        holds_some = any(inner.where[:-1] == directory.where for inner in below)
         if not whole or holds_some or not self._gone(directory):
-            self._left.append(directory)  # below those that are in it
+            self._left.append(directory)  # on the stack, below its subdirectories
         self._left += below
         return count + len(directory.where)
 
@@ -257,7 +257,7 @@ class _Removal:
         return not directory.where and name.startswith(self._prefix)
 
     def _handle(self, fd: int, directory: _Directory, entry: os.DirEntry[str]) -> _Directory | None:
-        """Remove an entry; a directory is moved to the top, or left where it is, and returned."""
+        """Remove an entry; a directory is moved to the top, or left in place, and returned."""
         name = entry.name
         try:
             if not entry.is_dir(follow_symlinks=False):
@@ -266,7 +266,7 @@ class _Removal:
                     self.removed += 1
                     return None
                 except IsADirectoryError:
-                    pass  # it has become one
+                    pass  # it has become a directory
             return self._move(fd, directory, name)
         except FileNotFoundError:
             pass
@@ -276,28 +276,28 @@ class _Removal:
         return None
 
     def _move(self, fd: int, directory: _Directory, name: str) -> _Directory:
-        """Move a directory as far up as the file system lets it."""
+        """Move a directory as far up as the file system allows."""
         was = _shortened(f"{directory.was}/{name}")
-        # What is in a btrfs subvolume can go no further up than to its root, which the subvolume itself can leave.
+        # A directory in a btrfs subvolume can move no further than to the root of the subvolume, which itself can.
         for home in ((), directory.where[:1])[: len(directory.where) + 1]:
             new = f"{self._prefix}{next(self._numbers)}"
-            there = self._open(home)
+            destination = self._open(home)
             try:
-                _insist(fd, name, partial(os.rename, name, new, src_dir_fd=fd, dst_dir_fd=there))
+                _insist(fd, name, partial(os.rename, name, new, src_dir_fd=fd, dst_dir_fd=destination))
                 return _Directory((*home, new), was)
             except OSError as exc:
                 if exc.errno not in _CANNOT_MOVE:
                     raise
             finally:
-                os.close(there)
-        if len(directory.where) > MOST_IN_PLACE:
-            raise OSError(errno.EXDEV, "it cannot be moved, and is nested too deeply to be emptied where it is")
+                os.close(destination)
+        if len(directory.where) > MAX_IN_PLACE:
+            raise OSError(errno.EXDEV, "it cannot be moved, and is nested too deeply to be emptied in place")
         return _Directory((*directory.where, name), was)
 
     def _gone(self, directory: _Directory) -> bool:
-        """Remove a directory that was emptied; False when it is to be gone through again."""
+        """Remove an emptied directory; False when it has to be emptied again."""
         if directory.kept or (self._problems and not directory.where):
-            return True  # it stays, and it was noted why
+            return True  # it stays, and the reason was noted
         try:
             self._remove_at(directory.where)
         except FileNotFoundError:
@@ -305,14 +305,14 @@ class _Removal:
         except OSError as exc:
             if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 directory.passes += 1
-                if directory.passes < MOST_PASSES:
+                if directory.passes < MAX_PASSES:
                     return False
-                exc = OSError(exc.errno, "something keeps making files in it")
+                exc = OSError(exc.errno, "something keeps creating files in it")
             self._note(directory, None, exc)
         return True
 
     def _remove_at(self, where: tuple[str, ...]) -> None:
-        """Remove an empty directory, or whatever else has come to be at its place."""
+        """Remove an empty directory, or anything else that has taken its place."""
         if not where:
             os.rmdir(self._path)
             return
@@ -327,12 +327,12 @@ class _Removal:
         self.removed += 1
 
     def _open(self, where: tuple[str, ...]) -> int:
-        """The directory at `where`, to be closed. Raises OSError, EBUSY where something is mounted on the way."""
+        """The directory at `where`; the caller closes it. Raises OSError, EBUSY for a mount on the way."""
         at = Descent(os.open(".", DIRECTORY, dir_fd=self._top))
         try:
             for name in where:
                 at.down(name)
-            # What was moved had nothing mounted on it; what is emptied in place might have by now.
+            # A directory that was moved was not a mount point; one that is emptied in place may have become one.
             if len(where) > 1 and _mount_id(at.fd) != _mount_id(self._top):
                 raise OSError(errno.EBUSY, "something is mounted there")
         except BaseException:
@@ -341,23 +341,23 @@ class _Removal:
         return at.fd
 
     def _note(self, directory: _Directory, name: str | None, problem: OSError) -> None:
-        """Keep a problem to be told: where the entry is by now, and where it was."""
+        """Keep a problem for the report: where the entry is now, and where it was originally."""
         last = () if name is None else (name,)
         now, was = "/".join(("", *directory.where, *last)), "/".join((directory.was, *last))
-        words = f"{self._path}{_printable(_shortened(now))}"
+        place = f"{self._path}{_printable(_shortened(now))}"
         if now != was:
-            words += f" (it was {_printable(_shortened(was))})"
-        self._problems.append(f"{words}: {problem.strerror}")
+            place += f" (it was {_printable(_shortened(was))})"
+        self._problems.append(f"{place}: {problem.strerror}")
 
 
 def _insist(fd: int, name: str, act: Callable[[], None]) -> None:
-    """Do something to an entry of a directory; if it is not permitted, take away the marks that forbid it."""
+    """Act on an entry of a directory; if that is not permitted, clear the flags that forbid it and try again."""
     try:
         act()
     except PermissionError:
-        # Both, and not only the first that had a mark.
-        marked = [_unprotect(fd), _unprotect_entry(fd, name)]
-        if not any(marked):
+        # A list, so that both are cleared.
+        cleared = [_unprotect(fd), _unprotect_entry(fd, name)]
+        if not any(cleared):
             raise
         act()
 
@@ -369,7 +369,7 @@ def _unprotect_entry(fd: int, name: str) -> bool:
         return False
     try:
         mode = os.fstat(at).st_mode
-        # No others have marks, and opening them could block or do something.
+        # Nothing else has such flags, and opening it could block or have effects.
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             return False
         opened = os.open(f"/proc/self/fd/{at}", os.O_RDONLY | os.O_CLOEXEC)
@@ -384,7 +384,7 @@ def _unprotect_entry(fd: int, name: str) -> bool:
 
 
 def _unprotect(fd: int) -> bool:
-    """Take the marks "immutable" and "append only" from a file or directory; whether it had one."""
+    """Clear the flags "immutable" and "append only" of a file or directory; returns whether one was set."""
     flags = bytearray(_LONG)
     try:
         fcntl.ioctl(fd, _GET_FLAGS, flags)
@@ -394,18 +394,18 @@ def _unprotect(fd: int) -> bool:
         struct.pack_into("i", flags, 0, value & ~_PROTECTED)
         fcntl.ioctl(fd, _SET_FLAGS, flags)
     except OSError:
-        return False  # the file system has no such marks, or we may not
+        return False  # the file system has no such flags, or we lack the permission
     return True
 
 
 def _mount_id(fd: int) -> str:
-    """Which mount a descriptor is of (proc_pid_fdinfo(5)); a bind mount has the device of what it shows."""
+    """The mount of a descriptor (proc_pid_fdinfo(5)); st_dev does not tell bind mounts apart."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
         return next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
 
 
 def _shortened(path: str) -> str:
-    """A path for people: its beginning and its last part, when it is long."""
+    """A path for people: if long, only its beginning and its last part."""
     if len(path) <= 160:
         return path
     beginning, last = path.partition("/…/")[0][:100], path.rpartition("/")[2][-50:]
@@ -413,6 +413,6 @@ def _shortened(path: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text on one line, with whatever a container put into a file's name made visible."""
+    """The text on one line; unprintable characters, which containers may put into file names, are escaped."""
     data = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in data)

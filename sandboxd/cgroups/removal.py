@@ -45,7 +45,7 @@ def _remove(top: Path) -> Generator[None, None, str]:
                 _end_processes(at.fd, str(top))
             elif event is Event.LEFT:
                 problem = _rmdir(name, at.fd) or problem
-            if number % trees.PIECE == trees.PIECE - 1:
+            if number % trees.PIECE_ENTRIES == trees.PIECE_ENTRIES - 1:
                 yield
     except OSError as exc:
         problem = exc.strerror or str(exc)

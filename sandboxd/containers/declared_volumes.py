@@ -64,7 +64,7 @@ def _fill(
             elif name:
                 os.mkdir(name, 0o700, dir_fd=into.fd)
                 into.down(name)
-            if not number % trees.PIECE:
+            if not number % trees.PIECE_ENTRIES:
                 yield
     finally:
         links.close()
@@ -174,7 +174,7 @@ def _copy_content(source: int, target: int, size: int) -> Generator[None, None, 
                 copied = 0
                 yield
         extents += 1
-        if not extents % trees.PIECE:
+        if not extents % trees.PIECE_ENTRIES:
             yield
 
 

@@ -132,7 +132,7 @@ def _relabel_below(fd: int, label: str) -> Generator[None, None, None]:
                 _set_label(f"/proc/self/fd/{at.fd}/{name}", label)
             elif event is Event.ENTERED:
                 _set_label(f"/proc/self/fd/{at.fd}", label, follow=True)
-            if not number % trees.PIECE:
+            if not number % trees.PIECE_ENTRIES:
                 yield
     finally:
         at.close()

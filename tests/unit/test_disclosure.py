@@ -68,7 +68,7 @@ def test_causes_come_first_and_a_long_chain_is_cut_off() -> None:
         following.__cause__, chain = chain, following
 
     assert text.index("KeyError: 'first'") < text.index("the direct cause") < text.index("errors.NotReady: then")
-    assert told(chain).count("ValueError") <= disclosure.MOST_CAUSES + 1
+    assert told(chain).count("ValueError") <= disclosure.MAX_CAUSES + 1
     assert "further causes are left out" in told(chain)
 
 
@@ -94,7 +94,7 @@ def test_a_message_is_cut_off_and_an_error_that_cannot_speak_has_its_name() -> N
         def __str__(self) -> str:
             raise ValueError("no")
 
-    assert len(told(ValueError("x" * 10_000_000))) < 2 * disclosure.MOST_WORDS
+    assert len(told(ValueError("x" * 10_000_000))) < 2 * disclosure.MAX_MESSAGE_CHARS
     assert disclosure.words(Mute()) == "Mute"
 
 
@@ -131,8 +131,8 @@ def test_a_secret_is_recognized_however_it_is_spelled(secret: str) -> None:
 def test_a_secret_across_the_edge_of_what_is_told_is_not_told_in_part() -> None:
     disclosure.withhold(lambda: (SECRET,))
 
-    assert "hunter2" not in disclosure.words(ValueError("x" * (disclosure.MOST_WORDS - 9) + SECRET))
-    assert "hunter2" not in disclosure.words(ValueError("x" * (2 * disclosure.MOST_WORDS - 9) + SECRET))
+    assert "hunter2" not in disclosure.words(ValueError("x" * (disclosure.MAX_MESSAGE_CHARS - 9) + SECRET))
+    assert "hunter2" not in disclosure.words(ValueError("x" * (2 * disclosure.MAX_MESSAGE_CHARS - 9) + SECRET))
 
 
 def test_texts_of_a_few_characters_are_left_alone() -> None:
@@ -167,7 +167,7 @@ def test_the_number_of_texts_that_are_looked_for_is_bounded() -> None:
     disclosure.withhold(endless)  # type: ignore[arg-type]
 
     assert disclosure.words(ValueError("secret1")) == LEFT_OUT
-    assert asked <= disclosure.MOST_PRIVATE + 1
+    assert asked <= disclosure.MAX_PRIVATE + 1
 
 
 @pytest.mark.parametrize(

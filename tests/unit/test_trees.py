@@ -112,7 +112,7 @@ def test_many_entries_are_removed_piece_by_piece(top: Path, monkeypatch: pytest.
     assert not top.exists()
     assert unlinked.count == 3000
     assert len(seen) > 3
-    assert max(b - a for a, b in itertools.pairwise(seen)) <= trees.PIECE
+    assert max(b - a for a, b in itertools.pairwise(seen)) <= trees.PIECE_ENTRIES
 
 
 def test_a_directory_with_more_subdirectories_than_are_moved_at_once_is_removed(top: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_directory_with_more_subdirectories_than_are_moved_at_once_is_removed(
 
 
 def test_cut_off_at_any_piece_the_next_removal_goes_on(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "PIECE", 3)
+    monkeypatch.setattr(trees, "PIECE_ENTRIES", 3)
     nest(top, 40, files=True)
     for _ in range(1000):
         cut = trees.remove(str(top))
@@ -328,11 +328,11 @@ def test_where_directories_cannot_be_moved_they_are_emptied_in_place(
 def test_what_can_neither_be_moved_nor_reached_in_place_is_told_and_goes_when_it_can_be_moved(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trees, "MOST_IN_PLACE", 20)
+    monkeypatch.setattr(trees, "MAX_IN_PLACE", 20)
     nest(top, 60)
     with monkeypatch.context() as patch:
         Calls(patch, "rename", refusing(errno.ENOKEY, lambda *_, **__: True))
-        with pytest.raises(CleanupIncomplete, match="nested too deeply to be emptied where it is"):
+        with pytest.raises(CleanupIncomplete, match="nested too deeply to be emptied in place"):
             remove(top)
     remove(top)
     assert not top.exists()
@@ -384,7 +384,7 @@ def test_what_cannot_be_removed_is_named_with_its_place_shortened_and_made_visib
     assert words.isprintable()
     assert "Operation not permitted" in words
     assert "it was /d\\n\\udcff/" in words
-    assert f"and {trees.MOST_PROBLEMS - 3} more" in words, "it gives up instead of gathering problems for ever"
+    assert f"and {trees.MAX_PROBLEMS - 3} more" in words, "it gives up instead of gathering problems for ever"
     assert len(words) < 1500
 
 
@@ -396,17 +396,17 @@ def test_a_directory_that_is_never_empty_is_given_up(top: Path, monkeypatch: pyt
             os.close(os.open(f"/proc/self/fd/{dir_fd}/{name}/new", os.O_CREAT | os.O_WRONLY))
 
     rmdir = Calls(monkeypatch, "rmdir", write)
-    with pytest.raises(CleanupIncomplete, match="something keeps making files in it"):
+    with pytest.raises(CleanupIncomplete, match="something keeps creating files in it"):
         remove(top)
-    assert rmdir.count == trees.MOST_PASSES
+    assert rmdir.count == trees.MAX_PASSES
 
 
 def test_a_removal_that_takes_too_long_says_so_and_the_next_goes_on(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trees, "PIECE", 10)
+    monkeypatch.setattr(trees, "PIECE_ENTRIES", 10)
     nest(top, 50, files=True)
-    with pytest.raises(CleanupIncomplete, match=r"is not removed yet: \d+ entries of it are"):
+    with pytest.raises(CleanupIncomplete, match=r"is not removed yet: \d+ entries removed so far"):
         remove(top, seconds=-1)
     remove(top)
     assert not top.exists()

@@ -136,7 +136,7 @@ def test_what_is_long_is_copied_piece_by_piece(tmp_path: Path, image: Path, monk
     (image / "data" / "file").write_bytes(b"x" * 40_960)
     work = declared_volumes.create(str(tmp_path / "volumes"), ["/data"], [Mount(type="bind", source=str(image))])
     assert len(list(work)) >= 10
-    monkeypatch.setattr(trees, "PIECE", 2)
+    monkeypatch.setattr(trees, "PIECE_ENTRIES", 2)
     for i in range(20):
         (image / "data" / f"{i}").mkdir()
     work = declared_volumes.create(str(tmp_path / "more"), ["/data"], [Mount(type="bind", source=str(image))])
