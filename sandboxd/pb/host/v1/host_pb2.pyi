@@ -7,11 +7,10 @@ Served on the daemon's CRI socket, next to runtime.v1. This contract only grows:
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
 Nothing here creates or changes a pod; LoadImage and PullImage are the calls that write.
 
-Two units hold throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0 is
-"not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message meant to be
-read: NOT_FOUND for an id that names nothing, INVALID_ARGUMENT for a request that cannot be carried out as
-written, UNAVAILABLE when containerd or the log process cannot be reached; repeating that call later is
-safe.
+Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
+is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
+NOT_FOUND for an unknown id, INVALID_ARGUMENT for a request that cannot be carried out as written,
+UNAVAILABLE when containerd or the log process cannot be reached; repeating that call later is safe.
 """
 
 import builtins
@@ -74,11 +73,11 @@ class Progress(google.protobuf.message.Message):
     DONE_BYTES_FIELD_NUMBER: builtins.int
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     stage: builtins.str
-    """What is being done, in a word or two for people: "receive", "unpack". Do not switch on it."""
+    """The current stage, in a word or two for people: "receive", "unpack". Do not switch on it."""
     done_bytes: builtins.int
     """Bytes of this stage that are done."""
     total_bytes: builtins.int
-    """Bytes of this stage altogether; 0 while that is unknown, as it is during receipt."""
+    """Total bytes of this stage; 0 while that is unknown, as during "receive"."""
     def __init__(
         self,
         *,
@@ -108,7 +107,7 @@ class LoadedImage(google.protobuf.message.Message):
     """Bytes of manifest, config and compressed layers in the content store, as CRI's Image.size counts them."""
     @property
     def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Every reference the archive gives it, in full ("host/path:tag"). Empty for an untagged image: use
+        """Every reference that the archive gives it, in full ("host/path:tag"). Empty for an untagged image: use
         image_id.
         """
 
@@ -158,16 +157,16 @@ class ExplainResponse(google.protobuf.message.Message):
     when the pod shares the host's network. The path stays in the answer after the namespace is gone.
     """
     pid: builtins.int
-    """The pause process, in the daemon's pid namespace; 0 when it does not run."""
+    """The pause process, in the daemon's pid namespace; 0 when it is not running."""
     netns_inode: builtins.int
-    """The inode of the network namespace, the number in `readlink /proc/PID/ns/net`; 0 when there is none now."""
+    """The inode of the network namespace, the number in `readlink /proc/PID/ns/net`; 0 when it does not exist."""
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Step]:
         """The timeline, oldest first by started_at. Old entries are dropped from a very long one."""
 
     @property
     def attachments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Attachment]:
-        """The networks of the pod in the order in which they were added; the first gives the pod its address."""
+        """The networks of the pod in the order in which they were added; the first one provides the pod's address."""
 
     def __init__(
         self,
@@ -185,7 +184,7 @@ global___ExplainResponse = ExplainResponse
 
 @typing.final
 class Step(google.protobuf.message.Message):
-    """One thing that the daemon did for the pod, successful or not."""
+    """One step of the daemon's work for the pod, successful or not."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -218,7 +217,7 @@ class Step(google.protobuf.message.Message):
     name: builtins.str
     """The step itself, dotted from general to particular: "netns.create", "cni.add"."""
     container_id: builtins.str
-    """The container that it was for; empty for a step of the whole pod."""
+    """Its container; empty for a step of the whole pod."""
     started_at: builtins.int
     duration: builtins.int
     error: builtins.str
@@ -250,7 +249,7 @@ global___Step = Step
 
 @typing.final
 class PluginExecution(google.protobuf.message.Message):
-    """One execution of a CNI plugin, whole: enough to repeat it by hand in the pod's namespace."""
+    """One execution of a CNI plugin, complete: enough to repeat it by hand in the pod's namespace."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -286,17 +285,17 @@ class PluginExecution(google.protobuf.message.Message):
     stdin: builtins.bytes
     """The network configuration on its standard input: JSON, byte for byte."""
     stdout: builtins.bytes
-    """What it answered: a result or an error, as JSON when it kept to the protocol. Very long output is cut."""
+    """Its answer: a result or an error, as JSON if it follows the protocol. Very long output is truncated."""
     stderr: builtins.bytes
-    """What it said besides. Very long output is cut."""
+    """Its other output. Very long output is truncated."""
     exit_code: builtins.int
-    """Its exit status; -N when signal N ended it."""
+    """Its exit status; -N when signal N killed it."""
     duration: builtins.int
     timed_out: builtins.bool
     """It ran out of time, and its process group was killed."""
     @property
     def env(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """The CNI_* variables that it was given."""
+        """Its CNI_* variables."""
 
     def __init__(
         self,
@@ -341,7 +340,7 @@ class Attachment(google.protobuf.message.Message):
     conf_file: builtins.str
     """The file that the configuration came from. It may have changed since; `config` has not."""
     config: builtins.bytes
-    """The configuration list as it was used for ADD, and will be for DEL: JSON."""
+    """The configuration list that ADD used and DEL will use: JSON."""
     result: builtins.bytes
     """The result of the last plugin in the list: JSON. Empty until ADD succeeded."""
     error: builtins.str
@@ -382,7 +381,7 @@ class ReadLogsRequest(google.protobuf.message.Message):
     container_id: builtins.str
     """The full id, as CreateContainer gave it."""
     follow: builtins.bool
-    """Go on after the last line that exists now."""
+    """Continue after the last line that exists now."""
     tail: builtins.int
     """Begin at most this many lines before the end; -1 for all of them. 0, the default, gives none: with
     `follow`, only what is written from now on.
@@ -432,7 +431,7 @@ class LogLine(google.protobuf.message.Message):
     stream: builtins.str
     """"stdout" or "stderr"; a container with a terminal has only "stdout"."""
     text: builtins.bytes
-    """The text without its line end. Bytes, for programs print what they like."""
+    """The text without its line ending. Bytes, because programs may print anything."""
     partial: builtins.bool
     """More of the same line follows in the next LogLine of this stream."""
     def __init__(
@@ -459,7 +458,7 @@ class PullImageRequest(google.protobuf.message.Message):
     """A reference as people write it; without a host, docker.io's, and without a tag, "latest"."""
     @property
     def auth(self) -> sandboxd.pb.cri.v1.api_pb2.AuthConfig:
-        """Left out, the machine's own credentials for that registry are used if it has some."""
+        """If absent, the machine's own credentials for that registry are used, if it has any."""
 
     def __init__(
         self,
@@ -498,8 +497,8 @@ global___PullImageResponse = PullImageResponse
 
 @typing.final
 class LayerProgress(google.protobuf.message.Message):
-    """Where one layer has got to. Each layer is told of once at the least, and again when it has moved on, a few
-    times a second at the most; an image that is here already has none.
+    """The progress of one layer. Each layer is reported at least once, and again as it advances, at most a few
+    times a second; for an image that is already present none is reported.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -511,11 +510,12 @@ class LayerProgress(google.protobuf.message.Message):
     digest: builtins.str
     """The digest of the layer as it is in the registry, "sha256:…"."""
     stage: builtins.str
-    """"wait", "exists" (here already, or brought by another pull), "fetch", "check" (read again to be examined),
-    "unpack", "done". Others may come; a stage that passes quickly may be left out, "done" never is.
+    """"wait", "exists" (already present, or fetched by another pull), "fetch", "check" (read again to be
+    examined), "unpack", "done". Others may be added; a stage that passes quickly may be left out, "done"
+    never is.
     """
     done_bytes: builtins.int
-    """Bytes that were fetched, of how many."""
+    """Bytes fetched so far, and in total."""
     total_bytes: builtins.int
     def __init__(
         self,
@@ -540,7 +540,7 @@ class PulledImage(google.protobuf.message.Message):
     DIGEST_FIELD_NUMBER: builtins.int
     SIZE_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """What was pulled, in full ("host/path:tag")."""
+    """The reference that was pulled, in full ("host/path:tag")."""
     image_id: builtins.str
     """The digest of its config, "sha256:…": the id that CRI's Image.id carries."""
     digest: builtins.str
@@ -568,8 +568,8 @@ class SaveImageRequest(google.protobuf.message.Message):
     IMAGES_FIELD_NUMBER: builtins.int
     @property
     def images(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """References or image ids. One that is named by a reference is saved under that name; one that is named by
-        its id, under all that it has.
+        """References or image ids. An image given by reference is saved under that name; one given by id, under all
+        its names.
         """
 
     def __init__(
@@ -590,7 +590,7 @@ class SaveImageResponse(google.protobuf.message.Message):
     chunk: builtins.bytes
     """The next bytes of the archive."""
     total_bytes: builtins.int
-    """In the first message: bytes of the whole archive."""
+    """In the first message: the size of the whole archive."""
     def __init__(
         self,
         *,

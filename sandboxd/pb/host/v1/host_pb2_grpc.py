@@ -50,26 +50,26 @@ class HostServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def LoadImage(self, request_iterator, context):
-        """Puts the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into the
-        image store, without a registry. The client sends the bytes in order and half-closes; the daemon answers
-        with progress as it happens and one LoadedImage for each image. Loading the same archive again changes
-        nothing and answers the same. A call that fails leaves no image behind.
+        """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
+        the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
+        answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+        changes nothing and gives the same answer. A call that fails leaves no image behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Tells how a pod came to be what it is: every recorded step, the CNI executions among them with their
-        exact input and output, and the networks it holds now. Answers from records alone, for pods that failed
-        or are stopped as well, until the pod is removed; it never waits for a plugin or for containerd.
+        """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
+        exact input and output, and its current networks. Answers from records alone, also for failed and stopped
+        pods, until the pod is removed; it never waits for a plugin or for containerd.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadLogs(self, request, context):
-        """Reads a container's current log file, oldest line first. With `follow` the stream goes on as lines
+        """Reads a container's current log file, oldest line first. With `follow` the stream continues as lines
         arrive, into the next file when the log is rotated, and ends once the container has exited and its last
         line was sent.
         """
@@ -78,28 +78,28 @@ class HostServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PullImage(self, request, context):
-        """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
-        same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
-        leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
-        next attempt. The statuses are those of CRI's call.
+        """CRI's PullImage with progress: that of each layer as it happens, then the image. Pulls of the same
+        reference with the same credentials are one, whichever of the two calls asked for them. After a
+        cancellation the pull continues for other clients that wait for it; without any it stops, and what is
+        complete is kept for the next attempt. The statuses are those of CRI's call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SaveImage(self, request, context):
-        """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
-        LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
-        verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
-        when content is missing or damaged; what was sent until then is no archive.
+        """Sends images as one uncompressed tar: an OCI layout in the form that `docker save` writes, which
+        LoadImage, `docker load` and `ctr images import` accept. Every blob is the one in the content store,
+        verified on the way; an index keeps only the platforms whose content is present. FAILED_PRECONDITION when
+        content is missing or damaged; what was sent until then is not a complete archive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Metrics(self, request, context):
-        """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
-        HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
+        """The daemon's own metrics in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+        HTTP if [metrics] address is set. The names of metrics are part of this contract, which only grows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,11 +7,10 @@ Served on the daemon's CRI socket, next to runtime.v1. This contract only grows:
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
 Nothing here creates or changes a pod; LoadImage and PullImage are the calls that write.
 
-Two units hold throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0 is
-"not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message meant to be
-read: NOT_FOUND for an id that names nothing, INVALID_ARGUMENT for a request that cannot be carried out as
-written, UNAVAILABLE when containerd or the log process cannot be reached; repeating that call later is
-safe.
+Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
+is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
+NOT_FOUND for an unknown id, INVALID_ARGUMENT for a request that cannot be carried out as written,
+UNAVAILABLE when containerd or the log process cannot be reached; repeating that call later is safe.
 """
 
 import abc
@@ -37,26 +36,26 @@ class HostStub:
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
         sandboxd.pb.host.v1.host_pb2.LoadImageResponse,
     ]
-    """Puts the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into the
-    image store, without a registry. The client sends the bytes in order and half-closes; the daemon answers
-    with progress as it happens and one LoadedImage for each image. Loading the same archive again changes
-    nothing and answers the same. A call that fails leaves no image behind.
+    """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
+    the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
+    answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+    changes nothing and gives the same answer. A call that fails leaves no image behind.
     """
 
     Explain: grpc.UnaryUnaryMultiCallable[
         sandboxd.pb.host.v1.host_pb2.ExplainRequest,
         sandboxd.pb.host.v1.host_pb2.ExplainResponse,
     ]
-    """Tells how a pod came to be what it is: every recorded step, the CNI executions among them with their
-    exact input and output, and the networks it holds now. Answers from records alone, for pods that failed
-    or are stopped as well, until the pod is removed; it never waits for a plugin or for containerd.
+    """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
+    exact input and output, and its current networks. Answers from records alone, also for failed and stopped
+    pods, until the pod is removed; it never waits for a plugin or for containerd.
     """
 
     ReadLogs: grpc.UnaryStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.ReadLogsRequest,
         sandboxd.pb.host.v1.host_pb2.ReadLogsResponse,
     ]
-    """Reads a container's current log file, oldest line first. With `follow` the stream goes on as lines
+    """Reads a container's current log file, oldest line first. With `follow` the stream continues as lines
     arrive, into the next file when the log is rotated, and ends once the container has exited and its last
     line was sent.
     """
@@ -65,28 +64,28 @@ class HostStub:
         sandboxd.pb.host.v1.host_pb2.PullImageRequest,
         sandboxd.pb.host.v1.host_pb2.PullImageResponse,
     ]
-    """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
-    same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
-    leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
-    next attempt. The statuses are those of CRI's call.
+    """CRI's PullImage with progress: that of each layer as it happens, then the image. Pulls of the same
+    reference with the same credentials are one, whichever of the two calls asked for them. After a
+    cancellation the pull continues for other clients that wait for it; without any it stops, and what is
+    complete is kept for the next attempt. The statuses are those of CRI's call.
     """
 
     SaveImage: grpc.UnaryStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.SaveImageRequest,
         sandboxd.pb.host.v1.host_pb2.SaveImageResponse,
     ]
-    """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
-    LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
-    verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
-    when content is missing or damaged; what was sent until then is no archive.
+    """Sends images as one uncompressed tar: an OCI layout in the form that `docker save` writes, which
+    LoadImage, `docker load` and `ctr images import` accept. Every blob is the one in the content store,
+    verified on the way; an index keeps only the platforms whose content is present. FAILED_PRECONDITION when
+    content is missing or damaged; what was sent until then is not a complete archive.
     """
 
     Metrics: grpc.UnaryUnaryMultiCallable[
         sandboxd.pb.host.v1.host_pb2.MetricsRequest,
         sandboxd.pb.host.v1.host_pb2.MetricsResponse,
     ]
-    """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
-    HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
+    """The daemon's own metrics in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+    HTTP if [metrics] address is set. The names of metrics are part of this contract, which only grows.
     """
 
 class HostAsyncStub(HostStub):
@@ -94,26 +93,26 @@ class HostAsyncStub(HostStub):
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
         sandboxd.pb.host.v1.host_pb2.LoadImageResponse,
     ]
-    """Puts the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into the
-    image store, without a registry. The client sends the bytes in order and half-closes; the daemon answers
-    with progress as it happens and one LoadedImage for each image. Loading the same archive again changes
-    nothing and answers the same. A call that fails leaves no image behind.
+    """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
+    the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
+    answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+    changes nothing and gives the same answer. A call that fails leaves no image behind.
     """
 
     Explain: grpc.aio.UnaryUnaryMultiCallable[
         sandboxd.pb.host.v1.host_pb2.ExplainRequest,
         sandboxd.pb.host.v1.host_pb2.ExplainResponse,
     ]
-    """Tells how a pod came to be what it is: every recorded step, the CNI executions among them with their
-    exact input and output, and the networks it holds now. Answers from records alone, for pods that failed
-    or are stopped as well, until the pod is removed; it never waits for a plugin or for containerd.
+    """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
+    exact input and output, and its current networks. Answers from records alone, also for failed and stopped
+    pods, until the pod is removed; it never waits for a plugin or for containerd.
     """
 
     ReadLogs: grpc.aio.UnaryStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.ReadLogsRequest,
         sandboxd.pb.host.v1.host_pb2.ReadLogsResponse,
     ]
-    """Reads a container's current log file, oldest line first. With `follow` the stream goes on as lines
+    """Reads a container's current log file, oldest line first. With `follow` the stream continues as lines
     arrive, into the next file when the log is rotated, and ends once the container has exited and its last
     line was sent.
     """
@@ -122,28 +121,28 @@ class HostAsyncStub(HostStub):
         sandboxd.pb.host.v1.host_pb2.PullImageRequest,
         sandboxd.pb.host.v1.host_pb2.PullImageResponse,
     ]
-    """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
-    same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
-    leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
-    next attempt. The statuses are those of CRI's call.
+    """CRI's PullImage with progress: that of each layer as it happens, then the image. Pulls of the same
+    reference with the same credentials are one, whichever of the two calls asked for them. After a
+    cancellation the pull continues for other clients that wait for it; without any it stops, and what is
+    complete is kept for the next attempt. The statuses are those of CRI's call.
     """
 
     SaveImage: grpc.aio.UnaryStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.SaveImageRequest,
         sandboxd.pb.host.v1.host_pb2.SaveImageResponse,
     ]
-    """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
-    LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
-    verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
-    when content is missing or damaged; what was sent until then is no archive.
+    """Sends images as one uncompressed tar: an OCI layout in the form that `docker save` writes, which
+    LoadImage, `docker load` and `ctr images import` accept. Every blob is the one in the content store,
+    verified on the way; an index keeps only the platforms whose content is present. FAILED_PRECONDITION when
+    content is missing or damaged; what was sent until then is not a complete archive.
     """
 
     Metrics: grpc.aio.UnaryUnaryMultiCallable[
         sandboxd.pb.host.v1.host_pb2.MetricsRequest,
         sandboxd.pb.host.v1.host_pb2.MetricsResponse,
     ]
-    """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
-    HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
+    """The daemon's own metrics in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+    HTTP if [metrics] address is set. The names of metrics are part of this contract, which only grows.
     """
 
 class HostServicer(metaclass=abc.ABCMeta):
@@ -153,10 +152,10 @@ class HostServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[sandboxd.pb.host.v1.host_pb2.LoadImageRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.LoadImageResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.LoadImageResponse]]:
-        """Puts the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into the
-        image store, without a registry. The client sends the bytes in order and half-closes; the daemon answers
-        with progress as it happens and one LoadedImage for each image. Loading the same archive again changes
-        nothing and answers the same. A call that fails leaves no image behind.
+        """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
+        the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
+        answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+        changes nothing and gives the same answer. A call that fails leaves no image behind.
         """
 
     @abc.abstractmethod
@@ -165,9 +164,9 @@ class HostServicer(metaclass=abc.ABCMeta):
         request: sandboxd.pb.host.v1.host_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.ExplainResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.ExplainResponse]]:
-        """Tells how a pod came to be what it is: every recorded step, the CNI executions among them with their
-        exact input and output, and the networks it holds now. Answers from records alone, for pods that failed
-        or are stopped as well, until the pod is removed; it never waits for a plugin or for containerd.
+        """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
+        exact input and output, and its current networks. Answers from records alone, also for failed and stopped
+        pods, until the pod is removed; it never waits for a plugin or for containerd.
         """
 
     @abc.abstractmethod
@@ -176,7 +175,7 @@ class HostServicer(metaclass=abc.ABCMeta):
         request: sandboxd.pb.host.v1.host_pb2.ReadLogsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.ReadLogsResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.ReadLogsResponse]]:
-        """Reads a container's current log file, oldest line first. With `follow` the stream goes on as lines
+        """Reads a container's current log file, oldest line first. With `follow` the stream continues as lines
         arrive, into the next file when the log is rotated, and ends once the container has exited and its last
         line was sent.
         """
@@ -187,10 +186,10 @@ class HostServicer(metaclass=abc.ABCMeta):
         request: sandboxd.pb.host.v1.host_pb2.PullImageRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.PullImageResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.PullImageResponse]]:
-        """CRI's PullImage that can be watched: progress of each layer as it happens, then the image. Pulls of the
-        same reference with the same credentials are one, whichever of the two calls asked for them. Cancelling
-        leaves the pull to the others who wait for it; without any it stops, and what is complete is kept for the
-        next attempt. The statuses are those of CRI's call.
+        """CRI's PullImage with progress: that of each layer as it happens, then the image. Pulls of the same
+        reference with the same credentials are one, whichever of the two calls asked for them. After a
+        cancellation the pull continues for other clients that wait for it; without any it stops, and what is
+        complete is kept for the next attempt. The statuses are those of CRI's call.
         """
 
     @abc.abstractmethod
@@ -199,10 +198,10 @@ class HostServicer(metaclass=abc.ABCMeta):
         request: sandboxd.pb.host.v1.host_pb2.SaveImageRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.SaveImageResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.SaveImageResponse]]:
-        """Sends images as one uncompressed tar: an OCI layout that is what `docker save` writes as well, so that
-        LoadImage, `docker load` and `ctr images import` take it. Every blob is as it is in the content store,
-        verified on the way, and of an index only those platforms are there whose content is here. FAILED_PRECONDITION
-        when content is missing or damaged; what was sent until then is no archive.
+        """Sends images as one uncompressed tar: an OCI layout in the form that `docker save` writes, which
+        LoadImage, `docker load` and `ctr images import` accept. Every blob is the one in the content store,
+        verified on the way; an index keeps only the platforms whose content is present. FAILED_PRECONDITION when
+        content is missing or damaged; what was sent until then is not a complete archive.
         """
 
     @abc.abstractmethod
@@ -211,8 +210,8 @@ class HostServicer(metaclass=abc.ABCMeta):
         request: sandboxd.pb.host.v1.host_pb2.MetricsRequest,
         context: _ServicerContext,
     ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.MetricsResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.MetricsResponse]]:
-        """The daemon's own figures in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
-        HTTP where [metrics] address is set. Names of metrics are part of this contract, and only grow.
+        """The daemon's own metrics in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
+        HTTP if [metrics] address is set. The names of metrics are part of this contract, which only grows.
         """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
