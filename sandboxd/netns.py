@@ -16,6 +16,7 @@ Sources: namespaces(7), network_namespaces(7), user_namespaces(7), mount(2), umo
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -74,20 +75,20 @@ async def _in_own_thread(call: Callable[[], T]) -> T:
 
 
 def prepare_directory(directory: str) -> None:
-    """Make `directory` a shared mount of its own, as `ip netns add` does.
+    """Make `directory` a shared mount of its own, as `ip netns add` does. Idempotent; raises OSError.
 
     Were it not, the first `ip netns add` on this machine would copy our mounts to a mount above them, and the
     originals could no longer be unmounted by path.
     """
     Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
-    if not os.path.ismount(directory) and str(Path(directory).resolve()) not in _mount_points():
+    # The kernel says what is visible at the path; a list of mounts also holds those that a later one hides.
+    try:
+        syscalls.mount("none", directory, syscalls.MS_SHARED)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
         syscalls.mount(directory, directory, syscalls.MS_BIND)
         syscalls.mount("none", directory, syscalls.MS_SHARED)
-
-
-def _mount_points() -> set[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as info:
-        return {line.split(" ", 5)[4] for line in info}
 
 
 async def create(path: str) -> int:

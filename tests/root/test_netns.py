@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -275,20 +276,62 @@ async def cancelled(directory: str) -> None:
     assert os.listdir(directory) == []
 
 
-async def beside_ip_netns(directory: str) -> None:
-    """The directory is shared once, so that ip-netns(8) sees ours and does not mount above them."""
-    syscalls.mount("tmpfs", "/run", 0, "tmpfs")
-    for _ in range(3):
-        netns.prepare_directory("/run/netns")
-    assert mounts_on("/run/netns") == 1
-    (entry,) = (line for line in Path("/proc/self/mountinfo").read_text().splitlines() if " /run/netns " in line)
-    assert " shared:" in entry
+# What a machine's /run and /run/netns can be when the daemon starts; each begins with a /run of the test's own.
+_NETNS_IS_A_MOUNT = "mkdir /run/netns; mount --bind /run/netns /run/netns"
+STATES = {
+    "nothing": "",
+    "a_directory": "mkdir /run/netns",
+    "a_shared_mount": f"{_NETNS_IS_A_MOUNT}; mount --make-shared /run/netns",
+    "a_private_mount": f"{_NETNS_IS_A_MOUNT}; mount --make-private /run/netns",
+    "a_slave_mount": f"mount --make-shared /run; {_NETNS_IS_A_MOUNT}; mount --make-slave /run/netns",
+    "two_mounts_the_upper_shared": (
+        f"{_NETNS_IS_A_MOUNT}; mount --bind /run/netns /run/netns; mount --make-shared /run/netns"
+    ),
+    "two_mounts_the_lower_shared": (
+        f"{_NETNS_IS_A_MOUNT}; mount --make-shared /run/netns; mount --bind /run/netns /run/netns;"
+        " mount --make-private /run/netns"
+    ),
+    "a_mount_hidden_by_one_of_run": (
+        f"{_NETNS_IS_A_MOUNT}; mount --make-shared /run/netns; mount -t tmpfs later /run; mount --make-private /run"
+    ),
+    "run_is_shared": "mount --make-shared /run",
+    "run_is_shared_and_netns_is_a_mount": f"mount --make-shared /run; {_NETNS_IS_A_MOUNT}",
+    "ip_netns_was_used": "ip netns add before; ip netns delete before",
+    "run_is_shared_and_ip_netns_was_used": "mount --make-shared /run; ip netns add before; ip netns delete before",
+}
 
+
+def mount_at(path: str) -> str:
+    """The line of mountinfo for the mount that `path` leads into; which one it is, the kernel says."""
+    fd = os.open(path, os.O_PATH)
+    try:
+        (number,) = re.findall(r"^mnt_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
+    finally:
+        os.close(fd)
+    (line,) = re.findall(rf"^{number} .*$", Path("/proc/self/mountinfo").read_text(), re.MULTILINE)
+    return str(line)
+
+
+async def beside_ip_netns(state: str) -> None:
+    """The directory becomes a shared mount once, so that ip-netns(8) sees ours and does not mount above them."""
+    syscalls.mount("tmpfs", "/run", 0, "tmpfs")
+    output("sh", "-euc", STATES[state])
+    netns.prepare_directory("/run/netns")
+    prepared = mount_at("/run/netns")
+    assert prepared.split(" ")[4] == "/run/netns"
+    assert " shared:" in prepared
+
+    for _ in range(2):
+        netns.prepare_directory("/run/netns")
+        assert mount_at("/run/netns") == prepared
     await netns.create("/run/netns/ours")
     output("ip", "netns", "add", "theirs")
 
-    assert mounts_on("/run/netns") == 1
+    assert mount_at("/run/netns") == prepared
     assert {line.split()[0] for line in output("ip", "netns", "list").splitlines()} == {"ours", "theirs"}
+    assert output("ip", "netns", "exec", "ours", "readlink", "/proc/self/ns/net").endswith(
+        f"[{netns.inode('/run/netns/ours')}]"
+    )
     await netns.remove("/run/netns/ours")
     assert os.listdir("/run/netns") == ["theirs"]
     assert mounts_on("/run/netns/ours") == 0
@@ -308,16 +351,26 @@ SCENARIOS: Sequence[Callable[[str], Coroutine[Any, Any, None]]] = (
     mounted_over,
     in_use,
     cancelled,
-    beside_ip_netns,
 )
 
 
 @pytest.mark.parametrize("name", [scenario.__name__ for scenario in SCENARIOS])
 def test_netns(name: str, tmp_path: Path) -> None:
     """Each scenario's docstring states its rule."""
+    in_namespaces(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_directory_is_shared_with_ip_netns_whatever_it_was_before(state: str) -> None:
+    """See beside_ip_netns."""
+    in_namespaces(beside_ip_netns.__name__, state)
+
+
+def in_namespaces(name: str, argument: str) -> None:
+    """Run a scenario in a network and a mount namespace of its own."""
     command = ("unshare", "--net", "--mount", sys.executable, "-X", "dev", "-m", "tests.root.test_netns", name)
     done = subprocess.run(
-        (*command, str(tmp_path)),
+        (*command, argument),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -328,4 +381,5 @@ def test_netns(name: str, tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(next(scenario for scenario in SCENARIOS if scenario.__name__ == sys.argv[1])(sys.argv[2]))
+    scenarios = (*SCENARIOS, beside_ip_netns)
+    asyncio.run(next(scenario for scenario in scenarios if scenario.__name__ == sys.argv[1])(sys.argv[2]))
