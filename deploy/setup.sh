@@ -39,10 +39,9 @@ if [ -n "$missing" ]; then
         held=1
     fi
     trap '[ -z "$held" ] || rm -f "$policy"; rm -f "$log"' EXIT INT TERM
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q >"$log" 2>&1 || die "apt-get update failed; is there a network? Its last words: $(tail -n 3 "$log")"
+    sh deploy/apt-get.sh update -q >"$log" || die "apt-get update failed; is there a network? Its last words: $(tail -n 3 "$log")"
     # shellcheck disable=SC2086
-    apt-get install -y -q --no-install-recommends $missing >"$log" 2>&1 ||
+    sh deploy/apt-get.sh install -y -q --no-install-recommends $missing >"$log" ||
         die "apt-get install$missing failed. Its last words: $(tail -n 3 "$log")"
     if [ -n "$held" ] && [ -d /run/systemd/system ]; then
         for service in nginx containerd; do

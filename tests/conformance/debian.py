@@ -31,7 +31,9 @@ PACKAGES = (
     "util-linux",
 )
 APT = Path("/etc/apt")
+APT_GET = Path(__file__).resolve().parents[2] / "deploy" / "apt-get.sh"
 APT_SECONDS = 600.0
+LOCK_SECONDS = 600.0  # for which APT_GET waits for another apt or dpkg
 
 _ENTRY = re.compile(r"^deb\s+(?P<options>\[[^]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)$")
 
@@ -51,8 +53,8 @@ def install(packages: Sequence[str] = PACKAGES) -> list[str]:
         if ours:
             policy.write_text("#!/bin/sh\nexit 101\n", encoding="ascii")
             policy.chmod(0o755)
-        run(["apt-get", "update", "-q"])
-        run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing])
+        for words in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", *missing]):
+            run(["sh", str(APT_GET), *words], within=LOCK_SECONDS + APT_SECONDS)
     finally:
         if ours:
             policy.unlink(missing_ok=True)
