@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandboxd import places, private, steps, syscalls
+from sandboxd import mountinfo, mounts, places, private, steps, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady
 from sandboxd.machine import userns
@@ -84,9 +84,9 @@ async def _mounted(node: Node, sandbox: SandboxRecord, container_id: str, image_
     if await asyncio.to_thread(_is_mounted, target):
         return target
     private.make(target, private.CLOSED)
-    mounts = await node.images.view(places.image_snapshot(sandbox.id, image_id), node.images.resolve(image_id))
+    view = await node.images.view(places.image_snapshot(sandbox.id, image_id), node.images.resolve(image_id))
     try:
-        await asyncio.to_thread(_mount, node, sandbox, container_id, mounts, target)
+        await asyncio.to_thread(_mount, node, sandbox, container_id, view, target)
     except OSError as exc:
         raise NotReady(f"image {image_id} cannot be mounted: {exc}") from exc
     finally:
@@ -95,25 +95,23 @@ async def _mounted(node: Node, sandbox: SandboxRecord, container_id: str, image_
 
 
 def _is_mounted(target: str) -> bool:
-    real = os.path.realpath(target)  # of ours, so it holds nothing that mountinfo would escape
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        return any(line.split(" ", 5)[4] == real for line in mounts)
+    return mountinfo.visible(mounts.listed(), os.path.realpath(target)) is not None
 
 
-def _mount(node: Node, sandbox: SandboxRecord, container_id: str, mounts: Sequence[Mount], target: str) -> None:
-    if len(mounts) != 1:
-        raise OSError(0, f"its snapshot is made of {len(mounts)} mounts")
-    (view,) = mounts
+def _mount(node: Node, sandbox: SandboxRecord, container_id: str, view: Sequence[Mount], target: str) -> None:
+    if len(view) != 1:
+        raise OSError(0, f"its snapshot is made of {len(view)} mounts")
+    (mount,) = view
     ids = ids_of.of(sandbox.config)
     directory = node.places.stage(container_id)
     private.make(directory, private.CLOSED)
     if ids is not None:
         with userns.namespace_fd(node, sandbox.id) as fd:
-            view = userns.map_rootfs(view, f"{directory}/volume", fd, ids)
-    if view.type != "overlay":
-        userns.map_mount(view.source, target, attributes=READ_ONLY)
+            mount = userns.map_rootfs(mount, f"{directory}/volume", fd, ids)
+    if mount.type != "overlay":
+        userns.map_mount(mount.source, target, attributes=READ_ONLY)
         return
-    options = [_short(option, directory) for option in view.options if option not in ("ro", "rw")]
+    options = [_short(option, directory) for option in mount.options if option not in ("ro", "rw")]
     syscalls.mount("overlay", target, _FLAGS, "overlay", ",".join(options))
 
 

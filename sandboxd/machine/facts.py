@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sandboxd import trees
+from sandboxd import mountinfo, mounts, trees
 from sandboxd.config import Config, Runtime
 from sandboxd.errors import InvalidRequest, NotReady
 from sandboxd.oci import cdi, lsm, seccomp
@@ -206,10 +206,10 @@ def _effective_capabilities() -> int:
 
 
 def _cgroup2_options() -> tuple[str, ...]:
-    for mount in _mountinfo():
-        if mount["point"] == str(CGROUPS) and mount["type"] == "cgroup2":
-            return tuple(o for o in mount["super"].split(",") if o in ("nsdelegate", "memory_recursiveprot"))
-    return ()
+    mount = mountinfo.visible(mounts.listed(), str(CGROUPS))
+    if mount is None or mount.fstype != "cgroup2":
+        return ()
+    return tuple(option for option in mount.super_options if option in ("nsdelegate", "memory_recursiveprot"))
 
 
 def _swap_controller(unified: bool) -> bool:
@@ -233,7 +233,7 @@ def _mount_sources(config: cri.ContainerConfig) -> dict[str, MountSource]:
     wanted = [mount for mount in config.mounts if mount.host_path]
     if not wanted:
         return {}
-    mounts = list(_mountinfo())
+    listed = mounts.listed()
     found = {}
     for mount in wanted:
         try:
@@ -242,9 +242,12 @@ def _mount_sources(config: cri.ContainerConfig) -> dict[str, MountSource]:
             raise InvalidRequest(
                 f"mount of {mount.container_path}: the source {mount.host_path} cannot be used: {_words(exc)}"
             ) from exc
-        holding = max((m for m in mounts if _holds(m["point"], path)), key=lambda m: len(m["point"]), default=None)
-        tags = holding["optional"] if holding else ""
-        found[mount.host_path] = MountSource(path=path, shared="shared:" in tags, slave="master:" in tags)
+        holding = mountinfo.holding(listed, path)
+        found[mount.host_path] = MountSource(
+            path=path,
+            shared=holding is not None and holding.shared,
+            slave=holding is not None and holding.slave,
+        )
     return found
 
 
@@ -254,16 +257,6 @@ def _words(exc: Exception) -> str:
 
 def _holds(point: str, path: str) -> bool:
     return point == "/" or path == point or path.startswith(point + "/")
-
-
-def _mountinfo() -> Iterator[dict[str, str]]:
-    """The mounts that this process sees (proc_pid_mountinfo(5)); of several on one point the last is on top."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            left, _, right = line.rstrip("\n").partition(" - ")
-            fields, tail = left.split(" "), right.split(" ")
-            point = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
-            yield {"point": point, "optional": " ".join(fields[6:]), "type": tail[0], "super": tail[-1]}
 
 
 def _device_nodes(path: str) -> Iterator[DeviceNode]:

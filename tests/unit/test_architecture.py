@@ -23,7 +23,7 @@ def words(text: str) -> frozenset[str]:
 # No IO, no clock, no environment, no async, no threads, no chance: the answer depends on the arguments alone.
 PURE = words(
     """
-    errors foreign_json model places
+    errors foreign_json model mountinfo places
     oci.cdi oci.compression oci.container oci.files oci.image oci.layers oci.layout oci.links oci.linux oci.lsm
     oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
     cni.conf cni.request cni.result cni.strict_json cni.template
@@ -80,6 +80,7 @@ ELSEWHERE = {
     "pods.ports": "tests/e2e/test_port_forward.py",
     "pods.run": "tests/e2e/test_story.py",
     "machine.userns": "tests/root/test_user_namespaces.py",
+    "mounts": "tests/root/test_mounts.py",
     "netns": "tests/root/test_netns.py",
     "streaming.sessions": "tests/unit/streaming/test_stdio.py",
     "streaming.streams": "tests/unit/streaming/test_websocket.py",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sandboxd import mountinfo, mounts
 from sandboxd.config import Runtime
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.machine import facts as machine
@@ -195,3 +196,32 @@ def test_cdi_devices_are_found_in_the_directories(tmp_path: Path) -> None:
     assert edits.host_nodes == ("/dev/null", "/dev/no-such")
     assert list(nodes) == ["/dev/null"]
     assert (nodes["/dev/null"].major, nodes["/dev/null"].minor) == (1, 3)
+
+
+MOUNTS = """\
+1 0 8:1 / / rw shared:1 - ext4 /dev/sda rw
+2 1 0:2 / {0}/a rw shared:2 - tmpfs none rw
+3 2 0:3 / {0}/a/b rw master:7 - tmpfs none rw
+4 1 0:4 / {0}/a rw - tmpfs none rw
+5 4 0:5 / {0}/a/c\\040d rw shared:5 master:6 - tmpfs none rw
+6 5 0:6 / {0}/a/c\\040d rw shared:6 - tmpfs none rw
+"""
+
+
+def test_a_source_propagates_as_the_mount_does_that_can_be_seen_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the mount of /a/b lies another of /a, and of the two at "/a/c d" the second is on top."""
+    listed = mountinfo.parse(MOUNTS.format(tmp_path).encode())
+    monkeypatch.setattr(mounts, "listed", lambda: listed)
+    expected = {"": (True, False), "a": (False, False), "a/b": (False, False), "a/c d": (True, False)}
+    for name in expected:
+        (tmp_path / name).mkdir(exist_ok=True)
+    config = cri.ContainerConfig(
+        mounts=[cri.Mount(host_path=str(tmp_path / name), container_path=f"/m/{name}") for name in expected]
+    )
+
+    found = machine.for_container(HOST, config, Runtime()).mount_sources
+
+    sources = {name: found[str(tmp_path / name)] for name in expected}
+    assert {name: (source.shared, source.slave) for name, source in sources.items()} == expected
