@@ -30,14 +30,13 @@ from typing import TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
-from sandboxd import syscalls
+from sandboxd import mounts, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
 
 T = TypeVar("T")
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 UNSHARE_SECONDS = 20.0  # for unshare(1) to be there; it does nothing but two system calls
-_MOST_STACKED = 8  # mounts on one path; more than one means that somebody mounted over ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +161,7 @@ def _pin_user_namespace(pid: int, path: str, uid_map: str, gid_map: str, netns_p
             _loopback_up()
     except BaseException:
         for target in reversed(done):
-            if exists(target):
-                syscalls.umount2(target, syscalls.MNT_DETACH)
+            mounts.unmount(target)
             os.unlink(target)
         raise
 
@@ -189,11 +187,7 @@ async def remove(path: str) -> None:
     """
 
     def undo() -> None:
-        for _ in range(_MOST_STACKED):
-            if not exists(path):
-                break
-            # Detached, so that a process that entered by path and still has it open cannot block us.
-            syscalls.umount2(path, syscalls.MNT_DETACH)
+        mounts.unmount(path)
         Path(path).unlink(missing_ok=True)
 
     try:

@@ -70,7 +70,7 @@ async def remove(held: Held) -> None:
         return
     try:
         for entry in entries:
-            await asyncio.to_thread(userns.unmount, str(entry))
+            await asyncio.to_thread(mounts.unmount, str(entry))
             await node.images.remove_rootfs(places.image_snapshot(sandbox_id, entry.name))
             entry.rmdir()
         base.rmdir()

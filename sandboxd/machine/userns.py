@@ -13,13 +13,12 @@ never a tree to delete, for what is mounted there are other people's files.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
-from sandboxd import private, syscalls
+from sandboxd import mounts, private, syscalls
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
 from sandboxd.model import SandboxRecord
@@ -28,7 +27,6 @@ from sandboxd.oci import userns
 from sandboxd.oci.userns import IdMap
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-_MOST_STACKED = 8  # mounts at one place
 _probed: dict[str, str] = {}  # what was found to be wrong, by directory
 
 
@@ -164,17 +162,6 @@ def map_mount(source: str, target: str, *, userns_fd: int = -1, attributes: int 
         os.close(tree)
 
 
-def unmount(target: str) -> None:
-    """Unmount whatever is mounted at `target`; nothing is done. Raises OSError."""
-    for _ in range(_MOST_STACKED):
-        try:
-            syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
-        except OSError as exc:
-            if exc.errno in (errno.EINVAL, errno.ENOENT):  # not a mount, not there
-                return
-            raise
-
-
 async def drop(node: Node, object_id: str) -> None:
     """Drop what a daemon that died has left staged; there is hardly ever anything."""
     if os.path.lexists(node.places.stage(object_id)):
@@ -186,7 +173,7 @@ def unstage(node: Node, object_id: str) -> None:
     directory = node.places.stage(object_id)
     try:
         for entry in os.scandir(directory):
-            unmount(entry.path)
+            mounts.unmount(entry.path)
             if entry.is_dir(follow_symlinks=False):
                 os.rmdir(entry.path)
             else:

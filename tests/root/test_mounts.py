@@ -1,4 +1,4 @@
-"""Mounts of the real kernel: where a path leads.
+"""Mounts of the real kernel: where a path leads, and what unmounting takes away.
 
 Each scenario is run by a child in a mount namespace of its own (`unshare`).
 """
@@ -22,6 +22,10 @@ pytestmark = pytest.mark.root
 def shell(script: str) -> None:
     """Run a script; its mounts are made with -n, because mount(8) would note them in the machine's /run/mount."""
     subprocess.run(["sh", "-euc", script], check=True)
+
+
+def mounted_on(path: str) -> int:
+    return [mount.point for mount in mounts.listed()].count(path)
 
 
 def mount_id(path: str) -> int:
@@ -55,7 +59,52 @@ def the_kernel_agrees(directory: str) -> None:
         assert (top is not None) == (path == "/" or mount_id(path) != mount_id(os.path.dirname(path))), path
 
 
-SCENARIOS: tuple[Callable[[str], None], ...] = (the_kernel_agrees,)
+def all_that_is_stacked(directory: str) -> None:
+    """Mounts on one another go together, and what they were mounted on stays."""
+    Path(directory, "below").touch()
+    shell(f"for i in 1 2 3; do mount -n -t tmpfs layer {directory}; done")
+    assert mounted_on(directory) == 3
+
+    mounts.unmount(directory)
+
+    assert mounted_on(directory) == 0
+    assert os.listdir(directory) == ["below"]
+
+
+def what_is_in_use(directory: str) -> None:
+    """A file that is open in it keeps nobody waiting."""
+    shell(f"mount -n -t tmpfs busy {directory}; touch {directory}/file")
+    with open(f"{directory}/file", encoding="ascii"):
+        mounts.unmount(directory)
+        assert mounted_on(directory) == 0
+
+
+def nothing_is_mounted(directory: str) -> None:
+    """A directory, a file and a path that is not there are left as they are."""
+    Path(directory, "file").touch()
+    for name in ("", "/file", "/missing"):
+        mounts.unmount(directory + name)
+    assert os.listdir(directory) == ["file"]
+
+
+def a_link(directory: str) -> None:
+    """What a link leads to is not ours."""
+    os.mkdir(f"{directory}/theirs")
+    os.symlink("theirs", f"{directory}/ours")
+    shell(f"mount -n -t tmpfs theirs {directory}/theirs")
+
+    mounts.unmount(f"{directory}/ours")
+
+    assert mounted_on(f"{directory}/theirs") == 1
+
+
+SCENARIOS: tuple[Callable[[str], None], ...] = (
+    the_kernel_agrees,
+    all_that_is_stacked,
+    what_is_in_use,
+    nothing_is_mounted,
+    a_link,
+)
 
 
 @pytest.mark.parametrize("name", [scenario.__name__ for scenario in SCENARIOS])
