@@ -381,11 +381,13 @@ def notify_socket() -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for programs that outlive us: ours, without what systemd set for this process alone.
+    """The environment for programs that outlive us: ours, without what was meant for this process or its session.
 
-    A containerd that inherited NOTIFY_SOCKET would notify systemd in our place that sandboxd is ready.
+    A containerd that inherited NOTIFY_SOCKET would tell systemd that sandboxd is ready. XDG_RUNTIME_DIR is removed
+    when the user who started us logs out, and containerd's shim, which writes there for each exec, then fails.
     """
-    return {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
+    left_out = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR")
+    return {key: value for key, value in os.environ.items() if key not in left_out}
 
 
 def proxy_variables() -> tuple[str, str, str]:

@@ -314,3 +314,15 @@ def test_an_address_is_a_host_and_a_port(address: str, expected: tuple[str, int]
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     assert f"metrics.address: {address!r}" in refusal({"metrics": {"address": address}})
+
+
+def test_programs_that_outlive_us_get_nothing_that_ends_with_us_or_with_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "/run/user/1000")
+
+    passed = config.child_environment()
+
+    assert not passed.keys() & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR"}
+    assert passed["HTTPS_PROXY"] == "/run/user/1000"
