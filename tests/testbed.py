@@ -405,7 +405,8 @@ class Testbed:
 
     def _hold(self) -> Inside:
         for directory in ("stage", *_PRIVATE.values()):
-            (self.base / directory).mkdir(mode=0o755)
+            (self.base / directory).mkdir()
+            (self.base / directory).chmod(0o755)  # as everybody's /run and /var/lib are, whatever the umask
         own = {str(Path(p).resolve()) for p in (ROOT, sys.prefix, sys.base_prefix)}
         kept = [p for p in sorted(own) if p.startswith(("/run/", "/var/lib/", "/etc/", "/opt/"))]
         # setpriv ties unshare to this process, --kill-child ties the bed to unshare.

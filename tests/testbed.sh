@@ -7,6 +7,7 @@
 # /run, are copied, so that they keep their content under the overlay.
 
 base=$1 uplink=$2; shift 2
+umask 022 # the bed's /etc is for everybody, whatever whoever runs the tests gives to others
 stage=$base/stage
 mount -t tmpfs -o mode=755 stage "$stage"
 mkdir -p "$stage/cgroup" "$stage/etc" "$stage/etc-work" "$stage/opt" "$stage/opt-work" "$stage/keep"
