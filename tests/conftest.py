@@ -17,6 +17,11 @@ CURRENT_CONTAINERD = ROOT / "build" / "conformance" / "containerd" / "bin"
 StartBed = Callable[..., Testbed]
 
 
+def pytest_configure() -> None:
+    """Make temporary directories where beds are: TMPDIR may be long, and a unix socket's path holds 107 bytes."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests of the real thing fail without root: a skipped one would look like a passed one."""
     needs_root = any(item.get_closest_marker(name) for name in ("root", "e2e"))

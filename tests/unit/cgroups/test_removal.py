@@ -59,7 +59,7 @@ def as_the_kernel_does(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def cgroup(root: Path, path: str, procs: str = "", *, kill: bool = False) -> Path:
     made = root / path
     made.mkdir(parents=True)
-    (made / "cgroup.procs").write_text(procs)
+    (made / "cgroup.procs").write_text(procs, encoding="utf-8")
     if kill:
         (made / "cgroup.kill").write_text("")
     return made
