@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo import places
-from sandboxd import syscalls
+from sandboxd import mounts, syscalls
 
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 IPAM = Path("/var/lib/cni")
@@ -66,7 +66,8 @@ def restore(before: dict[str, Any]) -> list[str]:
     _remove_cgroups()
     for directory in (places.STATE, places.ROOT):
         shutil.rmtree(directory, ignore_errors=True)
-    if str(NETNS) in _mounts() and str(NETNS) not in before["mounts"] and not list(NETNS.iterdir()):
+    # Another mount of it may lie hidden below a later one of /run; ours is one more than there were.
+    if _mounts().count(str(NETNS)) > before["mounts"].count(str(NETNS)) and not list(NETNS.iterdir()):
         syscalls.umount2(str(NETNS), 0)  # umount(8) would leave /run/mount behind
     for path in sorted(_watched(), key=lambda p: len(p.parts), reverse=True):
         if str(path) not in before["directories"] and path.is_dir() and not list(path.iterdir()):
@@ -155,9 +156,8 @@ def _processes() -> list[str]:
     return sorted(found)
 
 
-def _mounts() -> set[str]:
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    return {line.split(" ", 5)[4] for line in lines}
+def _mounts() -> list[str]:
+    return [mount.point for mount in mounts.listed()]
 
 
 def _nft(kind: str) -> list[dict[str, Any]]:
