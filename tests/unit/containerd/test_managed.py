@@ -97,7 +97,10 @@ async def test_the_private_containerd_is_told_by_its_command_line(
     assert running_pid(places) == lookalike.pid
 
 
-@pytest.mark.parametrize("content", [None, "", "no number", "-1", "0", "99999999999999999999", f"{os.getpid()}\n"])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "no number", "-1", "0", "99999999999999999999", pytest.param(f"{os.getpid()}\n", id="our own")],
+)
 def test_a_missing_damaged_or_recycled_pid_is_nobody(places: Places, content: str | None) -> None:
     Path(places.state).mkdir(parents=True)
     if content is not None:

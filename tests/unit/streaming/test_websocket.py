@@ -163,24 +163,24 @@ def test_a_tunnel_carries_spdy_in_both_directions() -> None:
     assert [parsed[:2] for parsed in frames] == [("reply", 1), ("data", 1), ("goaway", 1)]
 
 
-HOSTILE: list[tuple[Callable[[], Multiplexer], bytes]] = [
-    (channels, frame(Opcode.BINARY, b"\0x", mask=False)),
-    (channels, b"\x82\xff" + (MOST_FRAME + 1).to_bytes(8, "big")),
-    (channels, b"\x82\xff" + b"\xff" * 8),
-    (channels, frame(Opcode.CONT, b"x")),
-    (channels, b"\xc2\x80\0\0\0\0"),
-    (channels, b"\x8f\x80\0\0\0\0"),
-    (channels, binary(b"\xff")),
-    (channels, binary(b"\xff\0\0")),
-    (channels, frame(Opcode.CLOSE, b"x")),
-    (lambda: channels(base64_text=True), frame(Opcode.TEXT, b"0!")),
-    (tunnel, frame(Opcode.TEXT, b"x")),
-    (tunnel, binary(b"\x80\x02\0\1\0\0\0\0")),
-    (tunnel, b"\xff\xff\xff\xff"),
-]
+HOSTILE: dict[str, tuple[Callable[[], Multiplexer], bytes]] = {
+    "not masked": (channels, frame(Opcode.BINARY, b"\0x", mask=False)),
+    "too long": (channels, b"\x82\xff" + (MOST_FRAME + 1).to_bytes(8, "big")),
+    "as long as can be said": (channels, b"\x82\xff" + b"\xff" * 8),
+    "a continuation of nothing": (channels, frame(Opcode.CONT, b"x")),
+    "a reserved bit": (channels, b"\xc2\x80\0\0\0\0"),
+    "a reserved opcode": (channels, b"\x8f\x80\0\0\0\0"),
+    "an end of no channel": (channels, binary(b"\xff")),
+    "an end of two channels": (channels, binary(b"\xff\0\0")),
+    "half a reason to close": (channels, frame(Opcode.CLOSE, b"x")),
+    "not base64": (lambda: channels(base64_text=True), frame(Opcode.TEXT, b"0!")),
+    "text in a tunnel": (tunnel, frame(Opcode.TEXT, b"x")),
+    "not SPDY/3.1": (tunnel, binary(b"\x80\x02\0\1\0\0\0\0")),
+    "every bit": (tunnel, b"\xff\xff\xff\xff"),
+}
 
 
-@pytest.mark.parametrize(("make", "attack"), HOSTILE)
+@pytest.mark.parametrize(("make", "attack"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_input_ends_the_connection(make: Callable[[], Multiplexer], attack: bytes) -> None:
     """One ProtocolError, a close frame that is not 1000, then silence."""
     mux = make()
