@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,21 +210,26 @@ class Output(io.StringIO):
         return self._terminal
 
 
-@pytest.fixture(params=["console", "json", "auto"])
-def output(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Output]:
-    """The log as `sandboxd serve` writes it at its most talkative; "auto" finds a terminal."""
+@pytest.fixture
+def outputs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Output]]:
+    """The log as `sandboxd serve` writes it at its most talkative, in every format; "auto" finds a terminal."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
-    made = Output(terminal=request.param == "auto")
-    monkeypatch.setattr(sys, "stderr", made)
-    _configure_logging(
-        configuration.merge(
-            {"daemon": {"log_format": request.param, "log_level": "debug"}}, origin="the test", flags={}
-        )
-    )
+    made = {form: Output(terminal=form == "auto") for form in ("console", "json", "auto")}
+    chains = {form: _configured(form, output, monkeypatch) for form, output in made.items()}
+    monkeypatch.setattr(sys, "stderr", made["auto"])  # for whoever does not use the log
+
+    def write(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        for form, chain in chains.items():
+            event_or_line: Any = dict(event)
+            for processor in chain:
+                event_or_line = processor(logger, method, event_or_line)
+            made[form].write(f"{event_or_line}\n")
+        raise structlog.DropEvent
+
     # Loggers are the modules', and outlive this test.
-    structlog.configure(cache_logger_on_first_use=False)
+    structlog.configure(processors=[write], cache_logger_on_first_use=False)
     try:
         yield made
     finally:
@@ -232,6 +237,15 @@ def output(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         logging.captureWarnings(False)
         root.handlers[:], root.level = before
         sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+
+
+def _configured(form: str, output: Output, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the daemon does to an event on its way to this output, the line last."""
+    sections = {"daemon": {"log_format": form, "log_level": "debug"}}
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", output)
+        _configure_logging(configuration.merge(sections, origin="the test", flags={}))
+    return list(structlog.get_config()["processors"])
 
 
 @pytest.fixture(autouse=True)
@@ -391,7 +405,7 @@ def _service(module: Any, name: str) -> Any:
 @pytest.mark.parametrize("debug", [False, True], ids=["plain", "asyncio debug"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
 async def test_what_is_private_stays_so_whatever_breaks(
-    tmp_path: Path, output: Output, fault: Callable[[object], Exception], debug: bool
+    tmp_path: Path, outputs: dict[str, Output], fault: Callable[[object], Exception], debug: bool
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(complaints.of_loop)
@@ -419,17 +433,18 @@ async def test_what_is_private_stays_so_whatever_breaks(
             assert not leaks(await site.shown())
     loop.slow_callback_duration = 60.0
 
-    log = output.getvalue()
-    assert not leaks(log)
     assert not harmless - NOTHING_BREAKS
-    if fault is not _caused:
-        assert "Traceback (most recent call last)" in log
-        assert ("[withheld]" in log) == (fault not in (_plain, _deep))
+    for form, output in outputs.items():
+        log = output.getvalue()
+        assert not leaks(log), form
+        if fault is not _caused:
+            assert "Traceback (most recent call last)" in log, form
+            assert ("[withheld]" in log) == (fault not in (_plain, _deep)), form
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
 async def test_a_job_that_nobody_waits_for_tells_no_more(
-    output: Output, fault: Callable[[object], Exception]
+    outputs: dict[str, Output], fault: Callable[[object], Exception]
 ) -> None:
     """What a request has started keeps the request's secrets, also when the request has ended."""
     jobs = Jobs()
@@ -445,5 +460,6 @@ async def test_a_job_that_nobody_waits_for_tells_no_more(
     await asyncio.create_task(call())
     await jobs.drain(SECONDS)
 
-    assert "job failed" in output.getvalue()
-    assert not leaks(output.getvalue())
+    for form, output in outputs.items():
+        assert "job failed" in output.getvalue(), form
+        assert not leaks(output.getvalue()), form
