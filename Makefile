@@ -2,7 +2,6 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-export PYTHONASYNCIODEBUG ?= 1
 PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
 BENCH_ARGS ?=
@@ -40,6 +39,9 @@ images: setup ## build the nginx and busybox archives into build/images
 conformance-tools: setup ## build crictl and a current containerd from their Go modules, where there is a Go
 	$(PY) tests/conformance/build.py
 
+# For the unit tests: a bed does not hand it on to the daemons.
+test test-quick: export PYTHONASYNCIODEBUG ?= 1
+
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
 	$(PY) -m pytest $(PYTEST_ARGS)
 
@@ -47,20 +49,20 @@ test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest tests/unit $(PYTEST_ARGS)
 
 conformance: setup-test images ## run the genuine critest on sandboxd and, beside it, on containerd's own CRI plugin
-	@PYTHONASYNCIODEBUG= $(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
+	@$(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
 
 bench-logs: setup-test images ## what container output costs the daemon's answers
-	@PYTHONASYNCIODEBUG= $(PY) -m tests.bench.logs
+	@$(PY) -m tests.bench.logs
 
 bench-pull: setup-test ## PullImage against containerd's own CRI plugin; writes build/bench/pull.json
 	$(PY) tests/conformance/build.py containerd containerd-cri
-	@PYTHONASYNCIODEBUG= $(PY) -m tests.bench.pull $(BENCH_ARGS)
+	@$(PY) -m tests.bench.pull $(BENCH_ARGS)
 
 demo: setup images ## set up what is needed, then run nginx in a pod and show each step
-	@PYTHONASYNCIODEBUG= $(PY) -m deploy.demo up
+	@$(PY) -m deploy.demo up
 
 demo-down: setup ## end the demo and leave the machine as it was
-	@PYTHONASYNCIODEBUG= $(PY) -m deploy.demo down
+	@$(PY) -m deploy.demo down
 
 clean: ## remove what was built (not the demo: that is demo-down)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

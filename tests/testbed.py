@@ -1,8 +1,8 @@
 """A host of its own for a test: containerd, sandboxd, CNI plugins and pods, and nothing of the real machine.
 
-A bed is a process that holds new network, mount and pid namespaces. Inside, /run, /var/lib, /etc/cni and /opt/cni
-are empty directories of the bed's own, /etc is a throw-away overlay, /proc and /sys show the bed, /sys/fs/cgroup
-and /dev are the machine's. Everything else (/usr, /tmp, the checkout) is the machine's file system.
+A bed is a process that holds new network, mount and pid namespaces. Inside, /run, /var/lib, /var/log, /etc/cni and
+/opt/cni are empty directories of the bed's own, /etc is a throw-away overlay, /proc and /sys show the bed,
+/sys/fs/cgroup and /dev are the machine's. Everything else (/usr, /tmp, the checkout) is the machine's file system.
 
 Rules:
 
@@ -47,7 +47,9 @@ ROOT = Path(__file__).resolve().parents[1]
 UPLINK_ADDRESS = "198.51.100.1"  # of up0, TEST-NET-2 (RFC 5737); the gateway behind it is .2
 CONFIG_FILE = "/etc/cni/sandboxd.toml"
 
-_PRIVATE = {"/run": "run", "/var/lib": "var-lib", "/etc/cni": "etc-cni", "/opt/cni": "opt-cni"}
+_PRIVATE = {"/run": "run", "/var/lib": "var-lib", "/var/log": "var-log", "/etc/cni": "etc-cni", "/opt/cni": "opt-cni"}
+# asyncio's debug mode is the Makefile's for unit tests; a daemon gets it from the test that needs it, in `env`.
+_NOT_INHERITED = ("NOTIFY_SOCKET", "PYTHONASYNCIODEBUG", "TMPDIR")
 _TOOLS = ("unshare", "nsenter", "setpriv", "catatonit", "ip", "mount")
 _CGROUPS = Path("/sys/fs/cgroup")
 _SOCKET = "/run/sandboxd/sandboxd.sock"
@@ -99,7 +101,7 @@ class Testbed:
         if os.geteuid() != 0:
             raise BedFailed("the testbed makes namespaces and mounts and needs root: run the tests as root")
         path = [*os.environ.get("PATH", "").split(":"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-        self.env = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "TMPDIR")}
+        self.env = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
         self.env["PATH"] = ":".join([*([str(containerd_bin)] if containerd_bin else []), *path])
         missing = [tool for tool in _TOOLS if shutil.which(tool, path=self.env["PATH"]) is None]
         if missing:
@@ -408,7 +410,7 @@ class Testbed:
             (self.base / directory).mkdir()
             (self.base / directory).chmod(0o755)  # as everybody's /run and /var/lib are, whatever the umask
         own = {str(Path(p).resolve()) for p in (ROOT, sys.prefix, sys.base_prefix)}
-        kept = [p for p in sorted(own) if p.startswith(("/run/", "/var/lib/", "/etc/", "/opt/"))]
+        kept = [p for p in sorted(own) if p.startswith(("/run/", "/var/lib/", "/var/log/", "/etc/", "/opt/"))]
         # setpriv ties unshare to this process, --kill-child ties the bed to unshare.
         argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork"]
         argv += ["--kill-child", "--mount-proc", "--propagation", "private"]

@@ -28,6 +28,7 @@ if [ -d /opt ]; then
     mount --bind "$base/opt-cni" /opt/cni
 fi
 mount --bind "$base/var-lib" /var/lib
+mount --bind "$base/var-log" /var/log
 mount --bind "$base/run" /run
 n=0
 for d; do n=$((n + 1)); mkdir -p "$d"; mount --move "$stage/keep/$n" "$d"; done

@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
     with Testbed() as bed:
-        bed.env["PYTHONASYNCIODEBUG"] = ""  # off ("0" would be on): what is measured is what is shipped
         bed.default_network()
         bed.start_daemon(daemon={"log_level": "info"})
         bed.load_image("busybox")

@@ -177,7 +177,6 @@ def arena(flavour: Flavour, shapes: Sequence[Shape]) -> Iterator[Arena]:
     """Bring everything up, and down again. Raises BedFailed, TimeoutError."""
     with Testbed() as bed:
         bed.env["PATH"] = ":".join([*(str(BUILT / d) for d in flavour.programs), bed.env["PATH"]])
-        bed.env["PYTHONASYNCIODEBUG"] = ""  # off ("0" would be on): what is measured is what is shipped
         bed.default_network()
         bed.env |= REGISTRY_ENV
         registry = start_registry(bed, REGISTRY_PORT)

@@ -108,7 +108,6 @@ def serving(peer: Peer, built: Path, layout: Path, log: Path) -> Iterator[Served
 
 def _bring_up(bed: Testbed, peer: Peer, built: Path, layout: Path) -> Served:
     bed.env["PATH"] = ":".join([*(str(built / d) for d in peer.programs), bed.env["PATH"]])
-    bed.env["PYTHONASYNCIODEBUG"] = ""  # off ("0" would be on): what is measured is what is shipped
     bed.default_network()
     # Nothing resolves here, so asking anybody only costs the time to give up.
     bed.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")

@@ -28,19 +28,18 @@ def empty() -> Iterator[Testbed]:
         yield bed
 
 
-def host_state() -> dict[str, list[str]]:
-    """What a bed could have changed on the machine; every name of a bed holds one of these words."""
-    words = ("sbx-", "sandboxd-test-")
+def traces_of(bed: Testbed) -> list[str]:
+    """What the machine has by the name of the bed. Other beds come and go meanwhile."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    cgroups = [str(p) for p in Path("/sys/fs/cgroup").glob("sandboxd-test-*")]
-    cgroups += [str(p) for p in Path("/sys/fs/cgroup").glob("*/sandboxd-test-*")]
-    return {
-        "links": sorted(os.listdir("/sys/class/net")),
-        "mounts": [line for line in mounts if any(word in line for word in words)],
-        "directories": sorted(str(p) for p in Path("/tmp").glob("sbx-*")),
-        "cgroups": sorted(cgroups),
-        "etc": [str(p) for p in (Path("/etc/cni"), Path("/opt/cni"), Path("/run/netns")) if p.exists()],
-    }
+    found = [line for line in mounts if bed.name in line or bed.base.name in line]
+    return found + [str(place) for place in (bed.base, *bed.cgroup_dirs()) if place.exists()]
+
+
+def planted_on_the_machine() -> list[str]:
+    """Which of the names that LEAKS gives, and beds give, exist outside of all beds."""
+    links = {"lost0", "up0", "up1"} & set(os.listdir("/sys/class/net"))
+    files = ("/etc/in-the-bed-only", "/run/lost", "/run/netns/lost", "/run/sandboxd/out", "/var/lib/sandboxd/lost")
+    return sorted(links) + [name for name in (*files, "/etc/cni", "/opt/cni") if Path(name).exists()]
 
 
 def make_cgroup(bed: Testbed) -> None:
@@ -152,7 +151,7 @@ def test_beds_do_not_see_each_other() -> None:
 
 def test_close_leaves_the_machine_as_it_was() -> None:
     """No process, link, mount, cgroup or file of a bed is left, whatever was done in it."""
-    before = host_state()
+    before = planted_on_the_machine()
     with Testbed() as bed:
         for plant, _ in LEAKS.values():
             plant(bed)
@@ -160,9 +159,10 @@ def test_close_leaves_the_machine_as_it_was() -> None:
         bed.popen(["sleep", "1000"])
         namespace = bed.pid_namespace
         assert processes_in(namespace)
+        assert len(traces_of(bed)) > 1
     assert processes_in(namespace) == []
-    assert host_state() == before
-    assert not Path("/etc/in-the-bed-only").exists()
+    assert traces_of(bed) == []
+    assert planted_on_the_machine() == before
 
 
 def test_close_may_be_repeated() -> None:
@@ -180,6 +180,20 @@ def test_files_are_the_same_inside_and_outside(empty: Testbed) -> None:
     empty.run(["sh", "-c", "echo from inside >/etc/note"])
     assert empty.path("/etc/note").read_text() == "from inside\n"
     assert not Path("/etc/note").exists()
+
+
+def test_logs_are_the_beds_own(empty: Testbed) -> None:
+    """What clients put into /var/log, as sandboxctl does, is not in the machine's."""
+    empty.run(["sh", "-euc", "mkdir /var/log/of-a-bed && echo said >/var/log/of-a-bed/log"])
+    assert empty.path("/var/log/of-a-bed/log").read_text() == "said\n"
+    assert not Path("/var/log/of-a-bed").exists()
+
+
+def test_what_unit_tests_run_with_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio's debug mode is for the test process; a daemon runs as it is shipped."""
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+    with Testbed() as bed:
+        assert bed.run(["sh", "-c", "echo ${PYTHONASYNCIODEBUG-none}"]).stdout == "none\n"
 
 
 def test_default_network_is_installed_and_described(empty: Testbed) -> None:
