@@ -9,10 +9,10 @@ PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help setup setup-test proto proto-check style types layers images test test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test proto proto-check style types layers images test test-second-containerd test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: Debian packages, and Python packages into .venv
 	@sh deploy/setup.sh
@@ -46,7 +46,10 @@ conformance-tools: setup ## build crictl and a current containerd from their Go 
 test test-quick: export PYTHONASYNCIODEBUG ?= 1
 
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
-	$(PY) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd" $(PYTEST_ARGS)
+
+test-second-containerd: setup-test images conformance-tools ## run on the current containerd what `test` runs on Debian's alone
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m second_containerd $(PYTEST_ARGS)
 
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)

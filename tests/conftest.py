@@ -16,16 +16,53 @@ CURRENT_CONTAINERD = ROOT / "build" / "conformance" / "containerd" / "bin"
 
 StartBed = Callable[..., Testbed]
 
+# What these modules see comes from containerd's own interfaces, which its versions change: images and their contents,
+# snapshots, tasks and processes, checkpoints, figures; and one whole story, for what nobody thought of. `make test`
+# runs them on both containerds, and all others on the distribution's alone: what is between us and a client, a plugin
+# or the kernel is the same on both. `make test-second-containerd` runs the rest.
+ON_BOTH = frozenset(
+    {
+        "tests/e2e/test_accounting.py",
+        "tests/e2e/test_checkpoint.py",
+        "tests/e2e/test_exec.py",
+        "tests/e2e/test_handlers.py",
+        "tests/e2e/test_hostile_images.py",
+        "tests/e2e/test_image_commands.py",
+        "tests/e2e/test_lifecycle.py",
+        "tests/e2e/test_other_users.py",
+        "tests/e2e/test_pull.py",
+        "tests/e2e/test_resources.py",
+        "tests/e2e/test_restart.py",
+        "tests/e2e/test_stats.py",
+        "tests/e2e/test_story.py",
+        "tests/e2e/test_streaming.py",
+        "tests/root/test_extract.py",
+        "tests/root/test_images_on_containerd.py",
+        "tests/root/test_user_namespaces.py",
+    }
+)
+
 
 def pytest_configure() -> None:
     """Make temporary directories where beds are: TMPDIR may be long, and a unix socket's path holds 107 bytes."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, what takes a host of its own runs first: at the end, many short modules leave no worker idle."""
+    """Mark what `make test` leaves out; side by side, run what takes a host of its own first.
+
+    At the end, many short modules leave no worker idle.
+    """
+    for item in items:
+        if _flavour(item) == "current" and item.nodeid.partition("::")[0] not in ON_BOTH:
+            item.add_marker("second_containerd")
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("root", "e2e", "conformance")))
+
+
+def _flavour(item: pytest.Item) -> str:
+    return str(item.callspec.params.get("containerd_flavour", "")) if hasattr(item, "callspec") else ""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
