@@ -10,7 +10,6 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import Any
 
 from sandboxd.containers.stdin import Stdin
 from sandboxd.errors import NotFound, NotReady
@@ -86,9 +85,9 @@ class Attached:
             if name == stream:
                 yield data
 
-    async def resize(self, size: Any) -> None:
-        """Set the terminal's size (`width` and `height` in characters)."""
-        await self._node.runtime.processes.resize(self._container.id, "", width=size.width, height=size.height)
+    async def resize(self, *, width: int, height: int) -> None:
+        """Set the terminal's size, in characters."""
+        await self._node.runtime.processes.resize(self._container.id, "", width=width, height=height)
 
     async def wait(self) -> None:
         """Returns when the container has ended."""

@@ -119,9 +119,9 @@ class Process:
         while data := await reader.read(READ_BYTES):
             yield data
 
-    async def resize(self, size: Any) -> None:
-        """Set the terminal's size (`width` and `height` in characters)."""
-        await self._node.runtime.processes.resize(self._container_id, self.id, width=size.width, height=size.height)
+    async def resize(self, *, width: int, height: int) -> None:
+        """Set the terminal's size, in characters."""
+        await self._node.runtime.processes.resize(self._container_id, self.id, width=width, height=height)
 
     async def wait(self) -> int:
         """The exit code, as soon as the process has ended; output may remain to be read then."""

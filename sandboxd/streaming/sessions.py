@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sandboxd.streaming.remotecommand import Streams, TerminalSize
+from sandboxd.streaming.remotecommand import Streams
 
 
 class Stdio(Protocol):
@@ -40,8 +40,8 @@ class Stdio(Protocol):
         """The same for errors; without a terminal only."""
         ...
 
-    async def resize(self, size: TerminalSize) -> None:
-        """Set the terminal's size; called with a terminal only, possibly after the process has ended."""
+    async def resize(self, *, width: int, height: int) -> None:
+        """Set the terminal's size, in characters. Called with a terminal only, possibly after the process ended."""
         ...
 
     async def close(self) -> None:

@@ -246,7 +246,7 @@ class Stdio:
             self._resized.clear()
             if self._size is not None:
                 try:
-                    await session.resize(self._size)
+                    await session.resize(width=self._size.width, height=self._size.height)
                 except (SandboxdError, OSError) as exc:
                     log.debug("terminal not resized", subject=self._request.subject, error=str(exc))
 

@@ -49,8 +49,8 @@ class FakeProcess:
         while (data := await pipe.get()) is not None:
             yield data
 
-    async def resize(self, size: TerminalSize) -> None:
-        await self.sizes.put(size)
+    async def resize(self, *, width: int, height: int) -> None:
+        await self.sizes.put(TerminalSize(width=width, height=height))
 
     async def wait(self) -> int:
         code = await asyncio.shield(self._task)
