@@ -31,6 +31,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     places              P    every path, key, cgroup and label that an id gives
     model               P    records and the states they compute to
     steps                    the one instrument
+    supervised               processes that outlive the daemon: started, found again, ended
     foreign_json        P    JSON of images and registries, read within bounds
     mounts  mountinfo  P     the mounts of this process; what a list of them says, and where a path leads
     jobs  config  private  syscalls  trees

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import select
-import signal
 
 import grpc
 from rich.console import Console
 
 from deploy.demo import before, places
 from deploy.demo.places import DemoError
-from deploy.demo.up import _daemon, _pid
+from deploy.demo.up import _daemon
 from sandboxd.containerd import managed
 from sandboxd.logs import process as logger
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -33,8 +30,8 @@ def down(console: Console) -> None:
     with _daemon(console) as channel:
         _remove_pods(channel)
     _stop_daemon()
-    logger.end(logger.Places(state=str(places.STATE)), STOP_SECONDS)  # the daemon may have been killed
-    asyncio.run(managed.stop(_containerd(), STOP_SECONDS))
+    logger.Places(state=str(places.STATE)).process.end(STOP_SECONDS)  # the daemon may have been killed
+    _containerd().process.end(STOP_SECONDS)
     left = before.restore(remembered)
     if left:
         raise DemoError("the demo is down, but the machine is not as it was: " + "; ".join(left))
@@ -61,13 +58,6 @@ def _remove_pods(channel: grpc.Channel) -> None:
 
 
 def _stop_daemon() -> None:
-    pid = _pid()
-    if not pid:
-        return
-    fd = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(fd, signal.SIGTERM)
-        if not select.select([fd], [], [], STOP_SECONDS)[0]:
-            raise DemoError(f"sandboxd (pid {pid}) did not end within {STOP_SECONDS:g} s; see {places.DAEMON_LOG}")
-    finally:
-        os.close(fd)
+    pid = places.DAEMON.pid()
+    if not places.DAEMON.terminate(STOP_SECONDS):
+        raise DemoError(f"sandboxd (pid {pid}) did not end within {STOP_SECONDS:g} s; see {places.DAEMON_LOG}")

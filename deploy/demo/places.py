@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandboxd.supervised import Supervised
+
 PROJECT = Path(__file__).resolve().parents[2]
 ROOT = Path("/var/lib/sandboxd-demo")
 STATE = Path("/run/sandboxd-demo")
 SOCKET = STATE / "sandboxd.sock"
 CONF_DIR = STATE / "net.d"
 DAEMON_LOG = STATE / "sandboxd.log"
-DAEMON_PID = STATE / "sandboxd.pid"
+DAEMON = Supervised(pid_file=str(STATE / "sandboxd.pid"), argument=f"--root={ROOT}")
 BEFORE = ROOT / "before.json"
 CGROUP = "sandboxd-demo"
 CONFLIST = PROJECT / "deploy" / "cni" / "10-sandboxd.conflist"

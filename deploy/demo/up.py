@@ -35,7 +35,7 @@ def up(console: Console) -> None:
         _check_range(network)
         channel = _daemon(console)
     except DemoError:
-        if not _pid():
+        if not places.DAEMON.pid():
             _forget()
         raise
     teller = Teller(console)
@@ -75,19 +75,10 @@ def _check_range(network: places.Network) -> None:
 def _daemon(console: Console) -> grpc.Channel:
     """A channel to the demo's daemon, started if it does not run."""
     channel = grpc.insecure_channel(f"unix://{places.SOCKET}")
-    if not _pid():
+    if not places.DAEMON.pid():
         places.CONF_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
         (places.CONF_DIR / places.CONFLIST.name).write_bytes(places.CONFLIST.read_bytes())
-        with open(places.DAEMON_LOG, "ab") as log:
-            process = subprocess.Popen(
-                places.daemon_command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-            )
-        places.DAEMON_PID.write_text(f"{process.pid}\n", encoding="ascii")
+        places.DAEMON.start(places.daemon_command(), log_file=str(places.DAEMON_LOG), env=os.environ)
     with console.status("starting containerd and sandboxd"):
         _wait_ready(channel)
     return channel
@@ -99,7 +90,7 @@ def _wait_ready(channel: grpc.Channel) -> None:
     deadline = time.monotonic() + START_SECONDS
     words = "it did not answer"
     while time.monotonic() < deadline:
-        if not _pid():
+        if not places.DAEMON.pid():
             tail = places.DAEMON_LOG.read_text(encoding="utf-8", errors="replace").strip()[-1500:]
             raise DemoError(f"sandboxd ended at once; the end of {places.DAEMON_LOG}:\n{tail}")
         try:
@@ -109,16 +100,6 @@ def _wait_ready(channel: grpc.Channel) -> None:
             words = str(exc.details())
         time.sleep(0.1)
     raise DemoError(f"sandboxd did not become ready in {START_SECONDS:g} s: {words}; see {places.DAEMON_LOG}")
-
-
-def _pid() -> int:
-    """The demo daemon's pid, 0 when it does not run."""
-    try:
-        pid = int(places.DAEMON_PID.read_text(encoding="ascii"))
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return 0
-    return pid if os.fsencode(f"--root={places.ROOT}") in argv else 0
 
 
 def _forget() -> None:

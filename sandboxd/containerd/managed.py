@@ -7,11 +7,8 @@ it needs on disk derives from sandboxd's own directories.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import shutil
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ import structlog
 from sandboxd import private
 from sandboxd.containerd.client import Containerd, Version
 from sandboxd.errors import NotReady, TimedOut, Unavailable
+from sandboxd.supervised import Supervised
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +62,10 @@ class Places:
     def log_file(self) -> str:
         return f"{self.state}/containerd.log"
 
+    @property
+    def process(self) -> Supervised:
+        return Supervised(pid_file=self.pid_file, argument=self.config_file)
+
 
 def configuration(places: Places) -> str:
     """The configuration file; version 2 is read by containerd 1.3 to 2.x."""
@@ -99,9 +101,9 @@ async def ensure_running(
         pass
     except TimedOut:
         # It is there and slow: ours is waited for, and there is no room for a second one.
-        if not running_pid(places):
+        if not places.process.pid():
             raise
-    if pid := running_pid(places):
+    if pid := places.process.pid():
         log.info("the private containerd is starting or stuck, waiting for it", pid=pid)
         return await client.wait_until_serving(timeout)
     path = shutil.which(binary)
@@ -113,60 +115,10 @@ async def ensure_running(
     for directory in (places.root, places.state):
         private.directory(directory, private.PASSABLE)
     private.write(places.config_file, configuration(places))
-    with open(places.log_file, "ab", opener=private.opener) as output:
-        process = await asyncio.create_subprocess_exec(
-            path,
-            "--config",
-            places.config_file,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            cwd="/",
-            env=env,
-        )
-    private.write(places.pid_file, f"{process.pid}\n")
-    log.info("private containerd started", pid=process.pid, binary=path, socket=places.socket)
+    pid = places.process.start([path, "--config", places.config_file], log_file=places.log_file, env=env)
+    log.info("private containerd started", pid=pid, binary=path, socket=places.socket)
     try:
         return await client.wait_until_serving(timeout)
     except Unavailable as exc:
         tail = Path(places.log_file).read_text(encoding="utf-8", errors="replace")[-2000:]
         raise Unavailable(f"{exc}; the end of {places.log_file}:\n{tail}") from exc
-
-
-def running_pid(places: Places) -> int:
-    """The private containerd's pid, 0 when it does not run. A recycled pid is told by its command line."""
-    try:
-        pid = int(Path(places.pid_file).read_text(encoding="ascii"))
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return 0
-    return pid if os.fsencode(places.config_file) in argv else 0
-
-
-async def stop(places: Places, timeout: float) -> bool:
-    """End the private containerd (SIGTERM, then SIGKILL after `timeout` seconds); False when none ran."""
-    pid = running_pid(places)
-    if not pid:
-        return False
-    fd = os.pidfd_open(pid)
-    try:
-        gone = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(fd, gone.set)
-        try:
-            signal.pidfd_send_signal(fd, signal.SIGTERM)
-            try:
-                async with asyncio.timeout(timeout):
-                    await gone.wait()
-            except TimeoutError:
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-                await gone.wait()
-        finally:
-            loop.remove_reader(fd)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(fd)
-    Path(places.pid_file).unlink(missing_ok=True)
-    return True

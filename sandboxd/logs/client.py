@@ -23,6 +23,7 @@ from typing import Any
 import structlog
 
 import sandboxd
+from sandboxd import supervised
 from sandboxd.errors import NotReady, TimedOut
 from sandboxd.logs import process, wire
 from sandboxd.logs.control import Control
@@ -144,11 +145,11 @@ class Logs:
         """Disconnect, because the daemon stops: the logger continues, unless it has nothing to log."""
         control, self._control = self._control, None
         if control is not None:
-            pidfd = process.pidfd(self._places)
+            pidfd = self._places.process.pidfd()
             try:
                 async with asyncio.timeout(END_SECONDS):
                     if (await control.call("leave"))["ending"] and pidfd >= 0:
-                        await asyncio.to_thread(process.gone, pidfd, END_SECONDS)
+                        await asyncio.to_thread(supervised.ended, pidfd, END_SECONDS)
             except (TimeoutError, ConnectionError, NotReady):
                 pass  # it has ended, or will end once it has been idle for long enough
             finally:
@@ -265,7 +266,7 @@ class Logs:
                     pass  # it was just ending
                 except TimeoutError:
                     log.warning("the logger does not answer, killing it")
-                    await asyncio.to_thread(process.end, self._places, END_SECONDS)
+                    await asyncio.to_thread(self._places.process.end, END_SECONDS)
                 except BaseException:
                     control.close()
                     raise
@@ -285,7 +286,7 @@ class Logs:
             except (FileNotFoundError, ConnectionRefusedError) as exc:
                 if attempt == 2:
                     raise NotReady(f"the logger cannot be reached: {exc}") from exc
-                await process.start(self._places, self._idle, self._env)
+                process.start(self._places, self._idle, self._env)
             except OSError as exc:
                 raise NotReady(f"the logger cannot be reached: {exc}") from exc
         raise AssertionError("unreachable")

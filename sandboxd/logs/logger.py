@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import Any
 
 import sandboxd
-from sandboxd import private
 from sandboxd.logs import wire
 from sandboxd.logs.connection import Connection
 from sandboxd.logs.listeners import Attached, Drained, Watching
@@ -73,11 +72,6 @@ class Logger:
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGTERM, lambda *_: self._end())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        try:
-            with open(wire.pid_file(self._path), "w", encoding="ascii", opener=private.opener) as file:
-                file.write(f"{os.getpid()}\n")
-        except OSError as exc:  # a full disk; the file only serves to end a logger that is stuck
-            _say(f"the pid file cannot be written: {exc}\n")
         while not self._ending:
             self.turn()
         # First the names, then the FIFOs, then the sockets: a daemon that sees us go cannot connect to us again.

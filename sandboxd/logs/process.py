@@ -1,15 +1,12 @@
-"""The logger as a process: find the one that runs, start one, end one.
+"""The logger as a process: where it is, and how it is started.
 
-Whoever starts it listens on the socket first and passes that on, so a started logger can be connected to at once.
+The starter listens on the socket first and passes that on, so a started logger can be connected to at once.
 There is one daemon per directory (it holds the root directory's lock), hence one starter.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import select
-import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -21,14 +18,12 @@ import structlog
 from sandboxd import private
 from sandboxd.errors import NotReady
 from sandboxd.logs.wire import pid_file
+from sandboxd.supervised import Supervised
 
 log = structlog.get_logger(__name__)
 
 _MODULE = "sandboxd.logs"
 _HOME = str(Path(__file__).parents[2])  # where that module is found, installed or not
-# Not a child of ours: asyncio kills the children that still run when their loop is collected.
-# A shell gives what it starts in the background an empty standard input, unless it is told otherwise.
-_ORPHAN = 'exec 3<&0; exec "$@" <&3 3<&- &'
 BACKLOG = 128
 
 
@@ -50,33 +45,26 @@ class Places:
     def log_file(self) -> str:
         return f"{self.state}/logger.log"
 
+    @property
+    def process(self) -> Supervised:
+        return Supervised(pid_file=self.pid_file, argument=self.socket)
 
-async def start(places: Places, idle_seconds: float, env: Mapping[str, str]) -> None:
+
+def start(places: Places, idle_seconds: float, env: Mapping[str, str]) -> None:
     """Start a logger; it can be connected to at once. The one before must have ended.
 
     Raises NotReady.
     """
     try:
         listener = _listen(places.socket)
-        with listener, open(places.log_file, "ab", opener=private.opener) as output:
-            shell = await asyncio.create_subprocess_exec(
-                "/bin/sh",
-                "-c",
-                _ORPHAN,
-                "sh",
-                sys.executable,
-                "-m",
-                _MODULE,
-                places.socket,
-                f"{idle_seconds:g}",
-                stdin=listener.fileno(),
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                cwd=_HOME,
+        with listener:
+            places.process.start(
+                [sys.executable, "-m", _MODULE, places.socket, f"{idle_seconds:g}"],
+                log_file=places.log_file,
                 env=env,
+                cwd=_HOME,
+                stdin=listener.fileno(),
             )
-            await shell.wait()
     except OSError as exc:
         raise NotReady(f"the logger cannot be started: {exc}") from exc
     log.info("logger started", socket=places.socket)
@@ -96,47 +84,3 @@ def _listen(path: str) -> socket.socket:
     finally:
         os.umask(before)
     return listener
-
-
-def running_pid(places: Places) -> int:
-    """The logger's pid, 0 when it does not run. A recycled pid is told by its command line."""
-    try:
-        pid = int(Path(places.pid_file).read_text(encoding="ascii"))
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return 0
-    return pid if os.fsencode(places.socket) in argv else 0
-
-
-def pidfd(places: Places) -> int:
-    """A descriptor of the logger that runs (pidfd_open(2)), -1 when it does not; the caller closes it."""
-    pid = running_pid(places)
-    try:
-        return os.pidfd_open(pid) if pid else -1
-    except ProcessLookupError:
-        return -1
-
-
-def gone(fd: int, timeout: float) -> bool:
-    """Whether a process ends within `timeout` seconds. Blocks."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
-
-
-def end(places: Places, timeout: float) -> bool:
-    """End the logger that runs (SIGTERM, then SIGKILL after `timeout` seconds); False when none did. Blocks."""
-    fd = pidfd(places)
-    if fd < 0:
-        return False
-    try:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(fd, number)
-            if gone(fd, timeout):
-                break
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(fd)
-    Path(places.pid_file).unlink(missing_ok=True)  # it was killed, or it has done so itself
-    return True

@@ -41,7 +41,7 @@ HEAD_BYTES = _HEAD.size
 
 
 def pid_file(socket: str) -> str:
-    """Where the logger that listens on `socket` writes its pid."""
+    """The pid file of the logger that listens on `socket`."""
     return f"{socket.removesuffix('.sock')}.pid"
 
 

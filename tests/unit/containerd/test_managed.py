@@ -9,14 +9,13 @@ import sys
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.containerd.client import Containerd, Version
-from sandboxd.containerd.managed import Places, configuration, ensure_running, running_pid, stop
+from sandboxd.containerd.managed import Places, configuration, ensure_running
 from sandboxd.errors import NotReady, TimedOut, Unavailable
 
 _PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20).map("/".__add__)
@@ -94,7 +93,7 @@ def test_any_path_is_written_so_that_it_is_read_back(root: str, state: str, sock
 async def test_the_private_containerd_is_told_by_its_command_line(
     places: Places, lookalike: asyncio.subprocess.Process
 ) -> None:
-    assert running_pid(places) == lookalike.pid
+    assert places.process.pid() == lookalike.pid
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_a_missing_damaged_or_recycled_pid_is_nobody(places: Places, content: st
     if content is not None:
         Path(places.pid_file).write_text(content)
 
-    assert running_pid(places) == 0
+    assert places.process.pid() == 0
 
 
 async def test_one_of_other_places_is_not_ours(
@@ -116,8 +115,8 @@ async def test_one_of_other_places_is_not_ours(
     Path(other.state).mkdir()
     Path(other.pid_file).write_text(f"{lookalike.pid}\n")
 
-    assert running_pid(other) == 0
-    assert await stop(other, 1) is False
+    assert other.process.pid() == 0
+    assert other.process.end(1) is False
     assert lookalike.returncode is None
 
 
@@ -125,16 +124,16 @@ async def test_one_that_has_ended_is_nobody(places: Places, lookalike: asyncio.s
     lookalike.kill()
     await lookalike.wait()
 
-    assert running_pid(places) == 0
-    assert await stop(places, 1) is False
+    assert places.process.pid() == 0
+    assert places.process.end(1) is False
 
 
 async def test_stop_ends_it_and_forgets_its_pid(places: Places, lookalike: asyncio.subprocess.Process) -> None:
-    assert await stop(places, 30) is True
+    assert places.process.end(30) is True
 
     assert await lookalike.wait() == -signal.SIGTERM
     assert not Path(places.pid_file).exists()
-    assert await stop(places, 30) is False
+    assert places.process.end(30) is False
 
 
 async def test_one_that_does_not_listen_is_killed(places: Places) -> None:
@@ -147,7 +146,7 @@ async def test_one_that_does_not_listen_is_killed(places: Places) -> None:
     assert process.stdout is not None
     await process.stdout.readline()
 
-    assert await stop(places, 0.05) is True
+    assert places.process.end(0.05) is True
 
     assert await process.wait() == -signal.SIGKILL
 
@@ -179,30 +178,19 @@ async def test_a_missing_binary_says_what_to_install(places: Places) -> None:
         await ensure_running(Answers(Unavailable("no")), "no-such-binary", places, 1, {})
 
 
-async def test_one_that_does_not_come_up_shows_the_end_of_its_log(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Places, tmp_path: Path) -> None:
     binary = tmp_path / "containerd"
-    binary.write_text('#!/bin/sh\necho "$1 $2: no such plugin" >&2\nexec sleep 60\n')
+    binary.write_text('#!/bin/sh\necho "$1 $2: no such plugin" >&2\nread -r _ < "$0.fifo"\n')
     binary.chmod(0o755)
+    os.mkfifo(f"{binary}.fifo")
     client = Answers(Unavailable("no"), Unavailable("not within 1 s"))
-    started: list[asyncio.subprocess.Process] = []
-    start = asyncio.create_subprocess_exec
-
-    async def remember(*command: Any, **options: Any) -> asyncio.subprocess.Process:
-        started.append(await start(*command, **options))
-        return started[0]
-
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", remember)
     try:
         with pytest.raises(Unavailable, match=r"not within 1 s; the end of .*containerd\.log"):
             await ensure_running(client, str(binary), places, 1, {})
 
-        pid = started[0].pid
+        pid = places.process.pid()
         assert Path(places.pid_file).read_text() == f"{pid}\n"
         assert tomllib.loads(Path(places.config_file).read_text())["root"] == places.root
         assert os.getsid(pid) == pid  # what is sent to the daemon's group does not reach it
     finally:
-        for process in started:
-            process.kill()
-            await process.wait()
+        assert places.process.end(30)

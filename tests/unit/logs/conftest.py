@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.logs.process import Places, end
+from sandboxd.logs.process import Places
 
 
 @pytest.fixture
@@ -17,4 +17,4 @@ def places(tmp_path: Path) -> Iterator[Places]:
     made = Places(state=str(tmp_path / "state"))
     os.mkdir(made.state)
     yield made
-    end(made, 10)
+    made.process.end(10)

@@ -8,18 +8,18 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
 
 from sandboxd.errors import NotReady
-from sandboxd.logs import process, wire
+from sandboxd.logs import wire
 from sandboxd.logs.client import Logs, make_fifos
 from sandboxd.logs.control import Control
-from sandboxd.logs.process import Places, running_pid
+from sandboxd.logs.process import Places
 from sandboxd.logs.reader import read
+from sandboxd.supervised import Supervised
 from tests.unit.logs.shim import Writer, descriptors, texts
 
 
@@ -78,7 +78,7 @@ def crash(logs: Logs) -> None:
 async def kill(logs: Logs, places: Places) -> None:
     """SIGKILL the logger; returns when the daemon has seen it."""
     assert logs._control is not None
-    os.kill(running_pid(places), signal.SIGKILL)
+    os.kill(places.process.pid(), signal.SIGKILL)
     await logs._control.lost.wait()
 
 
@@ -151,7 +151,7 @@ async def test_a_killed_daemons_successor_goes_on_and_nobody_noticed(
     await logs.open("c", output.fifos, output.log)
     output.write(b"one\nhalf of ")
     await output.logged(logs, 1)
-    pid = running_pid(places)
+    pid = places.process.pid()
     crash(logs)
     output.write(b"two\nthree\n")
     later = daemon(places)
@@ -160,7 +160,7 @@ async def test_a_killed_daemons_successor_goes_on_and_nobody_noticed(
     await later.drain("c", 30)
 
     assert texts(output.log) == [b"one", b"half of two", b"three"]
-    assert running_pid(places) == pid
+    assert places.process.pid() == pid
     await later.leave()
 
 
@@ -214,18 +214,19 @@ async def test_a_stuck_logger_is_killed_and_replaced(
     logs: Logs, output: Output, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await logs.open("c", output.fifos, output.log)
-    pid = running_pid(places)
+    pid = places.process.pid()
     crash(logs)
     os.kill(pid, signal.SIGSTOP)
     ended: list[bool] = []
+    really_end = Supervised.end
 
-    def end(at: Places, _: float) -> bool:
+    def end(stuck: Supervised, _: float) -> bool:
         monkeypatch.setattr("sandboxd.logs.client.HELLO_SECONDS", 30)  # the next one is not stuck
-        ended.append(process.end(at, 0.01))
+        ended.append(really_end(stuck, 0.01))
         return True
 
     monkeypatch.setattr("sandboxd.logs.client.HELLO_SECONDS", 0.05)
-    monkeypatch.setattr("sandboxd.logs.client.process", SimpleNamespace(**{**vars(process), "end": end}))
+    monkeypatch.setattr(Supervised, "end", end)
     later = daemon(places)
     output.write(b"one\n")
     await later.open("c", output.fifos, output.log, resume=True)
@@ -234,7 +235,7 @@ async def test_a_stuck_logger_is_killed_and_replaced(
     await later.drain("c", 30)
 
     assert texts(output.log) == [b"one"]
-    assert running_pid(places) != pid
+    assert places.process.pid() != pid
     await later.leave()
 
 
@@ -244,19 +245,19 @@ async def test_a_logger_of_another_version_is_replaced_without_losing_or_splitti
     await logs.open("c", output.fifos, output.log)
     output.write(b"one\nhalf of ")
     await output.logged(logs, 1)
-    pid = running_pid(places)
+    pid = places.process.pid()
     crash(logs)
     call = Control.call
 
     async def aged(control: Control, op: str, **fields: Any) -> dict[str, Any]:
         answer = await call(control, op, **fields)
-        return {**answer, "version": "0.0.1"} if op == "hello" and running_pid(places) == pid else answer
+        return {**answer, "version": "0.0.1"} if op == "hello" and places.process.pid() == pid else answer
 
     monkeypatch.setattr(Control, "call", aged)
     later = daemon(places)
     output.write(b"two\n")
     await later.connect()
-    assert running_pid(places) not in (0, pid)
+    assert places.process.pid() not in (0, pid)
     output.write(b"three\n")
     output.end()  # before the daemon has come to this container
     await later.open("c", output.fifos, output.log, resume=True)
@@ -286,11 +287,11 @@ async def test_what_the_daemon_does_not_know_any_more_is_let_go(
 
 async def test_the_logger_ends_with_a_daemon_that_leaves_it_nothing_to_log(logs: Logs, places: Places) -> None:
     await logs.connect()
-    assert running_pid(places)
+    assert places.process.pid()
     await logs.leave()
     await logs.leave()
 
-    assert running_pid(places) == 0
+    assert places.process.pid() == 0
     assert os.listdir(places.state) == ["logger.log"]
 
 
@@ -298,11 +299,11 @@ async def test_the_logger_stays_when_a_daemon_leaves_it_something_to_log(
     logs: Logs, output: Output, places: Places
 ) -> None:
     await logs.open("c", output.fifos, output.log)
-    before = running_pid(places)
+    before = places.process.pid()
     await logs.leave()
     output.write(b"one\n")
 
-    assert running_pid(places) == before
+    assert places.process.pid() == before
     await logs.open("c", output.fifos, output.log, resume=True)
     output.end()
     await logs.drain("c", 30)
@@ -313,11 +314,11 @@ async def test_keeping_up_starts_it_again(logs: Logs, places: Places, monkeypatc
     monkeypatch.setattr("sandboxd.logs.client.STEADY_SECONDS", 0.0)
     await logs.connect()
     keeping = asyncio.gather(logs.keep_up())
-    first = running_pid(places)
+    first = places.process.pid()
     await kill(logs, places)
     await logs.connect()
 
-    assert running_pid(places) not in (0, first)
+    assert places.process.pid() not in (0, first)
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping

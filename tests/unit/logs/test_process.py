@@ -11,7 +11,8 @@ import pytest
 
 from sandboxd.errors import NotReady
 from sandboxd.logs import wire
-from sandboxd.logs.process import Places, end, gone, pidfd, running_pid, start
+from sandboxd.logs.process import Places, start
+from sandboxd.supervised import ended
 
 ENV = dict(os.environ)
 
@@ -25,10 +26,10 @@ def hello(places: Places) -> tuple[socket.socket, bytes]:
     return client, client.recv(1 << 16)
 
 
-async def test_a_started_logger_can_be_connected_to_at_once_and_is_found_by_its_pid(places: Places) -> None:
-    await start(places, 30.0, ENV)
+def test_a_started_logger_can_be_connected_to_at_once_and_is_found_by_its_pid(places: Places) -> None:
+    start(places, 30.0, ENV)
     client, answer = hello(places)
-    pid = running_pid(places)
+    pid = places.process.pid()
     with client:
         assert b'"protocol":1' in answer
         assert pid
@@ -37,11 +38,11 @@ async def test_a_started_logger_can_be_connected_to_at_once_and_is_found_by_its_
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 
-async def test_it_is_small(places: Places) -> None:
+def test_it_is_small(places: Places) -> None:
     """No asyncio, no grpc, nothing that the daemon is made of: it may have to live when memory is short."""
-    await start(places, 30.0, ENV)
+    start(places, 30.0, ENV)
     client, _ = hello(places)
-    pid = running_pid(places)
+    pid = places.process.pid()
     with client:
         maps = Path(f"/proc/{pid}/maps").read_text()
         status = Path(f"/proc/{pid}/status").read_text()
@@ -50,33 +51,33 @@ async def test_it_is_small(places: Places) -> None:
     assert rss < 20_000  # kB; what it is made of needs 14 MB, asyncio alone would add 7
 
 
-async def test_sigterm_ends_it_and_takes_its_files_away(places: Places) -> None:
-    await start(places, 30.0, ENV)
+def test_sigterm_ends_it_and_takes_its_files_away(places: Places) -> None:
+    start(places, 30.0, ENV)
     client, _ = hello(places)
-    fd = pidfd(places)
+    fd = places.process.pidfd()
     with client:
-        assert end(places, 30)
+        assert places.process.end(30)
         assert client.recv(1) == b""
-    assert gone(fd, 30)
+    assert ended(fd, 30)
     os.close(fd)
     assert not os.path.exists(places.socket) and not os.path.exists(places.pid_file)
-    assert not end(places, 30)
+    assert not places.process.end(30)
 
 
-async def test_one_that_is_stuck_is_killed(places: Places) -> None:
-    await start(places, 30.0, ENV)
+def test_one_that_is_stuck_is_killed(places: Places) -> None:
+    start(places, 30.0, ENV)
     client, _ = hello(places)
-    pid = running_pid(places)
-    fd = pidfd(places)
+    pid = places.process.pid()
+    fd = places.process.pidfd()
     with client:
         os.kill(pid, signal.SIGSTOP)
-        assert end(places, 0.01)
-    assert gone(fd, 30)
+        assert places.process.end(0.01)
+    assert ended(fd, 30)
     os.close(fd)
 
 
-async def test_it_ends_by_itself_when_nobody_comes(places: Places) -> None:
-    await start(places, 0.05, ENV)
+def test_it_ends_by_itself_when_nobody_comes(places: Places) -> None:
+    start(places, 0.05, ENV)
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
         client.connect(places.socket)
@@ -85,17 +86,17 @@ async def test_it_ends_by_itself_when_nobody_comes(places: Places) -> None:
     assert not os.path.exists(places.socket)
 
 
-async def test_a_socket_that_a_killed_one_left_is_replaced(places: Places) -> None:
-    await start(places, 30.0, ENV)
+def test_a_socket_that_a_killed_one_left_is_replaced(places: Places) -> None:
+    start(places, 30.0, ENV)
     client, _ = hello(places)
     client.close()
-    fd = pidfd(places)
+    fd = places.process.pidfd()
     signal.pidfd_send_signal(fd, signal.SIGKILL)
-    assert gone(fd, 30)
+    assert ended(fd, 30)
     os.close(fd)
-    assert running_pid(places) == 0
+    assert places.process.pid() == 0
 
-    await start(places, 30.0, ENV)
+    start(places, 30.0, ENV)
     client, answer = hello(places)
     client.close()
     assert answer
@@ -103,12 +104,12 @@ async def test_a_socket_that_a_killed_one_left_is_replaced(places: Places) -> No
 
 def test_a_recycled_pid_is_not_the_logger(places: Places) -> None:
     Path(places.pid_file).write_text(f"{os.getpid()}\n")
-    assert running_pid(places) == 0
+    assert places.process.pid() == 0
     Path(places.pid_file).write_text("nonsense")
-    assert running_pid(places) == 0
+    assert places.process.pid() == 0
 
 
-async def test_a_directory_that_cannot_be_used_is_not_ready(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_used_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotReady, match="the logger cannot be started"):
-        await start(Places(state=str(tmp_path / "file")), 30.0, ENV)
+        start(Places(state=str(tmp_path / "file")), 30.0, ENV)
