@@ -34,6 +34,7 @@ tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clo
     supervised               processes that outlive the daemon: started, found again, ended
     foreign_json        P    JSON of images and registries, read within bounds
     mounts  mountinfo  P     the mounts of this process; what a list of them says, and where a path leads
+    remembered               answers that hold until a program, or the machine, changes
     jobs  config  private  syscalls  trees
                              owned background work; every default; who may reach our files; the only ctypes; walking
                              and removing what images and containers made

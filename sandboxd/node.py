@@ -22,6 +22,7 @@ from sandboxd.logs.client import Logs
 from sandboxd.model import Attachment
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
+from sandboxd.remembered import Remembered
 
 
 class Netns(Protocol):
@@ -140,10 +141,11 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What this machine is, and its control groups."""
+    """What this machine is and can."""
 
     facts: HostFacts
     cgroups: Cgroups = field(default_factory=Cgroups)
+    remembered: Remembered = field(default_factory=Remembered)  # what its programs and its kernel were asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from sandboxd import steps
+from sandboxd import remembered, steps
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, from_json
 from sandboxd.cni.gate import Gates
 from sandboxd.cni.lookup import find, preflight
@@ -37,6 +37,7 @@ from sandboxd.cni.result import (
 from sandboxd.cni.strict_json import load_object
 from sandboxd.errors import InvalidRequest, NotReady, PluginFailed, SandboxdError
 from sandboxd.model import Attachment
+from sandboxd.remembered import Remembered
 from sandboxd.steps import PluginExecution
 
 # Plugins look up iptables, nft and the like by name.
@@ -56,7 +57,7 @@ class Invoker:
         self._timeout = timeout
         self._slots = asyncio.Semaphore(concurrency)
         self._gates = Gates()
-        self._versions: dict[tuple[str, int, int, int], frozenset[str]] = {}
+        self._remembered = Remembered()
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
         """Find every binary and settle the version, before anything is created.
@@ -192,13 +193,10 @@ class Invoker:
     async def version(self, binary: str) -> frozenset[str]:
         """The spec versions that a plugin speaks, remembered for as long as its file stays the same."""
         try:
-            stat = os.stat(binary)
+            file = remembered.version(binary)
         except OSError as exc:
             raise NotReady(f"CNI plugin {binary} cannot be read: {exc.strerror}") from exc
-        identity = (binary, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if identity not in self._versions:
-            self._versions[identity] = await self._ask_version(binary)
-        return self._versions[identity]
+        return await self._remembered.answer(binary, lambda: self._ask_version(binary), version=file)
 
     async def _ask_version(self, binary: str) -> frozenset[str]:
         type_ = os.path.basename(binary)

@@ -12,9 +12,7 @@ import json
 import os
 import re
 import shutil
-import time
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import structlog
@@ -28,6 +26,7 @@ from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import linux
 from sandboxd.oci import userns as oci_userns
+from sandboxd.remembered import version
 
 log = structlog.get_logger(__name__)
 
@@ -51,11 +50,6 @@ class Features:
     recursive_read_only: bool = False
     user_namespaces: bool = False
     no_user_namespaces: str = ""  # why not
-
-
-_Identity = tuple[str, int, int, int]
-_asked: dict[_Identity, Abilities] = {}
-_silent: dict[_Identity, float] = {}  # until when it is not asked again (time.monotonic)
 
 
 async def ask_all(node: Node) -> None:
@@ -151,25 +145,25 @@ async def _abilities(node: Node, binary: str) -> Abilities | None:
     if path is None:
         return None
     try:
-        stat = os.stat(path)
+        file = version(path)
     except OSError:
         return None  # replaced at this moment
-    identity = (path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    if identity not in _asked:
-        async with node.jobs.exclusive(f"features:{path}"):
-            if identity not in _asked and _silent.get(identity, 0.0) <= time.monotonic():
-                await _ask(path, identity)
-    return _asked.get(identity)
+    try:
+        return await node.machine.remembered.answer(
+            ("features", path), lambda: _ask(path), version=file, error_seconds=AGAIN_SECONDS
+        )
+    except (OSError, TimeoutError):
+        return None
 
 
-async def _ask(path: str, identity: _Identity) -> None:
+async def _ask(path: str) -> Abilities:
     try:
         status, output, _ = await programs.ask((path, "features"), ASK_SECONDS)
-        _asked[identity] = parse(output if status == 0 else b"")
     except (OSError, TimeoutError) as exc:
-        _silent[identity] = time.monotonic() + AGAIN_SECONDS
         words = str(exc) or type(exc).__name__
         log.warning("an OCI runtime could not be asked for its features", binary=path, error=words)
+        raise
+    return parse(output if status == 0 else b"")
 
 
 async def _no_user_namespaces(node: Node, binary: str, known: Abilities) -> str:
@@ -185,7 +179,6 @@ async def _no_user_namespaces(node: Node, binary: str, known: Abilities) -> str:
     return await userns.probe(node)
 
 
-@cache
 def kernel_has_mount_setattr() -> bool:
     """Whether mounts can be made read-only recursively: mount_setattr(2), Linux 5.12."""
     try:

@@ -27,8 +27,6 @@ from sandboxd.oci import userns
 from sandboxd.oci.userns import IdMap
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-_probed: dict[str, str] = {}  # what was found to be wrong, by directory
-
 
 async def create(node: Node, sandbox: SandboxRecord, ids: IdMap) -> None:
     """Make the pod's user namespace, and with it the network namespace that it owns. Raises NotReady; clean then."""
@@ -192,14 +190,15 @@ def unstage(node: Node, object_id: str) -> None:
 async def probe(node: Node) -> str:
     """Map a directory of the daemon's, once, to see whether it works: "", or the kernel's words."""
     directory = node.config.daemon.root
-    async with node.jobs.exclusive("userns-probe"):
-        if directory not in _probed:
-            try:
-                await _probe(node, directory)
-                _probed[directory] = ""
-            except SandboxdError as exc:
-                _probed[directory] = str(exc)
-    return _probed[directory]
+
+    async def ask() -> str:
+        try:
+            await _probe(node, directory)
+        except SandboxdError as exc:
+            return str(exc)
+        return ""
+
+    return await node.machine.remembered.answer(("idmapped mounts", directory), ask)
 
 
 async def _probe(node: Node, directory: str) -> None:

@@ -16,6 +16,7 @@ from sandboxd.model import Attachment, AttachmentState, ContainerRecord, Sandbox
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
+from sandboxd.remembered import Remembered
 
 POD, CONTAINER = "pod", "container"
 
@@ -72,7 +73,9 @@ def fake_node(directory: Path, faults: Faults, tasks: dict[str, Task] | None = N
             images=Resource(faults, "images"),
             logs=Resource(faults, "logs"),
             places=Places.of(config),
-            machine=SimpleNamespace(facts=None, cgroups=SimpleNamespace(oom_kills=lambda path: None)),
+            machine=SimpleNamespace(
+                remembered=Remembered(), facts=None, cgroups=SimpleNamespace(oom_kills=lambda path: None)
+            ),
         ),
     )
 

@@ -21,13 +21,13 @@ from sandboxd import netns
 from sandboxd.config import Config, Daemon
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
-from sandboxd.jobs import Jobs
 from sandboxd.machine import userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci.userns import IdMap, Range
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
+from sandboxd.remembered import Remembered
 
 pytestmark = pytest.mark.root
 
@@ -69,7 +69,10 @@ def node(directory: str) -> Node:
     config = Config(daemon=Daemon(root=directory, state=f"{directory}/state"))
     places = Places.of(config)
     Path(places.sandbox(SANDBOX.id)).mkdir(parents=True)
-    return cast(Node, SimpleNamespace(config=config, places=places, netns=netns, jobs=Jobs()))
+    return cast(
+        Node,
+        SimpleNamespace(config=config, places=places, netns=netns, machine=SimpleNamespace(remembered=Remembered())),
+    )
 
 
 async def owns_its_network(directory: str) -> None:
@@ -204,7 +207,7 @@ async def probed(directory: str) -> None:
     assert os.listdir(machine.config.daemon.state) == ["sandboxes"]
     other = node(f"{directory}/other")
     output("mount", "-t", "proc", "proc", f"{directory}/other/state")
-    bad = cast(Any, SimpleNamespace(netns=netns, jobs=Jobs()))
+    bad = cast(Any, SimpleNamespace(netns=netns, machine=SimpleNamespace(remembered=Remembered())))
     bad.config = Config(daemon=Daemon(root=other.config.daemon.state, state=f"{directory}/state"))
     bad.places = Places.of(bad.config)
     assert "does not support idmapped mounts" in await userns.probe(bad)

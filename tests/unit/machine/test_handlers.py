@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from sandboxd.config import Config, Handler, Runtime
-from sandboxd.jobs import Jobs
 from sandboxd.machine import handlers, programs, userns
 from sandboxd.machine.handlers import Abilities
 from sandboxd.node import Node
+from sandboxd.remembered import Remembered
 
-HOST = cast(Node, SimpleNamespace(jobs=Jobs()))
 ANSWER = '{"mountOptions": ["ro", "rro"], "linux": {"namespaces": ["mount", "user"]}}'
 
 
@@ -28,6 +27,11 @@ def capable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(userns, "probe", probe)
     monkeypatch.setattr(handlers, "kernel_has_mount_setattr", lambda: True)
     monkeypatch.setattr(handlers, "kernel_maps_overlays", lambda release: True)
+
+
+@pytest.fixture
+def node() -> Node:
+    return cast(Node, SimpleNamespace(machine=SimpleNamespace(remembered=Remembered())))
 
 
 @pytest.fixture
@@ -75,36 +79,36 @@ def test_overlays_of_mapped_layers_take_a_kernel(monkeypatch: pytest.MonkeyPatch
     assert handlers.kernel_maps_overlays(release) == able
 
 
-async def test_a_runtime_is_asked_once_until_its_file_changes(runtime: Path, tmp_path: Path) -> None:
+async def test_a_runtime_is_asked_once_until_its_file_changes(node: Node, runtime: Path, tmp_path: Path) -> None:
     handler = Handler(binary=str(runtime))
     for _ in range(3):
-        found = await handlers.features(HOST, handler)
+        found = await handlers.features(node, handler)
         assert (found.recursive_read_only, found.user_namespaces) == (True, True)
     assert (tmp_path / "asked").read_text() == "asked\n"
     script(runtime, "echo '{\"mountOptions\": []}'")
-    found = await handlers.features(HOST, handler)
+    found = await handlers.features(node, handler)
     assert (found.recursive_read_only, found.user_namespaces) == (False, False)
     assert found.no_user_namespaces == f"{runtime} does not say that it knows user namespaces"
 
 
-async def test_a_runtime_that_fails_at_it_knows_nothing(tmp_path: Path) -> None:
+async def test_a_runtime_that_fails_at_it_knows_nothing(node: Node, tmp_path: Path) -> None:
     handler = Handler(binary=str(script(tmp_path / "runtime", f"echo '{ANSWER}'; exit 1")))
-    found = await handlers.features(HOST, handler)
+    found = await handlers.features(node, handler)
     assert (found.recursive_read_only, found.user_namespaces) == (False, False)
 
 
-async def test_a_runtime_that_is_not_there_or_cannot_run_offers_nothing(tmp_path: Path) -> None:
+async def test_a_runtime_that_is_not_there_or_cannot_run_offers_nothing(node: Node, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/no/such/interpreter\n")
     broken.chmod(0o755)
     for binary in ("/no/such/runtime", str(broken)):
-        found = await handlers.features(HOST, Handler(binary=binary))
+        found = await handlers.features(node, Handler(binary=binary))
         assert (found.recursive_read_only, found.user_namespaces) == (False, False)
         assert found.no_user_namespaces
 
 
 async def test_a_runtime_that_does_not_answer_is_waited_for_once_and_asked_again_later(
-    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: Node, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
 
@@ -112,52 +116,57 @@ async def test_a_runtime_that_does_not_answer_is_waited_for_once_and_asked_again
         waited.append(seconds)
         raise TimeoutError
 
+    now = 0.0
+    cast(Any, node).machine.remembered = Remembered(lambda: now)
     with monkeypatch.context() as patch:
         patch.setattr(programs, "ask", silent)
         for _ in range(3):
             assert (
-                "cannot be asked" in (await handlers.features(HOST, Handler(binary=str(runtime)))).no_user_namespaces
+                "cannot be asked" in (await handlers.features(node, Handler(binary=str(runtime)))).no_user_namespaces
             )
     assert waited == [handlers.ASK_SECONDS]
-    monkeypatch.setattr(handlers, "_silent", dict.fromkeys(handlers._silent, 0.0))
-    assert (await handlers.features(HOST, Handler(binary=str(runtime)))).user_namespaces
+    now = handlers.AGAIN_SECONDS
+    assert (await handlers.features(node, Handler(binary=str(runtime)))).user_namespaces
 
 
-async def test_those_who_ask_at_once_share_the_answer(runtime: Path, tmp_path: Path) -> None:
+async def test_those_who_ask_at_once_share_the_answer(node: Node, runtime: Path, tmp_path: Path) -> None:
     handler = Handler(binary=str(runtime))
-    found = await asyncio.gather(*(handlers.recursive_read_only(HOST, handler) for _ in range(5)))
+    found = await asyncio.gather(*(handlers.recursive_read_only(node, handler) for _ in range(5)))
     assert found == [True] * 5
     assert (tmp_path / "asked").read_text() == "asked\n"
 
 
-async def test_all_handlers_are_known_before_anybody_asks(runtime: Path, tmp_path: Path) -> None:
+async def test_all_handlers_are_known_before_anybody_asks(node: Node, runtime: Path, tmp_path: Path) -> None:
     config = Config(runtime=Runtime(default_handler="a", handlers={"a": Handler(binary=str(runtime))}))
-    await handlers.ask_all(cast(Node, SimpleNamespace(config=config, jobs=Jobs())))
-    await handlers.features(HOST, Handler(binary=str(runtime)))
+    cast(Any, node).config = config
+    await handlers.ask_all(node)
+    await handlers.features(node, Handler(binary=str(runtime)))
     assert (tmp_path / "asked").read_text() == "asked\n"
 
 
-async def test_a_shim_that_cannot_be_asked_offers_nothing() -> None:
-    found = await handlers.features(HOST, Handler(type="io.containerd.kata.v2"))
+async def test_a_shim_that_cannot_be_asked_offers_nothing(node: Node) -> None:
+    found = await handlers.features(node, Handler(type="io.containerd.kata.v2"))
     assert not found.recursive_read_only
     assert found.no_user_namespaces == "the shim io.containerd.kata.v2 does not tell what it can do"
 
 
-async def test_what_the_kernel_lacks_no_runtime_can_offer(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_kernel_lacks_no_runtime_can_offer(
+    node: Node, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handler = Handler(binary=str(runtime))
     monkeypatch.setattr(handlers, "kernel_has_mount_setattr", lambda: False)
-    assert not (await handlers.features(HOST, handler)).recursive_read_only
+    assert not (await handlers.features(node, handler)).recursive_read_only
     monkeypatch.setattr(handlers, "kernel_maps_overlays", lambda release: False)
-    assert "that takes 5.19" in (await handlers.features(HOST, handler)).no_user_namespaces
+    assert "that takes 5.19" in (await handlers.features(node, handler)).no_user_namespaces
 
 
 async def test_a_file_system_that_cannot_map_ids_is_the_reason(
-    runtime: Path, monkeypatch: pytest.MonkeyPatch
+    node: Node, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def probe(node: Node) -> str:
         return "the file system of /x does not support idmapped mounts"
 
     monkeypatch.setattr(userns, "probe", probe)
-    found = await handlers.features(HOST, Handler(binary=str(runtime)))
+    found = await handlers.features(node, Handler(binary=str(runtime)))
     assert found.recursive_read_only
-    assert (found.user_namespaces, found.no_user_namespaces) == (False, await probe(HOST))
+    assert (found.user_namespaces, found.no_user_namespaces) == (False, await probe(node))
