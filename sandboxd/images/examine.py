@@ -14,7 +14,7 @@ import io
 import threading
 from collections import deque
 from concurrent.futures import Executor, Future
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, cast
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.oci import layers
@@ -24,11 +24,22 @@ AHEAD = 16 << 20  # bytes; what one layer alone may have waiting
 LEAST_AHEAD = 4 << 20
 
 
+class Backlog:
+    """What all layers under way may have waiting for their threads; each has the same share."""
+
+    def __init__(self) -> None:
+        self.layers = 0  # under way
+
+    def share(self) -> int:
+        """What one of them may have waiting, in bytes."""
+        return max(LEAST_AHEAD, AHEAD // max(1, self.layers))
+
+
 class LayerCheck:
     """One layer's examination. `feed` it whole, then `finish`; `stop` in any case."""
 
-    def __init__(self, executor: Executor, what: str, visitor: Visitor | None = None) -> None:
-        self._source = _Source(asyncio.get_running_loop())
+    def __init__(self, executor: Executor, what: str, visitor: Visitor | None = None, *, backlog: Backlog) -> None:
+        self._source = _Source(asyncio.get_running_loop(), backlog)
         self._stopped = threading.Event()
         self._scan: Future[layers.Scan] = executor.submit(self._run, what, visitor)
 
@@ -101,11 +112,10 @@ async def ended(work: Future[Any]) -> None:
 class _Source:
     """A pipe with the face of a file that can be rewound as long as only its first bytes were read."""
 
-    _under_way: ClassVar[set[_Source]] = set()  # all of the daemon's, until they are cut
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, backlog: Backlog) -> None:
         self._loop = loop
-        self._under_way.add(self)
+        self._backlog = backlog
+        backlog.layers += 1  # until it is cut
         self._lock = threading.Condition()
         self._chunks: deque[memoryview] = deque()
         self._held = 0
@@ -123,7 +133,7 @@ class _Source:
                 return
             self._chunks.append(memoryview(data))
             self._held += len(data)
-            if self._held > self._most():
+            if self._held > self._backlog.share():
                 self._room.clear()
             self._lock.notify()
         await self._room.wait()
@@ -134,7 +144,8 @@ class _Source:
             self._lock.notify()
 
     def cut(self) -> None:
-        self._under_way.discard(self)
+        if not self._cut:
+            self._backlog.layers -= 1
         with self._lock:
             self._cut = self._ended = True
             self._chunks.clear()
@@ -182,13 +193,9 @@ class _Source:
                 self._chunks.appendleft(view[most:])
                 view = view[:most]
             self._held -= len(view)
-            if self._held <= self._most() and not self._room.is_set():
+            if self._held <= self._backlog.share() and not self._room.is_set():
                 self._loop.call_soon_threadsafe(self._room.set)
         return view
-
-    def _most(self) -> int:
-        """What may wait for the thread, in bytes."""
-        return max(LEAST_AHEAD, AHEAD // max(1, len(self._under_way)))
 
     def abandon(self) -> None:
         """Nobody reads on; nobody shall wait for room."""

@@ -24,7 +24,7 @@ from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snap
 from sandboxd.containerd.ingest import Ingest
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, SandboxdError, Unsupported
-from sandboxd.images.examine import LayerCheck, WholeCheck
+from sandboxd.images.examine import Backlog, LayerCheck, WholeCheck
 from sandboxd.images.store import ImageStore
 from sandboxd.images.unpack import SMALL_BYTES, Memory, Unpacking
 from sandboxd.jobs import Jobs
@@ -70,6 +70,7 @@ class Shared:
     layers: asyncio.Semaphore  # layers under way at once, over all pulls
     counters: Counters
     memory: Memory
+    backlog: Backlog = field(default_factory=Backlog)
     brought: set[str] = field(default_factory=set)  # digests, since there was no pull under way
 
 
@@ -293,8 +294,12 @@ class Fetch:
     async def _examined_attempt(self, writer: Ingest, layer: _Layer, served: list[Endpoint]) -> None:
         """Fetch the whole layer, examined on the way, and unpacked too if that can be."""
         async with layer.unpacking.arriving(layer.number) as visitor:
-            checking = WholeCheck if layer.blob.size <= SMALL_BYTES else LayerCheck
-            check = checking(self._shared.executor, f"layer {layer.blob.digest}", visitor)
+            what, executor = f"layer {layer.blob.digest}", self._shared.executor
+            check: LayerCheck | WholeCheck
+            if layer.blob.size <= SMALL_BYTES:
+                check = WholeCheck(executor, what, visitor)
+            else:
+                check = LayerCheck(executor, what, visitor, backlog=self._shared.backlog)
             try:
                 await self._attempt(writer, layer.blob, served, check, layer.diff_id)
             finally:
@@ -347,7 +352,7 @@ class Fetch:
         """Examine a layer of the content store, and remember that."""
         blob = layer.blob
         self._progress("check", blob.digest, 0, blob.size)
-        check = LayerCheck(self._shared.executor, f"layer {blob.digest}")
+        check = LayerCheck(self._shared.executor, f"layer {blob.digest}", backlog=self._shared.backlog)
         try:
             async for piece in ingest.read(self._store.client, blob.digest):
                 await check.feed(piece)

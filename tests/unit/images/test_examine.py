@@ -7,7 +7,7 @@ import gzip
 import io
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.errors import Exhausted, InvalidRequest, Unavailable
-from sandboxd.images import examine
-from sandboxd.images.examine import AHEAD, LEAST_AHEAD, LayerCheck, WholeCheck
+from sandboxd.images.examine import AHEAD, LEAST_AHEAD, Backlog, LayerCheck, WholeCheck
 from sandboxd.oci import layers
+from sandboxd.oci.layers import Visitor
 
 
 def tar(name: str = "file", size: int = 3_000_000) -> bytes:
@@ -35,11 +35,16 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-Kind = type[LayerCheck] | type[WholeCheck]
-KINDS = pytest.mark.parametrize("kind", [LayerCheck, WholeCheck])
+def alone(executor: ThreadPoolExecutor, what: str, visitor: Visitor | None = None) -> LayerCheck:
+    """The examination of a layer that shares with no other."""
+    return LayerCheck(executor, what, visitor, backlog=Backlog())
 
 
-async def check(executor: ThreadPoolExecutor, pieces: list[bytes], kind: Kind = LayerCheck) -> layers.Scan:
+Kind = Callable[..., LayerCheck | WholeCheck]
+KINDS = pytest.mark.parametrize("kind", [alone, WholeCheck])
+
+
+async def check(executor: ThreadPoolExecutor, pieces: list[bytes], kind: Kind = alone) -> layers.Scan:
     examined = kind(executor, "layer")
     try:
         for piece in pieces:
@@ -92,7 +97,7 @@ async def test_a_layer_that_ends_early_is_damaged(executor: ThreadPoolExecutor, 
 async def test_stopping_frees_the_thread() -> None:
     executor = ThreadPoolExecutor(1)
     try:
-        examined = LayerCheck(executor, "layer")
+        examined = alone(executor, "layer")
         await examined.feed(tar()[:600])
         await examined.stop()
         assert (await check(executor, [tar()])).entries == 1
@@ -165,7 +170,7 @@ async def test_another_reason_than_the_layer_ends_it_at_once(executor: ThreadPoo
 
         def finish(self) -> None: ...
 
-    examined = LayerCheck(executor, "layer", Full())
+    examined = alone(executor, "layer", Full())
     try:
         with pytest.raises(Exhausted):
             for _ in range(1000):
@@ -205,7 +210,8 @@ async def test_what_waits_for_the_thread_is_bounded_and_shared_by_all_layers(
 ) -> None:
     visitor = Held()
     executor = ThreadPoolExecutor(1 + others)
-    checks = [LayerCheck(executor, "layer", visitor) for _ in range(1 + others)]
+    backlog = Backlog()
+    checks = [LayerCheck(executor, "layer", visitor, backlog=backlog) for _ in range(1 + others)]
     try:
         await checks[0].feed(tar("file", 1)[:512])  # its one entry, which is held
         assert least <= await accepted(checks[0], 4 * AHEAD) <= most
@@ -213,5 +219,6 @@ async def test_what_waits_for_the_thread_is_bounded_and_shared_by_all_layers(
         visitor.go_on.set()
         for examined in checks:
             await examined.stop()
+            await examined.stop()
         executor.shutdown(wait=True)
-    assert not examine._Source._under_way, "a layer keeps its share although it was stopped"
+    assert backlog.layers == 0, "a layer keeps its share although it was stopped"
