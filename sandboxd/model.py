@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sandboxd.errors import InvalidRequest, NotFound
@@ -149,6 +149,36 @@ class Attachment:
 
 
 AnyRecord = SandboxRecord | ContainerRecord
+
+
+class Stage(enum.StrEnum):
+    """What happens to an image's content on its way in; the values are part of the host API."""
+
+    WAIT = "wait"
+    EXISTS = "exists"  # it is there already
+    FETCH = "fetch"
+    CHECK = "check"  # examined in the content store, where it was without having been
+    VERIFY = "verify"
+    STORE = "store"
+    UNPACK = "unpack"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far one stage is: `done` of `total` bytes, of the layer `digest` or, without one, of a whole archive."""
+
+    stage: Stage
+    done: int
+    total: int
+    digest: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+def unreported(progress: Progress) -> None:
+    """The `Report` of a caller who does not look."""
 
 
 def sandbox_name(meta: cri.PodSandboxMetadata) -> str:

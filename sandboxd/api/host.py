@@ -20,7 +20,7 @@ from sandboxd.images.load import Loaded
 from sandboxd.images.pull import Pulls, credentials_of
 from sandboxd.images.store import ImageStore
 from sandboxd.logs import reader
-from sandboxd.model import Attachment, ContainerState, find
+from sandboxd.model import Attachment, ContainerState, Progress, find
 from sandboxd.node import Node
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
 from sandboxd.registry import reference
@@ -50,12 +50,11 @@ class HostService(host_pb2_grpc.HostServicer):
         try:
             with os.fdopen(handle, "wb") as file:
                 await _spool(request, file)
-            updates: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
+            updates: asyncio.Queue[Progress | None] = asyncio.Queue()
             # The job owns the archive from here on: a client that goes away does not stop the import.
             job = self._node.jobs.spawn(("LoadImage", name), lambda: self._import(archive, updates))
             while (update := await updates.get()) is not None:
-                stage, done, total = update
-                progress = host_pb2.Progress(stage=stage, done_bytes=done, total_bytes=total)
+                progress = host_pb2.Progress(stage=update.stage, done_bytes=update.done, total_bytes=update.total)
                 yield host_pb2.LoadImageResponse(progress=progress)
             for loaded in await asyncio.shield(job):
                 yield host_pb2.LoadImageResponse(
@@ -81,9 +80,7 @@ class HostService(host_pb2_grpc.HostServicer):
     async def _import(self, archive: Path, updates: asyncio.Queue[Any]) -> list[Loaded]:
         try:
             async with self._loading:
-                return await load.load(
-                    self._images, archive, lambda stage, done, total: updates.put_nowait((stage, done, total))
-                )
+                return await load.load(self._images, archive, updates.put_nowait)
         finally:
             archive.unlink(missing_ok=True)
             updates.put_nowait(None)
@@ -160,16 +157,16 @@ class _Latest:
     """What is new about each layer since it was last asked: a client takes less than a registry gives."""
 
     def __init__(self) -> None:
-        self._new: dict[str, tuple[str, int, int]] = {}
+        self._new: dict[str, Progress] = {}
 
-    def note(self, stage: str, digest: str, done: int, total: int) -> None:
-        self._new[digest] = stage, done, total
+    def note(self, progress: Progress) -> None:
+        self._new[progress.digest] = progress
 
     def take(self) -> list[host_pb2.LayerProgress]:
         new, self._new = self._new, {}
         return [
-            host_pb2.LayerProgress(digest=digest, stage=stage, done_bytes=done, total_bytes=total)
-            for digest, (stage, done, total) in new.items()
+            host_pb2.LayerProgress(digest=one.digest, stage=one.stage, done_bytes=one.done, total_bytes=one.total)
+            for one in new.values()
         ]
 
 

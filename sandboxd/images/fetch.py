@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from sandboxd.images.examine import Backlog, LayerCheck, WholeCheck
 from sandboxd.images.store import ImageStore
 from sandboxd.images.unpack import SMALL_BYTES, Memory, Unpacking
 from sandboxd.jobs import Jobs
+from sandboxd.model import Progress, Report, Stage
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
 from sandboxd.oci.layers import Scan
@@ -41,8 +42,6 @@ CHECKED = {"sandboxd.io/layer": "checked"}
 ACCEPT = (*oci.MANIFESTS, *oci.INDEXES)
 SMALL_AT_ONCE = 8  # small layers of one pull: what they take is round trips, not bandwidth
 MOST_NESTING = 4  # indexes in indexes
-
-Progress = Callable[[str, str, int, int], None]  # stage, digest, bytes done, bytes altogether
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,17 +136,20 @@ async def _document(store: ImageStore, repository: Repository, descriptor: Descr
 class Fetch:
     """One image's parts, under one lease."""
 
-    def __init__(self, shared: Shared, repository: Repository, lease: str, at_once: int, progress: Progress) -> None:
+    def __init__(self, shared: Shared, repository: Repository, lease: str, at_once: int, report: Report) -> None:
         self._shared = shared
         self._store = shared.store
         self._repository = repository
         self._lease = lease
-        self._progress = progress
+        self._report = report
         self._large = asyncio.Semaphore(at_once)
         self._small = asyncio.Semaphore(max(at_once, SMALL_AT_ONCE))
         self._content = Content(shared.store.client, lease)
         self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, lease)
         self._under_way = asyncio.Event()  # layers come, or there are none to come
+
+    def _tell(self, stage: Stage, layer: Descriptor, done: int = 0) -> None:
+        self._report(Progress(stage=stage, digest=layer.digest, done=done, total=layer.size))
 
     # Documents.
 
@@ -216,7 +218,7 @@ class Fetch:
             for number, (blob, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True))
         ]
         for layer in layers:
-            self._progress("wait", layer.blob.digest, 0, layer.blob.size)
+            self._tell(Stage.WAIT, layer.blob)
 
         async def bring(layer: _Layer) -> None:
             async with self._small if layer.blob.size <= SMALL_BYTES else self._large:
@@ -226,12 +228,11 @@ class Fetch:
         async def unpack() -> None:
             for layer in layers:
                 await layer.arrived.wait()
-                digest, size = layer.blob.digest, layer.blob.size
                 if layer.number >= there:
-                    self._progress("unpack", digest, 0, size)
-                    with no_space(f"unpacking layer {digest}"):
+                    self._tell(Stage.UNPACK, layer.blob)
+                    with no_space(f"unpacking layer {layer.blob.digest}"):
                         await unpacking.unpack(layer.number)
-                self._progress("done", digest, size, size)
+                self._tell(Stage.DONE, layer.blob, layer.blob.size)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -262,7 +263,7 @@ class Fetch:
             except AlreadyExists:
                 self._shared.counters.blobs_reused += 1
                 checked = CHECKED.items() <= (await self._content.info(blob.digest)).labels.items()
-                self._progress("exists", blob.digest, blob.size, blob.size)
+                self._tell(Stage.EXISTS, blob, blob.size)
             if not checked and layer.number >= layer.unpacking.count:
                 await self._examine_stored(layer)
 
@@ -320,7 +321,7 @@ class Fetch:
             at += len(piece)
             self._under_way.set()
             self._shared.counters.bytes_fetched += len(piece)
-            self._progress("fetch", blob.digest, at, blob.size)
+            self._tell(Stage.FETCH, blob, at)
             if check is not None:
                 await check.feed(piece)
             await writer.write(piece)
@@ -351,7 +352,7 @@ class Fetch:
     async def _examine_stored(self, layer: _Layer) -> None:
         """Examine a layer of the content store, and remember that."""
         blob = layer.blob
-        self._progress("check", blob.digest, 0, blob.size)
+        self._tell(Stage.CHECK, blob)
         check = LayerCheck(self._shared.executor, f"layer {blob.digest}", backlog=self._shared.backlog)
         try:
             async for piece in ingest.read(self._store.client, blob.digest):

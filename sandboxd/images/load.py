@@ -28,6 +28,7 @@ from sandboxd.containerd.images import Image
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.images.store import MANAGED, OWN_DOMAIN, PINNED, ImageRecord, ImageStore
+from sandboxd.model import Progress, Report, Stage, unreported
 from sandboxd.oci import archive, layers
 from sandboxd.oci import image as oci
 from sandboxd.oci.archive import Archive, Blob, ImageContent
@@ -38,8 +39,6 @@ log = structlog.get_logger(__name__)
 
 PAUSE_NAME = f"{OWN_DOMAIN}/pause:builtin"
 LEASE_SECONDS = 24 * 3600.0
-
-Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes altogether
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class Loaded:
     size: int
 
 
-async def load(store: ImageStore, path: Path, progress: Progress = lambda stage, done, total: None) -> list[Loaded]:
+async def load(store: ImageStore, path: Path, report: Report = unreported) -> list[Loaded]:
     """Import every image of the archive at `path` that this machine can run; all of them or none.
 
     The same archive again changes nothing and answers the same. Raises InvalidRequest or Unsupported for what is
@@ -61,19 +60,19 @@ async def load(store: ImageStore, path: Path, progress: Progress = lambda stage,
     loop = asyncio.get_running_loop()
     stopped = threading.Event()
 
-    def tell(done: int, total: int) -> None:
+    def from_thread(progress: Progress) -> None:
         if not stopped.is_set():
-            loop.call_soon_threadsafe(progress, "verify", done, total)
+            loop.call_soon_threadsafe(report, progress)
 
     opened = Archive(path, stopped.is_set)
     # A thread of its own: the others that the daemon has for what blocks must not all be reading archives.
     executor = ThreadPoolExecutor(1, thread_name_prefix="archive")
     try:
         with steps.step("image.read", bytes=path.stat().st_size) as step:
-            contents = await loop.run_in_executor(executor, _read, opened, store.platform, tell)
+            contents = await loop.run_in_executor(executor, _read, opened, store.platform, from_thread)
             contents = [replace(content, names=full_names(content)) for content in contents]
             step.note(images=", ".join(content.names[0] if content.names else "untagged" for content in contents))
-        await _bring_in(store, contents, MANAGED, progress)
+        await _bring_in(store, contents, MANAGED, report)
     finally:
         stopped.set()
         executor.shutdown(wait=False)
@@ -108,7 +107,7 @@ async def ensure_pause(store: ImageStore, binary_path: str) -> ImageRecord:
         await store.refresh()
         record = _present(store, content)
         if record is None or not await store.snapshots.exists(record.chain_id):
-            await _bring_in(store, [content], MANAGED | PINNED, lambda stage, done, total: None)
+            await _bring_in(store, [content], MANAGED | PINNED, unreported)
             record = store.resolve(PAUSE_NAME)
         step.note(image=record.id)
         return record
@@ -167,24 +166,24 @@ def _present(store: ImageStore, content: ImageContent) -> ImageRecord | None:
     return record if same and record.pinned else None
 
 
-def _read(opened: Archive, platform: Platform, tell: archive.Progress) -> list[ImageContent]:
+def _read(opened: Archive, platform: Platform, report: Report) -> list[ImageContent]:
     opened.open()
-    return list(opened.images(platform, tell))
+    return list(opened.images(platform, report))
 
 
 async def _bring_in(
-    store: ImageStore, contents: Sequence[ImageContent], labels: Mapping[str, str], progress: Progress
+    store: ImageStore, contents: Sequence[ImageContent], labels: Mapping[str, str], report: Report
 ) -> None:
     """Store, unpack and name the images; then refresh the store's copy."""
     total = sum(content.size for content in contents)
     async with store.leases.held("import", seconds=LEASE_SECONDS) as lease:
         with steps.step("image.store", bytes=total) as step:
-            written = await _store(store, lease, contents, _counter("store", total, progress))
+            written = await _store(store, lease, contents, _counter(Stage.STORE, total, report))
             step.note(new_blobs=written)
         with steps.step("image.unpack") as step:
             snapshots = Snapshots(store.client, store.snapshots.snapshotter, lease)
             total = sum(blob.descriptor.size for content in contents for blob in content.layers)
-            count = _counter("unpack", total, progress)
+            count = _counter(Stage.UNPACK, total, report)
             for content in contents:
                 descriptors = [blob.descriptor for blob in content.layers]
                 await snapshots.unpack(descriptors, content.parsed.diff_ids, count)
@@ -222,13 +221,13 @@ async def _store(
     return written
 
 
-def _counter(stage: str, total: int, progress: Progress) -> Callable[[int], None]:
-    """Adds up what is told and passes the sum on."""
+def _counter(stage: Stage, total: int, report: Report) -> Callable[[int], None]:
+    """Adds up the bytes of each call and reports the sum."""
     done = 0
 
     def count(more: int) -> None:
         nonlocal done
         done = min(total, done + more)
-        progress(stage, done, total)
+        report(Progress(stage=stage, done=done, total=total))
 
     return count

@@ -40,10 +40,11 @@ from sandboxd.errors import (
     TimedOut,
     Unavailable,
 )
-from sandboxd.images.fetch import ACCEPT, Counters, Fetch, Found, Progress, Shared, find, no_space
+from sandboxd.images.fetch import ACCEPT, Counters, Fetch, Found, Shared, find, no_space
 from sandboxd.images.store import MANAGED, OWN_DOMAIN, ImageRecord, ImageStore
 from sandboxd.images.unpack import Memory
 from sandboxd.jobs import Jobs
+from sandboxd.model import Progress, Report, Stage, unreported
 from sandboxd.oci.image import is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, reference
@@ -67,13 +68,13 @@ class _Flight:
 
     task: asyncio.Task[ImageRecord] | None = None
     waiting: int = 0
-    listeners: list[Progress] = field(default_factory=list)
-    told: dict[str, tuple[str, str, int, int]] = field(default_factory=dict)  # the last of each layer
+    listeners: list[Report] = field(default_factory=list)
+    told: dict[str, Progress] = field(default_factory=dict)  # the last of each layer
 
-    def tell(self, stage: str, digest: str, done: int, total: int) -> None:
-        self.told[digest] = (stage, digest, done, total)
+    def tell(self, progress: Progress) -> None:
+        self.told[progress.digest] = progress
         for listener in tuple(self.listeners):
-            listener(stage, digest, done, total)
+            listener(progress)
 
 
 @dataclass(slots=True)
@@ -114,12 +115,12 @@ class Pulls:
         self,
         text: str,
         credentials: Credentials | None = None,
-        progress: Progress = lambda stage, digest, done, total: None,
+        report: Report = unreported,
     ) -> ImageRecord:
         """Fetch what `text` names and return the image, unpacked.
 
-        `progress` is told (stage, digest, bytes done, bytes altogether) of each layer: wait, exists, fetch, check,
-        unpack, done. Who joins a pull under way is told at once where it is. Cancelling is how a caller goes away.
+        `report` is called with each layer's progress; for a caller that joins a pull under way, at once with where
+        it is. Cancelling is how a caller goes away.
 
         Raises InvalidRequest or Unsupported for a reference or an image that cannot be used, NotFound, AccessDenied,
         TimedOut without progress, Exhausted for too many requests or a full disk, NotReady for certificates and
@@ -133,9 +134,9 @@ class Pulls:
         key = (str(name), credentials or Credentials())
         flight = await self._board(key, name)
         flight.waiting += 1
-        flight.listeners.append(progress)
-        for update in flight.told.values():
-            progress(*update)
+        flight.listeners.append(report)
+        for progress in flight.told.values():
+            report(progress)
         assert flight.task is not None
         try:
             return await asyncio.shield(flight.task)
@@ -145,7 +146,7 @@ class Pulls:
             raise
         finally:
             flight.waiting -= 1
-            flight.listeners.remove(progress)
+            flight.listeners.remove(report)
             if not flight.waiting and not flight.task.done():
                 flight.task.cancel()
 
@@ -200,7 +201,7 @@ class Pulls:
         self.counters.succeeded += 1
         return record
 
-    async def _pull(self, name: Reference, credentials: Credentials, progress: Progress) -> ImageRecord:
+    async def _pull(self, name: Reference, credentials: Credentials, report: Report) -> ImageRecord:
         async with self._registries.open(name, credentials, ACCEPT) as repository:
             try:
                 if (record := await self._unchanged(name, repository)) is not None:
@@ -208,7 +209,7 @@ class Pulls:
                 with steps.step("image.manifest", image=str(name)) as step:
                     found = await find(self._store, repository, await repository.manifest(name.digest or name.tag))
                     step.note(digest=found.target.digest, layers=len(found.manifest.layers))
-                await self._bring_in(name, repository, found, progress)
+                await self._bring_in(name, repository, found, report)
             except BaseExceptionGroup as exc:
                 raise first_cause(exc) from exc
             finally:
@@ -237,13 +238,13 @@ class Pulls:
             return None
         return record
 
-    async def _bring_in(self, name: Reference, repository: Repository, found: Found, progress: Progress) -> None:
+    async def _bring_in(self, name: Reference, repository: Repository, found: Found, report: Report) -> None:
         """Everything that the manifest leads to, into containerd; then the names."""
         async with self._lease(str(name)) as hold:
 
-            def tell(stage: str, digest: str, done: int, total: int) -> None:
-                hold.worth_keeping = hold.worth_keeping or stage == "fetch"
-                progress(stage, digest, done, total)
+            def tell(progress: Progress) -> None:
+                hold.worth_keeping = hold.worth_keeping or progress.stage is Stage.FETCH
+                report(progress)
 
             fetch = Fetch(self._shared, repository, hold.lease, self._at_once, tell)
             before = replace(self.counters)

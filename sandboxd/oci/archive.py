@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from typing import Any, Self
 from sandboxd import foreign_json
 from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.foreign_json import shown
+from sandboxd.model import Progress, Report, Stage, unreported
 from sandboxd.oci import image, layers
 from sandboxd.oci.archive_files import Files, Opener, inside
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest, Platform
@@ -36,8 +37,6 @@ NAME_ANNOTATION = "io.containerd.image.name"  # a name in full
 REF_ANNOTATION = "org.opencontainers.image.ref.name"  # a name, or only its tag
 
 _HEX_IN_PATH = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?$")
-
-Progress = Callable[[int, int], None]  # bytes done, bytes altogether
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +84,7 @@ class Archive:
         self._configs: dict[int, tuple[ImageConfig, str]] = {}
         self._resolved: dict[str, _Resolved | None] = {}
         self._done = 0
-        self._progress: Progress = lambda done, total: None
+        self._report: Report = unreported
 
     def __enter__(self) -> Self:
         self.open()
@@ -104,14 +103,13 @@ class Archive:
         """Close the file; blobs can no longer be read."""
         self._files.close()
 
-    def images(self, host: Platform, progress: Progress | None = None) -> tuple[ImageContent, ...]:
+    def images(self, host: Platform, report: Report = unreported) -> tuple[ImageContent, ...]:
         """Every image of the archive that `host` can run, verified to the last byte.
 
         Raises InvalidRequest for a digest that does not fit, a part that is missing or an entry that escapes, and
         when no image is for this platform; Unsupported for layers or formats that cannot be read here.
         """
-        if progress is not None:
-            self._progress = progress
+        self._report = report
         if "index.json" in self._files:
             found = self._oci_images(host)
         elif "manifest.json" in self._files:
@@ -120,7 +118,7 @@ class Archive:
             raise InvalidRequest(
                 "not an image archive: it has neither an index.json (OCI layout) nor a manifest.json (docker save)"
             )
-        self._progress(self._files.total, self._files.total)
+        self._verified(self._files.total)
         return found
 
     def _blob(self, descriptor: Descriptor, most: int) -> bytes:
@@ -139,8 +137,11 @@ class Archive:
                 scan = layers.scan(file, f"the layer {shown(path)}", stopped=self._stopped)
             self._scans[entry.offset] = scan
             self._done += scan.size
-            self._progress(self._done, max(self._done, self._files.total))
+            self._verified(self._done)
         return scan
+
+    def _verified(self, done: int) -> None:
+        self._report(Progress(stage=Stage.VERIFY, done=done, total=max(done, self._files.total)))
 
     # OCI layout.
 

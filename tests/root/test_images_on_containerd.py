@@ -27,6 +27,7 @@ from sandboxd.containerd.snapshots import Snapshot, Snapshots, Usage
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, Unavailable
 from sandboxd.images import load
 from sandboxd.images.store import ImageStore
+from sandboxd.model import Progress
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor
 from sandboxd.steps import StepRecord
@@ -119,11 +120,11 @@ async def test_a_loaded_image_is_listed_unpacked_and_usable(
     private: Private, store: ImageStore, archives: dict[str, Path]
 ) -> None:
     """Names, size, ids; what is in it can be read from a root file system made of it."""
-    told: list[tuple[str, int, int]] = []
+    told: list[Progress] = []
     recorded: list[StepRecord] = []
     stop = steps.subscribe(recorded.append)
     try:
-        (loaded,) = await load.load(store, archives["busybox"], lambda *event: told.append(event))
+        (loaded,) = await load.load(store, archives["busybox"], told.append)
     finally:
         stop()
     assert loaded.names == ("docker.io/library/busybox:latest",)
@@ -135,10 +136,10 @@ async def test_a_loaded_image_is_listed_unpacked_and_usable(
     assert store.list("busybox:latest") == (record,)
     assert store.list("nginx") == ()
     assert [step.name for step in recorded] == ["image.read", "image.store", "image.unpack", "image.name"]
-    assert [stage for stage, _ in itertools.groupby(told, lambda event: event[0])] == ["verify", "store", "unpack"]
-    for stage, events in itertools.groupby(told, lambda event: event[0]):
-        last = list(events)[-1]
-        assert last[1] == last[2], f"{stage} did not reach its end"
+    stages = [(stage, list(group)) for stage, group in itertools.groupby(told, lambda progress: progress.stage)]
+    assert [stage for stage, _ in stages] == ["verify", "store", "unpack"]
+    for stage, (*_, last) in stages:
+        assert last.done == last.total, f"{stage} did not reach its end"
     listing = private.run_ctr(store.client.namespace, "images", "ls")
     assert loaded.names[0] in listing and loaded.digest in listing
     check = private.run_ctr(store.client.namespace, "images", "check")

@@ -15,10 +15,10 @@ import pytest
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
 from sandboxd.errors import NotFound
-from sandboxd.images.fetch import Progress
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.jobs import Jobs
+from sandboxd.model import Progress, Report, Stage
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
@@ -34,16 +34,16 @@ class Scripted(Pulls):
 
     def __init__(self, jobs: Jobs) -> None:
         super().__init__(cast(ImageStore, None), jobs, cast(Registries, None))
-        self.tell: Progress | None = None
+        self.tell: Report | None = None
         self.begun = asyncio.Event()
         self.release = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: Exception | None = None
         self.runs = 0
 
-    async def _pull(self, name: Reference, credentials: Any, progress: Progress) -> ImageRecord:
+    async def _pull(self, name: Reference, credentials: Any, report: Report) -> ImageRecord:
         self.runs += 1
-        self.tell = progress
+        self.tell = report
         self.begun.set()
         try:
             await self.release.wait()
@@ -95,11 +95,11 @@ async def test_a_pull_tells_where_its_layers_are_and_ends_with_the_image(site: S
     await site.pulls.begun.wait()
     assert site.pulls.tell is not None
     for done in range(1000):
-        site.pulls.tell("fetch", "sha256:a", done, 999)
-    site.pulls.tell("wait", "sha256:b", 0, 5)
+        site.pulls.tell(Progress(stage=Stage.FETCH, digest="sha256:a", done=done, total=999))
+    site.pulls.tell(Progress(stage=Stage.WAIT, digest="sha256:b", done=0, total=5))
 
     first, second = await call.read(), await call.read()
-    site.pulls.tell("done", "sha256:a", 999, 999)
+    site.pulls.tell(Progress(stage=Stage.DONE, digest="sha256:a", done=999, total=999))
     site.pulls.release.set()
     told, last = await rest(call)
 
@@ -118,7 +118,7 @@ async def test_the_end_of_every_layer_is_told_before_the_image(site: Site) -> No
     call = site.pull()
     await site.pulls.begun.wait()
     assert site.pulls.tell is not None
-    site.pulls.tell("done", "sha256:a", 9, 9)
+    site.pulls.tell(Progress(stage=Stage.DONE, digest="sha256:a", done=9, total=9))
     site.pulls.release.set()
 
     answers = [answer async for answer in call]
@@ -131,7 +131,7 @@ async def test_two_calls_for_one_image_are_one_pull_and_one_may_leave(site: Site
     await site.pulls.begun.wait()
     staying = site.pull("docker.io/library/web:latest")
     assert site.pulls.tell is not None
-    site.pulls.tell("fetch", "sha256:a", 1, 2)
+    site.pulls.tell(Progress(stage=Stage.FETCH, digest="sha256:a", done=1, total=2))
     assert (await leaving.read()).layer.done_bytes == 1
     assert (await staying.read()).layer.done_bytes == 1
 

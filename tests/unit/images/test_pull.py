@@ -13,6 +13,7 @@ from sandboxd.errors import InvalidRequest, NotFound, Unavailable
 from sandboxd.images.pull import Pulls, credentials_of
 from sandboxd.images.store import ImageRecord, ImageStore
 from sandboxd.jobs import Jobs
+from sandboxd.model import Progress, Report, Stage
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry.auth import Credentials
 from sandboxd.registry.client import Registries
@@ -20,6 +21,7 @@ from sandboxd.registry.reference import Reference
 
 RECORD = cast(ImageRecord, object())
 ME = Credentials(username="me", password="secret")
+AT = Progress(stage=Stage.FETCH, digest="sha256:x", done=1, total=2)
 
 
 class Scripted(Pulls):
@@ -32,10 +34,10 @@ class Scripted(Pulls):
         self.cleaned_up = asyncio.Event()
         self.error: Exception | None = None
 
-    async def _pull(self, name: Reference, credentials: Credentials, progress: Any) -> ImageRecord:
+    async def _pull(self, name: Reference, credentials: Credentials, report: Report) -> ImageRecord:
         self.begun.append((str(name), credentials))
         try:
-            progress("fetch", "sha256:x", 1, 2)
+            report(AT)
             await self.release.wait()
         except asyncio.CancelledError:
             await self.cleaned_up.wait()
@@ -134,22 +136,22 @@ async def test_an_error_is_everybodys_and_the_next_one_tries_again(pulls: Script
 
 
 async def test_everybody_who_waits_sees_the_progress(pulls: Scripted) -> None:
-    seen: list[tuple[str, str, int, int]] = []
-    waiter = await started(pulls, "nginx", None, lambda *update: seen.append(update))
+    seen: list[Progress] = []
+    waiter = await started(pulls, "nginx", None, seen.append)
     pulls.release.set()
     await waiter
 
-    assert seen == [("fetch", "sha256:x", 1, 2)]
+    assert seen == [AT]
 
 
 async def test_who_joins_late_is_told_where_each_layer_is(pulls: Scripted) -> None:
     first = await started(pulls, "nginx")
-    seen: list[tuple[str, str, int, int]] = []
-    second = await started(pulls, "nginx", None, lambda *update: seen.append(update))
+    seen: list[Progress] = []
+    second = await started(pulls, "nginx", None, seen.append)
     pulls.release.set()
     await asyncio.gather(first, second)
 
-    assert seen == [("fetch", "sha256:x", 1, 2)]
+    assert seen == [AT]
 
 
 async def test_shutdown_stops_pulls_and_says_so(pulls: Scripted) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandboxd.errors import InvalidRequest, SandboxdError, Unavailable
+from sandboxd.model import Progress, Stage
 from sandboxd.oci import archive, image
 from sandboxd.oci.archive import Archive, ImageContent
 from sandboxd.oci.image import Platform
@@ -122,16 +123,17 @@ def test_an_oci_layout_is_read(tmp_path: Path, compress: bool, whole: bool) -> N
     data = simple(compress=compress).tar()
     path = tmp_path / "image.tar"
     path.write_bytes(gzip.compress(data) if whole else data)
-    seen: list[tuple[int, int]] = []
+    seen: list[Progress] = []
     with Archive(path) as archive:
-        (content,) = archive.images(HOST, lambda done, total: seen.append((done, total)))
+        (content,) = archive.images(HOST, seen.append)
         assert content.names == ("docker.io/library/x:latest",)
         assert content.parsed.diff_ids == (sha256(layer()), sha256(layer("etc/more")))
         for blob in (content.manifest, content.config, *content.layers):
             with blob.open() as file:
                 assert sha256(file.read()) == blob.descriptor.digest
-    assert seen == sorted(seen)
-    assert seen[-1][0] == seen[-1][1]
+    assert {progress.stage for progress in seen} == {Stage.VERIFY}
+    assert seen == sorted(seen, key=lambda progress: (progress.done, progress.total))
+    assert seen[-1].done == seen[-1].total
     assert os.listdir(tmp_path) == ["image.tar"]
 
 
