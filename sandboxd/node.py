@@ -6,7 +6,8 @@ the jobs, the configuration) is named by its class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
@@ -18,7 +19,6 @@ from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
 from sandboxd.images.store import FsInfo, ImageRecord
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.logs.client import Logs
 from sandboxd.model import Attachment
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
@@ -129,6 +129,22 @@ class Images(Protocol):
     async def rootfs_changes(self, key: str, file: BinaryIO) -> None: ...
     async def forget_changes(self, key: str) -> None: ...
     def fs_info(self) -> FsInfo: ...
+
+
+class Logs(Protocol):
+    """The containers' output; `sandboxd.logs.client.Logs` is the real one."""
+
+    async def connect(self) -> None: ...
+    async def keep_up(self) -> None: ...
+    async def open(
+        self, container_id: str, fifos: Mapping[str, str], log_path: str, *, resume: bool = False
+    ) -> None: ...
+    async def reopen(self, container_id: str) -> None: ...
+    async def drain(self, container_id: str, timeout: float) -> None: ...
+    async def close(self, container_id: str) -> None: ...
+    async def retain(self, container_ids: Collection[str]) -> None: ...
+    def changes(self, container_id: str) -> AsyncGenerator[None, None]: ...
+    def output(self, container_id: str) -> AbstractAsyncContextManager[AsyncIterator[tuple[str, bytes]]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
