@@ -1,0 +1,152 @@
+"""A node of fakes over a directory: everything that an operation needs, without root and without containerd.
+
+The configuration, the jobs, the ledger, the directories, FIFOs and files are real; containerd, the plugins, the
+logger, pinned namespaces and mounts are fakes. All of them share one `Points`, so that any call can be made to fail
+or hang.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from sandboxd import config as settings
+from sandboxd import private
+from sandboxd.cgroups.kernel import Cgroups
+from sandboxd.cni.conf_dir import ConfDir
+from sandboxd.config import Config, Daemon, Handler, Runtime
+from sandboxd.errors import Unavailable
+from sandboxd.images.store import ImageRecord
+from sandboxd.jobs import Jobs
+from sandboxd.ledger import Ledger
+from sandboxd.node import Machine, Network, Node
+from sandboxd.oci.linux import ALL_CAPABILITIES, HostFacts
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
+from tests.fakes import cni, images, kernel, logs, netns, runtime
+from tests.fakes.points import Points
+from tests.fakes.runtime import Program
+
+NETWORK = '{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}'
+PAUSE = images.record("pause", {"Entrypoint": ["/pause"]}, digit="f")
+APP = images.record("app", {"Cmd": ["/bin/app"], "User": "app"}, digit="a")
+APP_FILES = {"etc/passwd": "app:x:7:7::/:/bin/sh\n", "etc/group": "app:x:7:\n", "data/file": "from the image"}
+FACTS = HostFacts(
+    hostname="node",
+    machine="x86_64",
+    capabilities=frozenset(ALL_CAPABILITIES),
+    oom_score_adj=0,
+    can_lower_oom_score_adj=True,
+    cgroup_v2=False,
+    seccomp=False,
+)
+JOBS_SECONDS = 20.0  # for the jobs that an operation leaves running; they take milliseconds
+
+
+class Bundle:
+    """The node, and each fake behind it. `close` it, or take it as a context manager."""
+
+    def __init__(
+        self, directory: Path, patch: pytest.MonkeyPatch, programs: Mapping[tuple[str, ...], Program] | None = None
+    ) -> None:
+        self.points = Points()
+        self.kernel = kernel.Kernel(self.points, directory)
+        self.kernel.install(patch)
+        self.netns = netns.Netns(self.points)
+        self.cni = cni.Cni(self.points, self.netns.exists)
+        self.runtime = runtime.Runtime(self.points, programs)
+        self.images = images.Images(self.points, directory / "images")
+        self.images.add(PAUSE)
+        self.images.add(APP, APP_FILES)
+        self.logs = logs.Logs(self.points)
+        self.directory = directory
+        self.config = _config(directory)
+        self.places = Places.of(self.config)
+        private.prepare(self.places.root, self.places.state, closed=self.places.closed)
+        self.node = _node(self)
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open, whatever is left."""
+        self.runtime.close()
+        for container_id in tuple(self.logs.opened):
+            self.logs.forget(container_id)
+        self.node.ledger.close()
+
+    async def pause_image(self) -> ImageRecord:
+        """The image of every pod's first container."""
+        async with self.points.at("images.pause", Unavailable):
+            return PAUSE
+
+    async def settled(self) -> None:
+        """Return once no job runs any more, as after an operation that has started some."""
+        left = await self.node.jobs.drain(JOBS_SECONDS)
+        assert not left, f"jobs that do not end: {left}"
+        assert not self.node.jobs.held(), f"locks that are held: {self.node.jobs.held()}"
+
+    def left(self) -> list[str]:
+        """Everything that pods and containers have, in the fakes and in the directories."""
+        fakes = (self.kernel, self.netns, self.cni, self.runtime, self.images, self.logs)
+        return [*(item for fake in fakes for item in fake.left()), *self._files()]
+
+    def records(self) -> list[str]:
+        """Everything that the ledger knows."""
+        ledger = self.node.ledger
+        return [
+            *(f"record of pod {record.id}" for record in ledger.sandboxes.values()),
+            *(f"record of container {record.id}" for record in ledger.containers.values()),
+            *(f"record of attachment {record.sandbox_id}" for record in ledger.attachments),
+        ]
+
+    def _files(self) -> Iterator[str]:
+        """What is in the directories that have an entry for each pod or container."""
+        for place in (*self.places.closed, self.places.netns):
+            yield from (f"{place}/{name}" for name in sorted(os.listdir(place)))
+
+
+def _config(directory: Path) -> Config:
+    config = Config(
+        daemon=Daemon(root=str(directory / "root"), state=str(directory / "state")),
+        network=settings.Network(conf_dir=str(directory / "net.d"), netns_dir=str(directory / "netns")),
+        # A runtime that cannot be asked what it can do: no test executes one.
+        runtime=Runtime(
+            cgroup_parent="/sandboxd-unit-tests", handlers={"runc": Handler(binary=str(directory / "no-runtime"))}
+        ),
+    )
+    for path in (config.network.conf_dir, config.network.netns_dir):
+        os.mkdir(path)
+    Path(config.network.conf_dir, "10-pods.conflist").write_text(NETWORK)
+    return config
+
+
+def _node(fakes: Bundle) -> Node:
+    return Node(
+        config=fakes.config,
+        jobs=Jobs(),
+        ledger=Ledger(":memory:"),
+        netns=fakes.netns,
+        network=Network(conf=ConfDir(fakes.config.network.conf_dir), cni=fakes.cni),
+        runtime=fakes.runtime,
+        images=fakes.images,
+        logs=fakes.logs,
+        machine=Machine(facts=FACTS, cgroups=Cgroups(str(fakes.directory / "cgroup"))),
+        places=fakes.places,
+    )
+
+
+def pod_config(name: str = "web") -> cri.PodSandboxConfig:
+    """A pod in the network."""
+    return cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name=name, namespace="default", uid=f"uid-{name}"))
+
+
+def container_config(name: str = "app") -> cri.ContainerConfig:
+    """A container from `APP`."""
+    return cri.ContainerConfig(metadata=cri.ContainerMetadata(name=name), image=cri.ImageSpec(image="app"))

@@ -1,0 +1,106 @@
+"""Plugins in memory, as `sandboxd.cni.invoker.Invoker` runs them.
+
+Held to the real thing by `tests/root/contracts/test_cni.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from sandboxd.cni.conf import NetworkConfig, from_json
+from sandboxd.cni.request import check_container_id, check_ifname
+from sandboxd.cni.strict_json import load_object
+from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, TimedOut, Unavailable
+from sandboxd.model import Attachment
+from tests.fakes.points import Points
+
+VERSIONS = frozenset({"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"})
+
+
+class Cni:
+    """The plugins of `plugins`, by type, with the versions that they speak.
+
+    What was added and not deleted is in `attached`, as its ADD was given it.
+    """
+
+    def __init__(
+        self, points: Points, is_live: Callable[[str], bool], plugins: Mapping[str, frozenset[str]] | None = None
+    ) -> None:
+        """`is_live` says whether there is a network namespace at a path."""
+        self.plugins = dict(plugins or {"bridge": VERSIONS})
+        self.attached: dict[tuple[str, str, str], Attachment] = {}
+        self.undeleted: set[tuple[str, str, str]] = set()  # ADD was asked for, however it ended, and DEL was not
+        self._points = points
+        self._is_live = is_live
+
+    def left(self) -> list[str]:
+        """Every attachment that is there, and every ADD without its DEL."""
+        return [
+            *(f"attachment {key}" for key in self.attached),
+            *(f"ADD without DEL {key}" for key in self.undeleted),
+        ]
+
+    async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
+        async with self._points.at("cni.prepare", NotReady, InvalidRequest, Unavailable):
+            common = frozenset(config.versions)
+            for plugin in config.plugins:
+                common &= self._speaks(plugin["type"])
+                if not common:
+                    raise InvalidRequest(f'CNI plugin "{plugin["type"]}" speaks none of {config.versions}')
+            return config.limited_to(common)
+
+    async def add(self, attachment: Attachment) -> bytes:
+        key = (attachment.sandbox_id, attachment.network, attachment.ifname)
+        self.undeleted.add(key)
+        async with self._points.at("cni.add", _refusal, Exhausted, NotReady, TimedOut, Unavailable):
+            config = self._config(attachment)
+            if not self._is_live(attachment.netns_path):
+                raise NotReady(f"{attachment.netns_path} is not a live network namespace")
+            for plugin in config.plugins:
+                self._speaks(plugin["type"])
+            self.attached[key] = attachment
+            document = {
+                "cniVersion": config.cni_version,
+                "interfaces": [{"name": attachment.ifname, "sandbox": attachment.netns_path}],
+                "ips": [{"address": "10.88.0.2/16", "interface": 0}],
+            }
+            return json.dumps(document, separators=(",", ":")).encode()
+
+    async def delete(self, attachment: Attachment) -> None:
+        key = (attachment.sandbox_id, attachment.network, attachment.ifname)
+        async with self._points.at("cni.delete", _refusal, NotReady, TimedOut, Unavailable):
+            for plugin in self._config(attachment).plugins:
+                self._speaks(plugin["type"])
+            added = self.attached.get(key)
+            if added is not None:
+                given = replace(
+                    attachment,
+                    state=added.state,
+                    result=added.result,
+                    error=added.error,
+                    attempts=added.attempts,
+                    tried_at=added.tried_at,
+                )
+                assert given == added, f"DEL was given something else than its ADD: {given} instead of {added}"
+            self.attached.pop(key, None)
+            self.undeleted.discard(key)
+
+    def _config(self, attachment: Attachment) -> NetworkConfig:
+        check_container_id(attachment.sandbox_id)
+        check_ifname(attachment.ifname)
+        try:
+            load_object(attachment.capability_args)
+        except ValueError as exc:
+            raise InvalidRequest(f"the record of {attachment.sandbox_id} is damaged: {exc}") from exc
+        return from_json(attachment.config, attachment.conf_file)
+
+    def _speaks(self, type_: str) -> frozenset[str]:
+        if type_ not in self.plugins:
+            raise NotReady(f'CNI plugin "{type_}" was not found')
+        return self.plugins[type_]
+
+
+def _refusal(words: str) -> PluginFailed:
+    return PluginFailed(plugin="bridge", command="ADD", code=999, msg=words)

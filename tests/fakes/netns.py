@@ -1,0 +1,67 @@
+"""Pinned namespaces as plain files: `sandboxd.netns` without a kernel behind it.
+
+Held to the real thing by `tests/root/contracts/test_netns.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from sandboxd.errors import CleanupIncomplete, NotReady
+from tests.fakes.points import Points
+
+
+class Netns:
+    """Network and user namespaces, each at its path."""
+
+    def __init__(self, points: Points) -> None:
+        self.pinned: dict[str, int] = {}
+        self._points = points
+        self._inodes = itertools.count(4_026_531_840)
+
+    def left(self) -> list[str]:
+        """Everything that is pinned."""
+        return [f"namespace {path}" for path in self.pinned]
+
+    async def create(self, path: str) -> int:
+        async with self._points.at("netns.create", NotReady):
+            try:
+                return self._pin(path)
+            except OSError as exc:
+                raise NotReady(f"network namespace {path} cannot be created: {exc}") from exc
+
+    async def create_user_namespace(self, path: str, *, uid_map: str, gid_map: str, netns_path: str = "") -> None:
+        async with self._points.at("netns.create_user_namespace", NotReady):
+            done: list[str] = []
+            try:
+                for target in (path, netns_path) if netns_path else (path,):
+                    self._pin(target)
+                    done.append(target)
+            except OSError as exc:
+                for target in done:
+                    self._unpin(target)
+                raise NotReady(f"user namespace {path} cannot be created: {exc}") from exc
+
+    async def remove(self, path: str) -> None:
+        async with self._points.at("netns.remove", CleanupIncomplete):
+            try:
+                self._unpin(path)
+            except OSError as exc:
+                raise CleanupIncomplete(f"network namespace {path} cannot be removed: {exc}") from exc
+
+    def exists(self, path: str) -> bool:
+        return path in self.pinned and os.path.exists(path)
+
+    def inode(self, path: str) -> int:
+        return self.pinned[path] if self.exists(path) else 0
+
+    def _pin(self, path: str) -> int:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+        self.pinned[path] = next(self._inodes)
+        return self.pinned[path]
+
+    def _unpin(self, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
+        self.pinned.pop(path, None)

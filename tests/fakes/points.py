@@ -1,0 +1,117 @@
+"""The points at which a fake can be made to fail or to hang, one for each call.
+
+A fake does its work inside a point:
+
+    async with self._points.at("netns.create", NotReady):
+        ...                                                    # the effect
+
+A point has a name and a number, counted from 0 for each name: the second `Point("runtime.kill", 1)`. Names and
+numbers stay the same from run to run, so a first run lists the points of an operation (`passed`), and each further
+run is told to `fail` or to `hang` at one of them: before its effect, or after it, as when the answer is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+MakeError = Callable[[str], Exception]
+"""An error from what it says: an exception's class, or a function."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """One call of one kind."""
+
+    name: str  # "runtime.kill"
+    number: int  # of the calls with this name, from 0
+    raises: tuple[MakeError, ...] = field(default=(), compare=False)  # what the real thing fails with
+    waits: bool = field(default=True, compare=False)  # it is awaited, so it can hang
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.number}]"
+
+
+class Points:
+    """All points of one set of fakes. At most one of them fails, and at most one hangs."""
+
+    def __init__(self) -> None:
+        self.passed: list[Point] = []
+        self._counts: Counter[str] = Counter()
+        self._failing: tuple[Point, Exception, bool] | None = None
+        self._hanging: tuple[Point, bool] | None = None
+        self._release = asyncio.Event()
+        self.hangs = asyncio.Event()  # set once the point that was to hang was reached
+        self.failed = False  # the point that was to fail was reached
+
+    def reset(self) -> None:
+        """Count from 0 again; nothing fails or hangs any more."""
+        self.release()
+        self.passed.clear()
+        self._counts.clear()
+        self._failing = self._hanging = None
+        self._release, self.hangs, self.failed = asyncio.Event(), asyncio.Event(), False
+
+    def count(self, name: str) -> int:
+        """How often the point was reached."""
+        return self._counts[name]
+
+    def fail(self, point: Point, error: Exception, *, after: bool = False) -> None:
+        """Raise `error` at `point`, once, before its effect or after it."""
+        self._failing = (point, error, after)
+
+    def fail_always(self, name: str, error: Exception) -> None:
+        """Raise `error` at every point of this name until `reset`, before its effect."""
+        self._failing = (Point(name, -1), error, False)
+
+    def hang(self, point: Point, *, after: bool = False) -> None:
+        """Wait at `point` until `release`."""
+        self._hanging = (point, after)
+
+    def release(self) -> None:
+        """Let the point that hangs go on."""
+        self._release.set()
+
+    @asynccontextmanager
+    async def at(self, name: str, *raises: MakeError) -> AsyncIterator[None]:
+        """An awaited call whose real counterpart fails with one of `raises`."""
+        point = self._reached(name, raises, waits=True)
+        await self._pause(point, after=False)
+        self._break(point, after=False)
+        yield
+        await self._pause(point, after=True)
+        self._break(point, after=True)
+
+    @contextmanager
+    def on(self, name: str, *raises: MakeError) -> Iterator[None]:
+        """A call that is not awaited: it can fail, but not hang."""
+        point = self._reached(name, raises, waits=False)
+        self._break(point, after=False)
+        yield
+        self._break(point, after=True)
+
+    def _reached(self, name: str, raises: tuple[MakeError, ...], *, waits: bool) -> Point:
+        point = Point(name, self._counts[name], raises, waits)
+        self._counts[name] += 1
+        self.passed.append(point)
+        return point
+
+    async def _pause(self, point: Point, *, after: bool) -> None:
+        await asyncio.sleep(0)  # a real call never answers at once: others get their turn
+        if self._hanging == (point, after):
+            self.hangs.set()
+            await self._release.wait()
+
+    def _break(self, point: Point, *, after: bool) -> None:
+        if self._failing is None:
+            return
+        failing, error, where = self._failing
+        always = failing.number < 0 and failing.name == point.name
+        if where is after and (always or failing == point):
+            self.failed = True
+            if not always:
+                self._failing = None
+            raise error
