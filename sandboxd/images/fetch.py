@@ -125,7 +125,7 @@ async def find(store: ImageStore, repository: Repository, served: Served) -> Fou
 async def _document(store: ImageStore, repository: Repository, descriptor: Descriptor) -> bytes:
     """A manifest that an index names, from the content store or the registry."""
     try:
-        return await store.content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
+        return await store.content.read(descriptor.digest, oci.MAX_MANIFEST_BYTES)
     except NotFound:
         data = (await repository.manifest(descriptor.digest)).data
     if len(data) != descriptor.size:
@@ -157,7 +157,7 @@ class Fetch:
         """The image's config. Raises InvalidRequest when it does not fit the manifest or this machine."""
         descriptor = manifest.config
         try:
-            data = await self._content.read(descriptor.digest, oci.MOST_CONFIG_BYTES)
+            data = await self._content.read(descriptor.digest, oci.MAX_CONFIG_BYTES)
         except NotFound:
             data = await self._small_blob(descriptor)
         parsed = oci.parse_config(data)

@@ -168,7 +168,7 @@ class _Collected:
     async def _looked_up(
         self, store: ImageStore, descriptor: Descriptor, depth: int
     ) -> list[tuple[Descriptor, Manifest | Index]]:
-        data = await store.content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
+        data = await store.content.read(descriptor.digest, oci.MAX_MANIFEST_BYTES)
         document = oci.parse_manifest(data, descriptor.media_type)
         if isinstance(document, Manifest):
             complete = all(part.digest in self.have for part in (document.config, *document.layers))

@@ -164,7 +164,7 @@ class ImageStore:
                 break
             descriptor = candidates.pop(0)
             try:
-                data = await self.content.read(descriptor.digest, oci.MOST_MANIFEST_BYTES)
+                data = await self.content.read(descriptor.digest, oci.MAX_MANIFEST_BYTES)
             except NotFound:
                 if not candidates:
                     raise
@@ -173,7 +173,7 @@ class ImageStore:
             if isinstance(document, Index):
                 candidates = [*oci.choose(document.manifests, self.platform), *candidates]
                 continue
-            config = oci.parse_config(await self.content.read(document.config.digest, oci.MOST_CONFIG_BYTES))
+            config = oci.parse_config(await self.content.read(document.config.digest, oci.MAX_CONFIG_BYTES))
             if not oci.runs_on(config.platform, self.platform):
                 raise InvalidRequest(f"the image is for {config.platform}")
             return _Parsed(descriptor=descriptor, manifest=document, config=config)

@@ -1,12 +1,12 @@
-"""Image archives on disk: an OCI layout or a `docker save`, as one tar, plain or gzip-compressed as a whole.
+"""Image archives on disk: an OCI layout or a `docker save`, as one tar, plain or compressed as a whole.
 
-The archive comes from a stranger. Every byte that is handed out was hashed before; every layer was scanned
-(`oci.layers`). What is there several times is read once, so that the work is linear in the archive's size; see
-`oci.archive_files` for what it may hold.
+The archive is untrusted. Every byte is hashed and every layer is scanned (`oci.layers`) before it is handed out.
+A part that is listed several times is read once, so that the work is linear in the archive's size.
+`oci.archive_files` sets the limits.
 
     OCI layout    oci-layout, index.json, blobs/sha256/<hex>    image-spec, image-layout.md
-    docker save   manifest.json: [{Config, RepoTags, Layers}]   no manifest blob; ours is made from the parts
-    both          what newer dockers write; the OCI part is read, names are taken from either
+    docker save   manifest.json: [{Config, RepoTags, Layers}]   no manifest blob; one is built from the parts
+    both          what newer versions of docker write; the OCI part is read, names are taken from either
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sandboxd.oci.archive_files import Files, Opener, inside
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest, Platform
 from sandboxd.oci.layers import Stopped
 
-MOST_IMAGES = 1_000
-MOST_NAMES = 10_000  # of all images
-MOST_NESTING = 4  # indexes in indexes
+MAX_IMAGES = 1_000
+MAX_NAMES = 10_000  # of all images
+MAX_NESTING = 4  # indexes in indexes
 
 NAME_ANNOTATION = "io.containerd.image.name"  # a name in full
 REF_ANNOTATION = "org.opencontainers.image.ref.name"  # a name, or only its tag
@@ -41,7 +41,7 @@ _HEX_IN_PATH = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """Content that was verified, and how to read it (again) from its beginning."""
+    """Verified content; `open` reads it from its beginning, any number of times."""
 
     descriptor: Descriptor
     open: Opener
@@ -49,9 +49,9 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageContent:
-    """A complete image for one platform. `names` are as the archive spells them; layers from the lowest up.
+    """A complete image for one platform. `names` are as the archive spells them; layers are lowest first.
 
-    `indexes` lead from what the names point at down to the manifest; empty when they point at the manifest itself.
+    `indexes` lead from the names' target down to the manifest; empty when the names point at the manifest itself.
     """
 
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class ImageContent:
 
     @property
     def target(self) -> Descriptor:
-        """What the names point at."""
+        """The descriptor that the names point at."""
         return (*self.indexes, self.manifest)[0].descriptor
 
     @property
@@ -73,13 +73,13 @@ class ImageContent:
 
 
 class Archive:
-    """An archive that is open for reading; use it in a `with` statement. All calls block."""
+    """An image archive, to be used in a `with` statement. All calls block."""
 
     def __init__(self, path: Path, stopped: Stopped = layers.never) -> None:
-        """Every call raises Unavailable soon after `stopped` says so."""
+        """Every call raises Unavailable soon after `stopped` returns True."""
         self._files = Files(path, stopped)
         self._stopped = stopped
-        # By offset in the file, however many paths lead there.
+        # Keyed by offset in the file, since several paths may lead to one.
         self._scans: dict[int, layers.Scan] = {}
         self._configs: dict[int, tuple[ImageConfig, str]] = {}
         self._resolved: dict[str, _Resolved | None] = {}
@@ -96,7 +96,7 @@ class Archive:
         self.close()
 
     def open(self) -> None:
-        """Open the file and read what it holds. Raises as `images` does."""
+        """Open the file and read its list of entries. Raises as `images` does."""
         self._files.open()
 
     def close(self) -> None:
@@ -106,20 +106,20 @@ class Archive:
     def images(self, host: Platform, report: Report = unreported) -> tuple[ImageContent, ...]:
         """Every image of the archive that `host` can run, verified to the last byte.
 
-        Raises InvalidRequest for a digest that does not fit, a part that is missing or an entry that escapes, and
-        when no image is for this platform; Unsupported for layers or formats that cannot be read here.
+        Raises InvalidRequest for a digest that does not match, a missing part, an entry that points outside the
+        archive, and when no image is for this platform; Unsupported for layers or formats that cannot be read here.
         """
         self._report = report
         if "index.json" in self._files:
-            found = self._oci_images(host)
+            images = self._oci_images(host)
         elif "manifest.json" in self._files:
-            found = self._docker_images(host)
+            images = self._docker_images(host)
         else:
             raise InvalidRequest(
                 "not an image archive: it has neither an index.json (OCI layout) nor a manifest.json (docker save)"
             )
         self._verified(self._files.total)
-        return found
+        return images
 
     def _blob(self, descriptor: Descriptor, most: int) -> bytes:
         """A small blob, verified against its descriptor."""
@@ -129,7 +129,7 @@ class Archive:
         return data
 
     def _scan(self, path: str) -> layers.Scan:
-        """Hash and examine the layer at `path`, once however many images share it."""
+        """Hash and examine the layer at `path`. A layer that several images share is read once."""
         entry = self._files.find(path)
         scan = self._scans.get(entry.offset)
         if scan is None:
@@ -143,7 +143,7 @@ class Archive:
     def _verified(self, done: int) -> None:
         self._report(Progress(stage=Stage.VERIFY, done=done, total=max(done, self._files.total)))
 
-    # OCI layout.
+    # --- OCI layout --------------------------------------------------------------------------------------------
 
     def _oci_images(self, host: Platform) -> tuple[ImageContent, ...]:
         if "oci-layout" in self._files:
@@ -151,31 +151,31 @@ class Archive:
             version = layout.get("imageLayoutVersion")
             if not (isinstance(version, str) and version.startswith("1.")):
                 raise Unsupported(f"oci-layout: version {shown(version)} is not supported")
-        top = image.parse_manifest(self._files.read("index.json", image.MOST_MANIFEST_BYTES), image.OCI_INDEX)
+        top = image.parse_manifest(self._files.read("index.json", image.MAX_MANIFEST_BYTES), image.OCI_INDEX)
         if not isinstance(top, Index):
             raise InvalidRequest("index.json: must be an image index")
         docker_names = self._docker_names()
-        wanted = _Wanted()
+        names_of = _Names()
         for descriptor in top.manifests:
-            chosen = self._resolve(descriptor, host, MOST_NESTING)
-            if chosen is not None:
-                _, manifest = chosen
-                wanted.add(descriptor.digest, _names(descriptor) or docker_names.get(manifest.config.digest, ()))
-        if not wanted.names:
-            named = sorted({str(item.platform) for item in top.manifests if item.platform})
-            there = ", ".join(named[:10]) or "none named"
-            raise InvalidRequest(f"the archive holds no image for {host} (platforms: {there})")
-        found = []
-        for digest, names in wanted.names.items():
+            resolved = self._resolve(descriptor, host, MAX_NESTING)
+            if resolved is not None:
+                _, manifest = resolved
+                names_of.add(descriptor.digest, _names(descriptor) or docker_names.get(manifest.config.digest, ()))
+        if not names_of.images:
+            platforms = sorted({str(item.platform) for item in top.manifests if item.platform})
+            listed = ", ".join(platforms[:10]) or "none named"
+            raise InvalidRequest(f"the archive holds no image for {host} (platforms: {listed})")
+        images = []
+        for digest, names in names_of.images.items():
             resolved = self._resolved[digest]
             assert resolved is not None
-            found.append(self._oci_image(tuple(names), *resolved, host))
-        return tuple(found)
+            images.append(self._oci_image(tuple(names), *resolved, host))
+        return tuple(images)
 
     def _resolve(self, descriptor: Descriptor, host: Platform, depth: int) -> _Resolved | None:
-        """The manifest for `host` that `descriptor` is or leads to, and the way there; None when it has none here.
+        """The descriptors from `descriptor` down to a manifest for `host`, and that manifest; None without one.
 
-        Each document is looked at once, however many indexes name it, and however often.
+        A document that several indexes list is parsed once.
         """
         if not image.choose((descriptor,), host):
             return None
@@ -184,18 +184,18 @@ class Archive:
         return self._resolved[descriptor.digest]
 
     def _looked_up(self, descriptor: Descriptor, host: Platform, depth: int) -> _Resolved | None:
-        if _blob_path(descriptor.digest) not in self._files and depth < MOST_NESTING:
-            # Archives of one platform keep the whole index and leave the other platforms' blobs out.
+        if _blob_path(descriptor.digest) not in self._files and depth < MAX_NESTING:
+            # An archive for one platform keeps the whole index and omits the other platforms' blobs.
             return None
-        data = self._blob(descriptor, image.MOST_MANIFEST_BYTES)
+        data = self._blob(descriptor, image.MAX_MANIFEST_BYTES)
         document = image.parse_manifest(data, descriptor.media_type)
         if isinstance(document, Manifest):
             return (descriptor,), document
         if depth == 0:
-            raise InvalidRequest(f"indexes are nested more than {MOST_NESTING} deep")
+            raise InvalidRequest(f"indexes are nested more than {MAX_NESTING} deep")
         for candidate in image.choose(document.manifests, host):
-            if (found := self._resolve(candidate, host, depth - 1)) is not None:
-                chain, manifest = found
+            if (resolved := self._resolve(candidate, host, depth - 1)) is not None:
+                chain, manifest = resolved
                 return (descriptor, *chain), manifest
         return None
 
@@ -227,23 +227,23 @@ class Archive:
         return Blob(descriptor=descriptor, open=self._files.opener(self._files.find(_blob_path(descriptor.digest))))
 
     def _config(self, path: str, layer_count: int, host: Platform) -> tuple[ImageConfig, str]:
-        """The config at `path` and its digest; it is read once, however many images share it."""
+        """The config at `path` and its digest. A config that several images share is read once."""
         entry = self._files.find(path)
-        known = self._configs.get(entry.offset)
-        if known is None:
-            data = self._files.read(path, image.MOST_CONFIG_BYTES)
-            known = self._configs[entry.offset] = image.parse_config(data), image.digest(data)
-        parsed = known[0]
+        config = self._configs.get(entry.offset)
+        if config is None:
+            data = self._files.read(path, image.MAX_CONFIG_BYTES)
+            config = self._configs[entry.offset] = image.parse_config(data), image.digest(data)
+        parsed, _ = config
         if len(parsed.diff_ids) != layer_count:
             raise InvalidRequest(f"image config: {len(parsed.diff_ids)} diff_ids for {layer_count} layers")
         if not image.runs_on(parsed.platform, host):
             raise InvalidRequest(f"the image is for {parsed.platform}, this machine is {host}")
-        return known
+        return config
 
-    # docker save.
+    # --- docker save -------------------------------------------------------------------------------------------
 
     def _docker_list(self) -> list[dict[str, Any]]:
-        data = self._files.read("manifest.json", image.MOST_MANIFEST_BYTES)
+        data = self._files.read("manifest.json", image.MAX_MANIFEST_BYTES)
         items = foreign_json.parse(data, "manifest.json")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise InvalidRequest("manifest.json: must be a list of images")
@@ -256,35 +256,35 @@ class Archive:
         return items
 
     def _docker_names(self) -> dict[str, tuple[str, ...]]:
-        """For an archive that is both: config digest to names."""
+        """Config digest to names, of an archive in both formats."""
         if "manifest.json" not in self._files:
             return {}
         return {
-            f"sha256:{found[1]}": tuple(item.get("RepoTags") or ())
+            f"sha256:{match[1]}": tuple(item.get("RepoTags") or ())
             for item in self._docker_list()
-            if (found := _HEX_IN_PATH.search(item["Config"]))
+            if (match := _HEX_IN_PATH.search(item["Config"]))
         }
 
     def _docker_images(self, host: Platform) -> tuple[ImageContent, ...]:
-        # What an archive lists several times, with different names, is one image.
-        wanted = _Wanted()
+        # Items with the same config and layers but different names are one image.
+        names_of = _Names()
         parts: dict[str, tuple[str, tuple[str, ...]]] = {}
         for item in self._docker_list():
             paths = item.get("Layers") or ()
-            if len(paths) > image.MOST_LAYERS:
-                raise Unsupported(f"manifest.json: {len(paths)} layers, at most {image.MOST_LAYERS} can be stacked")
+            if len(paths) > image.MAX_LAYERS:
+                raise Unsupported(f"manifest.json: {len(paths)} layers, at most {image.MAX_LAYERS} can be stacked")
             key = "\0".join((item["Config"], *paths))
             parts[key] = (item["Config"], tuple(paths))
-            wanted.add(key, item.get("RepoTags") or ())
+            names_of.add(key, item.get("RepoTags") or ())
         if not parts:
             raise InvalidRequest("manifest.json: the archive holds no image")
-        found = [self._docker_image(*parts[key], tuple(names), host) for key, names in wanted.names.items()]
-        # Links may make the same image of different paths.
-        merged = _Wanted()
-        for content in found:
+        images = [self._docker_image(*parts[key], tuple(names), host) for key, names in names_of.images.items()]
+        # Different paths may be links to the same files, and so give the same image.
+        merged = _Names()
+        for content in images:
             merged.add(content.target.digest, content.names)
-        by_digest = {content.target.digest: content for content in found}
-        return tuple(replace(by_digest[digest], names=tuple(names)) for digest, names in merged.names.items())
+        by_digest = {content.target.digest: content for content in images}
+        return tuple(replace(by_digest[digest], names=tuple(names)) for digest, names in merged.images.items())
 
     def _docker_image(
         self, config_at: str, layers_at: tuple[str, ...], names: tuple[str, ...], host: Platform
@@ -316,26 +316,26 @@ class Archive:
 _Resolved = tuple[tuple[Descriptor, ...], Manifest]
 
 
-class _Wanted:
+class _Names:
     """The images of an archive and all their names, in the order of the archive."""
 
     def __init__(self) -> None:
-        self.names: dict[str, dict[str, None]] = {}
+        self.images: dict[str, dict[str, None]] = {}
         self._count = 0
 
     def add(self, key: str, names: Iterable[str]) -> None:
-        known = self.names.setdefault(key, {})
-        if len(self.names) > MOST_IMAGES:
-            raise InvalidRequest(f"the archive has more than {MOST_IMAGES} images")
-        before = len(known)
-        known.update(dict.fromkeys(names))
-        self._count += len(known) - before
-        if self._count > MOST_NAMES:
-            raise InvalidRequest(f"the archive has more than {MOST_NAMES} names")
+        image_names = self.images.setdefault(key, {})
+        if len(self.images) > MAX_IMAGES:
+            raise InvalidRequest(f"the archive has more than {MAX_IMAGES} images")
+        before = len(image_names)
+        image_names.update(dict.fromkeys(names))
+        self._count += len(image_names) - before
+        if self._count > MAX_NAMES:
+            raise InvalidRequest(f"the archive has more than {MAX_NAMES} names")
 
 
 def manifest_blob(config: Descriptor, layer_list: list[Descriptor]) -> Blob:
-    """An OCI manifest for parts that came without one; the same parts give the same bytes."""
+    """An OCI manifest for parts that came without one. The same parts give the same bytes."""
     document = {
         "schemaVersion": 2,
         "mediaType": image.OCI_MANIFEST,
@@ -364,13 +364,13 @@ def _check_size(descriptor: Descriptor, size: int) -> None:
 
 
 def _check_path(what: str, path: str, computed: str) -> None:
-    """docker save names some files by their digest; then it must fit."""
-    if found := _HEX_IN_PATH.search(path):
-        _check_digest(f"{what} {shown(path)}", f"sha256:{found[1]}", computed)
+    """Where docker save names a file by its digest, the digest must match."""
+    if match := _HEX_IN_PATH.search(path):
+        _check_digest(f"{what} {shown(path)}", f"sha256:{match[1]}", computed)
 
 
 def _names(descriptor: Descriptor) -> tuple[str, ...]:
-    """The names that annotations give: in full, or what cannot be a mere tag."""
+    """The names in the annotations: a full name, or a ref name that cannot be just a tag."""
     if name := descriptor.annotations.get(NAME_ANNOTATION):
         return (name,)
     ref = descriptor.annotations.get(REF_ANNOTATION, "")

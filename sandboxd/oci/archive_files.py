@@ -1,8 +1,7 @@
 """The files of an image archive, one tar that is plain or compressed as a whole.
 
-It is never extracted: its entries are an index into the file, and files are read in place. An archive that is
-compressed is decompressed once into a file without a name, since its files are needed more than once and in no
-particular order.
+The archive is never extracted: its entries are indexed, and files are read in place. A compressed archive is
+decompressed once, into an unnamed temporary file, because its files are read more than once and in any order.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from sandboxd.oci import compression, layers, tar
 from sandboxd.oci.compression import Allowance
 from sandboxd.oci.layers import Stopped
 
-MOST_ENTRIES = 100_000
-MOST_NAME_BYTES = 32 << 20  # of all entries and what links point at
-MOST_DOCUMENT_BYTES = 64 << 20  # of all manifests, indexes and configs that are read
-MOST_LINKS = 10  # followed from one entry to another
-# What an archive that is compressed as a whole may take on the disk. Those of real images become two to ten times
-# as large.
+MAX_ENTRIES = 100_000
+MAX_NAME_BYTES = 32 << 20  # of all entries and link targets together
+MAX_DOCUMENT_BYTES = 64 << 20  # of all manifests, indexes and configs that are read
+MAX_LINKS = 10  # followed from one entry to another
+# How much disk space a compressed archive may take. Archives of real images become two to ten times as large.
 SPOOLED = Allowance(free=64 << 20, factor=100, most=1 << 40)
 
 Opener = Callable[[], BinaryIO]
@@ -38,7 +36,7 @@ Opener = Callable[[], BinaryIO]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A file of the archive, or a link to one (`link` is its path then)."""
+    """A file of the archive, or a link to one: then `link` is the path of its target."""
 
     offset: int = 0
     size: int = 0
@@ -46,7 +44,7 @@ class Entry:
 
 
 class Files:
-    """The files of one archive. All calls block, and raise Unavailable soon after `stopped` says so."""
+    """The files of one archive. All calls block, and raise Unavailable soon after `stopped` returns True."""
 
     def __init__(self, path: Path, stopped: Stopped = layers.never) -> None:
         self._path = path
@@ -57,9 +55,9 @@ class Files:
         self.total = 0  # bytes of all files
 
     def open(self) -> None:
-        """Open the archive and read what it holds.
+        """Open the archive and index its entries.
 
-        Raises InvalidRequest for one that is damaged or out of bounds, Exhausted when it does not fit on the disk.
+        Raises InvalidRequest when it is damaged or exceeds a limit, Exhausted when it does not fit on the disk.
         """
         try:
             self._file = self._open()
@@ -69,7 +67,7 @@ class Files:
             raise
 
     def close(self) -> None:
-        """Close the archive; nothing can be read any more."""
+        """Close the archive; nothing can be read from it afterwards."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -97,11 +95,11 @@ class Files:
         try:
             for number, member in enumerate(tar.entries(file), start=1):
                 layers.check_stopped(self._stopped, "the archive")
-                if number > MOST_ENTRIES:
-                    raise InvalidRequest(f"the archive has more than {MOST_ENTRIES} entries")
+                if number > MAX_ENTRIES:
+                    raise InvalidRequest(f"the archive has more than {MAX_ENTRIES} entries")
                 self._name_bytes += len(member.name) + len(member.linkname)
-                if self._name_bytes > MOST_NAME_BYTES:
-                    raise InvalidRequest(f"the archive's names take more than {MOST_NAME_BYTES} bytes together")
+                if self._name_bytes > MAX_NAME_BYTES:
+                    raise InvalidRequest(f"the archive's names take more than {MAX_NAME_BYTES} bytes in total")
                 self._add_entry(member, length)
         except (tarfile.TarError, EOFError, ValueError) as exc:
             raise InvalidRequest(f"not an image archive: {exc}") from exc
@@ -119,14 +117,12 @@ class Files:
                 raise InvalidRequest(f"the archive is cut off in the middle of {shown(member.name)}")
             self._entries[path] = Entry(offset=member.offset_data, size=member.size)
         else:
-            raise InvalidRequest(
-                f"the archive's entry {shown(member.name)} is neither a file, a directory nor a link"
-            )
+            raise InvalidRequest(f"the archive's entry {shown(member.name)} is not a file, a directory or a link")
 
     def find(self, path: str) -> Entry:
-        """The file at `path`, links followed within the archive. Raises InvalidRequest when it is not there."""
+        """The file at `path`, following links within the archive. Raises InvalidRequest when it is missing."""
         at = path
-        for _ in range(MOST_LINKS):
+        for _ in range(MAX_LINKS):
             entry = self._entries.get(at)
             if entry is None:
                 break
@@ -136,31 +132,31 @@ class Files:
         raise InvalidRequest(f"the archive lacks {shown(path)}")
 
     def opener(self, entry: Entry) -> Opener:
-        """How to read a file, any number of times."""
+        """A function that opens the file for reading, any number of times."""
 
         def opened() -> BinaryIO:
             if self._file is None:
                 raise ValueError("the archive is closed")
             section = _Section(self._file, entry.offset, entry.size)
-            return cast(BinaryIO, io.BufferedReader(section, buffer_size=compression.CHUNK))
+            return cast(BinaryIO, io.BufferedReader(section, buffer_size=compression.CHUNK_BYTES))
 
         return opened
 
     def read(self, path: str, most: int) -> bytes:
-        """A document, of at most `most` bytes."""
+        """The content of a document of at most `most` bytes. Raises InvalidRequest when it is larger."""
         entry = self.find(path)
         if entry.size > most:
             raise InvalidRequest(f"{shown(path)} in the archive is larger than {most} bytes")
         layers.check_stopped(self._stopped, "the archive")
         self._document_bytes += entry.size
-        if self._document_bytes > MOST_DOCUMENT_BYTES:
-            raise InvalidRequest(f"the archive has manifests and configs of more than {MOST_DOCUMENT_BYTES} bytes")
+        if self._document_bytes > MAX_DOCUMENT_BYTES:
+            raise InvalidRequest(f"the archive has manifests and configs of more than {MAX_DOCUMENT_BYTES} bytes")
         with self.opener(entry)() as file:
             return file.read()
 
 
 class _Section(io.RawIOBase):
-    """Part of a file as a file of its own. Reads at positions, so that several can be used at once."""
+    """Part of a file, as a file of its own. Uses positional reads, so that several can be open at once."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         self._file, self._offset, self._size, self._at = file, offset, size, 0
@@ -179,7 +175,7 @@ class _Section(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), max(0, self._size - self._at))
-        # Asking for the number each time fails once the file is closed, rather than read a stranger's.
+        # fileno() fails once the file is closed; a number kept from before could by then be another file's.
         data = os.pread(self._file.fileno(), wanted, self._offset + self._at)
         view[: len(data)] = data
         self._at += len(data)
@@ -187,15 +183,15 @@ class _Section(io.RawIOBase):
 
 
 def _spool(plain: BinaryIO, directory: Path, packed: int, stopped: Stopped) -> BinaryIO:
-    """Decompress what takes `packed` bytes into a nameless file; it vanishes when it is closed."""
+    """Decompress `plain`, which takes `packed` bytes compressed, into an unnamed file that closing deletes."""
     output = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - it is the result
     try:
         size = 0
-        while data := plain.read(compression.CHUNK):
+        while data := plain.read(compression.CHUNK_BYTES):
             layers.check_stopped(stopped, "the archive")
             size += len(data)
             if wrong := SPOOLED.exceeded(size, packed):
-                raise InvalidRequest(f"the archive is {wrong}; decompress it before it is loaded")
+                raise InvalidRequest(f"the archive is {wrong}; decompress it before loading it")
             output.write(data)
         output.flush()
     except BaseException as exc:
@@ -207,7 +203,7 @@ def _spool(plain: BinaryIO, directory: Path, packed: int, stopped: Stopped) -> B
 
 
 def inside(name: str, base: str, entry: str) -> str:
-    """The path that `name`, seen from `base`, has in the archive. Raises InvalidRequest when it leaves it."""
+    """The path of `name` in the archive, relative to `base`. Raises InvalidRequest when it points outside."""
     path = posixpath.normpath(posixpath.join(base, name))
     if name.startswith("/") or path == ".." or path.startswith("../") or "\0" in name:
         raise InvalidRequest(f"the archive's entry {shown(entry)} points outside the archive")

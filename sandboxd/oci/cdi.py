@@ -1,8 +1,8 @@
-"""Devices of the Container Device Interface: a vendor's file says what a runtime spec needs for the device.
+"""Devices of the Container Device Interface: a vendor's file lists what a device needs in a runtime spec.
 
-`parse` checks one file, `resolve` finds the devices that a container asks for, `inject` edits its spec. An edit
-that is not understood is refused: the device would not work, and nobody would know why. Source: the CDI
-specification, versions 0.3.0 to 0.8.0 ("SPEC.md").
+`parse` checks one file, `resolve` finds the devices that a container asks for, `inject` edits its spec. An
+unknown edit is refused, because ignoring it would leave a device that fails without an explanation. Source: the
+CDI specification, versions 0.3.0 to 0.8.0 ("SPEC.md").
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _QUALIFIED = re.compile(
 _VERSION = re.compile(r"(?:v)?0\.[1-8]\.\d+\Z|(?:v)?1\.0\.\d+\Z")
 _HOOKS = frozenset({"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"})
 
-# What each object may hold, and of which type.
+# The members that each object may have, and their types.
 _FILE: Json = {"cdiVersion": str, "kind": str, "annotations": dict, "devices": list, "containerEdits": dict}
 _DEVICE: Json = {"name": str, "annotations": dict, "containerEdits": dict}
 _EDITS: Json = {"env": list, "deviceNodes": list, "mounts": list, "hooks": list, "additionalGids": list}
@@ -42,9 +42,9 @@ _HOOK: Json = {"hookName": str, "path": str, "args": list, "env": list, "timeout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """One file: a kind of device, its devices by name, and what each of them needs besides its own."""
+    """One file: a kind of device, the edits of each device by name, and the edits that all of them need."""
 
-    source: str  # the file, for people
+    source: str  # the file, for messages
     kind: str  # "vendor.com/class"
     common: Json
     devices: Mapping[str, Json]
@@ -52,14 +52,14 @@ class Spec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edits:
-    """What a container's devices need, in the order in which it is to be done."""
+    """The edits for a container's devices, in the order in which to apply them."""
 
     devices: tuple[str, ...] = ()
     parts: tuple[Json, ...] = ()
 
     @property
     def host_nodes(self) -> tuple[str, ...]:
-        """The device nodes of the host that the edits are about."""
+        """The paths of the host's device nodes that the edits refer to."""
         return tuple(node.get("hostPath") or node["path"] for part in self.parts for node in part["deviceNodes"])
 
 
@@ -68,25 +68,28 @@ def names(devices: Iterable[str], annotations: Mapping[str, str]) -> tuple[str, 
 
     Raises InvalidRequest for one that is not of the form vendor/class=device.
     """
-    wanted = list(devices)
+    qualified = list(devices)
     for key, value in sorted(annotations.items()):
         if key.startswith(ANNOTATIONS):
-            wanted += value.split(",")
-    for name in wanted:
+            qualified += value.split(",")
+    for name in qualified:
         if not _QUALIFIED.match(name):
             raise InvalidRequest(f"CDI device {name!r} is not of the form vendor.com/class=device")
-    return tuple(dict.fromkeys(wanted))
+    return tuple(dict.fromkeys(qualified))
 
 
 def parse(data: bytes, source: str) -> Spec:
-    """A CDI file, JSON or YAML by its name. Raises InvalidRequest, naming the file and the place."""
+    """Parse a CDI file: JSON if its name ends in .json, else YAML.
+
+    Raises InvalidRequest that names the file and the member, Unsupported for a member that is not known.
+    """
     try:
         content = json.loads(data) if source.endswith(".json") else yaml.safe_load(data)
     except (ValueError, RecursionError, yaml.YAMLError) as exc:
         raise InvalidRequest(f"{source}: cannot be read: {exc}") from exc
     document = _object(content, _FILE, f"{source}:", " ")
     if not _VERSION.match(document.get("cdiVersion", "")):
-        raise InvalidRequest(f"{source}: cdiVersion: {document.get('cdiVersion')!r} is not one that is known here")
+        raise InvalidRequest(f"{source}: cdiVersion: {document.get('cdiVersion')!r} is not a known version")
     kind = document.get("kind", "")
     if not _QUALIFIED.match(f"{kind}=device"):
         raise InvalidRequest(f"{source}: kind: {kind!r} is not of the form vendor.com/class")
@@ -98,7 +101,7 @@ def parse(data: bytes, source: str) -> Spec:
         if not _QUALIFIED.match(f"{kind}={name}"):
             raise InvalidRequest(f"{where}.name: {name!r} is not the name of a device")
         if name in devices:
-            raise InvalidRequest(f"{where}.name: {name!r} is there twice")
+            raise InvalidRequest(f"{where}.name: {name!r} is listed twice")
         devices[name] = _edits(device.get("containerEdits", {}), f"{where}.containerEdits")
     common = _edits(document.get("containerEdits", {}), f"{source}: containerEdits")
     return Spec(source=source, kind=kind, common=common, devices=devices)
@@ -109,7 +112,7 @@ def _object(value: Any, known: Json, where: str, dot: str = ".") -> Json:
         raise InvalidRequest(f"{where.rstrip(':')}: must be an object")
     for key, item in value.items():
         if key not in known:
-            raise Unsupported(f"{where}{dot}{key}: is not known here")
+            raise Unsupported(f"{where}{dot}{key}: is not a known member")
         if not isinstance(item, known[key]) or isinstance(item, bool):
             raise InvalidRequest(f"{where}{dot}{key}: {item!r} is not of type {known[key].__name__}")
     return cast(Json, value)
@@ -133,15 +136,15 @@ def _edits(value: Any, where: str) -> Json:
                 raise InvalidRequest(f"{where}.{name}[{i}].{key}: {item.get(key, '')!r} is not an absolute path")
     for i, hook in enumerate(edits["hooks"]):
         if hook.get("hookName") not in _HOOKS:
-            raise InvalidRequest(f"{where}.hooks[{i}].hookName: {hook.get('hookName')!r} is none")
+            raise InvalidRequest(f"{where}.hooks[{i}].hookName: {hook.get('hookName')!r} is not a hook")
     return edits
 
 
 def resolve(wanted: Sequence[str], directories: Sequence[Sequence[Spec]], problems: Sequence[str]) -> Edits:
     """The edits for the `wanted` devices, given the specs of each directory; a later directory wins.
 
-    `problems` are files that could not be read, for the message. Raises NotFound for an unknown device and
-    InvalidRequest for one that two files of one directory describe.
+    `problems` describe the files that could not be read, for the message. Raises NotFound for an unknown device,
+    InvalidRequest for a device that two files in one directory describe.
     """
     parts: list[Json] = []
     done: set[str] = set()
@@ -160,19 +163,19 @@ def resolve(wanted: Sequence[str], directories: Sequence[Sequence[Spec]], proble
 
 def _find(kind: str, device: str, directories: Sequence[Sequence[Spec]]) -> Spec | None:
     for specs in reversed(directories):
-        found = [spec for spec in specs if spec.kind == kind and device in spec.devices]
-        if len(found) > 1:
-            files = " and ".join(spec.source for spec in found)
+        matches = [spec for spec in specs if spec.kind == kind and device in spec.devices]
+        if len(matches) > 1:
+            files = " and ".join(spec.source for spec in matches)
             raise InvalidRequest(f"CDI device {kind}={device} is described twice, in {files}")
-        if found:
-            return found[0]
+        if matches:
+            return matches[0]
     return None
 
 
 def inject(spec: Json, edits: Edits, host: Mapping[str, DeviceNode]) -> None:
-    """Apply the edits to a runtime spec, in place. `host` has the node of each of `edits.host_nodes` that exists.
+    """Apply the edits to a runtime spec, in place. `host` maps those of `edits.host_nodes` that exist to nodes.
 
-    Raises InvalidRequest when a device node is described too vaguely and is not there.
+    Raises InvalidRequest when a node does not exist on the host and its edit does not give its type and numbers.
     """
     for part in edits.parts:
         process = spec["process"]
@@ -190,18 +193,18 @@ def inject(spec: Json, edits: Edits, host: Mapping[str, DeviceNode]) -> None:
 
 def _add_node(section: Json, item: Json, host: Mapping[str, DeviceNode]) -> None:
     path = linux.clean(item["path"])
-    there = host.get(item.get("hostPath") or item["path"])
-    kind = item.get("type") or (there.kind if there else "")
+    existing = host.get(item.get("hostPath") or item["path"])
+    kind = item.get("type") or (existing.kind if existing else "")
     node: Json = {"path": path, "type": {"u": "c"}.get(kind, kind)}
     if kind != "p":
-        if there is None and not ("major" in item and "minor" in item and kind):
+        if existing is None and not ("major" in item and "minor" in item and kind):
             raise InvalidRequest(f"CDI device node {item.get('hostPath') or item['path']} is not on this machine")
-        node["major"] = item.get("major", there.major if there else 0)
-        node["minor"] = item.get("minor", there.minor if there else 0)
-    mode = item.get("fileMode", there.mode if there else None)
+        node["major"] = item.get("major", existing.major if existing else 0)
+        node["minor"] = item.get("minor", existing.minor if existing else 0)
+    mode = item.get("fileMode", existing.mode if existing else None)
     node |= {"fileMode": mode} if mode is not None else {}
     for key in ("uid", "gid"):
-        owner = item.get(key, getattr(there, key) if there else None)
+        owner = item.get(key, getattr(existing, key) if existing else None)
         node |= {key: owner} if owner is not None else {}
     section["devices"] = [d for d in section["devices"] if d["path"] != path] + [node]
     if node["type"] in ("b", "c"):

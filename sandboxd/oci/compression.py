@@ -1,7 +1,7 @@
-"""Decompression of what strangers packed: gzip and zstd, in time and memory linear in what goes in and comes out.
+"""Decompression of untrusted gzip and zstd streams, in time and memory linear in input and output.
 
-gzip unpacks to at most 1,032 times its size. zstd knows no such bound (four bytes can stand for 128 KiB), so it is
-held to one: see `Allowance`.
+gzip expands to at most 1,032 times its size. zstd has no such bound (four bytes can stand for 128 KiB), so one is
+imposed: see `Allowance`.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from isal import igzip_lib
 
 from sandboxd.errors import InvalidRequest
 
-CHUNK = 1 << 20
-MOST_MEMBERS = 4_000_000  # of gzip, or frames of zstd; some builders make one for each file
-WINDOW_LOG = 27  # of zstd: 128 MiB of memory, what its own tools read without being told to
+CHUNK_BYTES = 1 << 20
+MAX_MEMBERS = 4_000_000  # of gzip, or frames of zstd; some builders write one for each file
+WINDOW_LOG = 27  # of zstd: 128 MiB of memory, the default limit of its own tools
 
 _GzipError: type[Exception] = igzip_lib.error  # type: ignore[assignment]  # the stub says: an instance
-DAMAGE = (_GzipError, zstd.ZstdError, EOFError)  # what reading a damaged stream raises
+DAMAGE = (_GzipError, zstd.ZstdError, EOFError)  # the errors that reading a damaged stream raises
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_PIECE = CHUNK // 4  # bytes given to a decompressor at a time
-_FIRST_PIECE = 256  # the same at a member's beginning: what follows its end is read again
+_PIECE_BYTES = CHUNK_BYTES // 4  # given to a decompressor at a time
+_FIRST_PIECE_BYTES = 256  # the same at the start of a member; input past the member's end is read again
 
 
 class Allowance:
-    """How large something may become, in bytes: `free`, then `factor` times what it was packed in; `most` at most."""
+    """How large data may become, in bytes: `free` plus `factor` times its compressed size, and never over `most`."""
 
     def __init__(self, free: int, factor: int, most: int) -> None:
         self.free, self.factor, self.most = free, factor, most
 
     def exceeded(self, size: int, packed: int) -> str:
-        """What is wrong with `size` bytes out of `packed`, "" when nothing is."""
+        """Which limit `size` bytes from `packed` compressed ones exceed, for a message; "" for none."""
         if size > self.most:
-            return f"more than {self.most >> 30} GiB when it is unpacked"
+            return f"more than {self.most >> 30} GiB when unpacked"
         if size > self.free + self.factor * packed:
-            return f"more than {self.free >> 20} MiB and {self.factor} times its own size when it is unpacked"
+            return f"more than {self.free >> 20} MiB and {self.factor} times its own size when unpacked"
         return ""
 
 
 def compression_of(file: BinaryIO) -> str:
-    """How a stream is compressed, told by its first bytes; the position is its beginning afterwards."""
+    """The stream's compression by its first bytes: "gzip", "zstd" or "". Leaves the position at the beginning."""
     file.seek(0)
     magic = file.read(4)
     file.seek(0)
@@ -58,7 +58,7 @@ def compression_of(file: BinaryIO) -> str:
 
 
 def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:
-    """The stream without its compression ("gzip", "zstd" or ""); reading it raises one of `DAMAGE`."""
+    """The decompressed stream, for `compression` "gzip", "zstd" or "". Reading it may raise one of `DAMAGE`."""
     if compression == "gzip":
         return cast(BinaryIO, _Members(file, _gunzip, what, padded=True))
     if compression == "zstd":
@@ -67,7 +67,7 @@ def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:
 
 
 class _Decompressor(Protocol):
-    """What the modules of the standard library agree on."""
+    """The interface of the standard library's decompressors."""
 
     @property
     def eof(self) -> bool: ...
@@ -79,7 +79,7 @@ class _Decompressor(Protocol):
 
 
 def _gunzip() -> _Decompressor:
-    # ISA-L takes about half of zlib's time for what images are made of.
+    # ISA-L takes about half of zlib's time for the content of images.
     return cast(_Decompressor, igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP))
 
 
@@ -89,14 +89,14 @@ def _unzstd() -> _Decompressor:
 
 
 class _Members(io.RawIOBase):
-    """Members (or frames) one after the other, decompressed in large pieces: GzipFile reads a few KiB at a time.
+    """Consecutive members (or frames), decompressed in large pieces; GzipFile reads a few KiB at a time.
 
-    A member is given little at first and more the longer it lasts. So what turns out to belong to the next one is
-    never much more than the member itself, however many there are.
+    A member is given small pieces at first and larger ones as it goes on. So the input that turns out to belong to
+    the next member, and is read again, is never much larger than the member itself.
     """
 
     def __init__(self, inner: BinaryIO, make: Callable[[], _Decompressor], what: str, *, padded: bool) -> None:
-        """`padded`: there may be zeros between and after members."""
+        """`padded` allows zeros between and after members."""
         self._inner = inner
         self._make = make
         self._what = what
@@ -105,7 +105,7 @@ class _Members(io.RawIOBase):
         self._count = 0
         self._buffer: bytes | memoryview = b""
         self._at = 0
-        self._piece = _FIRST_PIECE
+        self._piece = _FIRST_PIECE_BYTES
 
     def readable(self) -> bool:
         return True
@@ -124,21 +124,21 @@ class _Members(io.RawIOBase):
             plain = self._member.decompress(data, size)
             if self._member.eof:
                 self._at -= len(self._member.unused_data)
-                self._member, self._piece = None, _FIRST_PIECE
+                self._member, self._piece = None, _FIRST_PIECE_BYTES
             if plain:
                 return plain
 
     def _take(self) -> bytes:
-        """Some of the compressed bytes; none at the end."""
+        """The next piece of compressed bytes; empty at the end."""
         if self._at == len(self._buffer):
-            self._buffer, self._at = self._inner.read(_PIECE), 0
+            self._buffer, self._at = self._inner.read(_PIECE_BYTES), 0
         data = bytes(self._buffer[self._at : self._at + self._piece])
         self._at += len(data)
-        self._piece = min(_PIECE, 2 * self._piece)
+        self._piece = min(_PIECE_BYTES, 2 * self._piece)
         return data
 
     def _begin(self) -> _Decompressor:
         self._count += 1
-        if self._count > MOST_MEMBERS:
-            raise InvalidRequest(f"{self._what} is compressed in more than {MOST_MEMBERS} pieces")
+        if self._count > MAX_MEMBERS:
+            raise InvalidRequest(f"{self._what} is compressed in more than {MAX_MEMBERS} pieces")
         return self._make()

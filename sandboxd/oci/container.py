@@ -1,4 +1,4 @@
-"""The runtime spec of a workload container: its config over its image's defaults, inside its pod's namespaces."""
+"""The runtime spec of a workload container: its config over its image's defaults, in its pod's namespaces."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def container_spec(
     target_pid: int = 0,
     volumes: Mapping[str, str] | None = None,
 ) -> Json:
-    """The runtime spec for a container of a running `sandbox`; both configs were validated.
+    """The runtime spec for a container of a running `sandbox`; both configs must have been validated.
 
     `image` is the `config` object of the image (Entrypoint, Cmd, Env, WorkingDir, Volumes). `target_pid`
     is the process whose pid namespace to join when the pid mode is TARGET. `volumes` gives a host directory for each
     of `image_volumes()`.
 
-    Raises InvalidRequest when there is no command, or a mount's propagation does not fit its source; Unsupported
+    Raises InvalidRequest when there is no command or a mount's source does not allow its propagation; Unsupported
     for what this machine cannot do.
     """
     context = config.linux.security_context
@@ -50,7 +50,7 @@ def container_spec(
     ids = userns.of(sandbox.config)
     userns.check_user(user, ids)
     device_nodes, device_rules = linux.devices(config.devices, host, privileged=privileged)
-    # On v1 the named hierarchies of the host are no secret that a namespace would keep.
+    # On v1 a cgroup namespace would not hide the host's named hierarchies.
     own_cgroups = host.cgroup_v2 and not privileged
     masked, readonly = _guarded_paths(context, ids)
     spec: Json = {
@@ -63,7 +63,7 @@ def container_spec(
             "cwd": linux.clean(config.working_dir or image.get("WorkingDir") or "/"),
             "capabilities": linux.capabilities(held, ambient),
             "noNewPrivileges": context.no_new_privs,
-            # Said even when it is 0: the daemon's own value would be inherited otherwise.
+            # Set even when it is 0, or the container would inherit the daemon's own value.
             "oomScoreAdj": linux.oom_score_adj(config.linux.resources.oom_score_adj, host),
         },
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
@@ -102,14 +102,14 @@ def container_spec(
 
 
 def labels(config: cri.ContainerConfig, sandbox: SandboxRecord, host: HostFacts) -> lsm.Labels:
-    """The container's SELinux labels; the mount's is also what `selinux_relabel` gives host files."""
+    """The container's SELinux labels; `selinux_relabel` gives host files the mount's."""
     context = config.linux.security_context
     options = sandbox.config.linux.security_context.selinux_options
     return lsm.selinux(context.selinux_options, options, sandbox.id, host, privileged=context.privileged)
 
 
 def image_volumes(config: cri.ContainerConfig, image: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where the image declares volumes that the request does not mount: each needs a host directory."""
+    """The paths of the image's volumes on which the request mounts nothing: each needs a host directory."""
     mounted = {linux.clean(mount.container_path) for mount in config.mounts}
     declared = {linux.clean(path) for path in image.get("Volumes") or ()}
     return tuple(sorted(declared - mounted - {"/"}))
@@ -119,12 +119,12 @@ def image_volumes(config: cri.ContainerConfig, image: Mapping[str, Any]) -> tupl
 
 
 def _args(config: cri.ContainerConfig, image: Mapping[str, Any]) -> list[str]:
-    """`command` replaces the entrypoint and the image's command with it; `args` replaces the command alone."""
+    """`command` replaces the image's entrypoint and command, `args` only its command."""
     if config.command:
         return [*config.command, *config.args]
     args = [*(image.get("Entrypoint") or ()), *(config.args or image.get("Cmd") or ())]
     if not args:
-        raise InvalidRequest("config.command: there is none, and the image has neither an entrypoint nor a command")
+        raise InvalidRequest("config.command: is empty, and the image has neither an entrypoint nor a command")
     return args
 
 
@@ -145,7 +145,7 @@ def _capabilities(context: cri.LinuxContainerSecurityContext, host: HostFacts) -
         return linux.capability_names(add=["ALL"], drop=[], own=host.capabilities)
     asked = context.capabilities
     return linux.capability_names(
-        # What is to be ambient has to be permitted as well (capabilities(7)).
+        # An ambient capability must be permitted as well (capabilities(7)).
         add=[*asked.add_capabilities, *asked.add_ambient_capabilities],
         drop=asked.drop_capabilities,
         own=host.capabilities,
@@ -156,10 +156,10 @@ def _capabilities(context: cri.LinuxContainerSecurityContext, host: HostFacts) -
 
 
 def _pod_namespaces(sandbox: SandboxRecord) -> dict[str, str | None]:
-    """What a container always shares with its pod.
+    """The namespaces that a container always shares with its pod.
 
-    The network namespace by its pinned path, which stays right when the pause process dies and its pid is
-    reused; the others are held by that process alone.
+    The network namespace is joined by its pinned path, which stays valid when the pause process dies and its pid
+    is reused; only that process holds the others.
     """
     modes = sandbox.config.linux.security_context.namespace_options
     host_network = modes.network == cri.NODE
@@ -184,7 +184,7 @@ def _pid_namespace(modes: cri.NamespaceOption, sandbox: SandboxRecord, target_pi
 
 def _of_pid(pid: int, kind: str) -> str:
     if pid <= 0:
-        # A caller's mistake; "" or "/proc/0" here would quietly give the container a wrong namespace.
+        # A caller's mistake; "" or "/proc/0" here would silently give the container a wrong namespace.
         raise ValueError(f"the {kind} namespace to join belongs to no running process (pid {pid})")
     return f"/proc/{pid}/ns/{kind}"
 
@@ -195,12 +195,12 @@ def _of_pid(pid: int, kind: str) -> str:
 def _guarded_paths(
     context: cri.LinuxContainerSecurityContext, ids: userns.IdMap | None
 ) -> tuple[list[str], list[str]]:
-    """(masked, readonly).
+    """(masked, readonly) paths.
 
-    Exactly what the request lists, once it lists anything. A request that lists nothing cannot be told from one
-    that wants nothing guarded: protobuf has no word for it. kubelet sends nothing only for `procMount: Unmasked`,
-    which it accepts for pods with a user namespace alone; everybody else who sends nothing (crictl, scripts) did
-    not think of it. So nothing means the defaults, unless privileged or in a user namespace.
+    If the request lists any, exactly those. Empty lists are ambiguous, since protobuf cannot distinguish them from
+    unset ones. kubelet sends empty lists only for `procMount: Unmasked`, which it accepts only for pods with a user
+    namespace; other clients (crictl, scripts) send them because they do not set the fields. So empty lists mean the
+    defaults, unless the container is privileged or in a user namespace.
     """
     if context.privileged:
         return [], []
@@ -218,13 +218,13 @@ def _mounts(
     *,
     own_cgroups: bool,
 ) -> list[Json]:
-    """All mounts, parents before children; of two for one place the request's wins.
+    """All mounts, parents before children; where two have the same destination, the request's wins.
 
-    A /dev of the request brings its own pts, shm and mqueue, so ours would only hide them.
+    If the request mounts /dev, that mount brings its own pts, shm and mqueue; ours would only hide them.
     """
     context = config.linux.security_context
-    asked = [_requested_mount(i, mount, host) for i, mount in enumerate(config.mounts)]
-    taken = {mount["destination"] for mount in asked}
+    requested = [_requested_mount(i, mount, host) for i, mount in enumerate(config.mounts)]
+    taken = {mount["destination"] for mount in requested}
     pseudo = [
         linux.proc(),
         linux.dev(),
@@ -236,33 +236,34 @@ def _mounts(
     if "/dev" in taken:
         pseudo = [mount for mount in pseudo if not mount["destination"].startswith("/dev/")]
     access = "ro" if context.readonly_rootfs else "rw"
-    # The flags of the file system that they are on: in a user namespace a mount cannot have fewer.
+    # The flags of the file system that holds the files: in a user namespace a mount cannot drop any.
     options = ["rprivate", access, "nosuid", "nodev", "noexec"]
     ours = [linux.bind(f"{places.pod_files(sandbox.id)}/{name}", f"/etc/{name}", options) for name in files.NAMES]
     ours.append(linux.bind(pod.shm(sandbox, places), "/dev/shm", ["rprivate", "rw"]))
     ours += [linux.bind(source, linux.clean(path), ["rprivate", "rw"]) for path, source in sorted(volumes.items())]
     defaults = [mount for mount in (*pseudo, *ours) if mount["destination"] not in taken]
-    # A default above a requested mount must not come after it; the sort is stable, so equals keep their order.
-    return sorted((*defaults, *asked), key=lambda mount: linux.depth(mount["destination"]))
+    # A default must not follow a requested mount below it. The sort is stable, so equals keep their order.
+    return sorted((*defaults, *requested), key=lambda mount: linux.depth(mount["destination"]))
 
 
 def _requested_mount(index: int, mount: cri.Mount, host: HostFacts) -> Json:
     if mount.recursive_read_only and not host.recursive_read_only:
         raise Unsupported(
-            f"config.mounts: {mount.container_path}: recursive_read_only needs Linux 5.12 and a runtime that has rro"
+            f"config.mounts: {mount.container_path}: recursive_read_only needs Linux 5.12 and a runtime that"
+            " supports rro"
         )
     access = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
     options = [_PROPAGATION[mount.propagation], access]
     if linux.shows_image(mount):
         source = host.image_volumes[index]
-        options += ["nosuid", "nodev"]  # as it is mounted: in a user namespace a mount cannot have fewer
+        options += ["nosuid", "nodev"]  # the source's own: in a user namespace a mount cannot drop any
     else:
         source = host.mapped_mounts.get(index, _host_source(mount, host))
     return linux.bind(source, linux.clean(mount.container_path), options)
 
 
 def _host_source(mount: cri.Mount, host: HostFacts) -> str:
-    """Where a host path really is; raises InvalidRequest when it cannot propagate as asked."""
+    """The host path with symlinks resolved. Raises InvalidRequest when it cannot propagate as requested."""
     source = host.mount_sources.get(mount.host_path) or MountSource(path=mount.host_path)
     if mount.propagation == cri.PROPAGATION_BIDIRECTIONAL and not source.shared:
         raise InvalidRequest(
@@ -278,8 +279,8 @@ def _host_source(mount: cri.Mount, host: HostFacts) -> str:
 
 
 def _rootfs_propagation(config: cri.ContainerConfig) -> str:
-    """A mount propagates no further than the root above it lets it."""
-    asked = {mount.propagation for mount in config.mounts}
-    if cri.PROPAGATION_BIDIRECTIONAL in asked:
+    """The widest propagation of any mount: the root above a mount limits how far it propagates."""
+    modes = {mount.propagation for mount in config.mounts}
+    if cri.PROPAGATION_BIDIRECTIONAL in modes:
         return "rshared"
-    return "rslave" if cri.PROPAGATION_HOST_TO_CONTAINER in asked else ""
+    return "rslave" if cri.PROPAGATION_HOST_TO_CONTAINER in modes else ""

@@ -1,6 +1,6 @@
-"""The texts that a pod's containers find at /etc/hosts, /etc/hostname and /etc/resolv.conf.
+"""The contents of /etc/hosts, /etc/hostname and /etc/resolv.conf in a pod's containers.
 
-A pod in the host's network gets copies of the host's files instead; that is its creator's choice.
+A pod in the host's network gets copies of the host's files instead; the caller decides that.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def hostname_file(hostname: str) -> bytes:
 
 
 def resolv_conf(dns: cri.DNSConfig, host: bytes | None) -> bytes:
-    """/etc/resolv.conf (resolv.conf(5)): the pod's DNS config if it says anything, else the host's file.
+    """/etc/resolv.conf (resolv.conf(5)): the pod's DNS config, or the host's file if that config is empty.
 
-    `host` is the content of the host's file, None when there is none: then the pod's is empty.
+    `host` is the content of the host's file, or None when it does not exist: then the pod's is empty.
     """
     lines = [
         *([f"search {' '.join(dns.searches)}"] if dns.searches else []),

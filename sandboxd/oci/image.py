@@ -1,9 +1,9 @@
-"""What an image is made of: descriptors, manifests, indexes and configs, read strictly.
+"""The documents of an image: descriptors, manifests, indexes and configs, parsed strictly.
 
 An image is a manifest that names one config and the layers, lowest first; an index names manifests for several
 platforms. Both the OCI image format (https://github.com/opencontainers/image-spec) and docker's schema 2 are
-read; what they share is what is kept. Everything is refused with InvalidRequest that cannot be understood, and
-with Unsupported what can be but is not offered.
+read, and the members that they share are kept. Malformed documents raise InvalidRequest; well-formed ones with a
+feature that sandboxd does not offer raise Unsupported.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ LAYERS = tuple(
     for compression in compressions
 )
 
-MOST_MANIFEST_BYTES = 4 << 20  # what registries accept
-MOST_CONFIG_BYTES = 8 << 20
-MOST_LAYERS = 500  # overlayfs stacks no more than this
-MOST_BLOB_BYTES = 512 << 30
-MOST_MEMBERS = 10_000  # of a list or an object of a config, ports excepted: whole ranges of them are exposed
-MOST_PLATFORM = 100  # characters of each of a platform's names
+MAX_MANIFEST_BYTES = 4 << 20  # what registries accept
+MAX_CONFIG_BYTES = 8 << 20
+MAX_LAYERS = 500  # overlayfs stacks no more
+MAX_BLOB_BYTES = 512 << 30
+MAX_MEMBERS = 10_000  # of a list or an object in a config, except for ports: images expose whole ranges of them
+MAX_PLATFORM_CHARACTERS = 100  # of each part of a platform's name
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
-# The config's members that sandboxd uses, and the shape that each must have.
+# The members of the config that sandboxd uses, by their types.
 _TEXTS = ("User", "WorkingDir", "StopSignal")
 _LISTS = ("Env", "Entrypoint", "Cmd")
 _MAPS = ("Volumes", "Labels", "ExposedPorts")
@@ -56,7 +56,7 @@ _MAPS = ("Volumes", "Labels", "ExposedPorts")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
-    """What an image runs on, in Go's words (linux, amd64)."""
+    """The platform of an image, in Go's terms (linux, amd64)."""
 
     os: str
     architecture: str
@@ -79,7 +79,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One image for one platform; layers from the lowest up."""
+    """One image for one platform; layers are lowest first."""
 
     media_type: str
     config: Descriptor
@@ -96,10 +96,10 @@ class Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
-    """An image's config blob: what it was built for, its layers, and how it wants to be run.
+    """An image's config blob: its platform, its layers, and how to run it.
 
-    `config` is the inner object of the format, with the members that are set and of the right type: Env,
-    Entrypoint, Cmd, User, WorkingDir, StopSignal, Volumes, Labels, ExposedPorts.
+    `config` is the format's inner object, reduced to those of these members that are set: Env, Entrypoint, Cmd,
+    User, WorkingDir, StopSignal, Volumes, Labels, ExposedPorts.
     """
 
     platform: Platform
@@ -108,22 +108,22 @@ class ImageConfig:
 
     @property
     def chain_id(self) -> str:
-        """Names the file system that all layers make together; "" for an image without layers."""
+        """The chain id of the topmost layer, which names the whole root file system; "" without layers."""
         return chain_ids(self.diff_ids)[-1] if self.diff_ids else ""
 
 
 def digest(data: bytes) -> str:
-    """The digest that names `data`."""
+    """The sha256 digest of `data`."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def is_digest(text: object) -> bool:
-    """Whether `text` is a digest of the one kind that is used, sha256."""
+    """Whether `text` is a sha256 digest, the only kind that is accepted."""
     return isinstance(text, str) and bool(_DIGEST.fullmatch(text))
 
 
 def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
-    """For each layer the id of the stack up to it (image-spec, config.md, "Layer ChainID")."""
+    """For each layer, the id of the stack up to it (image-spec, config.md, "Layer ChainID")."""
     chain: list[str] = []
     for diff_id in diff_ids:
         chain.append(digest(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
@@ -131,52 +131,52 @@ def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
-    """Read a manifest or an index. `media_type` is what pointed at it called it, "" when nobody said.
+    """Parse a manifest or an index. `media_type` is the type in the descriptor that points at it, "" if unknown.
 
-    Raises InvalidRequest for anything that is not exactly one of the two: a document that could be read as both
-    would name different images to different readers.
+    Raises InvalidRequest for a document that is not exactly one of the two: one that could be read as both would
+    name different images to different readers.
     """
     what = "image manifest"
-    if len(data) > MOST_MANIFEST_BYTES:
-        raise InvalidRequest(f"{what}: larger than {MOST_MANIFEST_BYTES} bytes")
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidRequest(f"{what}: larger than {MAX_MANIFEST_BYTES} bytes")
     document = parse_object(data, what)
     if document.get("schemaVersion") != 2:
         if document.get("schemaVersion") == 1:
             raise Unsupported(f"{what}: docker's schema 1 is not supported; save the image again with a newer tool")
         raise InvalidRequest(f"{what}: schemaVersion must be 2, not {shown(document.get('schemaVersion'))}")
-    said = document.get("mediaType", "")
-    if said and media_type and said != media_type:
-        raise InvalidRequest(f"{what}: calls itself {shown(said)}, but is listed as {shown(media_type)}")
+    own_type = document.get("mediaType", "")
+    if own_type and media_type and own_type != media_type:
+        raise InvalidRequest(f"{what}: calls itself {shown(own_type)}, but is listed as {shown(media_type)}")
     is_index, is_manifest = "manifests" in document, "config" in document or "layers" in document
     if is_index == is_manifest:
         raise InvalidRequest(f"{what}: neither a manifest (config, layers) nor an index (manifests)")
-    kind = said or media_type or (OCI_INDEX if is_index else OCI_MANIFEST)
+    kind = own_type or media_type or (OCI_INDEX if is_index else OCI_MANIFEST)
     if kind not in (INDEXES if is_index else MANIFESTS):
-        raise InvalidRequest(f"{what}: {shown(kind)} does not fit its content")
+        raise InvalidRequest(f"{what}: {shown(kind)} does not match its content")
     if is_index:
         manifests = _descriptors(document, "manifests", f"{what}: manifests")
         return Index(media_type=kind, manifests=manifests)
     config = _descriptor(document.get("config"), f"{what}: config")
     if config.media_type not in CONFIGS:
         raise Unsupported(f"{what}: a config of type {shown(config.media_type)} is not a container image")
-    if config.size > MOST_CONFIG_BYTES:
-        raise InvalidRequest(f"{what}: the config is larger than {MOST_CONFIG_BYTES} bytes")
+    if config.size > MAX_CONFIG_BYTES:
+        raise InvalidRequest(f"{what}: the config is larger than {MAX_CONFIG_BYTES} bytes")
     layers = _descriptors(document, "layers", f"{what}: layers")
-    if len(layers) > MOST_LAYERS:
-        raise Unsupported(f"{what}: {len(layers)} layers, at most {MOST_LAYERS} can be stacked")
+    if len(layers) > MAX_LAYERS:
+        raise Unsupported(f"{what}: {len(layers)} layers, at most {MAX_LAYERS} can be stacked")
     for layer in layers:
         if layer.media_type not in LAYERS:
             raise Unsupported(f"{what}: layer {layer.digest} has the unsupported type {shown(layer.media_type)}")
-        if layer.size > MOST_BLOB_BYTES:
-            raise InvalidRequest(f"{what}: layer {layer.digest} is larger than {MOST_BLOB_BYTES} bytes")
+        if layer.size > MAX_BLOB_BYTES:
+            raise InvalidRequest(f"{what}: layer {layer.digest} is larger than {MAX_BLOB_BYTES} bytes")
     return Manifest(media_type=kind, config=config, layers=layers)
 
 
 def parse_config(data: bytes) -> ImageConfig:
-    """Read an image's config blob. Raises InvalidRequest naming the member that is wrong."""
+    """Parse an image's config blob. Raises InvalidRequest that names the invalid member."""
     what = "image config"
-    if len(data) > MOST_CONFIG_BYTES:
-        raise InvalidRequest(f"{what}: larger than {MOST_CONFIG_BYTES} bytes")
+    if len(data) > MAX_CONFIG_BYTES:
+        raise InvalidRequest(f"{what}: larger than {MAX_CONFIG_BYTES} bytes")
     document = parse_object(data, what)
     rootfs = document.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
@@ -184,8 +184,8 @@ def parse_config(data: bytes) -> ImageConfig:
         diff_ids = []
     if not isinstance(diff_ids, list) or not all(is_digest(item) for item in diff_ids):
         raise InvalidRequest(f"{what}: rootfs.diff_ids must be a list of sha256 digests")
-    if len(diff_ids) > MOST_LAYERS:
-        raise Unsupported(f"{what}: {len(diff_ids)} layers, at most {MOST_LAYERS} can be stacked")
+    if len(diff_ids) > MAX_LAYERS:
+        raise Unsupported(f"{what}: {len(diff_ids)} layers, at most {MAX_LAYERS} can be stacked")
     inner = document.get("config")
     if inner is not None and not isinstance(inner, dict):
         raise InvalidRequest(f"{what}: config must be an object")
@@ -197,7 +197,7 @@ def parse_config(data: bytes) -> ImageConfig:
 
 
 def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The members that are used, checked; null and absent mean the same."""
+    """The members that sandboxd uses, checked. Null means absent."""
     checked: dict[str, Any] = {}
     for name in (*_TEXTS, *_LISTS, *_MAPS):
         value = inner.get(name)
@@ -209,8 +209,8 @@ def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
             raise InvalidRequest(f"{what}: config.{name} must be a list of strings")
         if name in _MAPS and not isinstance(value, dict):
             raise InvalidRequest(f"{what}: config.{name} must be an object")
-        if name not in (*_TEXTS, "ExposedPorts") and len(value) > MOST_MEMBERS:
-            raise InvalidRequest(f"{what}: config.{name} has more than {MOST_MEMBERS} members")
+        if name not in (*_TEXTS, "ExposedPorts") and len(value) > MAX_MEMBERS:
+            raise InvalidRequest(f"{what}: config.{name} has more than {MAX_MEMBERS} members")
         if "\0" in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\0"):
             raise InvalidRequest(f"{what}: config.{name} holds a NUL character")
         checked[name] = value
@@ -221,7 +221,7 @@ def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def normal_architecture(machine: str) -> str:
-    """The kernel's name of a machine (uname) in Go's words."""
+    """The kernel's name of a machine (uname -m) in Go's terms."""
     return {
         "x86_64": "amd64",
         "aarch64": "arm64",
@@ -244,13 +244,13 @@ def runs_on(image: Platform, host: Platform) -> bool:
 
 
 def choose(manifests: Iterable[Descriptor], host: Platform) -> tuple[Descriptor, ...]:
-    """Those of an index that `host` can run, the best first; what names no platform comes last."""
+    """Those of an index that `host` can run, best first; those without a platform come last."""
     fitting = [
         item
         for item in manifests
         if item.media_type in (*MANIFESTS, *INDEXES) and (item.platform is None or runs_on(item.platform, host))
     ]
-    # Sorting is stable: equally good ones stay in the order of the index, as the format asks.
+    # Sorting is stable: equal ones stay in the order of the index, as the format requires.
     fitting.sort(key=lambda item: item.platform.variant if item.platform else "", reverse=True)
     fitting.sort(key=lambda item: item.platform is None)
     return tuple(fitting)
@@ -293,6 +293,6 @@ def _platform(document: Mapping[str, Any], what: str) -> Platform:
     for name, value in parts.items():
         if not isinstance(value, str):
             raise InvalidRequest(f"{what}: {name} must be a string")
-        if len(value) > MOST_PLATFORM:
+        if len(value) > MAX_PLATFORM_CHARACTERS:
             raise InvalidRequest(f"{what}: {name} has {len(value)} characters")
     return Platform(**parts)

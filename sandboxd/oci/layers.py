@@ -1,14 +1,14 @@
 """Layers: tar streams, plain or compressed, each a set of changes to the file system below it.
 
-A layer comes from a stranger. `scan` reads it once, before anything is unpacked, and tells its two digests; it
-refuses what would reach out of the root if the one who unpacks were careless:
+A layer is untrusted. `scan` reads it once, before anything is unpacked, and computes its two digests. It refuses
+entries with which a careless unpacker would write outside the root:
 
 1. a name, or the target of a hard link, that climbs above the root with `..`;
 2. a name that passes through a symbolic link of the same layer whose target is absolute or climbs. Such links are
    normal (`/var/run -> /run`); writing *through* one is how an archive writes to the host's /etc;
 3. a whiteout that would delete `.` or `..`.
 
-An absolute name counts from the root, as every unpacker treats it.
+An absolute name is relative to the root, as in every unpacker.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol, cast
 
 from sandboxd.errors import InvalidRequest, Unavailable
-from sandboxd.oci.compression import CHUNK, DAMAGE, Allowance, compression_of, decompressed
+from sandboxd.oci.compression import CHUNK_BYTES, DAMAGE, Allowance, compression_of, decompressed
 from sandboxd.oci.links import Links
 from sandboxd.oci.tar import Forward, entries
 
-# What one layer may be at most. Real ones stay far below: of the largest known, some have a million entries and some
-# a hundred GB. Nothing here depends on the machine, so that an image is accepted everywhere or nowhere.
-MOST_BYTES = 512 << 30  # compressed or not
-MOST_ENTRIES = 2_000_000
-MOST_NAME_BYTES = 512 << 20  # of all names and targets of links together
-FREE_DIRECTORIES = 100_000  # that names lead through, each for itself and not counting those of the entry before;
-DIRECTORIES = 8  # and so many more for each entry: a name makes directories that have no entry of their own
-FREE_PARTS = 2_000_000  # of all names together: containerd goes down each path from the root, and once for each part
-PARTS = 128
-UNPACKED = Allowance(free=256 << 20, factor=1100, most=MOST_BYTES)  # gzip itself does 1,032 times
+# The limits of one layer. Real ones stay far below: of the largest known, some have a million entries and some have
+# a hundred GB. No limit depends on the machine, so that an image is accepted everywhere or nowhere.
+MAX_BYTES = 512 << 30  # compressed or not
+MAX_ENTRIES = 2_000_000
+MAX_NAME_BYTES = 512 << 20  # of all names and link targets together
+# Directories on the way to entries, not counting those shared with the entry before. A name creates directories that
+# have no entry of their own.
+FREE_DIRECTORIES = 100_000
+DIRECTORIES_PER_ENTRY = 8  # in addition
+# Parts of all names together: containerd walks each path from the root, once for each part.
+FREE_PARTS = 2_000_000
+PARTS_PER_ENTRY = 128  # in addition
+UNPACKED = Allowance(free=256 << 20, factor=1100, most=MAX_BYTES)  # gzip reaches a factor of 1,032
 
-Stopped = Callable[[], bool]  # whether nobody wants the result any more; asked at each entry and each piece
+Stopped = Callable[[], bool]  # whether to stop since nothing needs the result now; called for each entry and piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What a layer turned out to be. Sizes in bytes."""
+    """The result of scanning a layer. Sizes in bytes."""
 
-    digest: str  # of the bytes as they are, "" where somebody else verifies it
+    digest: str  # of the bytes as they are; "" where the caller verifies it
     size: int
     compression: str  # "", "gzip" or "zstd"
     diff_id: str  # digest of the uncompressed tar
@@ -52,25 +55,25 @@ class Scan:
     entries: int
 
 
-Read = Callable[[int], memoryview]  # the content's next bytes, at most so many; none at its end
+Read = Callable[[int], memoryview]  # the next bytes of the content, at most the given number; empty at its end
 
 
 class Visitor(Protocol):
-    """Sees the entries of a layer one after the other, each after it was checked."""
+    """Receives the entries of a layer in order, each after it was checked."""
 
     def visit(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
-        """An entry that goes to `path` below the root, "" for the root itself.
+        """Receive an entry at `path` below the root, "" for the root itself.
 
-        Links that the layer made before are followed already; a directory in a link's place replaces it. `target` is
-        that of a hard link, followed likewise. What is not read of the content is skipped.
+        `path` has the links resolved that the layer created before; a directory replaces a link in its place.
+        `target` is that of a hard link, resolved likewise. Content that is not read is skipped.
         """
 
     def finish(self) -> None:
-        """Every entry was visited and nothing is wrong with the layer."""
+        """Every entry was visited, and the layer is valid."""
 
 
 class _Measured(io.RawIOBase):
-    """Passes a stream on, hashing and counting what goes by."""
+    """Passes a stream through, hashing and counting its bytes."""
 
     def __init__(self, inner: BinaryIO, what: str, stopped: Stopped, *, hashed: bool = True) -> None:
         self._inner = inner
@@ -96,7 +99,7 @@ class _Measured(io.RawIOBase):
 
 
 class _Plain(_Measured):
-    """The same for what was decompressed, as much of it as there may be."""
+    """The decompressed stream, held to `UNPACKED`."""
 
     def __init__(self, raw: _Measured, compression: str, what: str, stopped: Stopped) -> None:
         super().__init__(decompressed(cast(BinaryIO, raw), compression, what), what, stopped)
@@ -109,7 +112,7 @@ class _Plain(_Measured):
         return data
 
     def holes(self, size: int) -> None:
-        """A sparse file takes up to `size` bytes that are not in the stream."""
+        """Count a sparse file: up to `size` bytes that are not in the stream."""
         self._holes += size
         self._check()
 
@@ -119,12 +122,12 @@ class _Plain(_Measured):
 
 
 def never() -> bool:
-    """For work that is not to be stopped."""
+    """A `Stopped` for work that always runs to its end."""
     return False
 
 
 def check_stopped(stopped: Stopped, what: str) -> None:
-    """Raise Unavailable when nobody wants the result any more."""
+    """Raise Unavailable when `stopped` returns True."""
     if stopped():
         raise Unavailable(f"{what}: the examination was stopped")
 
@@ -137,27 +140,27 @@ def scan(
     digest: bool = True,
     stopped: Stopped = never,
 ) -> Scan:
-    """Read a whole layer from its beginning; `file` is seekable, `what` names it in errors.
+    """Read a whole layer from its beginning; `file` must be seekable, `what` names it in errors.
 
-    Whatever `visitor` made of the entries counts for nothing when this fails. Without `digest` the bytes as they are
-    are not hashed. Time is linear in the layer's size, and memory bounded.
+    When this fails, discard what `visitor` made of the entries. With `digest` False only the uncompressed tar is
+    hashed. Time is linear in the layer's size, and memory is bounded.
 
-    Raises InvalidRequest for a layer that is damaged, escapes its root or is out of bounds; Unavailable soon after
-    `stopped` says so.
+    Raises InvalidRequest for a layer that is damaged, escapes its root or exceeds a limit; Unavailable soon after
+    `stopped` returns True.
     """
     compression = compression_of(file)
     raw = _Measured(file, what, stopped, hashed=digest)
     plain = _Plain(raw, compression, what, stopped)
     try:
         count = _check_entries(plain, what, visitor, stopped)
-        while plain.read(CHUNK):
+        while plain.read(CHUNK_BYTES):
             pass
-        while raw.read(CHUNK):
+        while raw.read(CHUNK_BYTES):
             pass
         if visitor is not None:
             visitor.finish()
     except (tarfile.TarError, *DAMAGE, OSError, ValueError) as exc:
-        # Reading the file itself can fail too; then errno is set and it is not the layer's fault.
+        # An error of reading the file itself has an errno; it says nothing about the layer.
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
         raise InvalidRequest(f"{what} is damaged: {exc}") from exc
@@ -172,7 +175,7 @@ def scan(
 
 
 def _check_entries(stream: _Plain, what: str, visitor: Visitor | None, stopped: Stopped) -> int:
-    """Read the tar to the end of its entries and refuse what escapes; return how many there are."""
+    """Read the tar to the end of its entries and refuse those that escape; return their number."""
     links, bounds = Links(what), _Bounds(what)
     try:
         forward = Forward(cast(BinaryIO, stream))
@@ -180,7 +183,7 @@ def _check_entries(stream: _Plain, what: str, visitor: Visitor | None, stopped: 
             check_stopped(stopped, what)
             if entry.issparse():
                 stream.holes(entry.size)
-            # First the target: the name may replace a link that the target leads through.
+            # The target first: the name may replace a link that the target leads through.
             target = links.target(entry.linkname) if entry.islnk() else ""
             path = links.place(entry.name, symlink=entry.linkname if entry.issym() else None, directory=entry.isdir())
             bounds.count(entry, path)
@@ -189,13 +192,13 @@ def _check_entries(stream: _Plain, what: str, visitor: Visitor | None, stopped: 
         _only_zeros_follow(forward, what)
     except tarfile.ReadError:
         if stream.count == 0:
-            return 0  # no bytes at all is a tar without entries, to Go's reader too
+            return 0  # an empty stream is a tar without entries, to Go's reader too
         raise
     return bounds.entries
 
 
 class _Bounds:
-    """How many things a layer makes, and how much is to be remembered of them by whoever unpacks it."""
+    """Counts what a layer creates and what its unpacker must remember, against the limits."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -206,26 +209,26 @@ class _Bounds:
         self.entries = 0
 
     def count(self, entry: tarfile.TarInfo, path: str) -> None:
-        """One more entry. Raises InvalidRequest when that is too much."""
+        """Count an entry. Raises InvalidRequest when a limit is exceeded."""
         self.entries += 1
-        if self.entries > MOST_ENTRIES:
-            raise InvalidRequest(f"{self._what} has more than {MOST_ENTRIES} entries")
+        if self.entries > MAX_ENTRIES:
+            raise InvalidRequest(f"{self._what} has more than {MAX_ENTRIES} entries")
         self._name_bytes += len(entry.name) + len(entry.linkname)
-        if self._name_bytes > MOST_NAME_BYTES:
-            raise InvalidRequest(f"{self._what} has names of more than {MOST_NAME_BYTES >> 20} MiB together")
+        if self._name_bytes > MAX_NAME_BYTES:
+            raise InvalidRequest(f"{self._what} has names of more than {MAX_NAME_BYTES >> 20} MiB in total")
         self._parts += path.count("/") + 1
-        if self._parts > FREE_PARTS + PARTS * self.entries:
-            raise InvalidRequest(f"{self._what} has names of too many parts for {self.entries} entries")
+        if self._parts > FREE_PARTS + PARTS_PER_ENTRY * self.entries:
+            raise InvalidRequest(f"{self._what} has names with too many parts for {self.entries} entries")
         parent = path if entry.isdir() else path.rpartition("/")[0]
         if parent != self._parent:
             self._directories += _more(self._parent, parent)
             self._parent = parent
-            if self._directories > FREE_DIRECTORIES + DIRECTORIES * self.entries:
-                raise InvalidRequest(f"{self._what} has names of too many directories for {self.entries} entries")
+            if self._directories > FREE_DIRECTORIES + DIRECTORIES_PER_ENTRY * self.entries:
+                raise InvalidRequest(f"{self._what} has names with too many directories for {self.entries} entries")
 
 
 def _more(before: str, path: str) -> int:
-    """How many of the directories down to `path` are not on the way to `before` too."""
+    """How many of the directories down to `path` are not also on the way to `before`."""
     parts = path.split("/")
     for number, (one, other) in enumerate(zip(before.split("/"), parts, strict=False)):
         if one != other:
@@ -234,7 +237,7 @@ def _more(before: str, path: str) -> int:
 
 
 def _content(stream: Forward, entry: tarfile.TarInfo) -> Read:
-    """How to read the content of the entry that the stream is at."""
+    """A function that reads the content of the current entry."""
     left = entry.size if entry.isreg() and not entry.issparse() else 0
 
     def read(most: int) -> memoryview:
@@ -249,20 +252,20 @@ def _content(stream: Forward, entry: tarfile.TarInfo) -> Read:
 
 
 def _only_zeros_follow(stream: Forward, what: str) -> None:
-    """Refuse bytes after the end: tarfile takes a header it cannot read for the end, another reader may not."""
-    while data := stream.read(CHUNK):
+    """Refuse data after the end: tarfile takes an unreadable header for the end, and another reader may not."""
+    while data := stream.read(CHUNK_BYTES):
         if data.count(0) != len(data):
-            raise InvalidRequest(f"{what} is damaged: an entry cannot be read, or data follows the end of the tar")
+            raise InvalidRequest(f"{what} is damaged: an entry is unreadable, or data follows the end of the tar")
 
 
 def pause_layer(binary: bytes, name: str = "catatonit") -> bytes:
-    """The one layer of the built-in pause image: `binary` at /NAME and the directories that mounts go on.
+    """The only layer of the built-in pause image: `binary` at /NAME and the directories that mounts need.
 
-    The same binary gives the same bytes. Raises InvalidRequest when it is not a static ELF program, because there
-    is no loader in the image.
+    The same binary gives the same bytes. Raises InvalidRequest when it is not a static ELF program, because the
+    image has no loader.
     """
     if not is_static_elf(binary):
-        raise InvalidRequest(f"the pause program {name} must be a static ELF program; on Debian, catatonit's is one")
+        raise InvalidRequest(f"the pause program {name} must be a static ELF program, like Debian's catatonit")
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for directory, mode in (("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777)):

@@ -1,10 +1,10 @@
-"""Writing an image archive: one tar that is an OCI layout and what `docker save` writes at the same time.
+"""Writing an image archive: one tar that is both an OCI layout and what `docker save` writes.
 
     oci-layout, index.json        image-spec, image-layout.md; a descriptor for each name, annotated with it
     manifest.json                 [{Config, RepoTags, Layers}], for docker; the same blobs under their paths
     blobs/sha256/<hex>            each blob once
 
-The same images give the same bytes: no time, owner or order of the machine gets in. `oci.archive` reads it.
+The same images give the same bytes: no time, owner or order of the machine enters. `oci.archive` reads it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sandboxd.oci.archive import NAME_ANNOTATION, REF_ANNOTATION
 from sandboxd.oci.image import OCI_INDEX, Descriptor, Manifest
 
 LAYOUT = ("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-BLOCK = 512  # bytes, of a tar
-END = bytes(2 * BLOCK)  # of a tar
+BLOCK_BYTES = 512  # of a tar
+END = bytes(2 * BLOCK_BYTES)  # of a tar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """An image and the names to save it under, in full; `target` is its manifest or the index that leads there."""
+    """An image and the full names to save it under; `target` is its manifest or the index that leads to it."""
 
     names: tuple[str, ...]
     target: Descriptor
@@ -33,7 +33,7 @@ class Named:
 
 
 def documents(images: Iterable[Named]) -> tuple[tuple[str, bytes], ...]:
-    """What the archive holds beside the blobs: (path, content) of each file."""
+    """The archive's files other than blobs: (path, content) of each."""
     images = tuple(images)
     entries = [_entry(image.target, name) for image in images for name in image.names or ("",)]
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
@@ -45,25 +45,25 @@ def documents(images: Iterable[Named]) -> tuple[tuple[str, bytes], ...]:
 
 
 def blob_path(digest: str) -> str:
-    """Where a blob is in the archive."""
+    """The path of a blob in the archive."""
     return f"blobs/{digest.replace(':', '/', 1)}"
 
 
 def header(path: str, size: int) -> bytes:
-    """What precedes a file of `size` bytes. GNU's format: others have no room for more than 8 GiB."""
+    """The tar header of a file of `size` bytes, in GNU's format: others have no room for more than 8 GiB."""
     entry = tarfile.TarInfo(path)
     entry.size, entry.mode = size, 0o444
     return entry.tobuf(tarfile.GNU_FORMAT)
 
 
 def padding(size: int) -> bytes:
-    """What follows a file of `size` bytes."""
-    return bytes(-size % BLOCK)
+    """The padding after a file of `size` bytes."""
+    return bytes(-size % BLOCK_BYTES)
 
 
 def archive_size(sizes: Iterable[int]) -> int:
-    """Bytes of an archive of files of these sizes."""
-    return sum(BLOCK + size + -size % BLOCK for size in sizes) + len(END)
+    """The size in bytes of an archive of files of these sizes."""
+    return sum(BLOCK_BYTES + size + -size % BLOCK_BYTES for size in sizes) + len(END)
 
 
 def _entry(target: Descriptor, name: str) -> Mapping[str, Any]:
@@ -84,7 +84,7 @@ def _docker_item(image: Named) -> Mapping[str, Any]:
 
 
 def _tag(name: str) -> str:
-    """The tag of a name in full; "" for one that ends in a digest."""
+    """The tag of a full name; "" for one that ends in a digest."""
     return "" if "@" in name else name.rpartition(":")[2]
 
 

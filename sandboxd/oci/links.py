@@ -1,11 +1,13 @@
-"""Where the names of a layer lead, given the symbolic links that the layer itself made before.
+"""Where the names of a layer lead, given the symbolic links that the layer created before.
 
-A directory's entry in a link's place: one unpacker keeps the link, another replaces it. Both must be safe, so every
-name is followed in both views as soon as they differ. Rules that keep the work linear and the memory bounded:
+When a directory's entry has the path of a link, some unpackers keep the link and others replace it. Both must be
+safe, so as soon as the two views differ, every name is resolved in both. Rules that keep the work linear and the
+memory bounded:
 
-1. A name takes steps for its own parts, and those of links on its way: 40 links at most, as the kernel's own limit.
-2. The steps on links are counted over the whole layer, `FREE_STEPS` and `STEPS` for each entry.
-3. The links are remembered up to `MOST_BYTES`, those which were replaced included.
+1. Resolving a name takes a step for each of its parts and for those of the links on its way: 40 links at most, the
+   kernel's own limit.
+2. The steps through links are counted over the whole layer: `FREE_STEPS`, plus `STEPS_PER_ENTRY` for each entry.
+3. Links take up to `MAX_BYTES` of memory, including those that were replaced.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ from sandboxd.errors import InvalidRequest
 from sandboxd.foreign_json import shown
 from sandboxd.oci.tar import WHITEOUT
 
-MOST_BYTES = 160 << 20  # of memory for all links of a layer, roughly: some 400,000 links
+MAX_BYTES = 160 << 20  # of memory for all links of a layer, estimated: some 400,000 links
 FREE_STEPS = 1_000_000
-STEPS = 64
+STEPS_PER_ENTRY = 64
 
-KEEPING, REPLACING = range(2)  # what becomes of a link where a directory's entry is to go
+KEEPING, REPLACING = range(2)  # views: whether a link stays when a directory's entry has its path
 
-_MOST_FOLLOWED = 40
-_NODE_BYTES = 256  # of a node with its place in its parent, beside the text
-_TEXT_BYTES = 56  # of a string beside its characters
+_MAX_FOLLOWED = 40
+_NODE_BYTES = 256  # of a node and its slot in its parent, without the text
+_TEXT_BYTES = 56  # of a string without its characters
 
 
 class _Node:
-    """A path on which there is a link, or further down. `targets` of the link, in each view."""
+    """A path that is a link, or has links below it. `kept` and `other` are the link's target in each view."""
 
     __slots__ = ("below", "kept", "other")
 
@@ -51,14 +53,14 @@ class Links:
         self._steps = 0
         self._entries = 0
         self._differ = False
-        # The directory of the name before: entries mostly come one directory after the other.
+        # The directory of the previous name: entries mostly come directory by directory.
         self._last: list[tuple[str, str, _Node | None] | None] = [None, None]
 
     def place(self, name: str, *, symlink: str | None = None, directory: bool = False) -> str:
-        """The path that the entry `name` goes to, relative to the root, "" for the root itself.
+        """The path of the entry `name` with links resolved, relative to the root, "" for the root itself.
 
-        `symlink` is the target of one that the entry makes. Raises InvalidRequest when the name leaves the root,
-        would delete what it does not name, or costs too much.
+        `symlink` is the target if the entry is a symbolic link. Raises InvalidRequest when the name leads out of
+        the root, would delete a directory that it does not name, or exceeds a limit.
         """
         self._entries += 1
         base = posixpath.basename(name.rstrip("/"))
@@ -83,14 +85,14 @@ class Links:
         return path
 
     def target(self, name: str) -> str:
-        """The path that the target of a hard link leads to; raises as `place`."""
+        """The path that the target of a hard link leads to. Raises as `place` does."""
         path, _ = self._inside(name, KEEPING)
         return self._inside(name, REPLACING)[0] if self._differ else path
 
     def _put(self, path: str, node: _Node | None, view: int, target: str | None) -> _Node | None:
-        """Remember the link at `path` in one view, or that there is none any more; `node` is that of the path."""
+        """Set or, with None, clear the target of the link at `path` in one view; `node` is the path's, if any."""
         if node is None and target is not None:
-            node = self._made(path)
+            node = self._add(path)
         if node is not None and node.target(view) != target:
             if view == KEEPING:
                 node.kept = target
@@ -99,7 +101,7 @@ class Links:
             self._last = [None, None]
         return node
 
-    def _made(self, path: str) -> _Node:
+    def _add(self, path: str) -> _Node:
         node = self._root
         for part in path.split("/") if path else ():
             if node.below is None:
@@ -113,23 +115,23 @@ class Links:
 
     def _charge(self, count: int) -> None:
         self._bytes += count
-        if self._bytes > MOST_BYTES:
+        if self._bytes > MAX_BYTES:
             raise InvalidRequest(f"{self._what} has more symbolic links than can be examined")
 
     def _inside(self, name: str, view: int) -> tuple[str, _Node | None]:
-        """The path that `name` leads to, and its node; its last part is replaced, not followed."""
+        """The path that `name` leads to, and its node. The last part is replaced, not followed."""
         directory, _, last = name.rpartition("/")
         if last in ("", ".", ".."):
             return self._walk(name, view, name, whole=False)
-        known = self._last[view]
-        if known is None or known[0] != directory:
-            known = self._last[view] = (directory, *self._walk(directory, view, name, whole=True))
-        _, path, node = known
+        previous = self._last[view]
+        if previous is None or previous[0] != directory:
+            previous = self._last[view] = (directory, *self._walk(directory, view, name, whole=True))
+        _, path, node = previous
         below = node.below.get(last) if node is not None and node.below is not None else None
         return (f"{path}/{last}" if path else last), below
 
     def _walk(self, name: str, view: int, entry: str, *, whole: bool) -> tuple[str, _Node | None]:
-        """Follow the parts of `name`, the last one too if `whole`. `entry` is for errors."""
+        """Follow the parts of `name`, including the last one if `whole`. `entry` is the name for errors."""
         todo = [part for part in reversed(name.split("/")) if part not in ("", ".")]
         if self._root.below is None and ".." not in todo:
             return "/".join(reversed(todo)), None if todo else self._root
@@ -152,19 +154,19 @@ class Links:
                 nodes.append(node)
                 continue
             followed += 1
-            if target.startswith("/") or followed > _MOST_FOLLOWED:
+            if target.startswith("/") or followed > _MAX_FOLLOWED:
                 raise InvalidRequest(
                     f"{self._what}: the entry {shown(entry)} passes through the link"
                     f" {shown('/'.join((*done, part)))} -> {shown(target)}, which leads out"
                 )
             steps = target.split("/")
             self._steps += len(steps)
-            if self._steps > FREE_STEPS + STEPS * self._entries:
+            if self._steps > FREE_STEPS + STEPS_PER_ENTRY * self._entries:
                 raise InvalidRequest(f"{self._what} leads through more symbolic links than can be followed")
             todo += [step for step in reversed(steps) if step not in ("", ".")]
         return "/".join(done), nodes[-1]
 
 
 def _bytes(text: str) -> int:
-    """What a string takes, roughly."""
+    """The memory that a string takes, estimated."""
     return _TEXT_BYTES + (len(text) if text.isascii() else 4 * len(text))

@@ -1,7 +1,7 @@
 """The Linux sections that pause and workload specs share, and the facts about the machine that they need.
 
-Terms and JSON shapes are those of the OCI runtime spec 1.0.2 ("config.md" and "config-linux.md"); the defaults
-are containerd's, so that a workload finds here what it finds there.
+Terms and JSON shapes are those of the OCI runtime spec 1.0.2 ("config.md" and "config-linux.md"). The defaults
+are containerd's, so that a workload gets the same environment.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class DeviceNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountSource:
-    """The host side of a bind mount: where it really is, and how the mount that holds it propagates."""
+    """The host side of a bind mount: its resolved path, and how the mount that holds it propagates."""
 
     path: str  # symlinks resolved
     shared: bool = False  # the holding mount has a peer group ("shared:" in mountinfo)
@@ -84,7 +84,7 @@ class MountSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelinuxContexts:
-    """What the policy's lxc_contexts file gives containers: "user:role:type:level" each."""
+    """The contexts for containers from the policy's lxc_contexts file, each "user:role:type:level"."""
 
     process: str
     file: str
@@ -92,14 +92,14 @@ class SelinuxContexts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """What the builders must know about the machine.
+    """The facts about the machine that the builders need.
 
-    The first block holds for the daemon's whole life; the second is gathered for one pod or container and added
-    with `dataclasses.replace`.
+    The first block does not change while the daemon runs; the second is gathered for one pod or container and
+    added with `dataclasses.replace`.
     """
 
     hostname: str  # the node's: HOSTNAME of containers whose pod has no hostname of its own
-    machine: str  # as uname(2) says: "x86_64", "aarch64"; chooses the seccomp architectures
+    machine: str  # from uname(2): "x86_64", "aarch64"; selects the seccomp architectures
     capabilities: frozenset[str]  # the daemon's own effective set, "CAP_…"
     oom_score_adj: int  # the daemon's own
     can_lower_oom_score_adj: bool  # CAP_SYS_RESOURCE, see proc_pid_oom_score_adj(5)
@@ -109,13 +109,13 @@ class HostFacts:
     hugetlb_controller: bool = False
     seccomp: bool = True  # the kernel has seccomp filters
     apparmor: bool = False  # the kernel runs AppArmor
-    apparmor_default: str = ""  # the profile that RuntimeDefault means, "" for none
-    selinux: SelinuxContexts | None = None  # None: no SELinux, or a policy that knows no containers
+    apparmor_default: str = ""  # the profile for RuntimeDefault, "" for none
+    selinux: SelinuxContexts | None = None  # None: no SELinux, or a policy without contexts for containers
 
-    recursive_read_only: bool = False  # kernel >= 5.12, and the pod's runtime knows "rro"
-    annotations: tuple[str, ...] = ()  # globs: what the pod's handler passes on
-    apparmor_loaded: frozenset[str] = frozenset()  # names of loaded profiles, when one is asked for
-    seccomp_profile: Json | None = None  # the Localhost profile that is asked for
+    recursive_read_only: bool = False  # kernel >= 5.12, and the pod's runtime supports "rro"
+    annotations: tuple[str, ...] = ()  # globs of the annotations that the pod's handler passes on
+    apparmor_loaded: frozenset[str] = frozenset()  # names of loaded profiles, when one is requested
+    seccomp_profile: Json | None = None  # the Localhost profile that is requested
     host_devices: tuple[DeviceNode, ...] = ()  # for privileged containers; without pts, shm, mqueue, console
     image_volumes: Mapping[int, str] = field(default_factory=dict)  # host directory, by index in config.mounts
     mapped_mounts: Mapping[int, str] = field(default_factory=dict)  # the id-mapped source, by index
@@ -127,7 +127,7 @@ class HostFacts:
 
 
 def environment(entries: Iterable[str]) -> list[str]:
-    """`process.env` of "NAME=value" entries: the last value of a name wins, at the place of its first."""
+    """`process.env` from "NAME=value" entries: the last value of a name wins, at the position of the first."""
     values: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
@@ -137,9 +137,9 @@ def environment(entries: Iterable[str]) -> list[str]:
 
 
 def capability_name(name: str) -> str:
-    """ "net_admin" and "CAP_NET_ADMIN" are the same capability; "ALL" stays itself.
+    """The full name of a capability: "CAP_NET_ADMIN" for "net_admin". "ALL" is returned as it is.
 
-    Raises InvalidRequest for a name that the kernel does not know: a typo in `drop` must not go unnoticed.
+    Raises InvalidRequest for a name that is not a capability: a typo in `drop` must not go unnoticed.
     """
     upper = name.upper()
     if upper == "ALL":
@@ -153,8 +153,8 @@ def capability_name(name: str) -> str:
 def capability_names(*, add: Iterable[str], drop: Iterable[str], own: frozenset[str]) -> list[str]:
     """The capabilities that a container gets, in kernel order.
 
-    The default set, or the daemon's `own` for add ALL, or none for drop ALL; then what is added by name, minus
-    what is dropped by name. Raises Unsupported when a capability is added that the daemon cannot give.
+    The default set, or the daemon's `own` for add ALL, or none for drop ALL; then those added by name, minus those
+    dropped by name. Raises Unsupported when one is added that the daemon does not have itself.
     """
     added = {capability_name(name) for name in add}
     dropped = {capability_name(name) for name in drop}
@@ -164,36 +164,36 @@ def capability_names(*, add: Iterable[str], drop: Iterable[str], own: frozenset[
     added -= {"ALL"}
     if missing := added - dropped - own:
         raise Unsupported(
-            f"cannot add {', '.join(sorted(missing))}: the daemon itself runs without it on this machine"
+            f"cannot add {', '.join(sorted(missing))}: the daemon itself does not have it on this machine"
         )
     granted = (granted | added) - dropped
     return [name for name in ALL_CAPABILITIES if name in granted]
 
 
 def ambient_names(wanted: Iterable[str], held: Sequence[str]) -> list[str]:
-    """The capabilities that stay across execve for a user other than root, in kernel order; ALL is all held."""
-    asked = {capability_name(name) for name in wanted}
-    return [name for name in held if name in asked or "ALL" in asked]
+    """The capabilities that a user other than root keeps across execve, in kernel order; ALL means all of `held`."""
+    names = {capability_name(name) for name in wanted}
+    return [name for name in held if name in names or "ALL" in names]
 
 
 def capabilities(names: Sequence[str], ambient: Sequence[str] = ()) -> Json:
-    """`process.capabilities`. Without `ambient` ones nothing is gained across execve.
+    """`process.capabilities`. Without `ambient` ones, none is gained across execve.
 
-    An ambient capability has to be inheritable too (capabilities(7)).
+    An ambient capability must be inheritable too (capabilities(7)).
     """
     sets = {"bounding": list(names), "effective": list(names), "permitted": list(names)}
     return {**sets, "inheritable": list(ambient), "ambient": list(ambient)} if ambient else sets
 
 
 def oom_score_adj(wanted: int, host: HostFacts) -> int:
-    """`wanted`, but never below the daemon's own value when lowering would fail with EPERM in the runtime."""
+    """`wanted`, or the daemon's own value if that is higher and lowering it would fail with EPERM in the runtime."""
     return wanted if host.can_lower_oom_score_adj else max(wanted, host.oom_score_adj)
 
 
 # --- namespaces and cgroups ------------------------------------------------------------------------------------
 
 NEW = ""  # a namespace of its own
-HOST = None  # stay in the runtime's, which is the host's
+HOST = None  # stay in the runtime's namespace, which is the host's
 
 
 def namespaces(wanted: Mapping[str, str | None]) -> list[Json]:
@@ -204,7 +204,7 @@ def namespaces(wanted: Mapping[str, str | None]) -> list[Json]:
 
 
 def passed_on(annotations: Mapping[str, str], globs: Sequence[str]) -> dict[str, str]:
-    """The annotations that the handler's globs let through to the runtime."""
+    """The annotations that match the handler's globs: they are passed on to the runtime."""
     return {
         key: value
         for key, value in sorted(annotations.items())
@@ -213,16 +213,16 @@ def passed_on(annotations: Mapping[str, str], globs: Sequence[str]) -> dict[str,
 
 
 def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
-    """`linux.resources` without devices; also what UpdateContainerResources sends.
+    """`linux.resources` without devices; UpdateContainerResources sends the same.
 
-    In CRI 0 and "" mean "not specified". Raises Unsupported for limits that this machine cannot enforce.
+    In CRI, 0 and "" mean "not specified". Raises Unsupported for limits that this machine cannot enforce.
     """
     limit, swap = wanted.memory_limit_in_bytes, wanted.memory_swap_limit_in_bytes
     if not host.swap_controller:
-        # Without swap accounting the files do not exist and runc would fail; the memory limit still holds.
+        # Without swap accounting the files do not exist and runc would fail; the memory limit still applies.
         swap = 0
     elif limit and not swap:
-        # A memory limit alone would let the container push the rest of its memory into the node's swap.
+        # With a memory limit alone, the container could move the rest of its memory into the node's swap.
         swap = limit
     if wanted.unified and not host.cgroup_v2:
         names = ", ".join(sorted(wanted.unified))
@@ -245,10 +245,10 @@ def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
 def _hugepage_limits(wanted: cri.LinuxContainerResources, host: HostFacts) -> list[Json]:
     if host.hugetlb_controller:
         return [{"pageSize": item.page_size, "limit": item.limit} for item in wanted.hugepage_limits]
-    # kubelet sends a limit of 0 for every page size of the machine, controller or not.
-    if asked := [item.page_size for item in wanted.hugepage_limits if item.limit]:
+    # kubelet sends a limit of 0 for every page size of the machine, with or without the controller.
+    if limited := [item.page_size for item in wanted.hugepage_limits if item.limit]:
         raise Unsupported(
-            f"config.linux.resources.hugepage_limits: {', '.join(asked)}: this machine has no hugetlb"
+            f"config.linux.resources.hugepage_limits: {', '.join(limited)}: this machine has no hugetlb"
             " cgroup controller"
         )
     return []
@@ -263,23 +263,23 @@ def _given(**values: Any) -> Json:
 
 
 def no_devices() -> list[Json]:
-    """`linux.resources.devices` that deny all; runtimes add /dev/null and its kind by themselves."""
+    """`linux.resources.devices` that deny all; runtimes themselves add /dev/null and the like."""
     return [{"allow": False, "access": _EVERY_DEVICE}]
 
 
 def devices(wanted: Sequence[cri.Device], host: HostFacts, *, privileged: bool) -> tuple[list[Json], list[Json]]:
-    """(`linux.devices`, `linux.resources.devices`): the nodes to make and the rules that let them be used.
+    """(`linux.devices`, `linux.resources.devices`): the nodes to create and the rules that allow their use.
 
-    A privileged container gets every device of the host and no rule against any. Raises InvalidRequest when a
-    requested device is not among `host.devices`.
+    A privileged container gets every device of the host and may use any. Raises InvalidRequest when a requested
+    device is not in `host.devices`.
     """
     nodes = {node.path: _device(node.path, node) for node in host.host_devices} if privileged else {}
     rules = [{"allow": True, "access": _EVERY_DEVICE}] if privileged else no_devices()
     for device in wanted:
-        found = host.devices.get(device.host_path, ())
-        if not found:
+        host_nodes = host.devices.get(device.host_path, ())
+        if not host_nodes:
             raise InvalidRequest(f"config.devices: {device.host_path}: there is no such device on this machine")
-        for node in found:
+        for node in host_nodes:
             path = posixpath.join(device.container_path, node.below) if node.below else device.container_path
             nodes[path] = _device(path, node)
             if node.kind in ("c", "b") and not privileged:
@@ -305,20 +305,20 @@ def _device(path: str, node: DeviceNode) -> Json:
 
 
 def proc() -> Json:
-    """The process filesystem; runtimes need it to be there."""
+    """The process file system, which runtimes require."""
     return _mount("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"])
 
 
 def dev() -> Json:
-    """An empty /dev, in which the runtime makes the nodes."""
+    """An empty /dev, in which the runtime creates the nodes."""
     return _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"])
 
 
-_TTY_GROUP = 5  # everywhere
+_TTY_GROUP = 5  # in every distribution
 
 
 def dev_pts(groups: int = _TTY_GROUP + 1) -> Json:
-    """Terminals of its own, in a user namespace that maps so many `groups`."""
+    """The container's own terminals; `groups` is how many groups its user namespace maps."""
     options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     return _mount("/dev/pts", "devpts", "devpts", [*options, *([f"gid={_TTY_GROUP}"] if groups > _TTY_GROUP else [])])
 
@@ -334,9 +334,9 @@ def sysfs(*, writable: bool = False) -> Json:
 
 
 def host_sysfs() -> Json:
-    """The host's /sys, for a user namespace in the host's network: sysfs can be mounted by the network's owner only.
+    """The host's /sys, for a user namespace in the host's network: only the network's owner can mount sysfs.
 
-    Read-only with all below it, for a bind mount carries the cgroups and whatever else is mounted there.
+    Recursively read-only, because the bind mount includes the cgroups and all other mounts below.
     """
     return bind("/sys", "/sys", ["rprivate", "nosuid", "noexec", "nodev", "rro"])
 
@@ -344,8 +344,8 @@ def host_sysfs() -> Json:
 def cgroup(*, writable: bool = False, options: Sequence[str] = ()) -> Json:
     """The container's view of its cgroups.
 
-    `options` are the host's own for cgroup2: they belong to the one superblock of the machine, so mounting it
-    without them, outside a cgroup namespace, would turn them off for everybody (cgroup-v2.rst, "Mounting").
+    `options` are those of the host's cgroup2 mount. They belong to the machine's only superblock, so mounting it
+    without them, outside a cgroup namespace, would turn them off for the whole machine (cgroup-v2.rst, "Mounting").
     """
     flags = ["nosuid", "noexec", "nodev", "relatime", "rw" if writable else "ro", *options]
     return _mount("/sys/fs/cgroup", "cgroup", "cgroup", flags)
@@ -361,15 +361,15 @@ def _mount(destination: str, kind: str, source: str, options: list[str]) -> Json
 
 
 def shows_image(mount: cri.Mount) -> bool:
-    """Whether a mount shows an image; some clients send an empty one with a host path."""
+    """Whether a mount's source is an image; some clients send an empty image with a host path."""
     return mount.HasField("image") and bool(mount.image.image)
 
 
 def clean(path: str) -> str:
-    """`path` in one spelling: no "//", "." or "..", exactly one leading slash."""
+    """`path` in its canonical spelling: no "//", "." or "..", exactly one leading slash."""
     return posixpath.normpath("/" + path.lstrip("/"))
 
 
 def depth(path: str) -> int:
-    """How many elements a clean absolute path has."""
+    """The number of elements of a clean absolute path."""
     return 0 if path == "/" else path.count("/")

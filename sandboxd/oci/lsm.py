@@ -1,8 +1,8 @@
 """Mandatory access control: which AppArmor profile and which SELinux labels a container gets.
 
-A request for a profile or a label is honoured or refused, never ignored: on a machine without the security module,
-and for an AppArmor profile that is not loaded. Sources: OCI runtime spec ("apparmorProfile", "selinuxLabel",
-"mountLabel"), apparmor(7), selinux(8).
+A request for a profile or a label is honoured or refused, never ignored; it is refused on a machine without the
+security module, and for an AppArmor profile that is not loaded. Sources: OCI runtime spec ("apparmorProfile",
+"selinuxLabel", "mountLabel"), apparmor(7), selinux(8).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 SecurityContext = cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityContext
 
 _WHERE = "config.linux.security_context"
-_CATEGORIES = 1024  # c0 to c1023 in every policy for containers
+_CATEGORIES = 1024  # c0 to c1023, in every policy for containers
 # "s0", "s0:c1,c2", "s0-s3:c0.c1023": one or two sensitivities, then categories after a colon.
 _LEVEL = re.compile(r"s\d+(-s\d+)?(:c\d+(\.c\d+)?(,c\d+(\.c\d+)?)*)?\Z")
 _PART = re.compile(r"[A-Za-z0-9_.-]*\Z")
@@ -36,10 +36,10 @@ class Labels:
 
 
 def apparmor_requested(context: SecurityContext) -> cri.SecurityProfile | None:
-    """The AppArmor profile that a security context asks for; None when it asks for none.
+    """The AppArmor profile that a security context requests; None when it requests none.
 
-    `apparmor_profile` is the older spelling and counts only when `apparmor` is unset. Raises InvalidRequest when
-    it is not one of its documented forms.
+    `apparmor_profile`, the older field, counts only when `apparmor` is unset. Raises InvalidRequest when it does
+    not have one of its documented forms.
     """
     if context.HasField("apparmor"):
         return context.apparmor
@@ -53,17 +53,14 @@ def apparmor_requested(context: SecurityContext) -> cri.SecurityProfile | None:
             return cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
         case ("localhost", "/", name) if name:
             return cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=name)
-    raise InvalidRequest(
-        f"{_WHERE}.apparmor_profile: {old!r} is none of unconfined, runtime/default and localhost/NAME"
-    )
+    raise InvalidRequest(f"{_WHERE}.apparmor_profile: {old!r} is not unconfined, runtime/default or localhost/NAME")
 
 
 def apparmor(context: SecurityContext, host: HostFacts) -> str:
     """`process.apparmorProfile`, "" for none.
 
-    The runtime's default is the configured profile; a machine without AppArmor has no use for it, and a privileged
-    container is spared it. Raises Unsupported for a named profile on such a machine, InvalidRequest for one that
-    is not loaded.
+    RuntimeDefault is the configured profile; it does not apply to privileged containers or on a machine without
+    AppArmor. Raises Unsupported for a named profile on such a machine, InvalidRequest for one that is not loaded.
     """
     profile = apparmor_requested(context)
     kind = profile.profile_type if profile is not None else cri.SecurityProfile.RuntimeDefault
@@ -92,28 +89,28 @@ def _loaded(name: str, where: str, host: HostFacts) -> str:
 
 
 def check_options(options: cri.SELinuxOption) -> None:
-    """Raise InvalidRequest for parts that no SELinux label can have."""
+    """Raise InvalidRequest for parts that are not valid in an SELinux label."""
     where = f"{_WHERE}.selinux_options"
     for name in ("user", "role", "type"):
         if not _PART.match(getattr(options, name)):
-            raise InvalidRequest(f"{where}.{name}: {getattr(options, name)!r} holds more than letters, digits, _ . -")
+            raise InvalidRequest(f"{where}.{name}: {getattr(options, name)!r} is not made of letters, digits, _ . -")
     if options.level and not _LEVEL.match(options.level):
         raise InvalidRequest(f"{where}.level: {options.level!r} is not a level like s0 or s0:c1,c2")
 
 
 def is_asked(options: cri.SELinuxOption) -> bool:
-    """Whether any part of a label is asked for."""
+    """Whether any part of a label is requested."""
     return any((options.user, options.role, options.type, options.level))
 
 
 def selinux(
     options: cri.SELinuxOption, pod: cri.SELinuxOption, sandbox_id: str, host: HostFacts, *, privileged: bool
 ) -> Labels:
-    """The labels of a container, given its own `options` and its `pod`'s; of the pause container when they are one.
+    """The labels of a container, given its own `options` and its `pod`'s. The pause container has only the pod's.
 
-    Parts that are not asked for are the pod's, then the policy's for containers; the level then has two categories
-    that the sandbox id gives, so that pods are kept apart. A privileged process stays unlabelled, its files do not.
-    Raises Unsupported when labels are asked for on a machine without SELinux.
+    A part that is not requested is the pod's, or else the policy's for containers; such a level has two categories
+    derived from the sandbox id, so that pods are kept apart. A privileged process has no label, but its files do.
+    Raises Unsupported when labels are requested on a machine without SELinux.
     """
     if host.selinux is None:
         if is_asked(options) or is_asked(pod):

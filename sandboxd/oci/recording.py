@@ -1,9 +1,9 @@
-"""Small layers held in memory, and several of them made into one.
+"""Small layers held in memory, and several of them merged into one.
 
-Each layer has a snapshot of its own, as a rule. One that holds next to nothing costs more as a snapshot than it
-weighs, and every snapshot is one more layer that the kernel looks through; so of an image of very many layers small
-neighbours share one. `merged` tells what it has to hold. It only does what is plain: where the order of the layers
-leaves traces that one layer cannot have, it says so, and each gets its own.
+As a rule, each layer has its own snapshot. For a tiny layer that costs more than its content, and every snapshot is
+one more layer that the kernel searches; so in an image of very many layers, small neighbours share one. `merged`
+computes the entries for it, in the simple cases: where the order of the layers has effects that a single layer
+cannot have, it returns None, and each layer gets its own snapshot.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from sandboxd.oci.layers import Read, Stopped, Visitor, check_stopped, never
 from sandboxd.oci.tar import WHITEOUT
 
-PIECE = 1 << 20
-ENTRY_BYTES = 1024  # that an entry takes beside its content, its names and its extended headers, roughly
-TEXT_BYTES = 64  # that a text takes beside its characters
+PIECE_BYTES = 1 << 20
+ENTRY_BYTES = 1024  # of memory for an entry without its content, names and extended headers, estimated
+TEXT_BYTES = 64  # of memory for a string without its characters
 
 OPAQUE = ".wh..wh..opq"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What a visitor is shown, with its content."""
+    """The arguments of `Visitor.visit`, with the content."""
 
     info: tarfile.TarInfo
     path: str
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Recording:
-    """A visitor that remembers the entries, of at most `most` bytes. `unfit` says why it does not."""
+    """A visitor that records the entries, up to `most` bytes of memory. `unfit` says why it gave up."""
 
     most: int
     held: int = 0
@@ -43,23 +43,23 @@ class Recording:
     entries: list[Entry] = field(default_factory=list)
 
     def visit(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
-        """Remember an entry, unless all together are too much."""
+        """Record an entry, unless the recording becomes too large."""
         self.held += _weight(entry, path, target)
         if entry.issparse() or self.held > self.most:
-            self.unfit = "it is not to be held in memory"
+            self.unfit = "it is too large or sparse to be held in memory"
             self.entries.clear()
         if not self.unfit:
             pieces = []
-            while piece := read(PIECE):
+            while piece := read(PIECE_BYTES):
                 pieces.append(piece)
             self.entries.append(Entry(info=entry, path=path, target=target, data=b"".join(pieces)))
 
     def finish(self) -> None:
-        """Nothing is to be done before the replay."""
+        """Do nothing: the entries take effect when they are replayed."""
 
 
 def replay(entries: Iterable[Entry], visitor: Visitor, stopped: Stopped = never) -> None:
-    """Show the visitor what was recorded. Raises Unavailable soon after `stopped` says so."""
+    """Pass the recorded entries to a visitor. Raises Unavailable soon after `stopped` returns True."""
     for entry in entries:
         check_stopped(stopped, "a recorded layer")
         visitor.visit(entry.info, entry.path, entry.target, _reader(entry.data))
@@ -67,16 +67,16 @@ def replay(entries: Iterable[Entry], visitor: Visitor, stopped: Stopped = never)
 
 
 def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | None:
-    """One layer with the effect of several, the lowest first; None when only several have it.
+    """The entries of one layer with the effect of `layers`, lowest first; None when no single layer has it.
 
-    `lowest`: there is nothing below them, so what they delete is simply not there.
+    `lowest`: nothing is below these layers, so no whiteouts are needed.
     """
     whole = _Whole()
-    deleted: set[str] = set()  # below these layers too
+    deleted: set[str] = set()  # also below these layers
     for number, entries in enumerate(layers):
         for entry in entries:
             if entry.info.islnk():
-                return None  # the names share what a layer above may change under one of them
+                return None  # the names share a file that a layer above may change under one of them
             if is_whiteout(entry.path):
                 parent, name = posixpath.split(entry.path)
                 if name.startswith(WHITEOUT * 2) and name != OPAQUE:
@@ -94,7 +94,7 @@ def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | 
                 return None
             parent = posixpath.dirname(entry.path)
             if number and parent and parent not in whole.entries:
-                return None  # its attributes are those of a layer below, perhaps of one that was deleted
+                return None  # its attributes come from a layer below, perhaps from a deleted directory
             if entry.path in deleted and not lowest:
                 return None
             whole.put(entry)
@@ -102,7 +102,7 @@ def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | 
 
 
 class _Whole:
-    """Entries by their paths, and what is in each directory: to delete one takes as long as it holds entries."""
+    """Entries by path, and the contents of each directory: deleting one takes time linear in its entries."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
@@ -114,35 +114,35 @@ class _Whole:
         # A directory may have no entry of its own.
         while path:
             parent = posixpath.dirname(path)
-            there = self._inside.setdefault(parent, set())
-            if path in there:
+            children = self._inside.setdefault(parent, set())
+            if path in children:
                 return
-            there.add(path)
+            children.add(path)
             path = parent
 
     def drop(self, victim: str, *, itself: bool) -> None:
-        """Delete what is in a directory, and the directory itself or the file if `itself`."""
+        """Delete the contents of a directory; with `itself`, also the directory (or file)."""
         todo = [victim]
         while todo:
             path = todo.pop()
             todo += self._inside.pop(path, ())
             if path != victim or itself:
                 self.entries.pop(path, None)
-        if itself and (there := self._inside.get(posixpath.dirname(victim))) is not None:
-            there.discard(victim)
+        if itself and (siblings := self._inside.get(posixpath.dirname(victim))) is not None:
+            siblings.discard(victim)
 
 
 def is_whiteout(path: str) -> bool:
-    """Whether an entry deletes something instead of being there (https://github.com/opencontainers/image-spec)."""
+    """Whether an entry deletes something (https://github.com/opencontainers/image-spec, layer.md, "Whiteouts")."""
     return posixpath.basename(path).startswith(WHITEOUT)
 
 
 def _weight(entry: tarfile.TarInfo, path: str, target: str) -> int:
-    """What an entry takes in memory with its content, in bytes, roughly."""
+    """The memory for an entry with its content, in bytes, estimated."""
     texts = [entry.name, entry.linkname, path, target, *entry.pax_headers, *entry.pax_headers.values()]
     # A character may take four bytes.
-    held = ENTRY_BYTES + sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
-    return held + TEXT_BYTES * len(entry.pax_headers) * 2 + (entry.size if entry.isreg() else 0)
+    size = ENTRY_BYTES + sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
+    return size + TEXT_BYTES * len(entry.pax_headers) * 2 + (entry.size if entry.isreg() else 0)
 
 
 def _reader(data: bytes) -> Read:

@@ -13,11 +13,11 @@ from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
 
-PAUSE_OOM_SCORE_ADJ = -998  # the last to be killed: without it the pod has no namespaces
-PAUSE_CPU_SHARES = 2  # the least there is
-_HIGHEST_GROUP = 2**31 - 1  # that net.ipv4.ping_group_range takes
+PAUSE_OOM_SCORE_ADJ = -998  # killed last: the pod's namespaces depend on it
+PAUSE_CPU_SHARES = 2  # the minimum
+_MAX_GROUP = 2**31 - 1  # in net.ipv4.ping_group_range
 
-# The shim reads this one to put a pod's containers into one process.
+# The shim uses this annotation to serve all of a pod's containers from one process.
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 
 _READONLY_BIND = ["rprivate", "ro", "nosuid", "nodev", "noexec"]
@@ -32,11 +32,11 @@ def sandbox_spec(
     user: User,
     host: HostFacts,
 ) -> Json:
-    """The runtime spec for the pause container of `sandbox`, whose config was validated.
+    """The runtime spec for the pause container of `sandbox`, whose config must have been validated.
 
     `image` is the `config` object of the pause image (Entrypoint, Cmd, Env, WorkingDir).
 
-    Raises InvalidRequest when the image does not say what to run, Unsupported for what this machine cannot do.
+    Raises InvalidRequest when the image has no command, Unsupported for what this machine cannot do.
     """
     config = sandbox.config
     context = config.linux.security_context
@@ -46,7 +46,7 @@ def sandbox_spec(
     args = [*(image.get("Entrypoint") or ()), *(image.get("Cmd") or ())]
     if not args:
         raise InvalidRequest(f"pause image {image_name}: it has neither an entrypoint nor a command")
-    # Nothing that pauses needs a capability; the runtime applies sysctls and the OOM score before they go.
+    # Pausing needs no capability; the runtime sets sysctls and the OOM score before it drops them.
     held: list[str] = []
     ids = userns.of(config)
     userns.check_user(user, ids)
@@ -66,7 +66,7 @@ def sandbox_spec(
         "mounts": [
             linux.proc(),
             linux.dev(),
-            # A network namespace has one sysfs superblock, which stays read-only if its first mount is: this one.
+            # A network namespace has one sysfs superblock. If its first mount, this one, is read-only, it stays so.
             sysfs(sandbox, host, writable=context.privileged),
             linux.bind(shm(sandbox, places), "/dev/shm", _READONLY_BIND),
             linux.bind(f"{places.pod_files(sandbox.id)}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
@@ -97,7 +97,7 @@ def sandbox_spec(
             "readonlyPaths": list(linux.DEFAULT_READONLY_PATHS),
         },
     }
-    # A hostname needs a uts namespace of its own (config.md, "Hostname").
+    # Setting a hostname requires a uts namespace of its own (config.md, "Hostname").
     if config.hostname and not host_network:
         spec["hostname"] = config.hostname
     if profile := seccomp.for_context(context, held, host):
@@ -113,14 +113,14 @@ def user_namespace(sandbox: SandboxRecord, places: Places) -> str | None:
 
 
 def sysfs(sandbox: SandboxRecord, host: HostFacts, *, writable: bool) -> Json:
-    """/sys as the pod may see it; raises Unsupported when it may not (namespaces(7), sysfs)."""
+    """The mount of /sys that the pod may have. Raises Unsupported when it can have none."""
     host_network = sandbox.config.linux.security_context.namespace_options.network == cri.NODE
     if not host_network or userns.of(sandbox.config) is None:
         return linux.sysfs(writable=writable)
     if not host.recursive_read_only:
         raise Unsupported(
             "config.linux.security_context.namespace_options: a user namespace in the host's network needs recursive"
-            " read-only mounts (Linux 5.12 and a runtime that has rro)"
+            " read-only mounts (Linux 5.12 and a runtime that supports rro)"
         )
     return linux.host_sysfs()
 
@@ -133,7 +133,7 @@ def pod_labels(sandbox: SandboxRecord, host: HostFacts) -> lsm.Labels:
 
 
 def confine(spec: Json, apparmor: str, labels: lsm.Labels) -> None:
-    """Add the AppArmor profile and the SELinux labels that there are."""
+    """Add the AppArmor profile and the SELinux labels, where they are not empty."""
     if apparmor:
         spec["process"]["apparmorProfile"] = apparmor
     if labels.process:
@@ -143,14 +143,14 @@ def confine(spec: Json, apparmor: str, labels: lsm.Labels) -> None:
 
 
 def map_ids(spec: Json, ids: userns.IdMap | None) -> None:
-    """Add the mappings of the pod's user namespace; the runtime wants them although it joins one that has them."""
+    """Add the mappings of the pod's user namespace; the runtime requires them although it joins an existing one."""
     if ids is not None:
         spec["linux"]["uidMappings"] = ids.uids.spec
         spec["linux"]["gidMappings"] = ids.gids.spec
 
 
 def identity(sandbox: SandboxRecord) -> dict[str, str]:
-    """The annotations by which pause and workloads name their pod."""
+    """The annotations that identify the pod of a pause or workload container."""
     meta = sandbox.config.metadata
     return {
         SANDBOX_ID: sandbox.id,
@@ -167,29 +167,29 @@ def shm(sandbox: SandboxRecord, places: Places) -> str:
 
 
 def sysctls(config: cri.PodSandboxConfig) -> dict[str, str]:
-    """`linux.sysctl`: what the pod asks for over what every pod with a network of its own gets.
+    """`linux.sysctl`: the pod's own over the defaults, which apply to pods with their own network.
 
-    The two defaults let any user of the pod bind ports below 1024 and send pings without NET_RAW.
+    The two defaults let any user in the pod bind ports below 1024 and send pings without NET_RAW.
     """
     host_network = config.linux.security_context.namespace_options.network == cri.NODE
     ids = userns.of(config)
-    # Of groups, only those that the pod's namespace maps can be named.
-    highest = min(ids.gids.length - 1, _HIGHEST_GROUP) if ids else _HIGHEST_GROUP
+    # The range can only contain groups that the pod's user namespace maps.
+    highest = min(ids.gids.length - 1, _MAX_GROUP) if ids else _MAX_GROUP
     defaults = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": f"0 {highest}"}
-    asked = {sysctl_name(name): value for name, value in sorted(config.linux.sysctls.items())}
-    return asked if host_network else {**defaults, **asked}
+    requested = {sysctl_name(name): value for name, value in sorted(config.linux.sysctls.items())}
+    return requested if host_network else {**defaults, **requested}
 
 
 def sysctl_name(name: str) -> str:
-    """ "net/ipv4/ip_forward" as "net.ipv4.ip_forward".
+    """The dotted form of a sysctl's name: "net.ipv4.ip_forward" for "net/ipv4/ip_forward".
 
-    A name with slashes that also holds dots, which are then part of an interface's name (sysctl(8)), stays.
+    A name that has dots already is kept: beside slashes they are part of an interface's name (sysctl(8)).
     """
     return name if "." in name else name.replace("/", ".")
 
 
 def _resource_annotations(pod: cri.LinuxPodSandboxConfig) -> dict[str, str]:
-    """The pod's limits as VM runtimes read them, present when the request has them."""
+    """The pod's limits for VM runtimes, if the request has any."""
     if not pod.HasField("resources"):
         return {}
     return {

@@ -1,8 +1,8 @@
-"""Which system call filter a container gets: the RuntimeDefault one as data, Localhost ones checked.
+"""System call filters: the RuntimeDefault profile as data, and the check of Localhost profiles.
 
-The default profile refuses what reaches past the container: loading kernel code, mounting, joining or making
-namespaces, the kernel's keyrings and clocks, raw hardware. What a capability makes legitimate is allowed to
-those who hold it. Everything unknown is refused with EPERM (seccomp(2); OCI runtime spec, "Seccomp").
+The default profile refuses calls that reach beyond the container: loading kernel code, mounting, joining or
+creating namespaces, the kernel's keyrings and clocks, raw hardware. Calls that need a capability are allowed to
+containers that have it. Any other call is refused with EPERM (seccomp(2); OCI runtime spec, "Seccomp").
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _IPC = """
     ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64
     mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget
 """
-# adjtimex and clock_adjtime read the clock's state too; the kernel itself asks CAP_SYS_TIME of those who change it.
+# adjtimex and clock_adjtime also read the clock's state; the kernel itself requires CAP_SYS_TIME for changing it.
 _TIME_AND_MACHINE = """
     adjtimex alarm clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64
     clock_nanosleep clock_nanosleep_time64 getitimer getrandom gettimeofday nanosleep setitimer sysinfo time
@@ -97,7 +97,7 @@ _ALLOWED = sorted(
     }
 )
 
-# uname -m -> (seccomp architectures, system calls that only it has)
+# uname -m -> (seccomp architectures, its own system calls)
 _MACHINES: dict[str, tuple[tuple[str, ...], str]] = {
     "x86_64": (("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"), "arch_prctl modify_ldt"),
     "aarch64": (
@@ -130,7 +130,7 @@ _BY_CAPABILITY: dict[str, str] = {
     "CAP_SYS_TTY_CONFIG": "vhangup",
 }
 
-# sched.h: what makes a namespace. CLONE_NEWTIME shares its bit with the exit signal and exists in clone3 only.
+# sched.h: the flags that create a namespace. CLONE_NEWTIME overlaps the exit signal and exists only in clone3.
 _NEW_NAMESPACES = (
     0x00020000  # mount
     | 0x02000000  # cgroup
@@ -141,17 +141,17 @@ _NEW_NAMESPACES = (
     | 0x40000000  # network
 )
 
-# sys/personality.h: Linux, 32 bit Linux, each with the version number 2.6 too, and "tell me which".
+# sys/personality.h: PER_LINUX and PER_LINUX32, each also with UNAME26, and the query for the current one.
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
-_AF_ALG, _AF_VSOCK = 38, 40  # the kernel's crypto interface; straight to the hypervisor, past every namespace
+_AF_ALG, _AF_VSOCK = 38, 40  # the kernel's crypto interface; the hypervisor, bypassing every namespace
 
 
 def requested(context: SecurityContext) -> cri.SecurityProfile | None:
-    """The profile that a security context asks for; None when it asks for none.
+    """The profile that a security context requests; None when it requests none.
 
-    `seccomp_profile_path` is the older spelling and counts only when `seccomp` is unset. Raises InvalidRequest
-    when it is not one of its documented forms.
+    `seccomp_profile_path`, the older field, counts only when `seccomp` is unset. Raises InvalidRequest when it
+    does not have one of its documented forms.
     """
     if context.HasField("seccomp"):
         return context.seccomp
@@ -165,13 +165,13 @@ def requested(context: SecurityContext) -> cri.SecurityProfile | None:
         case ("localhost", "/", path) if path:
             return cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=path)
     raise InvalidRequest(
-        f"config.linux.security_context.seccomp_profile_path: {context.seccomp_profile_path!r} is none of"
-        " unconfined, runtime/default and localhost/PATH"
+        f"config.linux.security_context.seccomp_profile_path: {context.seccomp_profile_path!r} is not"
+        " unconfined, runtime/default or localhost/PATH"
     )
 
 
 def localhost_file(context: SecurityContext, directory: str) -> str:
-    """The file of the Localhost profile that is in force for the context, "" when there is none.
+    """The file of the Localhost profile that applies to the context, "" for none.
 
     A relative name is looked up in `directory`. Raises InvalidRequest for one that leads out of it.
     """
@@ -184,70 +184,70 @@ def localhost_file(context: SecurityContext, directory: str) -> str:
     inside = posixpath.normpath(name)
     if inside in (".", "..") or inside.startswith("../"):
         raise InvalidRequest(
-            f"config.linux.security_context.seccomp.localhost_ref: {name!r} names no file in {directory}"
+            f"config.linux.security_context.seccomp.localhost_ref: {name!r} is not a file in {directory}"
         )
     return posixpath.join(directory, inside)
 
 
 _ACTION = re.compile(r"SCMP_ACT_[A-Z_]+\Z")
 _OPERATORS = frozenset(f"SCMP_CMP_{op}" for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
-_MOST_ERRNO = 4095  # MAX_ERRNO: larger ones would be taken for addresses
+_MAX_ERRNO = 4095  # the kernel's MAX_ERRNO: larger values would be taken for addresses
 _PROFILE = frozenset(
     {"defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata", "syscalls"}
 )
 _RULE = frozenset({"names", "action", "errnoRet", "args"})
 _ARG = frozenset({"index", "value", "valueTwo", "op"})
-_COMMENTS = frozenset({"comment"})  # of other tools' profiles; without effect
+_COMMENTS = frozenset({"comment"})  # in the profiles of other tools; without effect
 
 
 def parse_profile(data: bytes, source: str) -> Json:
-    """A Localhost profile: `linux.seccomp` of the OCI runtime spec as JSON.
+    """Parse a Localhost profile: `linux.seccomp` of the OCI runtime spec as JSON.
 
-    Raises InvalidRequest that names the file and the place. What is not in that format is refused, not skipped: a
-    rule for certain capabilities or kernels only, as Docker's format has them, would hold for all.
+    Raises InvalidRequest that names the file and the member. Unknown members are refused, not skipped: a rule that
+    in Docker's format applies only to certain capabilities or kernels would apply to all.
     """
     try:
         profile = json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"seccomp profile {source}: it is not JSON: {exc}") from exc
-    known = _members(profile, _PROFILE, f"seccomp profile {source}")
+        raise InvalidRequest(f"seccomp profile {source}: is not JSON: {exc}") from exc
+    checked = _members(profile, _PROFILE, f"seccomp profile {source}")
     where = f"seccomp profile {source}: "
-    _action(known.get("defaultAction"), f"{where}defaultAction")
-    _errno(known.get("defaultErrnoRet"), f"{where}defaultErrnoRet")
-    _texts(known.get("architectures", []), f"{where}architectures", "SCMP_ARCH_")
-    _texts(known.get("flags", []), f"{where}flags", "SECCOMP_FILTER_FLAG_")
+    _action(checked.get("defaultAction"), f"{where}defaultAction")
+    _errno(checked.get("defaultErrnoRet"), f"{where}defaultErrnoRet")
+    _texts(checked.get("architectures", []), f"{where}architectures", "SCMP_ARCH_")
+    _texts(checked.get("flags", []), f"{where}flags", "SECCOMP_FILTER_FLAG_")
     for name in ("listenerPath", "listenerMetadata"):
-        if not isinstance(known.get(name, ""), str):
-            raise InvalidRequest(f"{where}{name}: must be text")
-    rules = known.get("syscalls", [])
+        if not isinstance(checked.get(name, ""), str):
+            raise InvalidRequest(f"{where}{name}: must be a string")
+    rules = checked.get("syscalls", [])
     if not isinstance(rules, list):
         raise InvalidRequest(f"{where}syscalls: must be a list")
-    known["syscalls"] = [_rule(rule, f"{where}syscalls[{i}]") for i, rule in enumerate(rules)]
-    actions = {known["defaultAction"], *(rule["action"] for rule in known["syscalls"])}
-    if "SCMP_ACT_NOTIFY" in actions and not known.get("listenerPath"):
-        raise InvalidRequest(f"{where}listenerPath: there is none to send the notifications of SCMP_ACT_NOTIFY to")
-    return known
+    checked["syscalls"] = [_rule(rule, f"{where}syscalls[{i}]") for i, rule in enumerate(rules)]
+    actions = {checked["defaultAction"], *(rule["action"] for rule in checked["syscalls"])}
+    if "SCMP_ACT_NOTIFY" in actions and not checked.get("listenerPath"):
+        raise InvalidRequest(f"{where}listenerPath: is not set, and SCMP_ACT_NOTIFY needs it")
+    return checked
 
 
-def _rule(rule: Any, where: str) -> Json:
-    known = _members(rule, _RULE, where)
-    _texts(known.get("names"), f"{where}.names", "")
-    if not known["names"]:
-        raise InvalidRequest(f"{where}.names: it names no system call")
-    _action(known.get("action"), f"{where}.action")
-    _errno(known.get("errnoRet"), f"{where}.errnoRet")
-    args = known.get("args", [])
+def _rule(value: Any, where: str) -> Json:
+    rule = _members(value, _RULE, where)
+    _texts(rule.get("names"), f"{where}.names", "")
+    if not rule["names"]:
+        raise InvalidRequest(f"{where}.names: must name a system call")
+    _action(rule.get("action"), f"{where}.action")
+    _errno(rule.get("errnoRet"), f"{where}.errnoRet")
+    args = rule.get("args", [])
     if not isinstance(args, list):
         raise InvalidRequest(f"{where}.args: must be a list")
     for i, arg in enumerate(args):
         checked = _members(arg, _ARG, f"{where}.args[{i}]")
         if checked.get("op") not in _OPERATORS:
-            raise InvalidRequest(f"{where}.args[{i}].op: {checked.get('op')!r} is no comparison")
+            raise InvalidRequest(f"{where}.args[{i}].op: {checked.get('op')!r} is not a comparison")
         for name, most in (("index", 5), ("value", 2**64 - 1), ("valueTwo", 2**64 - 1)):
             value = checked.get(name, 0)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
                 raise InvalidRequest(f"{where}.args[{i}].{name}: {value!r} is not between 0 and {most}")
-    return known
+    return rule
 
 
 def _members(value: Any, known: Collection[str], where: str) -> Json:
@@ -255,7 +255,7 @@ def _members(value: Any, known: Collection[str], where: str) -> Json:
         raise InvalidRequest(f"{where}: must be an object")
     if unknown := [key for key in value if key not in known and key not in _COMMENTS]:
         raise InvalidRequest(
-            f"{where}: {unknown[0]!r} is not of the OCI runtime spec's seccomp format, which has"
+            f"{where}: {unknown[0]!r} is not in the OCI runtime spec's seccomp format, which has"
             f" {', '.join(sorted(known))}"
         )
     return {key: item for key, item in value.items() if key not in _COMMENTS and item is not None}
@@ -267,8 +267,8 @@ def _action(value: Any, where: str) -> None:
 
 
 def _errno(value: Any, where: str) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_ERRNO):
-        raise InvalidRequest(f"{where}: {value!r} is not between 0 and {_MOST_ERRNO}")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_ERRNO):
+        raise InvalidRequest(f"{where}: {value!r} is not between 0 and {_MAX_ERRNO}")
 
 
 def _texts(value: Any, where: str, prefix: str) -> None:
@@ -277,10 +277,10 @@ def _texts(value: Any, where: str, prefix: str) -> None:
 
 
 def for_context(context: SecurityContext, capabilities: Collection[str], host: HostFacts) -> Json | None:
-    """`linux.seccomp` for a container that will hold `capabilities`; None means unconfined.
+    """`linux.seccomp` for a container with `capabilities`; None means unconfined.
 
-    No profile asked for means unconfined, and so does privileged, whatever is asked for. Raises Unsupported when
-    a filter is asked for and this kernel has none.
+    Without a requested profile a container is unconfined; a privileged one always is. Raises Unsupported when a
+    filter is requested and this kernel has no seccomp filters.
     """
     profile = requested(context)
     if context.privileged or profile is None or profile.profile_type == cri.SecurityProfile.Unconfined:
@@ -288,13 +288,13 @@ def for_context(context: SecurityContext, capabilities: Collection[str], host: H
     if not host.seccomp:
         raise Unsupported("config.linux.security_context.seccomp: this kernel has no seccomp filters")
     if profile.profile_type == cri.SecurityProfile.Localhost:
-        assert host.seccomp_profile is not None, "whoever gathers the facts reads the profile"
+        assert host.seccomp_profile is not None, "the profile is read when the facts are gathered"
         return host.seccomp_profile
     return default_profile(capabilities, host.machine)
 
 
 def default_profile(capabilities: Collection[str], machine: str) -> Json:
-    """The RuntimeDefault filter for a process with these capabilities on this machine (as uname -m says it).
+    """The RuntimeDefault filter for a process with these capabilities; `machine` is as in uname -m.
 
     An unknown machine gets a filter for its native system calls only.
     """
@@ -302,14 +302,14 @@ def default_profile(capabilities: Collection[str], machine: str) -> Json:
     extra = {name for held in capabilities for name in _BY_CAPABILITY.get(held, "").split()}
     rules = [
         _allow(*_ALLOWED, *own_calls.split()),
-        # Conditions on one argument within a rule are joined by OR in runc, so each range is a rule of its own.
+        # runc combines conditions on one argument within a rule by OR, so each range is a rule of its own.
         _allow("socket", arg=(0, "SCMP_CMP_LT", _AF_ALG)),
         _allow("socket", arg=(0, "SCMP_CMP_EQ", _AF_ALG + 1)),
         _allow("socket", arg=(0, "SCMP_CMP_GT", _AF_VSOCK)),
         *(_allow("personality", arg=(0, "SCMP_CMP_EQ", value)) for value in _PERSONALITIES),
     ]
     if "clone" not in extra:
-        flags = 1 if machine == "s390x" else 0  # clone(2): there the flags are the second argument
+        flags = 1 if machine == "s390x" else 0  # clone(2): on s390x the flags are the second argument
         rules.append(_allow("clone", arg=(flags, "SCMP_CMP_MASKED_EQ", _NEW_NAMESPACES)))
         # A filter cannot look into clone3's struct. ENOSYS makes libraries fall back to clone; EPERM does not.
         rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
@@ -327,6 +327,6 @@ def _allow(*names: str, arg: tuple[int, str, int] | None = None) -> Json:
     rule: Json = {"names": list(names), "action": "SCMP_ACT_ALLOW"}
     if arg:
         index, op, value = arg
-        # For MASKED_EQ `value` is the mask and valueTwo what must remain: none of its bits.
+        # For MASKED_EQ `value` is the mask, and valueTwo is the value that the masked argument must have.
         rule["args"] = [{"index": index, "value": value, "valueTwo": 0, "op": op}]
     return rule

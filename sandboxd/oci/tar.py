@@ -1,15 +1,16 @@
-"""Reading tar headers within bounds, whatever a stranger wrote into them.
+"""Reading untrusted tar headers within bounds.
 
-The standard library's reader calls itself for each extended header, keeps what global ones say for ever, and lets one
-that comes first overrule one that comes later. containerd's reader (Go's archive/tar) does none of that, and what two
-readers understand differently is where things hide. So headers are put together here, as Go does:
+The standard library's reader recurses for each extended header, applies global headers to all later entries, and
+lets an earlier header override a later one. containerd's reader (Go's archive/tar) does none of that, and an
+archive that two readers understand differently can hide files from one of them. So this module combines headers as
+Go does:
 
-1. Of extended headers of one kind before an entry the last one counts; GNU's long names outrank pax' `path`.
-2. A global header is passed over, as containerd does, and all of them are bounded.
-3. A number that is none is an error, not zero; an empty value says nothing.
-4. A name that the kernel cannot create (PATH_MAX, NAME_MAX) is refused: nobody could unpack it.
+1. Of several extended headers of one kind before an entry, the last one counts; GNU long names override pax `path`.
+2. Global headers are ignored, as in containerd, and their total size is limited.
+3. A malformed number is an error, not zero; an empty value counts as absent.
+4. A name that the kernel cannot create (PATH_MAX, NAME_MAX) is refused, because it could not be unpacked.
 
-Each takes time linear in its size, and memory for one entry is bounded by `MOST_HEADER_BYTES` of each kind.
+Each header takes time linear in its size. The memory for one entry is limited to `MAX_HEADER_BYTES` for each kind.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Any, BinaryIO, Self, cast
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.foreign_json import shown
-from sandboxd.oci.compression import CHUNK
+from sandboxd.oci.compression import CHUNK_BYTES
 
-BLOCK = 512
-MOST_HEADER_BYTES = 1 << 20  # of an extended header, which is read into memory; Go's bound too
-MOST_GLOBAL_BYTES = 1 << 20  # of all global headers; what git writes into one has 52
-MOST_PATH_BYTES = 4095  # PATH_MAX without the NUL at its end
-MOST_PART_BYTES = 255  # NAME_MAX
+BLOCK_BYTES = 512
+MAX_HEADER_BYTES = 1 << 20  # of an extended header, which is read into memory; also Go's limit
+MAX_GLOBAL_BYTES = 1 << 20  # of all global headers; git's has 52
+MAX_PATH_BYTES = 4095  # PATH_MAX without the NUL at its end
+MAX_PART_BYTES = 255  # NAME_MAX
 WHITEOUT = ".wh."
 
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -36,37 +37,39 @@ _EXTENDED = (*_LONG_NAMES, *_PAX, tarfile.XGLTYPE)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
 _TIME = re.compile(r"[+-]?[0-9]{1,19}(?:\.[0-9]*)?")
 _TIMES = ("mtime", "atime", "ctime")
-_MOST = 1 << 63  # no file is so large, and no seek goes so far
+_MAX_SIZE = 1 << 63  # bytes; no file is this large, and no seek goes this far
 
 
 class BoundedTarInfo(tarfile.TarInfo):
-    """An entry with its extended headers applied; `tarfile.TarFile` takes it as its `tarinfo`.
+    """An entry with its extended headers applied, for the `tarinfo` of `tarfile.TarFile`.
 
-    Of a sparse file only the sizes are kept: the map is for whoever unpacks it.
+    Of a sparse file only the sizes are kept, not the map.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """The next entry. Raises InvalidRequest for what is out of bounds, tarfile's errors for what is damaged."""
+        """The next entry. Raises InvalidRequest for one that exceeds a limit, tarfile's errors for a damaged one."""
         file = cast(BinaryIO, archive.fileobj)
         start = file.tell()
         pax: dict[str, str] = {}
         name = link = ""
         extended = False
         while True:
-            block = file.read(BLOCK)
+            block = file.read(BLOCK_BYTES)
             try:
                 info = cls.frombuf(block, archive.encoding, archive.errors)
             except cast(type[Exception], cast(Any, tarfile).HeaderError) as exc:
-                # Only at the place of a whole entry such a thing can be the end.
+                # Only where a new entry would start can this be the end of the archive.
                 raise tarfile.ReadError(f"no entry follows an extended header: {exc}") if extended else exc from None
             check_size(info)
             if info.type not in _EXTENDED:
                 break
             extended = True
-            if info.size > MOST_HEADER_BYTES:
-                raise InvalidRequest(f"the tar has an extended header of {info.size} bytes, which nothing needs")
-            data = file.read(info.size + -info.size % BLOCK)[: info.size]
+            if info.size > MAX_HEADER_BYTES:
+                raise InvalidRequest(
+                    f"the tar has an extended header of {info.size} bytes, more than {MAX_HEADER_BYTES}"
+                )
+            data = file.read(info.size + -info.size % BLOCK_BYTES)[: info.size]
             if len(data) < info.size:
                 raise tarfile.ReadError("it ends in the middle of an extended header")
             if info.type == tarfile.XGLTYPE:
@@ -90,15 +93,15 @@ class BoundedTarInfo(tarfile.TarInfo):
         _check_name(info.name)
         if info.islnk():
             _check_name(info.linkname)
-        elif info.issym() and _bytes(info.linkname) > MOST_PATH_BYTES:
-            raise InvalidRequest(f"the link {shown(info.name)} has a target of more than {MOST_PATH_BYTES} bytes")
+        elif info.issym() and _bytes(info.linkname) > MAX_PATH_BYTES:
+            raise InvalidRequest(f"the link {shown(info.name)} has a target of more than {MAX_PATH_BYTES} bytes")
         info.offset_data = file.tell()
         has_data = info.isreg() or info.type not in cast(Any, tarfile).SUPPORTED_TYPES
-        cast(Any, archive).offset = info.offset_data + (packed + -packed % BLOCK if has_data else 0)
+        cast(Any, archive).offset = info.offset_data + (packed + -packed % BLOCK_BYTES if has_data else 0)
         return info
 
     def _apply(self, pax: dict[str, str], name: str, link: str) -> int:
-        """Take over what extended headers say; returns how many bytes of content follow."""
+        """Apply the extended headers; return how many bytes of content follow."""
         self.pax_headers = pax
         if pax:
             for key in _TIMES:
@@ -121,19 +124,19 @@ class BoundedTarInfo(tarfile.TarInfo):
         return packed
 
     def _skip_map(self, file: BinaryIO, block: bytes) -> None:
-        """Pass over the continuation of a map of GNU's old format, and learn how large the file really is."""
+        """Skip the continuation of a map in GNU's old format, and set the real size of the file."""
         self.size = int(cast(Any, tarfile).nti(block[483:495]))
         cast(Any, self).sparse = []
         more = block[482]
         while more:
-            block = file.read(BLOCK)
-            if len(block) < BLOCK:
-                raise tarfile.ReadError("it ends in the middle of a map of a sparse file")
+            block = file.read(BLOCK_BYTES)
+            if len(block) < BLOCK_BYTES:
+                raise tarfile.ReadError("it ends in the middle of a sparse file's map")
             more = block[504]
 
 
 class _Archive(tarfile.TarFile):
-    """Knows how many bytes of global headers there were."""
+    """Counts the bytes of global headers."""
 
     global_bytes = 0
 
@@ -141,12 +144,12 @@ class _Archive(tarfile.TarFile):
 def _count_global(archive: tarfile.TarFile, count: int) -> None:
     if isinstance(archive, _Archive):
         archive.global_bytes += count
-        if archive.global_bytes > MOST_GLOBAL_BYTES:
-            raise InvalidRequest(f"the tar has more than {MOST_GLOBAL_BYTES} bytes of global headers")
+        if archive.global_bytes > MAX_GLOBAL_BYTES:
+            raise InvalidRequest(f"the tar has more than {MAX_GLOBAL_BYTES} bytes of global headers")
 
 
 class Forward:
-    """A stream with as much of a file's face as tarfile needs, without the copies of its own (mode "r|")."""
+    """A stream with the parts of a file's interface that tarfile needs, without the copies of its mode "r|"."""
 
     def __init__(self, inner: BinaryIO) -> None:
         self._inner = inner
@@ -157,14 +160,14 @@ class Forward:
         return self._position
 
     def seek(self, position: int) -> None:
-        """Go forward, to the end of the stream at most."""
+        """Skip forward to `position`, or to the end of the stream."""
         if position < self._position:
             raise tarfile.StreamError("a stream cannot be read backwards")
         while self._position < position and self.some(position - self._position):
             pass
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes unless the end comes."""
+        """Exactly `size` bytes, or fewer at the end."""
         parts = []
         while size > 0 and (part := self.some(size)):
             parts.append(part)
@@ -172,28 +175,28 @@ class Forward:
         return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
     def some(self, most: int) -> memoryview:
-        """Some of the next bytes, at most `most`; none at the end."""
+        """The next bytes that are available, at most `most`; empty at the end."""
         if most and not self._chunk:
-            self._chunk = memoryview(self._inner.read(CHUNK))
+            self._chunk = memoryview(self._inner.read(CHUNK_BYTES))
         data, self._chunk = self._chunk[:most], self._chunk[most:]
         self._position += len(data)
         return data
 
 
 def entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The entries of the tar that `file` is at, none of them kept; raises as `BoundedTarInfo.fromtarfile`."""
+    """The entries of the tar in `file`; none are kept. Raises as `BoundedTarInfo.fromtarfile` does."""
     with _Archive(fileobj=file, tarinfo=BoundedTarInfo) as archive:
         while (entry := archive.next()) is not None:
-            # The list of members is kept for random access, and each with its headers.
+            # tarfile would keep every entry with its headers for random access.
             cast(Any, archive).members = []
             yield entry
 
 
 def check_size(entry: tarfile.TarInfo) -> None:
-    """Refuse sizes that no file has (CVE-2025-8194 was a negative one: its successor would be itself)."""
+    """Refuse impossible sizes (CVE-2025-8194: after a negative size the reader would find the same entry again)."""
     if entry.size < 0:
         raise InvalidRequest(f"the tar has an entry of negative size, {shown(entry.name)}")
-    if entry.size >= _MOST:
+    if entry.size >= _MAX_SIZE:
         raise InvalidRequest(f"the tar has an entry of {entry.size} bytes, {shown(entry.name)}")
 
 
@@ -217,7 +220,7 @@ def _records(data: bytes) -> dict[str, str]:
 
 
 def _is_sparse(pax: dict[str, str]) -> bool:
-    """Whether pax records make a sparse file of an entry; versions that Go does not know are nothing to it."""
+    """Whether pax records mark an entry as a sparse file; Go ignores versions that it does not know."""
     version = (pax.get("GNU.sparse.major", ""), pax.get("GNU.sparse.minor", ""))
     if version == ("", ""):
         return bool(pax.get("GNU.sparse.map") or "GNU.sparse.offset" in pax)
@@ -234,14 +237,14 @@ def _number(pax: dict[str, str], key: str, otherwise: int) -> int:
 
 
 def _check_name(name: str) -> None:
-    if len(name) <= MOST_PART_BYTES // 4:
-        return  # whatever its characters are
-    if _bytes(name) > MOST_PATH_BYTES:
-        raise InvalidRequest(f"the name {shown(name)} has more than {MOST_PATH_BYTES} bytes")
+    if len(name) <= MAX_PART_BYTES // 4:
+        return  # short enough even if every character takes four bytes
+    if _bytes(name) > MAX_PATH_BYTES:
+        raise InvalidRequest(f"the name {shown(name)} has more than {MAX_PATH_BYTES} bytes")
     for part in name.split("/"):
-        # A whiteout does not get the name that it has.
-        if len(part) > MOST_PART_BYTES // 4 and _bytes(part.removeprefix(WHITEOUT)) > MOST_PART_BYTES:
-            raise InvalidRequest(f"the name {shown(name)} has a part of more than {MOST_PART_BYTES} bytes")
+        # A whiteout's prefix is not part of the name that is created or deleted.
+        if len(part) > MAX_PART_BYTES // 4 and _bytes(part.removeprefix(WHITEOUT)) > MAX_PART_BYTES:
+            raise InvalidRequest(f"the name {shown(name)} has a part of more than {MAX_PART_BYTES} bytes")
 
 
 def _bytes(text: str) -> int:

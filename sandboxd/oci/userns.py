@@ -1,6 +1,6 @@
-"""A pod's user namespace in the words of CRI, the kernel and the runtime spec (user_namespaces(7); config-linux.md).
+"""A pod's user namespace in the terms of CRI, the kernel and the runtime spec (user_namespaces(7); config-linux.md).
 
-CRI gives a pod one range of uids and one of gids, both from container id 0. `validate` has checked that.
+A pod has one range of uids and one of gids, both from container id 0; `validate` has checked that.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class Range:
 
     @property
     def kernel(self) -> str:
-        """A line for /proc/PID/uid_map."""
+        """The line for /proc/PID/uid_map or gid_map."""
         return f"0 {self.host} {self.length}\n"
 
     @property
     def spec(self) -> list[Json]:
-        """`linux.uidMappings`."""
+        """`linux.uidMappings` or `linux.gidMappings`."""
         return [{"containerID": 0, "hostID": self.host, "size": self.length}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdMap:
-    """How a pod's ids map to the machine's."""
+    """The mapping from a pod's ids to the machine's."""
 
     uids: Range
     gids: Range
@@ -49,7 +49,7 @@ def of(pod: cri.PodSandboxConfig) -> IdMap | None:
 
 
 def check_user(user: User, ids: IdMap | None) -> None:
-    """Raise InvalidRequest when the user has an id that its namespace does not map."""
+    """Raise InvalidRequest when the user has an id that the pod's namespace does not map."""
     if ids is None:
         return
     if user.uid >= ids.uids.length:

@@ -1,9 +1,9 @@
 """Who a container runs as: the image's USER or the request's run_as_*, looked up in the image's own files.
 
-Names mean what the image's /etc/passwd and /etc/group say (passwd(5), group(5)); the host's are never asked.
-Rules: 1. the request wins over the image. 2. A number needs no entry, a name does. 3. The first matching line
-wins, lines that are not entries are skipped. 4. The primary group is always among the additional ones, so that
-leaving it out of them cannot be used to get around a file that denies it (CVE-2023-25173).
+Names are looked up in the image's /etc/passwd and /etc/group (passwd(5), group(5)), never in the host's.
+Rules: 1. The request overrides the image. 2. A number needs no entry, a name does. 3. The first matching line
+wins; lines that are not entries are skipped. 4. The primary group is always among the additional groups: without
+it there, a process could get access to a file that denies that group (CVE-2023-25173).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[0-9]+\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserSpec:
-    """What the image and the request say about the user."""
+    """The settings of the image and the request that determine the user."""
 
     image_user: str = ""  # USER: "", user, uid, user:group, uid:gid, uid:group, user:gid
     run_as_user: int | None = None
@@ -32,19 +32,19 @@ class UserSpec:
 
     @property
     def needs_image_files(self) -> bool:
-        """Whether the image's /etc/passwd and /etc/group can change the answer: reading them costs a mount."""
+        """Whether the image's /etc/passwd and /etc/group can affect the result: reading them costs a mount."""
         return not (self.strict and self.run_as_user is not None and self.run_as_group is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """The ids that a process gets."""
+    """The ids of a process."""
 
     uid: int
     gid: int
     additional_gids: tuple[int, ...]  # the primary one first
     username: str = ""  # "" when the image has no entry for the uid
-    home: str = ""  # likewise
+    home: str = ""  # "" when the image has no entry for the uid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class _Account:
 
 
 def for_container(context: cri.LinuxContainerSecurityContext, image_user: str) -> UserSpec:
-    """What a container's security context and its image ask for."""
+    """The settings from a container's security context and its image."""
     return UserSpec(
         image_user=image_user,
         run_as_user=context.run_as_user.value if context.HasField("run_as_user") else None,
@@ -68,7 +68,7 @@ def for_container(context: cri.LinuxContainerSecurityContext, image_user: str) -
 
 
 def for_sandbox(context: cri.LinuxSandboxSecurityContext, image_user: str) -> UserSpec:
-    """What a pod's security context and the pause image ask for."""
+    """The settings from a pod's security context and the pause image."""
     return UserSpec(
         image_user=image_user,
         run_as_user=context.run_as_user.value if context.HasField("run_as_user") else None,
@@ -79,13 +79,13 @@ def for_sandbox(context: cri.LinuxSandboxSecurityContext, image_user: str) -> Us
 
 
 def resolve(spec: UserSpec, passwd: bytes | None, group: bytes | None) -> User:
-    """The ids for `spec`, given the image's /etc/passwd and /etc/group (None: it has no such file).
+    """The ids for `spec`, given the image's /etc/passwd and /etc/group (None: the image has no such file).
 
     Raises InvalidRequest when a name has no entry, an id is out of range, or USER is malformed.
     """
-    wanted_user, wanted_group = _wanted(spec)
-    account = _account(wanted_user, passwd)
-    gid = account.gid if wanted_group == "" else _gid(wanted_group, group)
+    user_text, group_text = _user_and_group(spec)
+    account = _account(user_text, passwd)
+    gid = account.gid if group_text == "" else _gid(group_text, group)
     memberships = () if spec.strict or not account.name else _memberships(account.name, group)
     for extra in spec.supplemental_groups:
         _check_id("supplemental group", extra)
@@ -98,15 +98,15 @@ def resolve(spec: UserSpec, passwd: bytes | None, group: bytes | None) -> User:
     )
 
 
-def _wanted(spec: UserSpec) -> tuple[str, str]:
-    """(user, group) as names or numbers, "" when not said."""
+def _user_and_group(spec: UserSpec) -> tuple[str, str]:
+    """(user, group), each a name or a number, or "" when not specified."""
     group = "" if spec.run_as_group is None else str(_check_id("run_as_group", spec.run_as_group))
     if spec.run_as_username:
         return spec.run_as_username, group
     if spec.run_as_user is not None:
         return str(_check_id("run_as_user", spec.run_as_user)), group
     if group:
-        raise InvalidRequest("run_as_group is given without run_as_user or run_as_username")
+        raise InvalidRequest("run_as_group is set without run_as_user or run_as_username")
     user, *rest = spec.image_user.split(":")
     if len(rest) > 1:
         raise InvalidRequest(f"the image's USER {spec.image_user!r} is not of the form user[:group]")
@@ -116,8 +116,8 @@ def _wanted(spec: UserSpec) -> tuple[str, str]:
 def _account(wanted: str, passwd: bytes | None) -> _Account:
     if wanted == "" or _NUMBER.match(wanted):
         uid = _check_id("user", int(wanted or "0"))
-        found = next((account for account in _accounts(passwd) if account.uid == uid), None)
-        return found or _Account(name="", uid=uid, gid=0, home="")
+        entry = next((account for account in _accounts(passwd) if account.uid == uid), None)
+        return entry or _Account(name="", uid=uid, gid=0, home="")
     for account in _accounts(passwd):
         if account.name == wanted:
             return account
@@ -164,7 +164,7 @@ def _groups(group: bytes | None) -> Iterator[tuple[str, int, tuple[str, ...]]]:
 
 
 def _lines(content: bytes | None, fewest: int) -> Iterator[list[str]]:
-    """The fields of the lines that can be entries; comments and NIS markers are none."""
+    """The fields of the lines that can be entries, not counting comments and NIS markers."""
     for line in (content or b"").split(b"\n"):
         fields = line.decode("utf-8", "replace").strip().split(":")
         if len(fields) >= fewest and not fields[0].startswith(("#", "+", "-")):

@@ -1,8 +1,8 @@
-"""CRI configs that can never work are refused here, before anything exists: wrong ones and not offered ones.
+"""Refuses invalid and unsupported CRI configs, before anything is created.
 
 Every refusal is one sentence that begins with the field as the request spells it ("config.mounts[1].host_path:
-…"). `REFUSED_SANDBOXES` and `REFUSED_CONTAINERS` are the one place that says what this version does not offer: a
-feature is refused clearly or honoured, never ignored.
+…"). `REFUSED_SANDBOXES` and `REFUSED_CONTAINERS` are the only list of what this version does not offer: a feature
+is refused clearly or honoured, never ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci import cdi, linux, lsm, seccomp, users
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-MAX_NAME_BYTES = 253  # a DNS subdomain, which is what Kubernetes makes names of
+MAX_NAME_BYTES = 253  # a DNS subdomain, as Kubernetes requires of names
 MAX_HOSTNAME_BYTES = 64  # __NEW_UTS_LEN, sethostname(2)
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
@@ -36,13 +36,13 @@ _IPC_SYSCTLS = frozenset(
     for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
 
-_MOST_IDS = 2**32 - 1  # -1 is no id
+_MAX_IDS = 2**32 - 1  # -1 is not an id
 
 C = TypeVar("C", cri.PodSandboxConfig, cri.ContainerConfig)
 
 
 def sandbox_config(config: cri.PodSandboxConfig) -> None:
-    """Raise InvalidRequest, or Unsupported, unless a sandbox can be made from `config`."""
+    """Raise InvalidRequest or Unsupported unless a sandbox can be created from `config`."""
     _well_formed(config, "config")
     _pod_metadata(config.metadata)
     _hostname(config.hostname)
@@ -62,7 +62,7 @@ def sandbox_config(config: cri.PodSandboxConfig) -> None:
 
 
 def container_config(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig) -> None:
-    """Raise InvalidRequest, or Unsupported, unless a container can be made from `config` in that sandbox."""
+    """Raise InvalidRequest or Unsupported unless a container can be created from `config` in that sandbox."""
     _well_formed(config, "config")
     _name(config.metadata.name, "config.metadata.name")
     if not config.image.image:
@@ -78,9 +78,9 @@ def container_config(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig)
     _ids(context)
     _container_namespaces(context.namespace_options, sandbox)
     if context.privileged and not sandbox.linux.security_context.privileged:
-        _fail("config.linux.security_context.privileged", "its sandbox is not privileged, so it cannot be")
-    asked = context.capabilities
-    for name in (*asked.add_capabilities, *asked.drop_capabilities, *asked.add_ambient_capabilities):
+        _fail("config.linux.security_context.privileged", "is set, but its sandbox is not privileged")
+    requested = context.capabilities
+    for name in (*requested.add_capabilities, *requested.drop_capabilities, *requested.add_ambient_capabilities):
         linux.capability_name(name)
     cdi.names((device.name for device in config.CDI_devices), config.annotations)
     for name in ("masked_paths", "readonly_paths"):
@@ -103,8 +103,8 @@ REFUSED_CONTAINERS: tuple[tuple[str, Callable[[cri.ContainerConfig], bool]], ...
 
 
 def _offered(config: C, refused: Iterable[tuple[str, Callable[[C], bool]]]) -> None:
-    for what, asked in refused:
-        if asked(config):
+    for what, requested in refused:
+        if requested(config):
             raise Unsupported(f"config.{what} are not offered by this version of sandboxd")
 
 
@@ -112,7 +112,7 @@ def _offered(config: C, refused: Iterable[tuple[str, Callable[[C], bool]]]) -> N
 
 
 def _well_formed(message: Message, where: str) -> None:
-    """No NUL in any text, since C ends there, and no enum value that this version does not know."""
+    """Refuse a NUL in any text, since it ends a C string, and enum values that this version does not know."""
     for descriptor, value in message.ListFields():
         field = f"{where}.{descriptor.name}"
         if descriptor.enum_type is not None:
@@ -151,7 +151,7 @@ def _pod_metadata(meta: cri.PodSandboxMetadata) -> None:
         field, text = f"config.metadata.{name}", getattr(meta, name)
         _name(text, field)
         if _CNI_ARGS.search(text):
-            # CNI_ARGS is "KEY=value;KEY=value" without any quoting, and carries all three.
+            # CNI_ARGS is "KEY=value;KEY=value" without any quoting, and contains all three.
             _fail(field, f"{text!r} holds ';' or '=', which cannot be passed to CNI plugins")
 
 
@@ -168,7 +168,7 @@ def _name(text: str, field: str) -> None:
 
 def _hostname(text: str) -> None:
     if len(text.encode()) > MAX_HOSTNAME_BYTES:
-        _fail("config.hostname", f"is longer than the kernel's {MAX_HOSTNAME_BYTES} bytes")
+        _fail("config.hostname", f"is longer than the kernel's limit of {MAX_HOSTNAME_BYTES} bytes")
     if text and not _HOSTNAME.match(text):
         _fail("config.hostname", f"{text!r} is not made of letters, digits and, between them, '-', '.' and '_'")
 
@@ -181,16 +181,16 @@ def _absolute(path: str, field: str) -> None:
 
 
 def _log_path(path: str, directory: str) -> None:
-    """A container's log stays inside its pod's directory, which the pod's owner chose."""
+    """A container's log must be inside its pod's log directory."""
     if not path:
         return
     if path.startswith("/"):
         _fail("config.log_path", f"{path!r} is absolute: it must be relative to the sandbox's log_directory")
     if not directory:
-        _fail("config.log_path", f"{path!r} is relative to the sandbox's log_directory, and that is not set")
+        _fail("config.log_path", f"{path!r} is relative to the sandbox's log_directory, which is not set")
     inside = posixpath.normpath(path)
     if inside in (".", "..") or inside.startswith("../"):
-        _fail("config.log_path", f"{path!r} names no file inside the sandbox's log_directory")
+        _fail("config.log_path", f"{path!r} is not a file inside the sandbox's log_directory")
     if _CONTROL.search(path):
         _fail("config.log_path", f"{path!r} holds a control character")
 
@@ -257,9 +257,9 @@ def _namespace_modes(modes: cri.NamespaceOption, *, pid: Sequence[int]) -> None:
     if modes.pid not in pid:
         _fail(f"{_MODES}.pid", f"{_mode(modes.pid)} is not possible for a sandbox: use POD, CONTAINER or NODE")
     if modes.pid == cri.TARGET and not modes.target_id:
-        _fail(f"{_MODES}.target_id", "is empty, and pid is TARGET: name the container whose processes to share")
+        _fail(f"{_MODES}.target_id", "is empty, but pid is TARGET: name the container whose processes to share")
     if modes.target_id and modes.pid != cri.TARGET:
-        _fail(f"{_MODES}.target_id", f"is set, and pid is {_mode(modes.pid)}: it has a meaning for TARGET only")
+        _fail(f"{_MODES}.target_id", f"is set, but pid is {_mode(modes.pid)}: it is only valid with TARGET")
     if modes.HasField("userns_options"):
         _user_namespace_modes(modes)
 
@@ -271,27 +271,27 @@ def _user_namespace_modes(modes: cri.NamespaceOption) -> None:
     for name in ("uids", "gids"):
         mappings = getattr(userns, name)
         if userns.mode == cri.NODE and mappings:
-            _fail(f"{field}.{name}", "there are mappings, and mode NODE means no user namespace")
+            _fail(f"{field}.{name}", "is set, but mode NODE means no user namespace")
         if userns.mode == cri.POD and (len(mappings) != 1 or mappings[0].container_id != 0 or not mappings[0].length):
-            _fail(f"{field}.{name}", "must be exactly one mapping, from container id 0, at least one id long")
-        if mappings and mappings[0].host_id + mappings[0].length > _MOST_IDS:
-            _fail(f"{field}.{name}", f"the mapping reaches past the highest id, {_MOST_IDS - 1}")
+            _fail(f"{field}.{name}", "must be exactly one mapping, from container id 0, of at least one id")
+        if mappings and mappings[0].host_id + mappings[0].length > _MAX_IDS:
+            _fail(f"{field}.{name}", f"the mapping exceeds the highest id, {_MAX_IDS - 1}")
     for name in ("pid", "ipc"):
         if userns.mode == cri.POD and getattr(modes, name) == cri.NODE:
-            # Not even root of a user namespace may mount /proc and /dev/mqueue of namespaces that it does not own.
+            # Not even root in a user namespace may mount /proc or /dev/mqueue of namespaces that it does not own.
             _fail(f"{_MODES}.{name}", "is NODE, which a pod with a user namespace cannot have")
 
 
 def _container_namespaces(modes: cri.NamespaceOption, sandbox: cri.PodSandboxConfig) -> None:
-    """POD always means "what the sandbox has"; NODE needs a sandbox that has it, since they are shared."""
+    """POD always means the sandbox's namespace; NODE requires that the sandbox's mode is NODE, since it is shared."""
     _namespace_modes(modes, pid=(cri.POD, cri.CONTAINER, cri.NODE, cri.TARGET))
     pod = sandbox.linux.security_context.namespace_options
     for name in ("network", "pid", "ipc"):
         if getattr(modes, name) == cri.NODE and getattr(pod, name) != cri.NODE:
-            _fail(f"{_MODES}.{name}", f"is NODE, and the sandbox's is {_mode(getattr(pod, name))}")
-    # Unset means the sandbox's, as it does for the others.
+            _fail(f"{_MODES}.{name}", f"is NODE, but the sandbox's is {_mode(getattr(pod, name))}")
+    # Unset means the sandbox's, as for the others.
     if modes.HasField("userns_options") and _ids_of(modes.userns_options) != _ids_of(pod.userns_options):
-        _fail(f"{_MODES}.userns_options", "is not what the sandbox has: a pod's containers share its user namespace")
+        _fail(f"{_MODES}.userns_options", "differs from the sandbox's: a pod's containers share its user namespace")
 
 
 def _ids_of(userns: cri.UserNamespace) -> tuple[list[cri.IDMapping], list[cri.IDMapping]]:
@@ -303,7 +303,7 @@ def _mode(number: int) -> str:
 
 
 def _sysctls(config: cri.PodSandboxConfig) -> None:
-    """Only what belongs to the pod's own namespaces: anything else would change the whole machine."""
+    """Only sysctls of the pod's own namespaces are allowed: any other would change the whole machine."""
     modes = config.linux.security_context.namespace_options
     for name in sorted(config.linux.sysctls):
         field = f"config.linux.sysctls[{name!r}]"
@@ -327,7 +327,7 @@ def _envs(envs: Sequence[cri.KeyValue]) -> None:
     for i, env in enumerate(envs):
         field = f"config.envs[{i}]"
         if not env.key or "=" in env.key:
-            # What follows the sign is a value, whatever field it is in.
+            # What follows the "=" may be a secret value, even in this field.
             shown = env.key.partition("=")[0] + ("=…" if env.key else "")
             _fail(f"{field}.key", f"{shown!r} is not the name of an environment variable")
         try:
@@ -340,7 +340,7 @@ def _ids(context: cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityCo
     where = "config.linux.security_context"
     username = context.run_as_username if isinstance(context, cri.LinuxContainerSecurityContext) else ""
     if context.HasField("run_as_user") and username:
-        _fail(f"{where}.run_as_username", "is set together with run_as_user: only one of them can be")
+        _fail(f"{where}.run_as_username", "is set together with run_as_user: set only one of them")
     if context.HasField("run_as_group") and not username and not context.HasField("run_as_user"):
         _fail(f"{where}.run_as_group", "is set without run_as_user or run_as_username")
     named = {
@@ -360,7 +360,7 @@ def _security_profiles(context: cri.LinuxSandboxSecurityContext | cri.LinuxConta
     for name in ("seccomp", "apparmor"):
         profile = getattr(context, name)
         if profile.profile_type == cri.SecurityProfile.Localhost and not profile.localhost_ref:
-            _fail(f"config.linux.security_context.{name}.localhost_ref", "is empty, and the profile is Localhost")
+            _fail(f"config.linux.security_context.{name}.localhost_ref", "is empty, but the profile is Localhost")
 
 
 def _resources(resources: cri.LinuxContainerResources, where: str) -> None:
@@ -418,27 +418,27 @@ def _mounts(mounts: Sequence[cri.Mount], sandbox: cri.PodSandboxConfig) -> None:
         else:
             _absolute(mount.host_path, f"{field}.host_path")
             if mount.image_sub_path:
-                _fail(f"{field}.image_sub_path", "is set, and image is not")
+                _fail(f"{field}.image_sub_path", "is set, but image is not")
         if mount.recursive_read_only:
             if not mount.readonly:
-                _fail(f"{field}.recursive_read_only", "is set, and readonly is not")
+                _fail(f"{field}.recursive_read_only", "is set, but readonly is not")
             if mount.propagation != cri.PROPAGATION_PRIVATE:
-                # A mount that propagates in later would be writable after all.
-                _fail(f"{field}.recursive_read_only", "is set, and propagation is not PRIVATE")
+                # A mount that propagates in later would be writable.
+                _fail(f"{field}.recursive_read_only", "is set, but propagation is not PRIVATE")
         ids = sandbox.linux.security_context.namespace_options.userns_options
         if (mount.uidMappings or mount.gidMappings) and (
             ids.mode != cri.POD or (list(mount.uidMappings), list(mount.gidMappings)) != _ids_of(ids)
         ):
-            _fail(f"{field}.uidMappings", "with gidMappings, they must be those of the sandbox's user namespace")
+            _fail(f"{field}.uidMappings", "and gidMappings must be those of the sandbox's user namespace")
 
 
 def _image_mount(mount: cri.Mount, field: str) -> None:
     if mount.host_path:
-        _fail(f"{field}.host_path", "is set together with image: only one of them can be")
+        _fail(f"{field}.host_path", "is set together with image: set only one of them")
     if not mount.readonly:
-        _fail(f"{field}.readonly", "is not set, and an image can be mounted read-only alone")
+        _fail(f"{field}.readonly", "is not set, but an image can only be mounted read-only")
     if mount.propagation != cri.PROPAGATION_PRIVATE:
-        _fail(f"{field}.propagation", "is not PRIVATE, and nothing is ever mounted into an image")
+        _fail(f"{field}.propagation", "is not PRIVATE, but nothing is ever mounted into an image")
     if mount.image_sub_path:
         inside = posixpath.normpath(mount.image_sub_path)
         if inside == ".." or inside.startswith(("/", "../")):

@@ -158,7 +158,7 @@ def test_hostile_layers_are_refused_while_others_are_pulled(fresh_bed: StartBed)
             ("quadratic", deep_name(), "4095 bytes"),
             ("global", global_headers(), "global headers"),
             ("links", many_links(), "more symbolic links than can be followed"),
-            ("sparse", sparse(), "when it is unpacked"),
+            ("sparse", sparse(), "when unpacked"),
         )
     }
     good = publish(registry, "good", [header("file", size=512), bytes(512)])
@@ -195,7 +195,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(fresh_b
         bed.load_archive(bomb)
     code, words = refused(caught.value)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "decompress it before it is loaded" in words
+    assert "decompress it before loading it" in words
 
 
 @pytest.mark.parametrize("way", ["pull", "load"])

@@ -475,7 +475,7 @@ BAD_PODS = [
     (pod_context(selinux_options=cri.SELinuxOption(level="s0,c4,c5")), "is not a level"),
     (pod_context(apparmor=localhost("web")), "does not run AppArmor"),
     (pod_context(seccomp=localhost("/no/such.json")), "/no/such.json cannot be read: No such file"),
-    (pod_context(seccomp=localhost("../../etc/passwd")), "names no file in /etc/sandboxd/seccomp"),
+    (pod_context(seccomp=localhost("../../etc/passwd")), "is not a file in /etc/sandboxd/seccomp"),
 ]
 
 
@@ -500,7 +500,7 @@ def image_mount(**changes: Any) -> dict[str, Any]:
 BAD_CONTAINERS: list[tuple[dict[str, Any], str]] = [
     ({"linux": {"apparmor": localhost("web")}}, "does not run AppArmor"),
     ({"linux": {"apparmor_profile": "localhost/web"}}, "does not run AppArmor"),
-    ({"linux": {"apparmor_profile": "web"}}, "is none of unconfined"),
+    ({"linux": {"apparmor_profile": "web"}}, "is not unconfined"),
     ({"linux": {"selinux_options": cri.SELinuxOption(type="container_t")}}, "does not run SELinux"),
     ({"linux": {"selinux_options": cri.SELinuxOption(level="s0,c4,c5")}}, "is not a level"),
     ({"linux": {"seccomp": localhost("/no/such.json")}}, "/no/such.json cannot be read: No such file"),
@@ -516,7 +516,7 @@ BAD_CONTAINERS: list[tuple[dict[str, Any], str]] = [
     ({"CDI_devices": [cri.CDIDevice(name="gpu")]}, "'gpu' is not of the form"),
     ({"CDI_devices": [cri.CDIDevice(name="nobody.example/gpu=0")]}, "no specification on this machine describes it"),
     (image_mount(readonly=False), "readonly: is not set"),
-    (image_mount(host_path="/tmp"), "only one of them can be"),
+    (image_mount(host_path="/tmp"), "set only one of them"),
     (image_mount(image=cri.ImageSpec(image="none:1")), "is not on this machine"),
     (image_mount(image_sub_path="../etc"), "is not a relative path inside the image"),
     (image_mount(image_sub_path="no/such"), "is not in the image"),
@@ -527,7 +527,7 @@ BAD_CONTAINERS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"mounts": [cri.Mount(container_path="/m", host_path="/tmp", recursive_read_only=True)]},
-        "is set, and readonly is not",
+        "is set, but readonly is not",
     ),
     (
         {
@@ -541,7 +541,7 @@ BAD_CONTAINERS: list[tuple[dict[str, Any], str]] = [
                 )
             ]
         },
-        "is set, and propagation is not PRIVATE",
+        "is set, but propagation is not PRIVATE",
     ),
     (
         {"mounts": [cri.Mount(container_path="/m", host_path="/proc", propagation=cri.PROPAGATION_BIDIRECTIONAL)]},

@@ -149,4 +149,4 @@ class TestLogger(Contract):
         made = real.Logs(places=places, max_line_bytes=16384, idle_seconds=30.0, env=dict(os.environ))
         yield made
         await made.leave()
-        process.end(places, 10)
+        places.process.end(10)

@@ -327,7 +327,7 @@ def test_links_that_go_in_circles_are_refused(tmp_path: Path) -> None:
 
 def test_devices_are_refused(tmp_path: Path) -> None:
     """An image archive holds files."""
-    with pytest.raises(InvalidRequest, match="neither a file"):
+    with pytest.raises(InvalidRequest, match="not a file"):
         read(tmp_path, pack(docker_save(), {"dev": ""}, tarfile.CHRTYPE))
 
 
@@ -423,7 +423,7 @@ def test_images_and_names_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
         for name in range(2):
             layout.add(manifest, name=f"x:{number}-{name}")
     assert len(read(tmp_path, layout.tar())) == 3
-    for limit, most, reason in (("MOST_IMAGES", 2, "more than 2 images"), ("MOST_NAMES", 5, "more than 5 names")):
+    for limit, most, reason in (("MAX_IMAGES", 2, "more than 2 images"), ("MAX_NAMES", 5, "more than 5 names")):
         with monkeypatch.context() as patched, pytest.raises(InvalidRequest, match=reason):
             patched.setattr(archive, limit, most)
             read(tmp_path, layout.tar())

@@ -87,12 +87,12 @@ def test_entries_names_and_documents_are_bounded(tmp_path: Path, monkeypatch: py
     data = pack({str(number): b"12345" for number in range(11)})
     assert total(tmp_path, data) == 55
     with monkeypatch.context() as patched, pytest.raises(InvalidRequest, match="more than 10 entries"):
-        patched.setattr(archive_files, "MOST_ENTRIES", 10)
+        patched.setattr(archive_files, "MAX_ENTRIES", 10)
         total(tmp_path, data)
     with monkeypatch.context() as patched, pytest.raises(InvalidRequest, match="names take more than 10 bytes"):
-        patched.setattr(archive_files, "MOST_NAME_BYTES", 10)
+        patched.setattr(archive_files, "MAX_NAME_BYTES", 10)
         total(tmp_path, data)
-    monkeypatch.setattr(archive_files, "MOST_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr(archive_files, "MAX_DOCUMENT_BYTES", 10)
     with opened(tmp_path, data) as files:
         files.read("1", 5)
         files.read("2", 5)

@@ -64,12 +64,12 @@ def test_json_and_yaml_say_the_same() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"cdiVersion": "9.0.0"}, "cdiVersion: '9.0.0'"),
     ({"kind": "gpu"}, "kind: 'gpu'"),
-    ({"extra": 1}, "extra: is not known here"),
+    ({"extra": 1}, "extra: is not a known member"),
     ({"devices": {}}, "devices: {} is not of type list"),
     ({"devices": [1]}, "devices[0]: must be an object"),
     ({"devices": [{"name": "a b"}]}, "devices[0].name: 'a b'"),
-    ({"devices": [{"name": "0"}, {"name": "0"}]}, "devices[1].name: '0' is there twice"),
-    (device(intelRdt={}), "devices[0].containerEdits.intelRdt: is not known here"),
+    ({"devices": [{"name": "0"}, {"name": "0"}]}, "devices[1].name: '0' is listed twice"),
+    (device(intelRdt={}), "devices[0].containerEdits.intelRdt: is not a known member"),
     (device(env=["A"]), "env[0]: 'A' is not NAME=value"),
     (device(env=[1]), "env[0]: 1 is not NAME=value"),
     (device(additionalGids=[-1]), "additionalGids[0]: -1 is not a group id"),
@@ -77,7 +77,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (device(deviceNodes=[{"path": "/dev/x", "major": "1"}]), "deviceNodes[0].major: '1' is not of type int"),
     (device(deviceNodes=[{"path": "/dev/x", "major": True}]), "deviceNodes[0].major: True is not of type int"),
     (device(mounts=[{"hostPath": "/a"}]), "mounts[0].containerPath: '' is not an absolute path"),
-    (device(hooks=[{"path": "/h", "hookName": "never"}]), "hooks[0].hookName: 'never' is none"),
+    (device(hooks=[{"path": "/h", "hookName": "never"}]), "hooks[0].hookName: 'never' is not a hook"),
     (device(hooks=[{"hookName": "prestart"}]), "hooks[0].path: '' is not an absolute path"),
 ]
 

@@ -16,7 +16,7 @@ from sandboxd.oci import compression
 from sandboxd.oci.compression import Allowance
 
 
-def unpacked(data: bytes, kind: str, size: int = compression.CHUNK) -> bytes:
+def unpacked(data: bytes, kind: str, size: int = compression.CHUNK_BYTES) -> bytes:
     stream = compression.decompressed(io.BytesIO(data), kind, "layer")
     pieces = []
     while piece := stream.read(size):
@@ -82,7 +82,7 @@ def test_zeros_between_members_cost_nothing_but_themselves() -> None:
 
 @pytest.mark.parametrize("kind", PACKERS)
 def test_members_are_counted(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(compression, "MOST_MEMBERS", 10)
+    monkeypatch.setattr(compression, "MAX_MEMBERS", 10)
     assert unpacked(PACKERS[kind](b"x") * 10, kind) == b"x" * 10
     with pytest.raises(InvalidRequest, match="more than 10 pieces"):
         unpacked(PACKERS[kind](b"x") * 11, kind)

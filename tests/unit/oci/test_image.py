@@ -85,8 +85,8 @@ def test_an_index_keeps_platforms_and_annotations() -> None:
         ({"schemaVersion": 1}, Unsupported, "schema 1"),
         ({"schemaVersion": 2}, InvalidRequest, "neither"),
         (manifest(manifests=[]), InvalidRequest, "neither"),
-        (manifest(mediaType="text/plain"), InvalidRequest, "does not fit"),
-        (manifest(mediaType=image.OCI_INDEX), InvalidRequest, "does not fit"),
+        (manifest(mediaType="text/plain"), InvalidRequest, "does not match"),
+        (manifest(mediaType=image.OCI_INDEX), InvalidRequest, "does not match"),
         (manifest(config=None), InvalidRequest, "config: must be an object"),
         (manifest(config=descriptor("application/vnd.example")), Unsupported, "not a container image"),
         (manifest(layers={}), InvalidRequest, "layers must be a list"),
@@ -114,7 +114,7 @@ def test_a_manifest_must_be_what_its_descriptor_calls_it() -> None:
 def test_a_manifest_that_is_too_large_is_not_parsed() -> None:
     """The limit is that of registries."""
     with pytest.raises(InvalidRequest, match="larger"):
-        image.parse_manifest(b" " * (image.MOST_MANIFEST_BYTES + 1))
+        image.parse_manifest(b" " * (image.MAX_MANIFEST_BYTES + 1))
 
 
 def test_a_member_that_is_given_twice_is_refused() -> None:

@@ -204,7 +204,7 @@ def test_entries_cannot_hide_behind_a_header_that_python_cannot_read() -> None:
 def test_a_header_that_would_fill_the_memory_is_refused() -> None:
     """An extended header is read whole, so its size is bounded."""
     info = tarfile.TarInfo("pax")
-    info.type, info.size = tarfile.XHDTYPE, tar_headers.MOST_HEADER_BYTES + 1
+    info.type, info.size = tarfile.XHDTYPE, tar_headers.MAX_HEADER_BYTES + 1
     with pytest.raises(InvalidRequest, match="extended header"):
         layers.scan(io.BytesIO(info.tobuf() + bytes(4096)))
 
@@ -227,11 +227,11 @@ def test_what_one_layer_may_be_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     deep = tar([file(f"{number}/" + "d/" * 20 + "f") for number in range(20)])
     zeros = gzip.compress(tar([file("a", bytes(1 << 20))]))
     for limit, value, data, reason in (
-        ("MOST_ENTRIES", 19, flat, "more than 19 entries"),
-        ("MOST_NAME_BYTES", 100, flat, "names of more than"),
+        ("MAX_ENTRIES", 19, flat, "more than 19 entries"),
+        ("MAX_NAME_BYTES", 100, flat, "names of more than"),
         ("FREE_DIRECTORIES", 100, deep, "too many directories"),
-        ("PARTS", -100_001, deep, "too many parts"),
-        ("UNPACKED", Allowance(free=0, factor=1, most=len(flat) - 1), flat, "when it is unpacked"),
+        ("PARTS_PER_ENTRY", -100_001, deep, "too many parts"),
+        ("UNPACKED", Allowance(free=0, factor=1, most=len(flat) - 1), flat, "when unpacked"),
         ("UNPACKED", Allowance(free=0, factor=10, most=1 << 40), zeros, "10 times"),
     ):
         layers.scan(io.BytesIO(data))
@@ -243,7 +243,7 @@ def test_what_one_layer_may_be_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 def test_directories_that_come_in_order_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in what tar, docker and others write: deep trees are nothing special."""
     monkeypatch.setattr(layers, "FREE_DIRECTORIES", 50)
-    monkeypatch.setattr(layers, "DIRECTORIES", 0)
+    monkeypatch.setattr(layers, "DIRECTORIES_PER_ENTRY", 0)
     top = "a/" * 40
     entries = [file(f"{top}{number}") for number in range(50)] + [file("a/x"), directory("a/b"), file("a/b/c")]
     assert layers.scan(io.BytesIO(tar(entries))).entries == 53
@@ -253,7 +253,7 @@ def test_a_sparse_file_counts_with_its_holes() -> None:
     """Whoever unpacks it may fill them."""
     info = tarfile.TarInfo("s")
     info.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 39)}
-    with pytest.raises(InvalidRequest, match="when it is unpacked"):
+    with pytest.raises(InvalidRequest, match="when unpacked"):
         layers.scan(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT) + bytes(4096)))
 
 

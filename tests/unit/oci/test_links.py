@@ -78,7 +78,7 @@ def test_ordinary_layers_stay_below_the_steps(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_remembered_of_links_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """By their names, their targets and the directories on the way."""
-    monkeypatch.setattr(links, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(links, "MAX_BYTES", 1 << 20)
     for name, target in (("{}", "x" * 4000), ("{}" + "x" * 240, "y"), ("{}/" + "a/" * 1000 + "b", "y")):
         found = Links("layer")
         with pytest.raises(InvalidRequest, match="more symbolic links than can be examined"):

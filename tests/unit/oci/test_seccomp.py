@@ -63,7 +63,7 @@ def test_a_relative_profile_is_in_the_configured_directory(members: dict[str, An
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "."])
 def test_a_relative_profile_does_not_leave_the_directory(name: str) -> None:
-    with pytest.raises(InvalidRequest, match="names no file in /profiles"):
+    with pytest.raises(InvalidRequest, match="is not a file in /profiles"):
         seccomp.localhost_file(context(seccomp_profile_path=f"localhost/{name}"), "/profiles")
 
 
@@ -113,23 +113,23 @@ BAD_PROFILES: list[tuple[Any, str]] = [
     ([], "must be an object"),
     ({}, "defaultAction: None is not an action"),
     ({"defaultAction": "ALLOW"}, "defaultAction: 'ALLOW' is not an action"),
-    ({"defaultAction": "SCMP_ACT_ALLOW", "archMap": []}, "'archMap' is not of the OCI runtime spec's seccomp format"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "archMap": []}, "'archMap' is not in the OCI runtime spec's seccomp format"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4096}, "defaultErrnoRet: 4096 is not between"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": True}, "defaultErrnoRet: True is not between"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["x86"]}, "architectures: must be a list of SCMP_ARCH_"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "flags": "x"}, "flags: must be a list of SECCOMP_FILTER_FLAG_"),
-    ({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": 1}, "listenerPath: must be text"),
-    ({"defaultAction": "SCMP_ACT_NOTIFY"}, "listenerPath: there is none"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": 1}, "listenerPath: must be a string"),
+    ({"defaultAction": "SCMP_ACT_NOTIFY"}, "listenerPath: is not set"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": {}}, "syscalls: must be a list"),
-    (rule(name="a"), "syscalls[0]: 'name' is not of"),
-    (rule(includes={"caps": ["CAP_SYS_ADMIN"]}), "syscalls[0]: 'includes' is not of"),
-    (rule(names=[]), "syscalls[0].names: it names no system call"),
+    (rule(name="a"), "syscalls[0]: 'name' is not in"),
+    (rule(includes={"caps": ["CAP_SYS_ADMIN"]}), "syscalls[0]: 'includes' is not in"),
+    (rule(names=[]), "syscalls[0].names: must name a system call"),
     (rule(names=[""]), "syscalls[0].names: must be a list of names"),
     (rule(names="a"), "syscalls[0].names: must be a list of names"),
     (rule(action=3), "syscalls[0].action: 3 is not an action"),
     (rule(errnoRet=-1), "syscalls[0].errnoRet: -1 is not between"),
     (rule(args={}), "syscalls[0].args: must be a list"),
-    (arg(op="EQ"), "syscalls[0].args[0].op: 'EQ' is no comparison"),
+    (arg(op="EQ"), "syscalls[0].args[0].op: 'EQ' is not a comparison"),
     (arg(index=6), "syscalls[0].args[0].index: 6 is not between 0 and 5"),
     (arg(value=2**64), "syscalls[0].args[0].value: 18446744073709551616 is not between"),
     (arg(valueTwo="1"), "syscalls[0].args[0].valueTwo: '1' is not between"),
@@ -146,7 +146,7 @@ def test_what_is_not_understood_of_a_profile_is_refused(profile: Any, words: str
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"name: yaml"])
 def test_what_is_no_json_is_no_profile(data: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="it is not JSON"):
+    with pytest.raises(InvalidRequest, match="is not JSON"):
         seccomp.parse_profile(data, "/p.json")
 
 

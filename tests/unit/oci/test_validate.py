@@ -147,7 +147,7 @@ BAD_SANDBOXES: list[tuple[Edit, str]] = [
     (_set("hostname", "-a"), "config.hostname: '-a'"),
     (_set("hostname", "a b"), "config.hostname: 'a b'"),
     (_set("hostname", "a\n"), "config.hostname:"),
-    (_set("hostname", "a" * 65), "config.hostname: is longer than the kernel's 64"),
+    (_set("hostname", "a" * 65), "config.hostname: is longer than the kernel's limit of 64"),
     (_set("log_directory", "logs"), "config.log_directory: 'logs' is not an absolute path"),
     (_set("dns_config.servers", ["1.1.1.1\nnameserver 6.6.6.6"]), "config.dns_config.servers[2]:"),
     (_set("dns_config.servers", ["dns.example"]), "config.dns_config.servers[2]: 'dns.example' is not an IP"),
@@ -180,7 +180,7 @@ BAD_SANDBOXES: list[tuple[Edit, str]] = [
     (_set(f"{MODES}.userns_options.mode", cri.POD), f"config.{MODES}.userns_options.uids: must be exactly one"),
     (
         _set(f"{MODES}.userns_options.uids", [cri.IDMapping(length=1)]),
-        f"config.{MODES}.userns_options.uids: there are mappings",
+        f"config.{MODES}.userns_options.uids: is set",
     ),
     (_set(f"{CONTEXT}.run_as_user", cri.Int64Value(value=-1)), f"config.{CONTEXT}.run_as_user: -1 is not between"),
     (_set(f"{CONTEXT}.supplemental_groups", [2**31]), f"config.{CONTEXT}.supplemental_groups[0]: 2147483648"),
@@ -210,9 +210,9 @@ BAD_CONTAINERS: list[tuple[Edit, str]] = [
     (_set("envs", [cri.KeyValue(key="A", value=b"\0")]), "config.envs[2].value: holds a NUL"),
     (_set("envs", [cri.KeyValue(key="A", value=b"\xff")]), "config.envs[2].value: the value of A is not UTF-8"),
     (_set("log_path", "/abs.log"), "config.log_path: '/abs.log' is absolute"),
-    (_set("log_path", "../other/0.log"), "config.log_path: '../other/0.log' names no file inside"),
-    (_set("log_path", "a/../../b"), "config.log_path: 'a/../../b' names no file inside"),
-    (_set("log_path", "a/.."), "config.log_path: 'a/..' names no file"),
+    (_set("log_path", "../other/0.log"), "config.log_path: '../other/0.log' is not a file inside"),
+    (_set("log_path", "a/../../b"), "config.log_path: 'a/../../b' is not a file inside"),
+    (_set("log_path", "a/.."), "config.log_path: 'a/..' is not a file"),
     (_set("mounts", [cri.Mount(container_path="rel", host_path="/a")]), "config.mounts[2].container_path: 'rel'"),
     (_set("mounts", [cri.Mount(container_path="/x")]), "config.mounts[2].host_path: is empty"),
     (_set("mounts", [cri.Mount(container_path="/x", host_path="a")]), "config.mounts[2].host_path: 'a'"),
@@ -226,7 +226,7 @@ BAD_CONTAINERS: list[tuple[Edit, str]] = [
     ),
     (
         _set("mounts", [cri.Mount(container_path="/x", host_path="/a", recursive_read_only=True)]),
-        "config.mounts[2].recursive_read_only: is set, and readonly is not",
+        "config.mounts[2].recursive_read_only: is set, but readonly is not",
     ),
     *(
         (
@@ -242,7 +242,7 @@ BAD_CONTAINERS: list[tuple[Edit, str]] = [
                     )
                 ],
             ),
-            "config.mounts[2].recursive_read_only: is set, and propagation is not PRIVATE",
+            "config.mounts[2].recursive_read_only: is set, but propagation is not PRIVATE",
         )
         for propagation in (cri.PROPAGATION_HOST_TO_CONTAINER, cri.PROPAGATION_BIDIRECTIONAL)
     ),
@@ -281,9 +281,9 @@ BAD_CONTAINERS: list[tuple[Edit, str]] = [
     (_set(f"{CONTEXT}.supplemental_groups_policy", 3), f"config.{CONTEXT}.supplemental_groups_policy: 3 is not"),
     (_set(f"{CONTEXT}.seccomp_profile_path", "what"), f"config.{CONTEXT}.seccomp_profile_path: 'what'"),
     (_set(f"{MODES}.target_id", ""), f"config.{MODES}.target_id: is empty"),
-    (_set(f"{MODES}.pid", cri.POD), f"config.{MODES}.target_id: is set, and pid is POD"),
-    (_set(f"{MODES}.network", cri.NODE), f"config.{MODES}.network: is NODE, and the sandbox's is POD"),
-    (_set(f"{MODES}.ipc", cri.NODE), f"config.{MODES}.ipc: is NODE, and the sandbox's is POD"),
+    (_set(f"{MODES}.pid", cri.POD), f"config.{MODES}.target_id: is set, but pid is POD"),
+    (_set(f"{MODES}.network", cri.NODE), f"config.{MODES}.network: is NODE, but the sandbox's is POD"),
+    (_set(f"{MODES}.ipc", cri.NODE), f"config.{MODES}.ipc: is NODE, but the sandbox's is POD"),
 ]
 
 
@@ -366,13 +366,13 @@ PAST = cri.IDMapping(host_id=2**32 - 2, container_id=0, length=2)
 BAD_USERNS: list[tuple[dict[str, Any], str]] = [
     ({"mode": cri.CONTAINER}, "mode: CONTAINER is not possible"),
     ({"mode": cri.TARGET}, "mode: TARGET is not possible"),
-    ({"mode": cri.NODE}, "uids: there are mappings"),
+    ({"mode": cri.NODE}, "uids: is set"),
     ({"uids": []}, "uids: must be exactly one mapping"),
     ({"gids": []}, "gids: must be exactly one mapping"),
     ({"uids": ONE_MAPPING * 2}, "uids: must be exactly one mapping"),
     ({"gids": [OTHER]}, "gids: must be exactly one mapping, from container id 0"),
-    ({"uids": [EMPTY]}, "uids: must be exactly one mapping, from container id 0, at least one id long"),
-    ({"uids": [PAST]}, "uids: the mapping reaches past the highest id"),
+    ({"uids": [EMPTY]}, "uids: must be exactly one mapping, from container id 0, of at least one id"),
+    ({"uids": [PAST]}, "uids: the mapping exceeds the highest id"),
 ]
 
 
@@ -456,14 +456,14 @@ BAD_SECURITY: list[tuple[Edit, str]] = [
     (_image_mount(image_sub_path="a/../.."), "config.mounts[2].image_sub_path: 'a/../..' is not a relative path"),
     (
         _set("mounts", [cri.Mount(container_path="/i", host_path="/i", image_sub_path="a")]),
-        "config.mounts[2].image_sub_path: is set, and image is not",
+        "config.mounts[2].image_sub_path: is set, but image is not",
     ),
     (_set(f"{CONTEXT}.capabilities.add_ambient_capabilities", ["FLY"]), "'FLY' is not a Linux capability"),
     (_set("CDI_devices", [cri.CDIDevice(name="gpu0")]), "CDI device 'gpu0' is not of the form"),
     (_set("annotations", {"cdi.k8s.io/x": "v.example/gpu=0,"}), "CDI device '' is not of the form"),
     (_set(f"{CONTEXT}.selinux_options.level", "s0,c4,c5"), f"config.{CONTEXT}.selinux_options.level: 's0,c4,c5'"),
     (_set(f"{CONTEXT}.selinux_options.type", "a:b"), f"config.{CONTEXT}.selinux_options.type: 'a:b'"),
-    (_set(f"{CONTEXT}.apparmor_profile", "web"), f"config.{CONTEXT}.apparmor_profile: 'web' is none of"),
+    (_set(f"{CONTEXT}.apparmor_profile", "web"), f"config.{CONTEXT}.apparmor_profile: 'web' is not unconfined"),
     (
         _set(f"{CONTEXT}.apparmor", cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost)),
         f"config.{CONTEXT}.apparmor.localhost_ref: is empty",
