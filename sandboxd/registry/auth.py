@@ -1,11 +1,11 @@
-"""Credentials and challenges: what a registry asks for and what it is told. No IO here.
+"""Credentials, and the challenges that registries send. No IO here.
 
     401 with WWW-Authenticate → challenge → Basic: the password itself
                                           → Bearer: a token, fetched from the realm with the password or the
-                                                    identity token, or as nobody
+                                                    identity token, or anonymously
 (https://distribution.github.io/distribution/spec/auth/, RFC 9110 section 11, RFC 6749 section 6).
 
-A secret is shown by no `repr`, and belongs to exactly one host.
+No `repr` shows a secret, and a secret belongs to exactly one host.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What somebody may show to one registry; all empty is nobody."""
+    """The credentials for one registry; all empty means anonymous."""
 
     username: str = ""
     password: str = field(default="", repr=False)
     identity_token: str = field(default="", repr=False)  # an OAuth 2 refresh token
-    registry_token: str = field(default="", repr=False)  # a bearer token, shown as it is
-    server_address: str = ""  # the one registry that these are for; "" is the image's own
+    registry_token: str = field(default="", repr=False)  # a bearer token, sent as it is
+    server_address: str = ""  # the only registry that these are for; "" is the image's own
 
     @property
     def anonymous(self) -> bool:
-        """Whether there is nothing to show."""
+        """Whether there are no credentials."""
         return not (self.username or self.password or self.identity_token or self.registry_token)
 
 
@@ -55,16 +55,16 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequest:
-    """The HTTP request that gets a bearer token. Everything but `realm` may be secret."""
+    """The HTTP request for a bearer token. Everything but `realm` may be secret."""
 
-    realm: str  # scheme, host and path: fit for messages
+    realm: str  # scheme, host and path: safe to show in messages
     url: str = field(repr=False)
     authorization: str = field(default="", repr=False)
     form: bytes = field(default=b"", repr=False)  # POSTed when not empty
 
 
 def decode(auth: str) -> tuple[str, str]:
-    """(username, password) of docker's base64 "username:password". Raises InvalidRequest, without the secret."""
+    """(username, password) from docker's base64 "username:password". Raises InvalidRequest without the secret."""
     try:
         text = base64.b64decode(auth, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as exc:
@@ -77,22 +77,22 @@ def decode(auth: str) -> tuple[str, str]:
 
 
 def host_of(address: str) -> str:
-    """The registry that an address (a host, or a URL as docker's config.json has them) means, spelled in one way."""
+    """The canonical name of the registry at an address: a host, or a URL as in docker's config.json."""
     host = address.strip().lower().partition("://")[2] or address.strip().lower()
     host = host.partition("/")[0].rpartition("@")[2]
     return DOCKER_DOMAIN if host in _DOCKER_NAMES else host
 
 
 def applies(credentials: Credentials, names: Iterable[str], *, own: bool) -> bool:
-    """Whether the credentials may be shown to a server with these names; `own`: it is the image's own registry."""
+    """Whether the credentials may be sent to a server with these names; `own`: it is the image's own registry."""
     if not credentials.server_address:
         return own
     return host_of(credentials.server_address) in {host_of(name) for name in names}
 
 
 def parse_challenges(values: Iterable[str]) -> tuple[Challenge, ...]:
-    """Every challenge of the WWW-Authenticate headers; what cannot be read is left out."""
-    found = []
+    """Every challenge of the WWW-Authenticate headers; malformed ones are skipped."""
+    challenges = []
     for value in values:
         at = 0
         while at < len(value):
@@ -115,16 +115,16 @@ def parse_challenges(values: Iterable[str]) -> tuple[Challenge, ...]:
                     at += 1
                 while at < len(value) and value[at] in ", \t":
                     at += 1
-            found.append(Challenge(scheme=start[1].lower(), parameters=parameters))
+            challenges.append(Challenge(scheme=start[1].lower(), parameters=parameters))
             if not parameters:
                 # A token68 or something unknown: the next challenge follows a comma.
                 comma = value.find(",", at)
                 at = len(value) if comma < 0 else comma
-    return tuple(found)
+    return tuple(challenges)
 
 
 def choose(challenges: Iterable[Challenge]) -> Challenge | None:
-    """The one to answer: a token is worth less to a thief than a password."""
+    """The challenge to answer: Bearer before Basic, because a stolen token is worth less than a password."""
     by_scheme = {challenge.scheme: challenge for challenge in reversed(tuple(challenges))}
     return by_scheme.get("bearer") or by_scheme.get("basic")
 
@@ -135,26 +135,26 @@ def basic(credentials: Credentials) -> str:
 
 
 def token_request(challenge: Challenge, credentials: Credentials, scope: str, *, plain_allowed: bool) -> TokenRequest:
-    """How to get the token that a Bearer challenge wants. `scope` is asked for when the challenge names none.
+    """The request for the token of a Bearer challenge. `scope` is the default for a challenge without one.
 
     `plain_allowed`: the registry itself is reached without TLS, so its realm may be too. Raises AccessDenied for a
-    realm that is no place to send a password to.
+    realm to which a password must not be sent.
     """
     parts = urlsplit(challenge.parameters.get("realm", ""))
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise AccessDenied("the registry asks for a token, but does not say where to get one (no usable realm)")
+        raise AccessDenied("the registry requires a token, but does not say where to get one (no usable realm)")
     realm = f"{parts.scheme}://{parts.netloc}{parts.path}"
     if parts.scheme == "http" and not plain_allowed:
-        raise AccessDenied(f"the registry wants credentials to be sent to {realm} without encryption")
-    wanted = {"scope": challenge.parameters.get("scope") or scope}
+        raise AccessDenied(f"the registry requires sending credentials to {realm} without encryption")
+    parameters = {"scope": challenge.parameters.get("scope") or scope}
     if service := challenge.parameters.get("service"):
-        wanted["service"] = service
+        parameters["service"] = service
     if credentials.identity_token:
-        fields = {"grant_type": "refresh_token", "client_id": CLIENT_ID, **wanted}
+        fields = {"grant_type": "refresh_token", "client_id": CLIENT_ID, **parameters}
         form = urlencode({**fields, "refresh_token": credentials.identity_token}).encode()
         return TokenRequest(realm=realm, url=realm, form=form)
-    scopes = [("scope", item) for item in wanted.pop("scope").split(" ") if item]
-    query = [*parse_qsl(parts.query), *wanted.items(), *scopes]
+    scopes = [("scope", item) for item in parameters.pop("scope").split(" ") if item]
+    query = [*parse_qsl(parts.query), *parameters.items(), *scopes]
     if credentials.username:
         query += [("account", credentials.username), ("client_id", CLIENT_ID)]
     return TokenRequest(

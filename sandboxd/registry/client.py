@@ -1,8 +1,8 @@
 """The registry API, the part that pulls (https://github.com/opencontainers/distribution-spec).
 
-A `Repository` is open for one pull. Each question goes to the endpoints in order until one answers; what a mirror
-cannot do, the next one is asked for. What is fetched is verified here against its digest when it is small; blobs
-are streamed on, in order and without gaps, and verified by whoever stores them.
+A `Repository` is open for one pull. Each request goes to the endpoints in order until one of them answers it.
+Manifests are verified here against their digests; blobs are streamed, in order and without gaps, to a sink that
+verifies them.
 """
 
 from __future__ import annotations
@@ -30,39 +30,37 @@ from sandboxd.registry.proxies import Proxies
 from sandboxd.registry.reference import Reference
 from sandboxd.registry.transport import Answer, Request, Transport
 
-MOST_MANIFEST_BYTES = 4 << 20  # what registries accept
-MOST_ERROR_BYTES = 64 << 10
-MOST_WORDS = 200  # of a registry's own explanation
+MAX_MANIFEST_BYTES = 4 << 20  # what registries accept
+MAX_ERROR_BYTES = 64 << 10
+MAX_EXPLANATION_CHARACTERS = 200  # of a registry's own error message
 
 Sink = Callable[[bytes], Awaitable[None]]
 T = TypeVar("T")
 
 _TRY_AGAIN = (429, 500, 502, 503, 504)
-# With a bound on the digits: Python refuses to convert thousands of them.
+# With a limit on the digits: Python refuses to convert thousands of them.
 _LENGTH = re.compile(r"[0-9]{1,20}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20}|\*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:
-    """Fetching one blob over several connections. `count` 1 is off; memory holds `count` times `bytes`.
+    """Fetching one blob over several connections. `count` 1 turns it off; it takes `count` times `bytes` of memory.
 
-    It is begun where one connection turns out not to be enough: where most of the time is spent waiting for it.
+    It starts where one connection proves too slow: where most of the time is spent waiting for it.
     """
 
     count: int = 1
     bytes: int = 4 << 20
-    least: int = 64 << 20  # smaller blobs are not worth it
-    probe: int = (
-        8 << 20
-    )  # after so many bytes of one connection it is decided, and again after as many more; 0: never
-    waiting: float = 0.6  # the share of the time from which on it is too much
-    fast: int = 64 << 20  # bytes a second that are enough from one connection, whatever is waited for
+    least: int = 64 << 20  # bytes; smaller blobs are not worth it
+    probe: int = 8 << 20  # bytes of one connection after which to decide, again and again; 0: widen at once
+    waiting: float = 0.6  # the share of time spent waiting that is too much
+    fast: int = 64 << 20  # bytes a second at which one connection is enough in any case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A manifest or index as the registry has it. `media_type` is what it was served as."""
+    """A manifest or index as the registry serves it, with the `media_type` of its Content-Type."""
 
     data: bytes
     digest: str
@@ -70,18 +68,18 @@ class Manifest:
 
 
 class _RangeIgnored(SandboxdError):
-    """The server answered a range with something else."""
+    """The server did not answer a range request with that range."""
 
 
 class TooSlow(Exception):
-    """Most of the time is spent waiting for the one connection."""
+    """Most of the time is spent waiting for a single connection."""
 
 
 class Probe:
-    """A sink before the sink that tells what the time goes to; raises TooSlow for the wrong thing."""
+    """Wraps a sink and measures where the time goes; raises TooSlow when it is the connection."""
 
     def __init__(self, ranges: Ranges, sink: Sink, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`size` is how much is to come."""
+        """`size` is how many bytes are to come."""
         self._ranges = ranges
         self._sink = sink
         self._size = size
@@ -95,7 +93,7 @@ class Probe:
         self._waited = 0.0
 
     async def take(self, data: bytes) -> None:
-        """The next bytes, which are passed on in any case."""
+        """Pass the next bytes on, also when this raises TooSlow."""
         self._waited += self._clock() - self._left
         await self._sink(data)
         self._left = self._clock()
@@ -110,7 +108,7 @@ class Probe:
 
 
 class Registries:
-    """How this machine reaches registries; makes a `Repository` for each pull."""
+    """How this machine reaches registries; opens a `Repository` for each pull."""
 
     def __init__(
         self,
@@ -133,9 +131,9 @@ class Registries:
     async def open(
         self, reference: Reference, credentials: Credentials, accept: Sequence[str]
     ) -> AsyncIterator[Repository]:
-        """The reference's repository; `accept` are the media types of manifests that are understood.
+        """Open the reference's repository; `accept` lists the supported media types of manifests.
 
-        Raises InvalidRequest for a configuration file that is wrong.
+        Raises InvalidRequest for an invalid configuration file.
         """
         endpoints = self._hosts.endpoints(reference.domain)
         async with Transport(self._proxies, self._user_agent) as transport:
@@ -150,7 +148,7 @@ class Registries:
             yield Repository(reference, logins, transport, accept, self.limits, self.ranges)
 
     async def _credentials(self, endpoint: Endpoint, domain: str, given: Credentials) -> Credentials:
-        """What may be shown to the endpoint: the request's if they are for it, else the machine's."""
+        """The credentials for the endpoint: the request's if they apply to it, else the machine's."""
         names = (domain, endpoint.host) if endpoint.upstream else (endpoint.host,)
         if not given.anonymous and auth.applies(given, names, own=endpoint.upstream):
             return given
@@ -158,7 +156,7 @@ class Registries:
 
 
 class Repository:
-    """One repository, wherever it is served. Use it through `Registries.open`."""
+    """One repository, on all of its endpoints. Open it with `Registries.open`."""
 
     def __init__(
         self,
@@ -179,12 +177,12 @@ class Repository:
         self._no_ranges: set[Endpoint] = set()
         self.retries = 0  # attempts beyond the first ones
 
-    # Manifests.
+    # --- manifests ---------------------------------------------------------------------------------------------
 
     async def resolve(self, name: str) -> str:
-        """The digest that a tag (or digest) means now, without fetching it; "" when no endpoint tells.
+        """The digest that a tag (or digest) refers to now, without fetching it; "" when the server omits it.
 
-        Raises NotFound, AccessDenied, Unavailable and so on when it cannot be asked.
+        Raises NotFound, AccessDenied, Unavailable and so on when the request fails.
         """
 
         async def ask(endpoint: Endpoint) -> str:
@@ -193,12 +191,12 @@ class Repository:
             answer.close()
             return digest
 
-        return await self._first(self._askable(name), ask)
+        return await self._first(self._manifest_endpoints(name), ask)
 
     async def manifest(self, name: str) -> Manifest:
         """The manifest or index with this tag or digest.
 
-        Raises NotFound; AccessDenied; InvalidRequest when it is too large, is no manifest, or its digest is wrong.
+        Raises NotFound; AccessDenied; InvalidRequest when it is too large, is not a manifest or has a wrong digest.
         """
 
         async def fetch(endpoint: Endpoint) -> Manifest:
@@ -206,7 +204,7 @@ class Repository:
             while True:
                 answer = await self._request(endpoint, "GET", f"manifests/{name}", patience)
                 try:
-                    data = await answer.read(MOST_MANIFEST_BYTES)
+                    data = await answer.read(MAX_MANIFEST_BYTES)
                 except (Broken, Stalled) as exc:
                     await self._again(patience, exc)
                     continue
@@ -214,30 +212,30 @@ class Repository:
                     answer.close()
                 return self._verified(name, data, answer)
 
-        return await self._first(self._askable(name), fetch)
+        return await self._first(self._manifest_endpoints(name), fetch)
 
     def _verified(self, name: str, data: bytes, answer: Answer) -> Manifest:
         computed = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        said = answer.header("Docker-Content-Digest")
-        expected = name if ":" in name else said if said.startswith("sha256:") else computed
+        header = answer.header("Docker-Content-Digest")
+        expected = name if ":" in name else header if header.startswith("sha256:") else computed
         if computed != expected:
             raise InvalidRequest(
                 f"{answer.where}: the manifest has a wrong digest: expected {expected}, computed {computed}"
             )
         media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
         if media_type in ("", "application/json", "application/octet-stream", "text/plain"):
-            media_type = ""  # said by servers that do not know; the document itself decides
+            media_type = ""  # the server does not know; the document itself decides
         elif media_type not in self._accept.split(", ") and not media_type.startswith("application/vnd."):
             raise InvalidRequest(f"{answer.where}: {media_type!r} is not a manifest; is this a registry?")
         return Manifest(data=data, digest=computed, media_type=media_type)
 
-    # Blobs.
+    # --- blobs -------------------------------------------------------------------------------------------------
 
     async def blob(self, digest: str, size: int, offset: int, sink: Sink) -> tuple[Endpoint, ...]:
-        """Give the bytes of a blob from `offset` to its end to `sink`, in order; return who served them.
+        """Stream a blob from `offset` to its end into `sink`, in order; return the endpoints that served it.
 
-        A broken connection is taken up where it stopped. Raises InvalidRequest for a blob of another size,
-        Unavailable or TimedOut when nobody brings it to its end; `sink` keeps what it has then.
+        After a broken connection it resumes where it stopped. Raises InvalidRequest for a blob of another size,
+        Unavailable or TimedOut when no endpoint completes it; `sink` then has the bytes received so far.
         """
         at = offset
         served: list[Endpoint] = []
@@ -260,7 +258,7 @@ class Repository:
         return tuple(served)
 
     def distrust(self, endpoints: Sequence[Endpoint]) -> bool:
-        """Ask these no more for blobs, as one of them served wrong ones; False when nobody would be left."""
+        """Stop fetching blobs from these, since one of them served a wrong one; False when none would be left."""
         remaining = [e for e in self._logins if e.pull and e not in self._distrusted and e not in endpoints]
         if not remaining:
             return False
@@ -282,7 +280,7 @@ class Repository:
     async def _fetch_part(
         self, endpoint: Endpoint, digest: str, size: int, start: int, end: int, sink: Sink, *, strict: bool = False
     ) -> None:
-        """Bytes `start` to `end` (not included). `strict`: an ignored range is an error, not skipped over."""
+        """Fetch bytes `start` to `end` (exclusive). `strict`: fail when the server ignores the range."""
         at = start
         patience = self._patience()
         while at < end:
@@ -302,7 +300,7 @@ class Repository:
                         data, skip = data[skip:], max(0, skip - len(data))
                         if not data:
                             continue
-                    # What follows `end` belongs to nobody; a blob that is longer than said shows in its digest.
+                    # Bytes after `end` are discarded; if the blob is longer than announced, its digest shows it.
                     data = data[: end - at]
                     await sink(data)
                     at += len(data)
@@ -315,7 +313,7 @@ class Repository:
                 answer.close()
 
     async def _fetch_wide(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> int:
-        """Several ranges at once, passed on in order; returns how far it came before a range was ignored."""
+        """Fetch several ranges at once, passed on in order; return the offset reached when a range was ignored."""
         starts = deque(range(offset, size, self._ranges.bytes))
         at = offset
 
@@ -338,7 +336,7 @@ class Repository:
                 at += len(piece)
 
         try:
-            # Alone: a server that knows no ranges would send the whole blob on each connection.
+            # The first one alone: a server without range support would send the whole blob on each connection.
             first = await segment(starts.popleft())
             async with asyncio.TaskGroup() as group:
                 ahead: deque[asyncio.Task[list[bytes]]] = deque()
@@ -360,14 +358,14 @@ class Repository:
             self._no_ranges.add(endpoint)
         return at
 
-    # Requests.
+    # --- requests ----------------------------------------------------------------------------------------------
 
-    def _askable(self, name: str) -> list[Endpoint]:
-        """Who may be asked for a manifest: by digest everybody who has content, by tag who may say what it means."""
+    def _manifest_endpoints(self, name: str) -> list[Endpoint]:
+        """The endpoints for a manifest: those with the capability pull for a digest, resolve for a tag."""
         return [e for e in self._logins if (e.pull if ":" in name else e.resolve)]
 
     async def _first(self, endpoints: Sequence[Endpoint], ask: Callable[[Endpoint], Awaitable[T]]) -> T:
-        """The first answer; without one the error of the last, the registry itself, with notes on the others."""
+        """The first answer, or the error of the last endpoint (the registry itself), with the others as notes."""
         failed: list[SandboxdError] = []
         for endpoint in endpoints:
             try:
@@ -381,7 +379,7 @@ class Repository:
             )
         error = failed.pop()
         for earlier in failed:
-            error.add_note(f"before that, {earlier}")
+            error.add_note(f"earlier: {earlier}")
         raise error
 
     def _patience(self) -> Patience:
@@ -394,10 +392,10 @@ class Repository:
     async def _request(
         self, endpoint: Endpoint, method: str, path: str, patience: Patience, headers: dict[str, str] | None = None
     ) -> Answer:
-        """The answer to a question, authenticated and tried again as far as `patience` goes; it was a success."""
+        """Send a request, authenticated and retried within `patience`, and return the successful answer."""
         url = f"{endpoint.base}/{self._reference.path}/{path}"
         if not endpoint.upstream:
-            # Mirrors of several registries learn from this which one is meant.
+            # This tells a mirror of several registries which one is meant.
             url += f"?ns={self._reference.domain}"
         if path.startswith("manifests/"):
             headers = {"Accept": self._accept, **(headers or {})}
@@ -421,7 +419,7 @@ class Repository:
             await self._again(patience, error, wait)
 
     async def _authorized(self, login: Login, request: Request, patience: Patience) -> Answer:
-        """The answer with what the server wants to see, once it has said so."""
+        """The answer to the request; after a 401, to its repetition with the required credentials."""
         shown = login.authorization
         answer = await login.send(request, patience.seconds)
         if answer.status == 401:
@@ -433,40 +431,40 @@ class Repository:
 
 
 async def refusal(answer: Answer, concealed: Callable[[str], str]) -> SandboxdError:
-    """What an answer that is no success means; the registry's own words are added, without what it was shown."""
+    """The error for an unsuccessful answer, with the registry's own message minus any secret it was sent."""
     try:
-        words = explanation(await answer.read(MOST_ERROR_BYTES), concealed)
+        words = explanation(await answer.read(MAX_ERROR_BYTES), concealed)
     except SandboxdError:
         words = ""
-    said = f"{answer.where}: HTTP status {answer.status}{f' ({words})' if words else ''}"
+    status = f"{answer.where}: HTTP status {answer.status}{f' ({words})' if words else ''}"
     match answer.status:
         case 401:
-            return AccessDenied(f"{said}: it does not exist, or these credentials are not enough for it")
+            return AccessDenied(f"{status}: it does not exist, or these credentials do not give access to it")
         case 403:
-            return AccessDenied(f"{said}: access is denied")
+            return AccessDenied(f"{status}: access is denied")
         case 404:
-            return NotFound(f"{said}: it does not exist there")
+            return NotFound(f"{status}: it does not exist there")
         case 429:
-            return Exhausted(f"{said}: too many requests")
+            return Exhausted(f"{status}: too many requests")
         case 400:
-            return InvalidRequest(said)
+            return InvalidRequest(status)
         case _:
-            return Unavailable(said)
+            return Unavailable(status)
 
 
 def explanation(body: bytes, concealed: Callable[[str], str] = str) -> str:
-    """The messages of a registry's error document, printable and short; "" when it is none."""
+    """The messages of a registry's error document, printable and short; "" if `body` is not one."""
     try:
         errors = foreign_json.parse(body, "errors", repeated=True)["errors"]
         words = "; ".join(str(item.get("message") or item.get("code") or "") for item in errors)
     except (InvalidRequest, KeyError, TypeError, AttributeError):
         return ""
-    # Before it is cut off: half a token is not recognized.
-    return "".join(c if c.isprintable() else " " for c in concealed(words))[:MOST_WORDS].strip()
+    # Concealed before it is cut off: half a token would not be recognized.
+    return "".join(c if c.isprintable() else " " for c in concealed(words))[:MAX_EXPLANATION_CHARACTERS].strip()
 
 
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to tell of those of a task group: one that says why, rather than that something was cancelled."""
+    """The error to report for a task group: one with a reason rather than a cancellation."""
     leaves: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:
@@ -486,13 +484,13 @@ def _whole(answer: Answer, digest: str, size: int) -> int:
 
 
 def _body_start(answer: Answer, digest: str, size: int, at: int) -> int:
-    """How many bytes of the answer to a range request precede `at`: all of them if the range was ignored."""
+    """How many bytes of the answer to a range request precede `at`: `at` itself if the range was ignored."""
     if answer.status == 200:
         _whole(answer, digest, size)
         return at
     match = _CONTENT_RANGE.fullmatch(answer.header("Content-Range").strip())
     if match is None or int(match[1]) != at:
-        raise Broken(f"{answer.where}: another part came than the one asked for")
+        raise Broken(f"{answer.where}: the answer has another range than the one requested")
     if match[3] != "*" and int(match[3]) != size:
         raise InvalidRequest(f"{answer.where}: blob {digest} has {match[3]} bytes there, the manifest says {size}")
     return 0

@@ -1,4 +1,4 @@
-"""Running `docker-credential-NAME`: the one place of this package that starts a process."""
+"""Runs `docker-credential-NAME`: the only module of this package that starts a process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from sandboxd.errors import NotReady
 
-SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 async def run(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
-    """Run a helper to its end: (exit status, stdout). What it says on stderr may hold secrets and is dropped.
+    """Run a helper to its end: (exit status, stdout). Its stderr may contain secrets and is dropped.
 
     Raises NotReady when the program is missing or takes longer than half a minute.
     """
@@ -27,10 +27,10 @@ async def run(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
     except OSError as exc:
         raise NotReady(f"the credential helper {argv[0]} cannot be run: {exc.strerror}; is it installed?") from exc
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             stdout, _ = await process.communicate(stdin)
     except TimeoutError as exc:
-        raise NotReady(f"the credential helper {argv[0]} did not answer within {SECONDS:g} s") from exc
+        raise NotReady(f"the credential helper {argv[0]} did not answer within {TIMEOUT_SECONDS:g} s") from exc
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
 """The machine's own credentials: docker's config.json and the credential helpers that it names.
 
-The program `docker-credential-NAME` is run by whoever was given to `DockerConfig` for that; it is told the server
-on stdin and answers with JSON (https://github.com/docker/docker-credential-helpers).
+`DockerConfig` runs `docker-credential-NAME` through its `run_helper`. The program reads the server from stdin and
+answers with JSON (https://github.com/docker/docker-credential-helpers).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sandboxd.errors import InvalidRequest, NotReady
 from sandboxd.registry.auth import Credentials, decode, host_of
 from sandboxd.registry.hosts import DOCKER_DOMAIN
 
-MOST_BYTES = 1 << 20
-DOCKER_SERVER = "https://index.docker.io/v1/"  # what docker's own tools call it
-NOT_FOUND = "credentials not found in native keychain"  # a helper's words for "none"
+MAX_BYTES = 1 << 20
+DOCKER_SERVER = "https://index.docker.io/v1/"  # docker.io's name in docker's own tools
+NOT_FOUND = "credentials not found in native keychain"  # a helper's message for "none"
 
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -27,26 +27,26 @@ RunHelper = Callable[[Sequence[str], bytes], Awaitable[tuple[int, bytes]]]
 
 
 class DockerConfig:
-    """The file at `path`, read at each look-up; "" or a missing one holds nothing."""
+    """The file at `path`, read at each look-up. An empty `path` or a missing file means no credentials."""
 
     def __init__(self, path: str, run_helper: RunHelper | None = None) -> None:
         self._path = path
         self._run_helper = run_helper
 
     async def credentials(self, names: Sequence[str]) -> Credentials | None:
-        """What the machine has for the server that goes by any of these names, None for nothing.
+        """The machine's credentials for the server with any of these names, None without any.
 
-        Raises InvalidRequest for a file that cannot be understood, NotReady for a helper that fails.
+        Raises InvalidRequest for a malformed file, NotReady for a helper that fails.
         """
         document = self._read()
         for name in names:
             host = host_of(name)
             helper = self._helper_for(document, host)
-            if helper and (found := await self._ask(helper, host)) is not None:
-                return found
+            if helper and (credentials := await self._ask(helper, host)) is not None:
+                return credentials
             for server, entry in self._table(document, "auths").items():
-                if host_of(server) == host and (found := self._entry(entry, server)) is not None:
-                    return found
+                if host_of(server) == host and (credentials := self._entry(entry, server)) is not None:
+                    return credentials
         return None
 
     def _read(self) -> dict[str, Any]:
@@ -58,12 +58,12 @@ class DockerConfig:
             return {}
         except OSError as exc:
             raise InvalidRequest(f"{self._path}: cannot be read: {exc.strerror}") from exc
-        if len(data) > MOST_BYTES:
-            raise InvalidRequest(f"{self._path}: larger than {MOST_BYTES} bytes")
+        if len(data) > MAX_BYTES:
+            raise InvalidRequest(f"{self._path}: larger than {MAX_BYTES} bytes")
         try:
             document = foreign_json.parse(data, self._path, repeated=True)
         except InvalidRequest:
-            # Not the parser's words, nor its traceback: they may quote the file.
+            # Without the parser's message and traceback: they may quote the file.
             raise InvalidRequest(f"{self._path}: not valid JSON") from None
         if not isinstance(document, dict):
             raise InvalidRequest(f"{self._path}: must be a JSON object")
@@ -87,7 +87,7 @@ class DockerConfig:
         if helper == "":
             return ""
         if not isinstance(helper, str) or not _HELPER.fullmatch(helper):
-            # Not shown: whoever mistakes the place may have written credentials there.
+            # The value is not shown: it may be a credential that was written to the wrong place.
             raise InvalidRequest(
                 f"{self._path}: credsStore or one of credHelpers is not the name of a credential helper"
             )
@@ -96,7 +96,7 @@ class DockerConfig:
     async def _ask(self, helper: str, host: str) -> Credentials | None:
         program = f"docker-credential-{helper}"
         if self._run_helper is None:
-            raise NotReady(f"{self._path} names {program}, but this daemon runs no credential helpers")
+            raise NotReady(f"{self._path} names {program}, but this daemon does not run credential helpers")
         server = DOCKER_SERVER if host == DOCKER_DOMAIN else host
         status, output = await self._run_helper((program, "get"), server.encode())
         if status:
@@ -117,7 +117,7 @@ class DockerConfig:
 
     def _entry(self, entry: object, server: str) -> Credentials | None:
         if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-            raise InvalidRequest(f"{self._path}: auths[{host_of(server)!r}] must be an object of texts")
+            raise InvalidRequest(f"{self._path}: auths[{host_of(server)!r}] must be an object of strings")
         if entry.get("identitytoken"):
             return Credentials(identity_token=entry["identitytoken"])
         if entry.get("registrytoken"):
@@ -134,6 +134,6 @@ class DockerConfig:
 
 
 def _first_line(words: str) -> str:
-    """What a helper says of its failure, for a message; nothing where it may be the answer that it failed to give."""
+    """The first line of a helper's error, for a message; "" where the output may contain the credentials."""
     line = words.partition("\n")[0]
     return "" if not line or "{" in words or "secret" in words.lower() else f": {line[:200]}"

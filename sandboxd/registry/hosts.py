@@ -1,13 +1,13 @@
-"""Where a registry is reached: the `certs.d/<host>/hosts.toml` files that containerd's users have.
+"""The endpoints of a registry, from `certs.d/<host>/hosts.toml` files as containerd uses them.
 
 Format: https://github.com/containerd/containerd/blob/main/docs/hosts.md. The directory for `host:port` is called
-`host_port_` (or, also accepted, `host:port`); `_default` is for every registry without a directory of its own. A
-directory without a hosts.toml may hold docker's `*.crt`, `*.cert` and `*.key` files instead.
+`host_port_` (`host:port` is also accepted); `_default` is for every registry without a directory of its own. A
+directory without a hosts.toml may have docker's `*.crt`, `*.cert` and `*.key` files instead.
 
-Mirrors come in the order of the file, the registry itself last. Rules of our own:
+Mirrors come in the order of the file, the registry itself last. Our own rules:
 
-1. Plain HTTP is used for loopback addresses, or where a URL in the file says `http://`; nothing falls back to it.
-2. An unknown key is an error, because a misspelt `ca` or `skip_verify` must not pass silently.
+1. Plain HTTP is used for loopback addresses, or where a URL in the file says `http://`; there is no fallback to it.
+2. An unknown key is an error, because a misspelt `ca` or `skip_verify` must not be ignored silently.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One place that serves a registry's repositories."""
+    """A server of a registry's repositories."""
 
     scheme: str  # "https" or "http"
     host: str  # with the port if one is given
     path: str = API
     pull: bool = True  # may serve blobs, and manifests by digest
-    resolve: bool = True  # may be asked what a tag means
+    resolve: bool = True  # may resolve tags
     upstream: bool = False  # the registry itself, not a mirror of it
-    ca: tuple[str, ...] = ()  # PEM files trusted beside the system's
+    ca: tuple[str, ...] = ()  # PEM files trusted in addition to the system's
     client: tuple[tuple[str, str], ...] = ()  # (certificate, key) PEM files; key "" when both are in one
     skip_verify: bool = False
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # may be secrets
@@ -55,19 +55,19 @@ class Endpoint:
 
     @property
     def base(self) -> str:
-        """What the paths of the registry API are appended to."""
+        """The URL to which the paths of the registry API are appended."""
         return f"{self.scheme}://{self.host}{self.path}"
 
 
 def directories(domain: str) -> tuple[str, ...]:
-    """The names below certs.d to look for, the first that exists counts."""
+    """The names to look for below certs.d; the first that exists is used."""
     host, colon, port = domain.rpartition(":")
-    spelled = (f"{host}_{port}_", domain) if colon and port.isdigit() else (domain,)
-    return (*spelled, DEFAULT_DIRECTORY)
+    names = (f"{host}_{port}_", domain) if colon and port.isdigit() else (domain,)
+    return (*names, DEFAULT_DIRECTORY)
 
 
 def upstream(domain: str) -> Endpoint:
-    """The registry of `domain` when nothing is configured."""
+    """The registry of `domain` itself, without any configuration."""
     host = DOCKER_HOST if domain == DOCKER_DOMAIN else domain
     scheme = "http" if is_loopback(host) and not host.endswith(":443") else "https"
     return Endpoint(scheme=scheme, host=host, upstream=True)
@@ -85,9 +85,9 @@ def is_loopback(host: str) -> bool:
 
 
 def parse(text: str, domain: str, directory: str) -> tuple[Endpoint, ...]:
-    """Read a hosts.toml found in `directory`: the endpoints to try for `domain`, in order.
+    """The endpoints to try for `domain`, in order, from the text of the hosts.toml in `directory`.
 
-    Raises InvalidRequest with every problem found.
+    Raises InvalidRequest that lists every problem.
     """
     origin = f"{directory}/{FILE}"
     try:
@@ -123,7 +123,7 @@ def parse(text: str, domain: str, directory: str) -> tuple[Endpoint, ...]:
 
 
 def from_certificates(domain: str, directory: str, names: Iterable[str]) -> tuple[Endpoint, ...]:
-    """The registry alone, with the certificates that docker's naming finds among the files of `directory`.
+    """The registry itself, with the certificates among the files `names` of `directory`, by docker's naming.
 
     Raises InvalidRequest for a certificate without its key.
     """
@@ -137,12 +137,12 @@ def from_certificates(domain: str, directory: str, names: Iterable[str]) -> tupl
             clients.append((f"{directory}/{name}", f"{directory}/{key}"))
     authorities = tuple(f"{directory}/{name}" for name in present if name.endswith(".crt"))
     endpoint = replace(upstream(domain), ca=authorities, client=tuple(clients))
-    # Certificates are for TLS, on loopback too.
+    # Certificates mean TLS, on loopback too.
     return (replace(endpoint, scheme="https") if authorities or clients else endpoint,)
 
 
 def _place(url: str, override_path: bool, where: str, problems: list[str]) -> Endpoint:
-    """The endpoint that a URL of the file means; problems are noted, and something harmless returned."""
+    """The endpoint of a URL in the file; on a problem, which is appended to `problems`, one without a host."""
     nowhere = Endpoint(scheme="https", host="")
     try:
         parts = urlsplit(url if "://" in url else f"https://{url}")
@@ -164,28 +164,28 @@ def _place(url: str, override_path: bool, where: str, problems: list[str]) -> En
 
 
 def _without_user(url: str) -> str:
-    """A URL that can be shown: what precedes an @ may be a password."""
+    """The URL without what precedes the @, which may be a password."""
     scheme, separator, rest = url.rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"  # the password may hold a slash
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"  # the password may contain a slash
 
 
 def _settings(
     endpoint: Endpoint, table: Mapping[str, Any], directory: str, where: str, problems: list[str]
 ) -> Endpoint:
-    """The endpoint with what its table says; problems are noted."""
+    """The endpoint with the settings of its table; problems are appended to `problems`."""
 
     def wrong(key: str, words: str) -> None:
         problems.append(f"{where}.{key} {words}" if where else f"{key} {words}")
 
     for key in table:
         if key not in _KEYS:
-            wrong(key, f"is unknown; known are {', '.join(_KEYS)}")
+            wrong(key, f"is unknown; the known keys are {', '.join(_KEYS)}")
     for key in ("skip_verify", "override_path"):
         if not isinstance(table.get(key, False), bool):
             wrong(key, "must be true or false")
     capabilities = table.get("capabilities") or ["pull", "resolve"]
     if not isinstance(capabilities, list) or not all(item in _CAPABILITIES for item in capabilities):
-        wrong("capabilities", f"must be a list out of {', '.join(_CAPABILITIES)}")
+        wrong("capabilities", f"must be a list of any of {', '.join(_CAPABILITIES)}")
         capabilities = []
     return replace(
         endpoint,
@@ -212,7 +212,7 @@ def _authorities(value: object, directory: str, wrong: Any) -> tuple[str, ...]:
 
 
 def _clients(value: object, directory: str, wrong: Any) -> tuple[tuple[str, str], ...]:
-    """One file with both parts, a list of such files, or a list of [certificate, key]."""
+    """(certificate, key) pairs from one file with both, a list of such files, or a list of [certificate, key]."""
     pairs = []
     for item in [value] if isinstance(value, str) else value if isinstance(value, list) else [None]:
         parts = [item] if isinstance(item, str) else item
@@ -227,20 +227,20 @@ def _headers(value: object, wrong: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict):
         wrong("header", "must be a table")
         return ()
-    found = []
+    headers = []
     for name, content in value.items():
         values = [content] if isinstance(content, str) else content
         if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-            wrong(f"header.{name.partition(':')[0]}", "must be a text or a list of texts")
+            wrong(f"header.{name.partition(':')[0]}", "must be a string or a list of strings")
         elif not _HEADER_NAME.fullmatch(name) or any(c in item for item in values for c in "\r\n\0"):
             wrong(f"header.{name.partition(':')[0]}", "is not a header")  # the value may be in the name
         else:
-            found += [(name, item) for item in values]
-    return tuple(found)
+            headers += [(name, item) for item in values]
+    return tuple(headers)
 
 
 def _duration(value: object, wrong: Any) -> float:
-    """Go's spelling ("1m30s") in seconds."""
+    """Seconds of a duration in Go's format ("1m30s")."""
     if value == "":
         return DIAL_SECONDS
     if not isinstance(value, str) or not _DURATION.fullmatch(value):

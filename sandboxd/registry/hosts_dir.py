@@ -1,4 +1,4 @@
-"""The certs.d directory on disk, read anew for every pull: a change counts from the next one on."""
+"""The certs.d directory on disk, read again for every pull: a change takes effect with the next one."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from sandboxd.errors import InvalidRequest
 from sandboxd.registry import hosts
 from sandboxd.registry.hosts import Endpoint
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 
 
 class HostsDir:
-    """Where registries are reached, as configured below `path`; "" configures nothing."""
+    """The endpoints of registries as configured below `path`; "" means nothing is configured."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def endpoints(self, domain: str) -> tuple[Endpoint, ...]:
-        """The places to try for the registry `domain`, in order. Raises InvalidRequest for a bad hosts.toml."""
+        """The endpoints to try for the registry `domain`, in order. Raises InvalidRequest for a bad hosts.toml."""
         for name in hosts.directories(domain) if self._path else ():
             directory = Path(self._path) / name
             file = directory / hosts.FILE
             try:
-                if file.stat().st_size > MOST_BYTES:
-                    raise InvalidRequest(f"{file}: larger than {MOST_BYTES} bytes")
+                if file.stat().st_size > MAX_BYTES:
+                    raise InvalidRequest(f"{file}: larger than {MAX_BYTES} bytes")
                 return hosts.parse(file.read_text(encoding="utf-8"), domain, str(directory))
             except FileNotFoundError:
                 pass

@@ -1,6 +1,6 @@
-"""Being known to one endpoint: the Authorization header that it wants, found out when it says 401.
+"""Authentication to one endpoint: the Authorization header that it requires, determined after a 401.
 
-Tokens expire while a large image is pulled; the next 401 renews them, once for all requests under way.
+Tokens may expire during the pull of a large image; the next 401 renews them, once for all requests in progress.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.patience import Broken, Patience, Stalled
 from sandboxd.registry.transport import Answer, Request, Transport
 
-MOST_TOKEN_BYTES = 1 << 20
+MAX_TOKEN_BYTES = 1 << 20
 
 
 class Login:
@@ -31,44 +31,44 @@ class Login:
         self._renewing = asyncio.Lock()
         token = credentials.registry_token
         self.authorization = f"Bearer {token}" if token else ""
-        self._tokens: deque[str] = deque(maxlen=4)  # the last ones; a server may still talk of one that has expired
+        self._tokens: deque[str] = deque(maxlen=4)  # the latest; a server may still quote an expired one
 
     def conceal(self, error: SandboxdError) -> None:
-        """Take what the endpoint was shown out of an error: a server's words are in it, and servers echo requests."""
+        """Remove secrets from an error: it quotes the server, and servers echo what they were sent."""
         error.args = tuple(self.concealed(arg) if isinstance(arg, str) else arg for arg in error.args)
 
     def concealed(self, text: str) -> str:
-        """A server's words without what it was shown."""
+        """A server's message without the secrets that it was sent."""
         return disclosure.without(text, self._shown())
 
     def _shown(self) -> Iterator[str]:
-        """Everything private that the endpoint and its token server may have got to see."""
-        known = self._credentials
-        yield from (known.password, known.identity_token, known.registry_token)
-        if known.username and known.password:
-            yield auth.basic(known).partition(" ")[2]
+        """Every secret that the endpoint and its token server may have been sent."""
+        own = self._credentials
+        yield from (own.password, own.identity_token, own.registry_token)
+        if own.username and own.password:
+            yield auth.basic(own).partition(" ")[2]
         yield from self._tokens
         yield from (value for _, value in self._endpoint.headers)
-        # Of "Bearer TOKEN" the token alone, too.
+        # Also only the token of "Bearer TOKEN".
         yield from (value.partition(" ")[2] for _, value in self._endpoint.headers)
 
     async def send(self, request: Request, seconds: float) -> Answer:
-        """Send a request to the endpoint with what it wants to see."""
+        """Send a request to the endpoint with the private headers and credentials that it requires."""
         private = list(self._endpoint.headers)
         if self.authorization:
             private = [(name, value) for name, value in private if name.lower() != "authorization"]
             private.append(("Authorization", self.authorization))
-        whole = Request(method=request.method, url=request.url, headers=request.headers, private=tuple(private))
-        return await self._transport.send(self._endpoint, whole, seconds)
+        authorized = Request(method=request.method, url=request.url, headers=request.headers, private=tuple(private))
+        return await self._transport.send(self._endpoint, authorized, seconds)
 
     async def renew(self, challenges: Sequence[str], shown: str, patience: Patience) -> bool:
-        """Get what the challenges ask for, after `shown` was refused; False when there is nothing better to show.
+        """Answer the challenges after the authorization `shown` was refused; False when there is nothing better.
 
-        Raises AccessDenied when the token server refuses, or credentials are wanted and there are none.
+        Raises AccessDenied when the token server refuses.
         """
         async with self._renewing:
             if self.authorization != shown:
-                return True  # somebody else was faster
+                return True  # another request has renewed it
             if self._credentials.registry_token:
                 return False
             challenge = auth.choose(auth.parse_challenges(challenges))
@@ -85,14 +85,14 @@ class Login:
             return True
 
     async def _token(self, challenge: auth.Challenge, patience: Patience) -> str:
-        wanted = auth.token_request(
+        token = auth.token_request(
             challenge, self._credentials, self._scope, plain_allowed=self._endpoint.scheme == "http"
         )
         request = Request(
-            method="POST" if wanted.form else "GET",
-            url=wanted.url,
-            private=(("Authorization", wanted.authorization),) if wanted.authorization else (),
-            form=wanted.form,
+            method="POST" if token.form else "GET",
+            url=token.url,
+            private=(("Authorization", token.authorization),) if token.authorization else (),
+            form=token.form,
         )
         while True:
             error: SandboxdError
@@ -100,7 +100,7 @@ class Login:
                 answer = await self._transport.send(self._endpoint, request, patience.seconds)
                 try:
                     if answer.status == 200:
-                        return auth.parse_token(await answer.read(MOST_TOKEN_BYTES), wanted.realm)
+                        return auth.parse_token(await answer.read(MAX_TOKEN_BYTES), token.realm)
                     status = answer.status
                 finally:
                     answer.close()
@@ -108,9 +108,9 @@ class Login:
                 await patience.again(exc)
                 continue
             if status in (400, 401, 403):
-                who = self._credentials.username or ("the identity token" if wanted.form else "anonymous")
-                raise AccessDenied(f"{wanted.realm} gives no token for {self._scope} to {who} (HTTP status {status})")
-            error = Unavailable(f"{wanted.realm}: HTTP status {status} instead of a token")
+                who = self._credentials.username or ("the identity token" if token.form else "anonymous")
+                raise AccessDenied(f"{token.realm} gives no token for {self._scope} to {who} (HTTP status {status})")
+            error = Unavailable(f"{token.realm}: HTTP status {status} instead of a token")
             if status not in (429, 500, 502, 503, 504):
                 raise error
             await patience.again(error)

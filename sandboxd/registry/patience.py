@@ -1,4 +1,4 @@
-"""How long a transfer is tried: bounded in attempts and in time without a byte, never in its whole length."""
+"""How long a transfer is retried: limited in attempts and in time without a byte, never in total time."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from email.utils import parsedate_to_datetime
 
 from sandboxd.errors import Exhausted, SandboxdError, TimedOut, Unavailable
 
-LEAST_SECONDS = 1.0  # that must be left for another attempt, or it would fail for lack of time and hide the reason
+MIN_SECONDS = 1.0  # left for another attempt; with less it would fail for lack of time and hide the reason
 
 
 class Broken(Unavailable):
-    """A connection was closed or damaged on the way: the same request may succeed at once."""
+    """A connection was closed or damaged: the same request may succeed at once."""
 
 
 class Stalled(TimedOut):
-    """Nothing came for too long on one connection: another one may be luckier."""
+    """Nothing arrived for too long on one connection: another one may work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one transfer may cost. Times in seconds."""
+    """The limits of one transfer. Times in seconds."""
 
     progress_seconds: float = 60.0  # without a byte, over all attempts: then it fails
-    stall_seconds: float = 20.0  # without a byte on one connection: then another one is made
+    stall_seconds: float = 20.0  # without a byte on one connection: then another one is opened
     attempts: int = 5  # in a row without progress
     first_delay: float = 0.5  # doubled with each attempt
-    most_delay: float = 10.0
-    most_retry_after: float = 60.0  # that a registry may ask us to wait
-    progress_bytes: int = 1 << 20  # that an attempt must bring to count as progress
+    max_delay: float = 10.0
+    max_retry_after: float = 60.0  # longest wait that a registry may request
+    progress_bytes: int = 1 << 20  # that an attempt must transfer to count as progress
 
 
 class Patience:
-    """The patience with one transfer; a new one starts with all of it."""
+    """The retry state of one transfer; create a new one for each."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Patience:
         self._last = clock()
 
     def progressed(self, count: int) -> None:
-        """`count` bytes came."""
+        """Record that `count` bytes arrived."""
         self._last = self._clock()
         self._arrived += count
         if self._arrived >= self.limits.progress_bytes:
@@ -66,9 +66,9 @@ class Patience:
         return max(0.001, min(self.limits.stall_seconds, left))
 
     async def again(self, error: SandboxdError, retry_after: float | None = None) -> None:
-        """Wait before the next attempt, or raise `error` when there is to be none.
+        """Wait before the next attempt, or raise `error` when no attempts are left.
 
-        `retry_after` is what the server asked for; it counts as an answer, not as silence.
+        `retry_after` is the wait in seconds that the server requested; its answer restarts `progress_seconds`.
         """
         self._failures += 1
         self._arrived = 0
@@ -76,15 +76,15 @@ class Patience:
             error.add_note(f"gave up after {self._failures} attempts")
             raise error
         if retry_after is not None:
-            if retry_after > self.limits.most_retry_after:
-                raise Exhausted(f"{error}; it asks to come back in {retry_after:.0f} s") from error
-            # A little more than asked, so that not everybody comes back in the same instant.
+            if retry_after > self.limits.max_retry_after:
+                raise Exhausted(f"{error}; it asks to retry in {retry_after:.0f} s") from error
+            # A little more than requested, so that clients do not all retry in the same instant.
             await self._sleep(retry_after + self._jitter() * min(1.0, self.limits.first_delay))
             self._last = self._clock()
             return
-        delay = min(self.limits.most_delay, self.limits.first_delay * 2 ** (self._failures - 1))
+        delay = min(self.limits.max_delay, self.limits.first_delay * 2 ** (self._failures - 1))
         delay *= 0.5 + self._jitter() / 2
-        least = min(LEAST_SECONDS, self.limits.progress_seconds / 4)
+        least = min(MIN_SECONDS, self.limits.progress_seconds / 4)
         if self._clock() + delay + least - self._last > self.limits.progress_seconds:
             error.add_note(f"no progress for {self.limits.progress_seconds:g} s")
             raise error
@@ -92,7 +92,7 @@ class Patience:
 
 
 def retry_after(value: str, now: float) -> float | None:
-    """Seconds to wait from a Retry-After header (RFC 9110, 10.2.3); None when it says nothing usable."""
+    """Seconds to wait from a Retry-After header (RFC 9110, 10.2.3); None when it is malformed."""
     text = value.strip()
     if text.isascii() and text.isdigit() and len(text) < 10:
         return float(text)

@@ -1,4 +1,4 @@
-"""Which HTTP proxy a URL is reached through: HTTP_PROXY, HTTPS_PROXY and NO_PROXY as Go and curl read them."""
+"""The HTTP proxy for a URL: HTTP_PROXY, HTTPS_PROXY and NO_PROXY as Go and curl read them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sandboxd.registry.hosts import is_loopback
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxies:
-    """The values of the three variables, "" when unset. A proxy's URL may hold a password."""
+    """The values of the three variables, "" when unset. A proxy's URL may contain a password."""
 
     http: str = field(default="", repr=False)
     https: str = field(default="", repr=False)
@@ -38,9 +38,9 @@ class Proxies:
                 continue
             if address is not None and _contains(item, address):
                 return True
-            name, colon, wanted = item.rpartition(":")
-            if colon and wanted.isdigit() and "]" not in wanted:
-                if port is None or int(wanted) != port:
+            name, colon, item_port = item.rpartition(":")
+            if colon and item_port.isdigit() and "]" not in item_port:
+                if port is None or int(item_port) != port:
                     continue
                 item = name.strip("[]")
             bare = item.removeprefix("*").lstrip(".")
@@ -52,7 +52,7 @@ class Proxies:
 
 
 def _contains(item: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether `item` is the address or a network (CIDR) that holds it."""
+    """Whether `item` is the address or a network (CIDR) that contains it."""
     try:
         return address in ipaddress.ip_network(item, strict=False)
     except ValueError:

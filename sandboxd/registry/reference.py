@@ -1,8 +1,8 @@
-"""Image names: `[domain/]path[:tag][@digest]`, read and written out in full.
+"""Image names: `[domain/]path[:tag][@digest]`, parsed and written out in full.
 
 The grammar and the defaults are those of the distribution project's reference format, which every container tool
-follows: a name without a domain belongs to `docker.io`, one without a slash to its `library/`, and one without tag
-and digest means `latest`.
+follows: a name without a domain belongs to `docker.io`, one without a slash to its `library/`, and one without a
+tag or digest means `latest`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ DEFAULT_DOMAIN = "docker.io"
 OFFICIAL_PREFIX = "library/"
 DEFAULT_TAG = "latest"
 
-MOST_NAME_CHARACTERS = 255  # of domain and path together
-MOST_CHARACTERS = 1024  # of the whole reference; longer text is not worth matching
+MAX_NAME_CHARACTERS = 255  # of domain and path together
+MAX_CHARACTERS = 1024  # of the whole reference; longer text is not matched at all
 
 _DOMAIN = re.compile(
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
@@ -32,7 +32,7 @@ _HEX_ID = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """A name in full. `tag` and `digest` are "" when the name has none; one of them is always there."""
+    """A full name. `tag` and `digest` are "" when the name has none; one of them is always set."""
 
     domain: str
     path: str
@@ -51,9 +51,9 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Read a name as people write it; the result is complete.
+    """Parse a name as people write it and complete it.
 
-    Raises InvalidRequest naming the part that is wrong. A bare id or digest is not a name.
+    Raises InvalidRequest that names the invalid part. A bare id or digest is not a name.
     """
 
     def wrong(reason: str) -> InvalidRequest:
@@ -61,38 +61,38 @@ def parse(text: str) -> Reference:
 
     if not text:
         raise wrong("it is empty")
-    if len(text) > MOST_CHARACTERS:
-        raise wrong(f"it is longer than {MOST_CHARACTERS} characters")
+    if len(text) > MAX_CHARACTERS:
+        raise wrong(f"it is longer than {MAX_CHARACTERS} characters")
     if _DIGEST.fullmatch(text):
         raise wrong("it is an image id or digest")
     name, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
-        raise wrong("after @ comes a digest like sha256:<64 hex digits>")
+        raise wrong("@ must be followed by a digest like sha256:<64 hex digits>")
     first, slash, rest = name.partition("/")
     if slash and (any(c in first for c in ".:[") or first == "localhost" or first != first.lower()):
         domain, path = first, rest
     else:
         domain, path = DEFAULT_DOMAIN, name
-    # The domain may hold a colon (its port), the path cannot: what follows one is the tag.
+    # The domain may contain a colon (its port), the path cannot: a tag follows it.
     path, colon, tag = path.partition(":")
     if colon and not _TAG.fullmatch(tag):
-        raise wrong("after : comes a tag of letters, digits, '_', '.' and '-', at most 128")
+        raise wrong("the tag must consist of at most 128 letters, digits, '_', '.' and '-'")
     if not _DOMAIN.fullmatch(domain):
-        raise wrong("what precedes the first slash is not a host name")
+        raise wrong("the part before the first slash is not a host name")
     if not _PATH.fullmatch(path):
         hint = ", and only in lower case" if _PATH.fullmatch(path.lower()) else ""
-        raise wrong(f"a path is made of letters, digits and single separators{hint}")
+        raise wrong(f"a path consists of letters, digits and single separators{hint}")
     if not slash and _HEX_ID.fullmatch(path):
         raise wrong("64 hex digits are an image id")
     if domain == DEFAULT_DOMAIN and "/" not in path:
         path = OFFICIAL_PREFIX + path
-    if len(domain) + 1 + len(path) > MOST_NAME_CHARACTERS:
-        raise wrong(f"host and path are longer than {MOST_NAME_CHARACTERS} characters")
+    if len(domain) + 1 + len(path) > MAX_NAME_CHARACTERS:
+        raise wrong(f"host and path are longer than {MAX_NAME_CHARACTERS} characters")
     return Reference(domain=domain, path=path, tag=tag or ("" if digest else DEFAULT_TAG), digest=digest)
 
 
 def shown(text: str) -> str:
-    """What was given as a name, for messages: short, and without the user and password, or the query, of a URL."""
+    """The text given as a name, for messages: shortened, and without a URL's user, password and query."""
     name, at, digest = text.rpartition("@")
     if not (at and _LIKE_A_DIGEST.match(digest)):
         name, at, digest = text, "", ""
@@ -106,5 +106,5 @@ def shown(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """The name in full: `nginx` becomes `docker.io/library/nginx:latest`. Raises InvalidRequest."""
+    """The full name: `docker.io/library/nginx:latest` for `nginx`. Raises InvalidRequest."""
     return str(parse(text))

@@ -1,11 +1,11 @@
 """HTTP to registries: the only module that imports aiohttp.
 
-One `Transport` serves one pull, so that certificates and keys on disk count anew for the next. Rules:
+One `Transport` serves one pull, so that the next one reads certificates and keys on disk again. Rules:
 
-1. What is private (Authorization, configured headers, a client certificate) goes to the origin that it is meant
-   for. A redirect to another origin gets none of it, and never leaves TLS.
-2. Every wait is bounded by the caller's `seconds`; the length of a body is not.
-3. Messages name host and path. Queries are left out: those of signed URLs are secrets.
+1. Private data (Authorization, configured headers, a client certificate) goes only to the origin it is meant for.
+   A redirect to another origin gets none of it, and never leaves TLS.
+2. Every wait is limited by the caller's `seconds`; the length of a body is not.
+3. Messages name host and path. Queries are omitted: those of signed URLs are secrets.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.patience import Broken, Stalled
 from sandboxd.registry.proxies import Proxies
 
-MOST_REDIRECTS = 10
-BUFFER_BYTES = 2 << 20  # read ahead for each connection; aiohttp holds up to twice that
+MAX_REDIRECTS = 10
+BUFFER_BYTES = 2 << 20  # read ahead for each connection; aiohttp buffers up to twice that
 HEADER_BYTES = 64 << 10  # signed URLs in redirects are long
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -34,7 +34,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to ask. `private` headers go to the URL's own origin only; `form` makes it a POST."""
+    """An HTTP request. `private` headers go only to the URL's own origin; `form` is the body of a POST."""
 
     method: str
     url: str = field(repr=False)
@@ -44,7 +44,7 @@ class Request:
 
 
 class Answer:
-    """A response whose body is not read yet; `close` it."""
+    """A response whose body has not been read yet. The caller must `close` it."""
 
     def __init__(self, response: aiohttp.ClientResponse, seconds: float) -> None:
         self._response = response
@@ -53,7 +53,7 @@ class Answer:
         self.where = _shown(response.url)  # scheme, host and path
 
     def header(self, name: str) -> str:
-        """A header's value, "" when it is not there."""
+        """A header's value, "" when it is absent."""
         return self._response.headers.get(name, "")
 
     def headers(self, name: str) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class Answer:
             async with asyncio.timeout(wait):
                 return await self._response.content.readany()
         except TimeoutError as exc:
-            raise Stalled(f"{self.where}: nothing came for {wait:.3g} s") from exc
+            raise Stalled(f"{self.where}: nothing arrived for {wait:.3g} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise Broken(f"{self.where}: the connection broke in the middle of the answer") from exc
 
@@ -81,12 +81,12 @@ class Answer:
         return bytes(data)
 
     def close(self) -> None:
-        """Let go of the connection: kept for the next request if the body was read, closed if not."""
+        """Release the connection: it is reused if the whole body was read, and closed if not."""
         self._response.close() if not self._response.content.at_eof() else self._response.release()
 
 
 class Transport:
-    """Connections of one pull; an async context manager."""
+    """The connections of one pull; an async context manager."""
 
     def __init__(self, proxies: Proxies, user_agent: str) -> None:
         self._proxies = proxies
@@ -116,14 +116,14 @@ class Transport:
             self._session = None
 
     async def send(self, endpoint: Endpoint, request: Request, seconds: float) -> Answer:
-        """Send the request and return the answer's head, redirects followed; `seconds` bounds each wait.
+        """Send the request, follow redirects and return the answer's head; `seconds` limits each wait.
 
-        `endpoint` says how its host is trusted. Raises Broken and Stalled for what may work at the next attempt,
-        Unavailable for a host that cannot be reached, NotReady for certificates that are wrong on either side.
+        `endpoint` says how to trust its host. Raises Broken and Stalled where another attempt may work, Unavailable
+        for a host that cannot be reached, NotReady for invalid certificates on either side.
         """
         url = URL(request.url, encoded=True)
         origin = url.origin()
-        for _ in range(MOST_REDIRECTS):
+        for _ in range(MAX_REDIRECTS):
             home = url.origin() == origin
             answer = await self._send(endpoint, request, url, home=home, seconds=seconds)
             if answer.status not in _REDIRECTS or request.method not in ("GET", "HEAD"):
@@ -131,11 +131,11 @@ class Transport:
             location = answer.header("Location")
             answer.close()
             url = self._next(url, location)
-        raise Unavailable(f"{_shown(url)}: redirected more than {MOST_REDIRECTS} times")
+        raise Unavailable(f"{_shown(url)}: redirected more than {MAX_REDIRECTS} times")
 
     def _next(self, url: URL, location: str) -> URL:
         try:
-            # The URL may be signed: not a character of it may be written in another way.
+            # The URL may be signed, so no character of it may be re-encoded.
             target = url.join(URL(location, encoded=True))
             if not location or target.scheme not in ("http", "https") or not target.host:
                 raise ValueError
@@ -172,7 +172,7 @@ class Transport:
         return Answer(response, seconds)
 
     def _tls(self, endpoint: Endpoint, *, full: bool) -> ssl.SSLContext:
-        """How a server is trusted. Other hosts get the endpoint's authorities, not its exceptions and keys."""
+        """The TLS settings for a host. Only the endpoint itself gets `skip_verify` and its client keys (`full`)."""
         key = (endpoint.ca, endpoint.client if full else (), endpoint.skip_verify and full)
         context = self._contexts.get(key)
         if context is None:
@@ -202,18 +202,18 @@ def _tls_context(
 
 
 def _shown(url: URL) -> str:
-    """A URL fit for messages."""
+    """The URL for messages: without user, password and query."""
     return f"{url.scheme}://{url.host_port_subcomponent or ''}{url.raw_path}"
 
 
 def _meaning(exc: Exception, url: URL, seconds: float) -> SandboxdError:
-    """What a failure to send means, in words that hold no secret."""
+    """Our error for a failure to send, without secrets in its message."""
     host = f"{url.scheme}://{url.host_port_subcomponent or ''}"
     match exc:
         case aiohttp.ClientConnectorCertificateError():
             reason = getattr(exc.certificate_error, "verify_message", "") or "it is not trusted"
             return NotReady(
-                f"{host}: its certificate was refused: {reason}; a private authority is named as ca in hosts.toml"
+                f"{host}: its certificate was refused: {reason}; name a private authority as ca in hosts.toml"
             )
         case aiohttp.ClientConnectorDNSError():
             return Unavailable(f"{host}: the host is unknown ({exc.os_error.strerror or 'no address'})")
@@ -223,12 +223,12 @@ def _meaning(exc: Exception, url: URL, seconds: float) -> SandboxdError:
             reason = getattr(exc.os_error, "reason", None) or "no secure connection"
             return NotReady(f"{host}: TLS failed ({reason})")
         case aiohttp.ClientConnectorError():
-            return Unavailable(f"{host}: cannot be connected to ({exc.os_error.strerror or 'refused'})")
+            return Unavailable(f"{host}: cannot connect ({exc.os_error.strerror or 'refused'})")
         case TimeoutError():
             return Stalled(f"{_shown(url)}: no answer within {seconds:.3g} s")
         case aiohttp.InvalidURL() | ValueError():
-            return Unavailable(f"{host}: not a URL that can be asked")
+            return Unavailable(f"{host}: not a valid URL")
         case aiohttp.ClientResponseError():
-            return Broken(f"{_shown(url)}: what came is not HTTP")
+            return Broken(f"{_shown(url)}: the answer is not HTTP")
         case _:
             return Broken(f"{_shown(url)}: the connection was closed without an answer")

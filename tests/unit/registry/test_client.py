@@ -30,7 +30,7 @@ from sandboxd.registry.patience import Limits
 from tests.fakes.http_server import Asked, Reply, Script, Server, serving
 
 KIND = "application/vnd.oci.image.manifest.v1+json"
-LIMITS = Limits(progress_seconds=2, stall_seconds=0.1, attempts=3, first_delay=0.001, most_delay=0.002)
+LIMITS = Limits(progress_seconds=2, stall_seconds=0.1, attempts=3, first_delay=0.001, max_delay=0.002)
 ME = Credentials(username="me", password="secret")
 BLOB = bytes(range(256)) * 400
 
@@ -154,7 +154,7 @@ async def test_a_server_that_ignores_ranges_is_read_from_the_beginning() -> None
 async def test_silence_is_another_connection_and_then_an_error() -> None:
     silent = Reply(body=BLOB, cut=500, hang=True)
     async with serving(lambda asked: silent) as server, opened(server.host) as repository:
-        with pytest.raises(TimedOut, match="nothing came"):
+        with pytest.raises(TimedOut, match="nothing arrived"):
             await read(repository)
 
     assert len(server.asked) == 3
@@ -173,11 +173,11 @@ async def test_silence_is_another_connection_and_then_an_error() -> None:
         (Reply(status=418), Unavailable, "418"),
         (Reply(status=429), Exhausted, "429"),
         (Reply(status=429, headers={"Retry-After": "1000"}), Exhausted, "1000 s"),
-        (Reply(status=206, body=BLOB, headers={"Content-Range": "bytes 5-9/10"}), Unavailable, "another part"),
+        (Reply(status=206, body=BLOB, headers={"Content-Range": "bytes 5-9/10"}), Unavailable, "another range"),
         (
             Reply(status=206, body=BLOB, headers={"Content-Range": f"bytes {'9' * 5000}-9/10"}),
             Unavailable,
-            "another part",
+            "another range",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from sandboxd.errors import Exhausted, Unavailable
 from sandboxd.registry.patience import Broken, Limits, Patience, Stalled, retry_after
 
-LIMITS = Limits(progress_seconds=60, stall_seconds=20, attempts=4, first_delay=1, most_delay=3, progress_bytes=100)
+LIMITS = Limits(progress_seconds=60, stall_seconds=20, attempts=4, first_delay=1, max_delay=3, progress_bytes=100)
 
 
 class Clock:
