@@ -1,4 +1,4 @@
-"""A real logger process for the tests of the daemon's side of it."""
+"""What the tests of the logger share: its umask, and for the daemon's side a real logger process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd import private
 from sandboxd.logs.process import Places
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    """The one with which the daemon starts the logger, whatever that of the tests is."""
+    before = os.umask(private.UMASK)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
