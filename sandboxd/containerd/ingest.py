@@ -188,6 +188,7 @@ class Ingest:
         """Drop what was written. Idempotent."""
         self.close()
         self._take()
+        self.offset = 0
         try:
             with translate(f"transfer of {self._what}"):
                 await content_pb2_grpc.ContentStub(self._channel).Abort(

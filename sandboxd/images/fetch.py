@@ -73,6 +73,14 @@ class Shared:
     brought: set[str] = field(default_factory=set)  # digests, since there was no pull under way
 
 
+@dataclass(slots=True, kw_only=True)
+class Hold:
+    """A lease in use. `written`: under it is a layer, or a part of one, that another attempt can go on from."""
+
+    lease: str
+    written: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What a reference turned out to be. `chain` leads from the topmost document to the manifest."""
@@ -136,16 +144,16 @@ async def _document(store: ImageStore, repository: Repository, descriptor: Descr
 class Fetch:
     """One image's parts, under one lease."""
 
-    def __init__(self, shared: Shared, repository: Repository, lease: str, at_once: int, report: Report) -> None:
+    def __init__(self, shared: Shared, repository: Repository, hold: Hold, at_once: int, report: Report) -> None:
         self._shared = shared
         self._store = shared.store
         self._repository = repository
-        self._lease = lease
+        self._hold = hold
         self._report = report
         self._large = asyncio.Semaphore(at_once)
         self._small = asyncio.Semaphore(max(at_once, SMALL_AT_ONCE))
-        self._content = Content(shared.store.client, lease)
-        self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, lease)
+        self._content = Content(shared.store.client, hold.lease)
+        self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, hold.lease)
         self._under_way = asyncio.Event()  # layers come, or there are none to come
 
     def _tell(self, stage: Stage, layer: Descriptor, done: int = 0) -> None:
@@ -202,7 +210,7 @@ class Fetch:
         unpacking = Unpacking(
             snapshots=self._snapshots,
             leases=self._store.leases,
-            lease=self._lease,
+            lease=self._hold.lease,
             jobs=self._shared.jobs,
             executor=self._shared.executor,
             memory=self._shared.memory,
@@ -254,16 +262,21 @@ class Fetch:
         async with self._shared.jobs.exclusive(f"blob {blob.digest}"):
             # What may be there already, whole or in part, belongs to our lease when it was asked for.
             ask = blob.digest in self._shared.brought or blob.size > SMALL_BYTES
+            writer: Ingest | None = None
             try:
                 with no_space(f"storing layer {blob.digest}"):
-                    async with ingest.writing(client, self._lease, blob, ask=ask) as writer, self._shared.layers:
+                    async with ingest.writing(client, self._hold.lease, blob, ask=ask) as writer, self._shared.layers:
                         checked = await self._fetch(writer, layer)
+                self._hold.written = True
                 self._shared.brought.add(blob.digest)
                 self._shared.counters.blobs_fetched += 1
             except AlreadyExists:
                 self._shared.counters.blobs_reused += 1
                 checked = CHECKED.items() <= (await self._content.info(blob.digest)).labels.items()
                 self._tell(Stage.EXISTS, blob, blob.size)
+            finally:
+                if writer is not None and writer.offset:  # in part; flushed by now
+                    self._hold.written = True
             if not checked and layer.number >= layer.unpacking.count:
                 await self._examine_stored(layer)
 

@@ -40,11 +40,11 @@ from sandboxd.errors import (
     TimedOut,
     Unavailable,
 )
-from sandboxd.images.fetch import ACCEPT, Counters, Fetch, Found, Shared, find, no_space
+from sandboxd.images.fetch import ACCEPT, Counters, Fetch, Found, Hold, Shared, find, no_space
 from sandboxd.images.store import MANAGED, OWN_DOMAIN, ImageRecord, ImageStore
 from sandboxd.images.unpack import Memory
 from sandboxd.jobs import Jobs
-from sandboxd.model import Progress, Report, Stage, unreported
+from sandboxd.model import Progress, Report, unreported
 from sandboxd.oci.image import is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, reference
@@ -75,14 +75,6 @@ class _Flight:
         self.told[progress.digest] = progress
         for listener in tuple(self.listeners):
             listener(progress)
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A lease in use. `worth_keeping`: there is something under it that another attempt can go on from."""
-
-    lease: str
-    worth_keeping: bool
 
 
 class Pulls:
@@ -241,12 +233,7 @@ class Pulls:
     async def _bring_in(self, name: Reference, repository: Repository, found: Found, report: Report) -> None:
         """Everything that the manifest leads to, into containerd; then the names."""
         async with self._lease(str(name)) as hold:
-
-            def tell(progress: Progress) -> None:
-                hold.worth_keeping = hold.worth_keeping or progress.stage is Stage.FETCH
-                report(progress)
-
-            fetch = Fetch(self._shared, repository, hold.lease, self._at_once, tell)
+            fetch = Fetch(self._shared, repository, hold, self._at_once, report)
             before = replace(self.counters)
             total = sum(layer.size for layer in found.manifest.layers)
             with steps.step("image.content", image=str(name), bytes=total) as step:
@@ -268,7 +255,7 @@ class Pulls:
     # The lease.
 
     @asynccontextmanager
-    async def _lease(self, name: str) -> AsyncIterator[_Hold]:
+    async def _lease(self, name: str) -> AsyncIterator[Hold]:
         """Hold a lease of this reference: the one that an earlier attempt left, or a new one."""
         prefix = f"sandboxd-pull-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
         leases = self._store.leases
@@ -278,7 +265,7 @@ class Pulls:
         usable = [lease for lease in left if lease not in self._leases and _end(lease) > now + KEEP_SECONDS / 2]
         lease = usable[-1] if usable else f"{prefix}{int(now + KEEP_SECONDS):x}-{len(self._leases):x}"
         self._leases.add(lease)
-        hold = _Hold(lease=lease, worth_keeping=bool(usable))
+        hold = Hold(lease=lease, written=bool(usable))
         try:
             if not usable:
                 try:
@@ -290,7 +277,7 @@ class Pulls:
                     yield hold
             except BaseException as exc:
                 error = first_cause(exc) if isinstance(exc, BaseExceptionGroup) else exc
-                if not (hold.worth_keeping and isinstance(error, _WORTH_KEEPING)):
+                if not (hold.written and isinstance(error, _WORTH_KEEPING)):
                     await self._drop([lease, *left], sync=True)
                 raise
             await self._drop([lease, *left], sync=False)
