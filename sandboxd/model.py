@@ -28,7 +28,7 @@ from sandboxd.errors import InvalidRequest, NotFound
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 ID_LENGTH = 64
-_ID_PREFIX = re.compile(r"[0-9a-f]{1,64}\Z")
+_ID_PREFIX = re.compile(rf"[0-9a-f]{{1,{ID_LENGTH}}}\Z")
 
 
 class SandboxState(enum.Enum):

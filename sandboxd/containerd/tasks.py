@@ -175,14 +175,6 @@ class Tasks:
         except NotFound:
             pass
 
-    async def container_ids(self) -> set[str]:
-        """Every container record in our namespace."""
-        with translate("container records"):
-            answer = await self._containers.List(
-                containers_pb2.ListContainersRequest(), metadata=self._meta, timeout=CALL_SECONDS
-            )
-        return {container.id for container in answer.containers}
-
     async def create(
         self, container_id: str, rootfs: Sequence[Mount], *, stdout: str = "", stderr: str = "", stdin: str = "",
         terminal: bool = False,

@@ -322,14 +322,6 @@ class ImageStore:
         """Remove what a `rootfs_changes` that was cut off left in containerd; nothing left is done."""
         await self.leases.delete(_changes_lease(key), sync=True)
 
-    async def rootfs_keys(self) -> set[str]:
-        """The keys of all root file systems that were prepared and not removed."""
-        return {
-            snapshot.name
-            for snapshot in await self.snapshots.list()
-            if snapshot.kind is Kind.ACTIVE and ROOT_LABEL in snapshot.labels
-        }
-
 
 def _changes_lease(key: str) -> str:
     return f"sandboxd-changes-{key}"

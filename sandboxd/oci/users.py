@@ -30,11 +30,6 @@ class UserSpec:
     supplemental_groups: tuple[int, ...] = ()
     strict: bool = False  # SupplementalGroupsPolicy Strict: ignore memberships in the image's /etc/group
 
-    @property
-    def needs_image_files(self) -> bool:
-        """Whether the image's /etc/passwd and /etc/group can affect the result: reading them costs a mount."""
-        return not (self.strict and self.run_as_user is not None and self.run_as_group is not None)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:

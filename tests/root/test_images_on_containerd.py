@@ -23,7 +23,7 @@ from sandboxd.containerd import rootfs
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.content import Content
 from sandboxd.containerd.images import Image
-from sandboxd.containerd.snapshots import Snapshot, Snapshots, Usage
+from sandboxd.containerd.snapshots import Kind, Snapshot, Snapshots, Usage
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, Unavailable
 from sandboxd.images import load
 from sandboxd.images.store import ImageStore
@@ -151,7 +151,7 @@ async def test_a_loaded_image_is_listed_unpacked_and_usable(
     assert rootfs.read(mounts, "bin/busybox") == Path("/bin/busybox").read_bytes()
     assert await store.prepare_rootfs("one", record) == mounts
     assert await store.rootfs("one") == mounts
-    assert await store.rootfs_keys() == {"one"}
+    assert {snapshot.name for snapshot in await store.snapshots.list() if snapshot.kind is Kind.ACTIVE} == {"one"}
     await store.remove_rootfs("one")
     await store.remove_rootfs("one")
     with pytest.raises(NotFound):

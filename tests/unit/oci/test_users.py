@@ -102,13 +102,6 @@ def test_numbers_need_no_files_and_names_say_that_there_are_none() -> None:
         resolve(UserSpec(image_user="0:web"), None, None)
 
 
-def test_files_matter_unless_strict_and_all_in_numbers() -> None:
-    assert UserSpec(run_as_user=1, run_as_group=1).needs_image_files
-    assert UserSpec(run_as_user=1, strict=True).needs_image_files
-    assert UserSpec(image_user="1:1", strict=True).needs_image_files
-    assert not UserSpec(run_as_user=1, run_as_group=1, strict=True).needs_image_files
-
-
 def test_a_context_says_what_is_set_even_when_it_is_zero() -> None:
     zero = cri.Int64Value(value=0)
     context = cri.LinuxContainerSecurityContext(
