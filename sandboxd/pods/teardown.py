@@ -62,12 +62,12 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
     workload = [c.id for c in node.ledger.containers_of(sandbox_id)]
     if workload:
         with steps.step("pod.containers.stop", containers=len(workload)):
-            ends = await asyncio.gather(
+            outcomes = await asyncio.gather(
                 *(_end_container(node, container_id) for container_id in workload), return_exceptions=True
             )
-            for end in ends:
-                if isinstance(end, BaseException):
-                    raise end
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
     with steps.step("pod.pause.stop"):
         await kill(node, sandbox_id)
         await free(node, sandbox_id)
