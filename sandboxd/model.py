@@ -1,4 +1,4 @@
-"""What the daemon remembers: sandboxes, containers and network attachments, and the states computed from them.
+"""What the daemon knows: sandboxes, containers, network attachments and images, and the states computed from them.
 
 Records are immutable; the ledger replaces them. A state is never stored: it follows from the timestamps, so
 that it cannot contradict them.
@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sandboxd.errors import InvalidRequest, NotFound
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -149,6 +150,39 @@ class Attachment:
 
 
 AnyRecord = SandboxRecord | ContainerRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """An image that can be run on this machine; every name that leads to it is in one record."""
+
+    id: str  # digest of the config, "sha256:…"
+    names: tuple[str, ...]  # references in full, tags before digests; empty for an untagged image
+    repo_tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+    size: int  # bytes of manifest, config and compressed layers
+    username: str  # the image's user if it is a name
+    uid: int | None  # the image's user if it is a number
+    pinned: bool  # kubelet's image garbage collection must spare it
+    chain_id: str  # the committed snapshot of all layers, "" without layers
+    config: Mapping[str, Any]  # Entrypoint, Cmd, Env, User, WorkingDir, StopSignal, Volumes, Labels
+    digest: str  # of the manifest for this platform
+    records: tuple[str, ...] = ()  # containerd's names for it
+
+    @property
+    def name(self) -> str:
+        """What records for people call it: a tag, or its id."""
+        return self.repo_tags[0] if self.repo_tags else self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FsInfo:
+    """What unpacked images take, as of `at` (unix nanoseconds)."""
+
+    directory: str  # "" when the snapshotter does not say
+    bytes: int
+    inodes: int
+    at: int
 
 
 class Stage(enum.StrEnum):

@@ -16,10 +16,9 @@ from sandboxd.cni.conf import Choice, NetworkConfig
 from sandboxd.config import Config
 from sandboxd.containerd.snapshots import Mount, Usage
 from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
-from sandboxd.images.store import FsInfo, ImageRecord
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.model import Attachment
+from sandboxd.model import Attachment, FsInfo, ImageRecord
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
 from sandboxd.remembered import Remembered

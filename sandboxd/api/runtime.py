@@ -21,9 +21,8 @@ from sandboxd.config import effective
 from sandboxd.containers import create, remove, start, stop
 from sandboxd.containers.attach import Attaching
 from sandboxd.errors import NotFound, SandboxdError
-from sandboxd.images.store import ImageRecord
 from sandboxd.machine import handlers
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.model import ContainerRecord, ContainerState, ImageRecord, SandboxRecord, SandboxState, find
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc

@@ -8,8 +8,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from sandboxd.images.store import ImageRecord
-from sandboxd.model import Attachment, ContainerRecord, ContainerState, SandboxRecord, SandboxState
+from sandboxd.model import Attachment, ContainerRecord, ContainerState, ImageRecord, SandboxRecord, SandboxState
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
 from sandboxd.steps import PluginExecution, StepRecord

@@ -18,11 +18,10 @@ from sandboxd.containerd.snapshots import Mount
 from sandboxd.containers import declared_volumes, image_mounts
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady
-from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord
+from sandboxd.model import ContainerRecord, ContainerState, ImageRecord, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import cdi, stop_signal, users, validate
 from sandboxd.oci import container as oci_container

@@ -27,8 +27,8 @@ from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snap
 from sandboxd.containerd.images import Image
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.images.store import MANAGED, OWN_DOMAIN, PINNED, ImageRecord, ImageStore
-from sandboxd.model import Progress, Report, Stage, unreported
+from sandboxd.images.store import MANAGED, OWN_DOMAIN, PINNED, ImageStore
+from sandboxd.model import ImageRecord, Progress, Report, Stage, unreported
 from sandboxd.oci import archive, layers
 from sandboxd.oci import image as oci
 from sandboxd.oci.archive import Archive, Blob, ImageContent

@@ -8,8 +8,9 @@ from sandboxd.config import Runtime
 from sandboxd.errors import NotFound, Unavailable
 from sandboxd.images import load
 from sandboxd.images.pull import Pulls
-from sandboxd.images.store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
+from sandboxd.model import ImageRecord
 
 BUILTIN = "builtin"  # made from this machine's own catatonit
 

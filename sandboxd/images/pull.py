@@ -41,10 +41,10 @@ from sandboxd.errors import (
     Unavailable,
 )
 from sandboxd.images.fetch import ACCEPT, Counters, Fetch, Found, Hold, Shared, find, no_space
-from sandboxd.images.store import MANAGED, OWN_DOMAIN, ImageRecord, ImageStore
+from sandboxd.images.store import MANAGED, OWN_DOMAIN, ImageStore
 from sandboxd.images.unpack import Memory
 from sandboxd.jobs import Jobs
-from sandboxd.model import Progress, Report, unreported
+from sandboxd.model import ImageRecord, Progress, Report, unreported
 from sandboxd.oci.image import is_digest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, reference

@@ -18,7 +18,8 @@ from sandboxd import steps
 from sandboxd.containerd import ingest
 from sandboxd.containerd.images import Image
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.images.store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageStore
+from sandboxd.model import ImageRecord
 from sandboxd.oci import image as oci
 from sandboxd.oci import layout
 from sandboxd.oci.image import Descriptor, Index, Manifest

@@ -23,6 +23,7 @@ from sandboxd.containerd.images import Image, Images
 from sandboxd.containerd.leases import Leases
 from sandboxd.containerd.snapshots import ROOT_LABEL, Kind, Mount, Snapshots, Usage
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError
+from sandboxd.model import FsInfo, ImageRecord
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest, Platform
 from sandboxd.registry import reference
@@ -37,39 +38,6 @@ OWN_DOMAIN = "sandboxd.local"  # of names that only sandboxd gives: neither an a
 UNPACK_LEASE_SECONDS = 24 * 3600.0
 CHANGES_LEASE_SECONDS = 3600.0
 _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRecord:
-    """An image that can be run on this machine; every name that leads to it is in one record."""
-
-    id: str  # digest of the config, "sha256:…"
-    names: tuple[str, ...]  # references in full, tags before digests; empty for an untagged image
-    repo_tags: tuple[str, ...]
-    repo_digests: tuple[str, ...]
-    size: int  # bytes of manifest, config and compressed layers
-    username: str  # the image's user if it is a name
-    uid: int | None  # the image's user if it is a number
-    pinned: bool  # kubelet's image garbage collection must spare it
-    chain_id: str  # the committed snapshot of all layers, "" without layers
-    config: Mapping[str, Any]  # Entrypoint, Cmd, Env, User, WorkingDir, StopSignal, Volumes, Labels
-    digest: str  # of the manifest for this platform
-    records: tuple[str, ...] = ()  # containerd's names for it
-
-    @property
-    def name(self) -> str:
-        """What records for people call it: a tag, or its id."""
-        return self.repo_tags[0] if self.repo_tags else self.id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FsInfo:
-    """What unpacked images take, as of `at` (unix nanoseconds)."""
-
-    directory: str  # "" when the snapshotter does not say
-    bytes: int
-    inodes: int
-    at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,11 +24,10 @@ import structlog
 from sandboxd import disclosure, places, steps
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.errors import AlreadyExists, SandboxdError, Unsupported
-from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
-from sandboxd.model import SandboxRecord, SandboxState, sandbox_name
+from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, sandbox_name
 from sandboxd.node import Node
 from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns

@@ -19,9 +19,9 @@ from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.config import Config, Daemon, Handler, Runtime
 from sandboxd.errors import Unavailable
-from sandboxd.images.store import ImageRecord
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
+from sandboxd.model import ImageRecord
 from sandboxd.node import Machine, Network, Node
 from sandboxd.oci.linux import ALL_CAPABILITIES, HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 from sandboxd.containerd.snapshots import Mount, Usage
 from sandboxd.errors import NotFound, Unavailable
-from sandboxd.images.store import FsInfo, ImageRecord, find, user_of
+from sandboxd.images.store import find, user_of
+from sandboxd.model import FsInfo, ImageRecord
 from tests.fakes.points import Points
 
 

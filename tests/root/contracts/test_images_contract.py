@@ -11,7 +11,8 @@ import pytest
 
 from sandboxd.containerd import rootfs
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.images.store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageStore
+from sandboxd.model import ImageRecord
 from sandboxd.node import Images
 from tests.fakes import images as fake
 from tests.fakes.points import Points

@@ -16,9 +16,9 @@ from sandboxd.api.edge import Edge
 from sandboxd.api.host import HostService
 from sandboxd.errors import NotFound
 from sandboxd.images.pull import Pulls
-from sandboxd.images.store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
-from sandboxd.model import Progress, Report, Stage
+from sandboxd.model import ImageRecord, Progress, Report, Stage
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from sandboxd.api import views
-from sandboxd.images.store import ImageRecord
-from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.model import Attachment, AttachmentState, ContainerRecord, ImageRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
 from sandboxd.steps import PluginExecution, StepRecord

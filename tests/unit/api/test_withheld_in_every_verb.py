@@ -38,11 +38,11 @@ from sandboxd.api.runtime import RuntimeService
 from sandboxd.daemon import _log_step
 from sandboxd.errors import NotReady
 from sandboxd.images.pull import Pulls
-from sandboxd.images.store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.machine import facts as machine
-from sandboxd.model import ContainerRecord, SandboxRecord
+from sandboxd.model import ContainerRecord, ImageRecord, SandboxRecord
 from sandboxd.node import Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc

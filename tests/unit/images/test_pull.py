@@ -11,9 +11,9 @@ import pytest
 
 from sandboxd.errors import InvalidRequest, NotFound, Unavailable
 from sandboxd.images.pull import Pulls, credentials_of
-from sandboxd.images.store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
-from sandboxd.model import Progress, Report, Stage
+from sandboxd.model import ImageRecord, Progress, Report, Stage
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry.auth import Credentials
 from sandboxd.registry.client import Registries

@@ -19,7 +19,8 @@ from sandboxd.containerd.images import Image
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.images import save as saving
 from sandboxd.images import store as image_store
-from sandboxd.images.store import ImageRecord, ImageStore
+from sandboxd.images.store import ImageStore
+from sandboxd.model import ImageRecord
 from sandboxd.oci import image as oci
 from sandboxd.oci.archive import Archive
 from sandboxd.oci.image import Descriptor, Platform

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.images.store import ImageRecord, find, user_of
+from sandboxd.images.store import find, user_of
+from sandboxd.model import ImageRecord
 
 
 def record(image_id: str, *tags: str, digest: str = "sha256:" + "f" * 64, **more: Any) -> ImageRecord:

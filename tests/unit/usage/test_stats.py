@@ -12,9 +12,8 @@ import pytest
 
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cgroups.sample import Memory, Pressure, Sample, Stall
-from sandboxd.images.store import FsInfo
 from sandboxd.ledger import Ledger
-from sandboxd.model import ContainerRecord, SandboxRecord
+from sandboxd.model import ContainerRecord, FsInfo, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
