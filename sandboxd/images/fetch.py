@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from sandboxd.containerd import ingest
-from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snapshot_label
+from sandboxd.containerd.content import CHILD_LABEL, child_labels, snapshot_label
 from sandboxd.containerd.ingest import Ingest
-from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, SandboxdError, Unsupported
 from sandboxd.images.examine import Backlog, LayerCheck, WholeCheck
 from sandboxd.images.store import ImageStore
@@ -152,8 +151,8 @@ class Fetch:
         self._report = report
         self._large = asyncio.Semaphore(at_once)
         self._small = asyncio.Semaphore(max(at_once, SMALL_AT_ONCE))
-        self._content = Content(shared.store.client, hold.lease)
-        self._snapshots = Snapshots(shared.store.client, shared.store.snapshots.snapshotter, hold.lease)
+        leased = shared.store.under(hold.lease)
+        self._content, self._snapshots = leased.content, leased.snapshots
         self._under_way = asyncio.Event()  # layers come, or there are none to come
 
     def _tell(self, stage: Stage, layer: Descriptor, done: int = 0) -> None:

@@ -23,11 +23,10 @@ from pathlib import Path
 import structlog
 
 from sandboxd import steps
-from sandboxd.containerd.content import CHILD_LABEL, Content, child_labels, snapshot_label
+from sandboxd.containerd.content import CHILD_LABEL, child_labels, snapshot_label
 from sandboxd.containerd.images import Image
-from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
-from sandboxd.images.store import MANAGED, OWN_DOMAIN, PINNED, ImageStore
+from sandboxd.images.store import MANAGED, OWN_DOMAIN, PINNED, ImageStore, Leased
 from sandboxd.model import ImageRecord, Progress, Report, Stage, unreported
 from sandboxd.oci import archive, layers
 from sandboxd.oci import image as oci
@@ -178,15 +177,15 @@ async def _bring_in(
     total = sum(content.size for content in contents)
     async with store.leases.held("import", seconds=LEASE_SECONDS) as lease:
         with steps.step("image.store", bytes=total) as step:
-            written = await _store(store, lease, contents, _counter(Stage.STORE, total, report))
+            leased = store.under(lease)
+            written = await _store(leased, contents, _counter(Stage.STORE, total, report))
             step.note(new_blobs=written)
         with steps.step("image.unpack") as step:
-            snapshots = Snapshots(store.client, store.snapshots.snapshotter, lease)
             total = sum(blob.descriptor.size for content in contents for blob in content.layers)
             count = _counter(Stage.UNPACK, total, report)
             for content in contents:
                 descriptors = [blob.descriptor for blob in content.layers]
-                await snapshots.unpack(descriptors, content.parsed.diff_ids, count)
+                await leased.snapshots.unpack(descriptors, content.parsed.diff_ids, count)
             step.note(layers=sum(len(content.layers) for content in contents))
         with steps.step("image.name"):
             # containerd keeps only what has a name: an untagged image is named by its id.
@@ -195,17 +194,14 @@ async def _bring_in(
     await store.refresh()
 
 
-async def _store(
-    store: ImageStore, lease: str, contents: Sequence[ImageContent], count: Callable[[int], None]
-) -> int:
+async def _store(leased: Leased, contents: Sequence[ImageContent], count: Callable[[int], None]) -> int:
     """Write all blobs, children before the documents whose labels keep them; return how many were new."""
-    content_store = Content(store.client, lease)
     written = 0
     done: set[str] = set()  # images may share layers, and an archive may have many of them
     for content in contents:
         kept: list[tuple[Blob, Mapping[str, str]]] = [(blob, {}) for blob in content.layers]
         snapshot = content.parsed.chain_id
-        kept.append((content.config, snapshot_label(store.snapshots.snapshotter, snapshot) if snapshot else {}))
+        kept.append((content.config, snapshot_label(leased.snapshots.snapshotter, snapshot) if snapshot else {}))
         children = tuple(blob.descriptor for blob in content.layers)
         labels: Mapping[str, str] = child_labels(content.config.descriptor, children)
         for document in (content.manifest, *reversed(content.indexes)):
@@ -217,7 +213,7 @@ async def _store(
                 continue
             done.add(blob.descriptor.digest)
             with blob.open() as file:
-                written += await content_store.write(blob.descriptor, file, labels, count)
+                written += await leased.content.write(blob.descriptor, file, labels, count)
     return written
 
 

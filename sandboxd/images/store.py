@@ -41,6 +41,14 @@ _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """Content and snapshots that a lease keeps as long as they have no name."""
+
+    content: Content
+    snapshots: Snapshots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Parsed:
     """What an image record's target was found to be; it cannot change."""
 
@@ -79,6 +87,11 @@ class ImageStore:
         self._view = _View()
         self._usage: dict[str, Usage] = {}
         self._fs = FsInfo(directory="", bytes=0, inodes=0, at=0)
+
+    def under(self, lease: str) -> Leased:
+        """The store's content and snapshots under a lease that exists."""
+        snapshots = Snapshots(self.client, self.snapshots.snapshotter, lease)
+        return Leased(content=Content(self.client, lease), snapshots=snapshots)
 
     # Reads: from memory.
 
@@ -229,7 +242,7 @@ class ImageStore:
             raise NotFound(f"image {image.id} was removed; load or pull it again")
         with steps.step("image.unpack", image=image.id, layers=len(parsed.manifest.layers)):
             async with self.leases.held("unpack", seconds=UNPACK_LEASE_SECONDS) as lease:
-                leased = Snapshots(self.client, self.snapshots.snapshotter, lease)
+                leased = self.under(lease).snapshots
                 chain_id = await leased.unpack(parsed.manifest.layers, parsed.config.diff_ids)
                 await self.content.set_labels(image.id, snapshot_label(leased.snapshotter, chain_id))
 
@@ -281,8 +294,8 @@ class ImageStore:
         await self.forget_changes(key)
         try:
             await self.leases.create(_changes_lease(key), seconds=CHANGES_LEASE_SECONDS)
-            leased = Snapshots(self.client, self.snapshots.snapshotter, _changes_lease(key))
-            await self.content.copy(await leased.diff(key, oci.OCI_LAYER), file)
+            leased = self.under(_changes_lease(key))
+            await self.content.copy(await leased.snapshots.diff(key, oci.OCI_LAYER), file)
         finally:
             await self.forget_changes(key)
 
