@@ -1,7 +1,7 @@
 """sandboxd: a CRI-compatible pod sandbox daemon over containerd and CNI that shows what it does.
 
 The map, top to bottom; imports go down only and siblings on a line are blind to each other (.importlinter and
-tests/unit/test_architecture.py keep it so). P marks pure modules: no IO, no clock, no environment, no async.
+tests/unit/architecture keep it so). P marks pure modules: no IO, no clock, no environment, no async.
 
     __main__                 `sandboxd serve | config | check`
     daemon                   the composition root: build each object once, recover, serve, notify, drain
