@@ -26,15 +26,20 @@ from sandboxd.foreign_json import shown
 from sandboxd.model import Progress, Report, Stage, unreported
 from sandboxd.oci import image, layers
 from sandboxd.oci.archive_files import Files, Opener, inside
-from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest, Platform
+from sandboxd.oci.image import (
+    NAME_ANNOTATION,
+    REF_ANNOTATION,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+)
 from sandboxd.oci.layers import Stopped
 
 MAX_IMAGES = 1_000
 MAX_NAMES = 10_000  # of all images
 MAX_NESTING = 4  # indexes in indexes
-
-NAME_ANNOTATION = "io.containerd.image.name"  # a name in full
-REF_ANNOTATION = "org.opencontainers.image.ref.name"  # a name, or only its tag
 
 _HEX_IN_PATH = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?$")
 

@@ -39,6 +39,10 @@ LAYERS = tuple(
     for compression in compressions
 )
 
+# Annotations of an entry in an archive's index.
+NAME_ANNOTATION = "io.containerd.image.name"  # a name in full
+REF_ANNOTATION = "org.opencontainers.image.ref.name"  # a name, or only its tag
+
 MAX_MANIFEST_BYTES = 4 << 20  # what registries accept
 MAX_CONFIG_BYTES = 8 << 20
 MAX_LAYERS = 500  # overlayfs stacks no more

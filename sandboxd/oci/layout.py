@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxd.oci.archive import NAME_ANNOTATION, REF_ANNOTATION
-from sandboxd.oci.image import OCI_INDEX, Descriptor, Manifest
+from sandboxd.oci.image import NAME_ANNOTATION, OCI_INDEX, REF_ANNOTATION, Descriptor, Manifest
 
 LAYOUT = ("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
 BLOCK_BYTES = 512  # of a tar

@@ -1,4 +1,4 @@
-"""A pure module only computes: its answer depends on its arguments alone."""
+"""A pure module only computes: its answer depends on its arguments alone, and so does what it imports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.unit.architecture.source import MODULES, text, uses, within, words
+from tests.unit.architecture.source import MODULES, text, tree, uses, within, words
 
 # No IO, no clock, no environment, no async, no threads, no chance: the answer depends on the arguments alone.
 PURE = words(
@@ -18,7 +18,7 @@ PURE = words(
     cgroups.sample
     registry.auth registry.hosts registry.reference
     streaming.channels streaming.portforward streaming.remotecommand streaming.spdy streaming.spdy_headers
-    streaming.tokens streaming.upgrade streaming.websocket
+    streaming.streams streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
     pods.reconcile
     api.views api.withheld
@@ -68,6 +68,82 @@ def test_a_pure_module_does_nothing_but_compute(name: str) -> None:
 
 def test_planned_modules_are_not_there_yet() -> None:
     assert not PLANNED & set(MODULES), "written by now: take them out of PLANNED"
+
+
+def impure_imports(source: str) -> list[str]:
+    """What a pure module must not take from the package's other modules, as "line: name".
+
+    All of a pure module and of the generated messages may be taken, and of any other its records: a frozen dataclass
+    or an enumeration says what the caller found out, and finds out nothing itself.
+    """
+    return [
+        f"{line}: {name}"
+        for line, name in uses(ast.parse(source))
+        if within(name, frozenset({"sandboxd"}))
+        and not within(name, frozenset({"sandboxd.pb"}) | {f"sandboxd.{pure}" for pure in PURE})
+        and not is_record(name)
+    ]
+
+
+def is_record(name: str) -> bool:
+    """Whether a full name is that of a record, or of something on it."""
+    parts = name.removeprefix("sandboxd.").split(".")
+    for depth in range(1, len(parts)):
+        if (module := ".".join(parts[:depth])) in MODULES:
+            return parts[depth] in records(module)
+    return False
+
+
+def records(module: str) -> set[str]:
+    classes = [node for node in tree(module).body if isinstance(node, ast.ClassDef)]
+    return {
+        node.name
+        for node in classes
+        if any(ast.unparse(base).endswith("Enum") for base in node.bases)
+        or any("frozen=True" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(PURE - PLANNED))
+def test_a_pure_module_imports_nothing_impure(name: str) -> None:
+    """It would be as pure as what it calls."""
+    assert impure_imports(text(name)) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from sandboxd import jobs",
+        "from sandboxd import a_new_module",
+        "import sandboxd.netns",
+        "import sandboxd.netns as n\nn.create()",
+        "from sandboxd.jobs import Jobs",
+        "from sandboxd.steps import step",
+        "from sandboxd.config import Config, load",
+        "from sandboxd.cni import conf, invoker",
+        "from sandboxd.cgroups.kernel import Cgroups",
+        "from sandboxd.a_new_room.module import Thing",
+        "def f():\n    from sandboxd.pods import run",
+        "import sandboxd",
+    ],
+)
+def test_a_planted_impure_import_is_seen(planted: str) -> None:
+    assert impure_imports(planted)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "from sandboxd import errors",
+        "import sandboxd.errors",
+        "from sandboxd.errors import NotFound\nNotFound.code",
+        "from sandboxd.pb.cri.v1 import api_pb2 as cri\ncri.Mount()",
+        "from sandboxd.config import Config\nConfig.daemon",
+        "from sandboxd.steps import StepRecord",
+    ],
+)
+def test_messages_records_and_what_is_pure_may_be_imported(harmless: str) -> None:
+    assert impure_imports(harmless) == []
 
 
 @pytest.mark.parametrize(
