@@ -1,6 +1,6 @@
-"""Channels over one WebSocket: each message begins with the number of the channel that it belongs to.
+"""Channels over one WebSocket: each message begins with the number of its channel.
 
-Two ways of writing it (the Kubernetes `channel.k8s.io` family): binary, where the first byte is the number, and
+There are two encodings (the Kubernetes `channel.k8s.io` family): binary, where the first byte is the number, and
 `base64.`, where it is an ASCII digit and the rest of the message is base64, so that the message is text.
 """
 
@@ -17,8 +17,7 @@ class BadMessage(ValueError):
 
 
 class ChannelReader:
-    """Takes messages apart, in whatever fragments they arrive; nothing of a message is held back but up to three
-    characters of base64."""
+    """Splits messages into channel and data, fragment by fragment. Holds back at most three characters of base64."""
 
     def __init__(self, *, base64_text: bool) -> None:
         self._base64 = base64_text
@@ -27,15 +26,15 @@ class ChannelReader:
         self._first = True
 
     def read(self, fragment: bytes, *, last: bool) -> tuple[int | None, bytes]:
-        """The channel and the data in this fragment; no channel if the message has not told it yet.
+        """The channel and the data in this fragment; the channel is None until the message's first byte.
 
-        `last` says that the message ends here. Raises BadMessage.
+        `last`: the message ends here. Raises BadMessage.
         """
         if self._first and fragment:
             self._first = False
             number = fragment[0] - ord("0") if self._base64 else fragment[0]
             if number < 0:
-                raise BadMessage(f"a message begins with byte {fragment[0]}, which is no channel")
+                raise BadMessage(f"a message begins with byte {fragment[0]}, which is not a channel")
             self._channel, fragment = number, fragment[1:]
         channel, data = self._channel, self._decode(fragment, last=last) if self._base64 else fragment
         if last:

@@ -1,8 +1,8 @@
 """Port-forward: any number of connections into one pod over one link.
 
-Every connection is a task of its own; one that fails tells its error stream and ends alone. A connection whose
-target does not read holds up the others of the same client once its inbox is full, because SPDY as its clients
-speak it has no flow control of a single stream.
+Every connection has its own task; one that fails reports that on its error stream, and the others go on. A
+connection whose target does not read blocks the others of the same client once its inbox is full, because SPDY as
+its clients use it has no flow control per stream.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import asyncio
 
 from sandboxd.errors import InvalidRequest, SandboxdError
 from sandboxd.streaming.inbox import Inbox
-from sandboxd.streaming.link import READ, Broken, Gone, Idle, Link, first_leaf
+from sandboxd.streaming.link import READ_BYTES, Broken, Gone, Idle, Link, first_leaf
 from sandboxd.streaming.portforward import Pair, Pairing
 from sandboxd.streaming.sessions import PortForwardRequest
 from sandboxd.streaming.streams import Data, Event, StreamOpened, StreamReset
 
 
 class Forwarding:
-    """One client's port-forward, from the upgrade to the goodbye."""
+    """One client's port-forward, from the upgrade to the close."""
 
     def __init__(self, link: Link, request: PortForwardRequest, *, connections: int | None = None) -> None:
-        """`connections`: so many are there from the start, and the session ends with the last of them."""
+        """`connections`: the fixed number of connections, after which the session ends; None for any number."""
         self.link = link
         self._request = request
         self._connections = connections
@@ -33,7 +33,7 @@ class Forwarding:
         self.inboxes: dict[int, Inbox] = {}  # by data stream
 
     async def run(self) -> str:
-        """Serve the client until it leaves. Returns why it ended, for the log."""
+        """Serve the client until it disconnects. Returns why the session ended, for the log."""
         try:
             ended = await self._attended()
         except asyncio.CancelledError:
@@ -52,12 +52,12 @@ class Forwarding:
     async def _attended(self) -> Gone | Broken | Idle | str:
         try:
             async with asyncio.TaskGroup() as group:
-                beside = [
+                watchers = [
                     group.create_task(self.link.read(lambda event: self._handle(event, group))),
                     group.create_task(self.link.watch_idle()),
                 ]
                 await self._all_done.wait()
-                for task in beside:
+                for task in watchers:
                     task.cancel()
         except BaseExceptionGroup as errors:
             match first_leaf(errors):
@@ -125,7 +125,7 @@ class Forwarding:
     def _drop_inbox(self, data: int) -> None:
         inbox = self.inboxes.pop(data, None)
         if inbox is not None:
-            inbox.discard()  # whoever is putting must not wait for ever
+            inbox.discard()  # a pending put must not wait forever
 
     async def _forward(self, pair: Pair) -> None:
         mux = self.link.mux
@@ -137,12 +137,12 @@ class Forwarding:
                 self.link.push()
                 await self._close(writer)
             finally:
-                # A target that does not read would keep the connection, and what is buffered for it, for ever.
+                # A target that does not read would keep the connection and its buffered data forever.
                 writer.transport.abort()
         except (SandboxdError, OSError) as exc:
             await self._fail(pair, exc)
         finally:
-            # Also after the client gave the data stream up: it waits for the end of the error stream.
+            # Also after the client has reset the data stream: it waits for the end of the error stream.
             mux.send_data(pair.data, b"", fin=True)
             mux.send_data(pair.error, b"", fin=True)
             self.link.push()
@@ -152,7 +152,7 @@ class Forwarding:
         try:
             async with asyncio.timeout(self.link.limits.linger):
                 await writer.wait_closed()
-        except OSError:  # TimeoutError is one too
+        except OSError:  # includes TimeoutError
             pass
 
     async def _fail(self, pair: Pair, error: Exception) -> None:
@@ -165,7 +165,7 @@ class Forwarding:
         try:
             async with asyncio.TaskGroup() as group:
                 upward = group.create_task(_pour(self.inboxes[pair.data], writer))
-                while data := await reader.read(READ):
+                while data := await reader.read(READ_BYTES):
                     await self.link.send(pair.data, data)
                 await self.link.send(pair.data, b"", fin=True)
                 await asyncio.wait({upward}, timeout=self.link.limits.half_closed)
@@ -175,7 +175,7 @@ class Forwarding:
 
 
 async def _pour(inbox: Inbox, writer: asyncio.StreamWriter) -> None:
-    """Client to target, up to the client's end of data, which the target sees as such."""
+    """Copy from client to target; the client's end of data closes the target's input."""
     try:
         while data := await inbox.take():
             writer.write(data)
@@ -183,5 +183,5 @@ async def _pour(inbox: Inbox, writer: asyncio.StreamWriter) -> None:
         if writer.can_write_eof():
             writer.write_eof()
     except OSError:
-        # The target takes no more; it may still have something to say, and its reader tells how it ended.
+        # The target no longer reads, but may still send; the task that reads from it sees how the connection ends.
         inbox.discard()

@@ -1,19 +1,19 @@
-"""Bytes between the connection, which must not be read too far, and whoever takes them."""
+"""The buffer between a connection, which must not be read too far ahead, and the consumer of its data."""
 
 from __future__ import annotations
 
 import asyncio
 
-LIMIT = 256 * 1024  # bytes waiting before the connection is no longer read
+LIMIT_BYTES = 256 * 1024  # waiting, after which the connection is not read
 
 
 class Inbox:
     """A bounded queue of bytes with one writer and one reader.
 
-    It holds less than `limit` and one piece more. `size` and `peak` are its bytes now and at most so far.
+    It holds less than `limit` bytes plus one piece. `size` is the number of bytes now, `peak` the largest so far.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = LIMIT_BYTES) -> None:
         self._limit = limit
         self._pieces: list[bytes] = []
         self._filled = asyncio.Event()  # something to take, or the end
@@ -25,7 +25,7 @@ class Inbox:
         self.peak = 0
 
     async def put(self, data: bytes) -> None:
-        """Add data once there is room. After `close` and `discard` it is dropped at once."""
+        """Add data once there is room. After `close` or `discard` data is dropped at once."""
         await self._room.wait()
         if self._closed or self._discarding or not data:
             return
@@ -37,7 +37,7 @@ class Inbox:
             self._room.clear()
 
     async def take(self) -> bytes:
-        """Everything that waits, as soon as there is any; b"" is the end."""
+        """All waiting data, once there is any; b"" is the end."""
         await self._filled.wait()
         data = b"".join(self._pieces)
         self._pieces.clear()
@@ -48,12 +48,12 @@ class Inbox:
         return data
 
     def close(self) -> None:
-        """Nothing more will be put; what waits can still be taken."""
+        """End the data; what is waiting can still be taken."""
         self._closed = True
         self._filled.set()
 
     def discard(self) -> None:
-        """Nobody will take any more: drop what waits and all that comes."""
+        """Drop what is waiting and all further data: there is no reader any more."""
         self._discarding = True
         self._pieces.clear()
         self.size = 0

@@ -1,9 +1,9 @@
 """One client's TCP connection: bytes to events, stream data to bytes, and everything that can end it.
 
-Reading waits for whoever handles an event, writing for the client: that is the back-pressure, in both directions.
-A connection that is not read does not tell that the client has hung up, so the kernel is asked for that separately.
-It knows unless the client left data behind that it could not deliver; then, and when a machine vanishes, it is the
-TCP keepalive that finds out.
+Reading waits for the handler of an event, and writing waits for the client: that is the back-pressure, in both
+directions. While the connection is not read, a hang-up of the client goes unnoticed, so epoll watches for it. The
+kernel does not report it while undelivered data of the client is outstanding, or when a machine vanishes; TCP
+keepalive detects these.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from typing import Any
 
 from sandboxd.streaming.streams import Event, GoneAway, Multiplexer, ProtocolError
 
-READ = 64 * 1024  # bytes at a time
-MOST_REPLIES = 256 * 1024  # bytes of pongs and resets that may wait for the client before reading waits for it too
+READ_BYTES = 64 * 1024  # at a time
+MAX_REPLY_BYTES = 256 * 1024  # of unsent pongs and resets; beyond that, reading waits for the client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long things may take, in seconds, and how many connections and sessions there may be."""
+    """Time limits in seconds, and the maximum numbers of connections and sessions."""
 
     head: float = 10.0  # for the HTTP request to arrive
     streams: float = 30.0  # for the client to open the streams that it needs
     idle: float = 4 * 3600.0  # without a byte in either direction
-    silence: float = 5.0  # of a process that has ended, before its output counts as ended too
-    linger: float = 5.0  # for the client to take what is left and hang up; for its last input once it has
+    silence: float = 5.0  # after a process has ended, before its output counts as ended too
+    linger: float = 5.0  # for the client to read the rest and hang up, and for its last input after that
     half_closed: float = 1.0  # for a client to finish after the pod's side of a forwarded connection has
-    strangers: int = 256  # connections that have not shown a token yet; of more, the oldest is closed
+    strangers: int = 256  # connections that have not presented a token yet; beyond that, the oldest is closed
     sessions: int = 1000
     token: float = 60.0
     tokens: int = 1000
 
 
 class Gone(Exception):
-    """The client has left, or the connection to it is lost."""
+    """The client has disconnected, or the connection is lost."""
 
 
 class Broken(Exception):
@@ -46,7 +46,7 @@ class Broken(Exception):
 
 
 class Idle(Exception):
-    """Nothing has moved for too long."""
+    """Nothing was sent or received for too long."""
 
 
 def first_leaf(errors: BaseExceptionGroup[Any]) -> BaseException:
@@ -83,18 +83,18 @@ class Link:
 
     @property
     def unsent(self) -> int:
-        """Bytes that were written and that the kernel has not taken yet."""
+        """Bytes that were written and that the kernel has not accepted yet."""
         return self._writer.transport.get_write_buffer_size()
 
     async def read(self, handle: Callable[[Event], Awaitable[None]]) -> None:
-        """Hand every event to `handle`, one after the other. Ends only by raising Gone or Broken."""
+        """Pass every event to `handle`, one after the other. Ends only by raising Gone or Broken."""
         watch = _HangUpWatch(self._writer, self._on_hang_up)
         try:
             await self._handle(self.mux.begin(), handle)
             data = self._received
             while True:
                 await self._handle(self.mux.receive_data(data), handle)
-                data = await self._reader.read(READ)
+                data = await self._reader.read(READ_BYTES)
                 if not data:
                     await self._handle(self.mux.receive_eof(), handle)
                     raise Gone("the client closed the connection")
@@ -106,13 +106,13 @@ class Link:
 
     async def send(self, stream: int, data: bytes, *, fin: bool = False) -> None:
         """Send on a stream, at the speed of the client. Raises Gone."""
-        for start in range(0, len(data) or 1, READ):
-            self.mux.send_data(stream, data[start : start + READ], fin=fin and start + READ >= len(data))
+        for start in range(0, len(data) or 1, READ_BYTES):
+            self.mux.send_data(stream, data[start : start + READ_BYTES], fin=fin and start + READ_BYTES >= len(data))
             await self.flush()
         self._moved = self._loop.time()
 
     async def flush(self) -> None:
-        """Write what the multiplexer has queued; wait while the client is behind. Raises Gone."""
+        """Write what the multiplexer has queued, and wait while the client is behind. Raises Gone."""
         self.push()
         try:
             await self._writer.drain()
@@ -126,7 +126,7 @@ class Link:
             self._writer.write(data)
 
     async def watch_idle(self) -> None:
-        """Raises Idle once nothing has moved for the limit."""
+        """Raise Idle once nothing was sent or received for `limits.idle`."""
         while True:
             left = self._moved + self.limits.idle - self._loop.time()
             if left <= 0:
@@ -134,9 +134,9 @@ class Link:
             await asyncio.sleep(left)
 
     async def finish(self, reason: str = "") -> None:
-        """End the connection so that the client gets everything that was sent: say goodbye, wait for it to hang up.
+        """Close gracefully, so that the client gets everything that was sent: send the close, wait for its hang-up.
 
-        Closing at once would throw away what is on its way, because unread input turns the close into a reset.
+        Closing at once would discard data in transit, because unread input turns the close into a reset.
         """
         self.mux.close(reason)
         try:
@@ -144,7 +144,7 @@ class Link:
                 await self.flush()
                 if self._writer.can_write_eof():
                     self._writer.write_eof()
-                while data := await self._reader.read(READ):
+                while data := await self._reader.read(READ_BYTES):
                     if any(isinstance(event, GoneAway) for event in self.mux.receive_data(data)):
                         break
         except (Gone, OSError, TimeoutError):
@@ -152,7 +152,7 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        """End the connection; what was written is still sent, if the client takes it soon."""
+        """Close the connection; what was written is still sent, if the client reads it soon."""
         self._writer.close()
 
     async def _handle(self, events: list[Event], handle: Callable[[Event], Awaitable[None]]) -> None:
@@ -169,11 +169,11 @@ class Link:
                 async with asyncio.timeout(self.limits.linger if self._hung_up else None) as self._blocked:
                     await handle(event)
             except TimeoutError as exc:
-                raise Gone("the client hung up while its data waited to be taken") from exc
+                raise Gone("the client hung up before its data was consumed") from exc
             finally:
                 self._blocked = None
         self.push()
-        if self.unsent > MOST_REPLIES:
+        if self.unsent > MAX_REPLY_BYTES:
             await self.flush()
 
     def _on_hang_up(self) -> None:
@@ -183,7 +183,7 @@ class Link:
 
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    """A client that answers no more is lost after a minute."""
+    """Detect a client that no longer responds after a minute."""
     connection = writer.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -192,9 +192,9 @@ def _keep_alive(writer: asyncio.StreamWriter) -> None:
 
 
 class _HangUpWatch:
-    """Calls back once when the other end of a TCP connection has been closed, whether or not anybody reads.
+    """Calls back once when the other end of a TCP connection is closed, also while the connection is not read.
 
-    epoll(7) reports EPOLLRDHUP also with unread data, and an epoll descriptor can itself be watched by the loop.
+    epoll(7) reports EPOLLRDHUP even with unread data, and the event loop can watch an epoll descriptor.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, callback: Callable[[], None]) -> None:

@@ -1,8 +1,8 @@
-"""Port-forward: which two streams make one connection, to which port.
+"""Port-forward: which two streams form a connection, and to which port.
 
 Source: k8s.io/cri-streaming v0.37, portforward. Over SPDY (`portforward.k8s.io`), also tunnelled through a WebSocket,
-a client opens an error and a data stream for each connection and names in their headers the port and, if it is not
-very old, a request id that both share. Over WebSocket channels the ports are those of the CRI request: the i-th
+a client opens an error and a data stream for each connection. Their headers name the port and, except in very old
+clients, a request id that both share. Over WebSocket channels the ports are those of the CRI request: the i-th
 connection has channel 2i for data and 2i+1 for its error, and each begins with the port in two bytes.
 """
 
@@ -22,7 +22,7 @@ WEBSOCKET_PROTOCOLS = TUNNEL_PROTOCOLS + CHANNEL_PROTOCOLS
 PORT = "port"
 REQUEST_ID = "requestid"
 
-MOST_CHANNEL_PORTS = 100  # one message's channel number is a byte, and 255 means something else
+MAX_CHANNEL_PORTS = 100  # a channel number is one byte, and 255 has another meaning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +42,21 @@ class _Half:
 
 
 class Pairing:
-    """Puts the streams of one client together."""
+    """Pairs the streams of one client."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Half] = {}
 
     def add(self, stream: int, headers: Mapping[str, str]) -> tuple[str, Pair | None]:
-        """The request that the stream belongs to, and the pair that it completes.
+        """The request that the stream belongs to, and the pair if the stream completes it.
 
-        Raises InvalidRequest if the headers name no kind, no usable port, or a half that is already there.
+        Raises InvalidRequest if the headers lack a valid kind or port, or the request already has such a stream.
         """
         kind = headers.get(STREAM_TYPE, "")
         if kind not in ("data", "error"):
-            raise InvalidRequest(f"stream type {kind[:60]!r}: port-forward knows data and error")
+            raise InvalidRequest(f"stream type {kind[:60]!r}: port-forward uses data and error")
         port = _port(headers.get(PORT, ""))
-        # Without a request id the client is one that opens error, then data, under neighbouring ids.
+        # Clients without request ids open error, then data, with consecutive ids.
         request = headers.get(REQUEST_ID) or str(stream if kind == "error" else stream - 2)
         half = self._waiting.get(request) or _Half(port)
         if half.port != port or getattr(half, kind) is not None:
@@ -69,7 +69,7 @@ class Pairing:
         return request, Pair(port=port, data=half.data, error=half.error)
 
     def drop(self, request: str) -> tuple[int | None, int | None]:
-        """Forget a request that is not complete; its data stream and its error stream, as far as they came."""
+        """Forget an incomplete request and return its data and error streams, None for one that is not open."""
         half = self._waiting.pop(request, None)
         return (half.data, half.error) if half else (None, None)
 
@@ -80,13 +80,13 @@ class Pairing:
 
 
 def channel_headers(ports: Sequence[int]) -> dict[int, dict[str, str]]:
-    """The channels of a WebSocket, each with the headers that a SPDY client would have given its stream.
+    """The channels of a WebSocket, each with the headers that the stream would have over SPDY.
 
-    Raises InvalidRequest without ports, or with more than fit.
+    Raises InvalidRequest without ports, or with too many.
     """
-    if not 0 < len(ports) <= MOST_CHANNEL_PORTS:
+    if not 0 < len(ports) <= MAX_CHANNEL_PORTS:
         raise InvalidRequest(
-            f"{len(ports)} ports in the PortForward request: WebSocket channels take 1 to {MOST_CHANNEL_PORTS}"
+            f"{len(ports)} ports in the PortForward request: WebSocket channels take 1 to {MAX_CHANNEL_PORTS}"
         )
     return {
         2 * index + offset: {STREAM_TYPE: kind, PORT: str(port), REQUEST_ID: str(index)}
@@ -96,7 +96,7 @@ def channel_headers(ports: Sequence[int]) -> dict[int, dict[str, str]]:
 
 
 def port_prefix(port: int) -> bytes:
-    """What each WebSocket channel of a connection begins with."""
+    """The first bytes on each WebSocket channel of a connection."""
     return port.to_bytes(2, "little")
 
 

@@ -1,4 +1,4 @@
-"""What exec and attach clients and servers agree on: protocols, streams, sizes, outcomes.
+"""The protocols of exec and attach: versions, streams, terminal sizes, outcomes.
 
 Source: the `channel.k8s.io` protocol family of Kubernetes (k8s.io/cri-streaming and k8s.io/streaming, v0.37).
 
@@ -9,7 +9,7 @@ Source: the `channel.k8s.io` protocol family of Kubernetes (k8s.io/cri-streaming
     v4    SPDY, WebSocket  the same                                  a JSON Status, with the exit code
     v5    WebSocket        the same; stdin can be half-closed        the same
 
-SPDY clients open the streams that they want and name them in a header; on WebSocket each has its fixed channel.
+SPDY clients open the streams that they need and name them in a header; on WebSocket each has a fixed channel.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ WEBSOCKET_PROTOCOLS: Mapping[str, int] = {
     "channel.k8s.io": 1,
     "base64.channel.k8s.io": 1,
 }
-UNNAMED_VERSION = 1  # of a client that offers no protocol at all
+UNNAMED_VERSION = 1  # for a client that offers no protocol at all
 
 CHANNELS: Mapping[int, str] = {0: "stdin", 1: "stdout", 2: "stderr", 3: "error", 4: "resize"}
 
-_MOST_RESIZE = 4096  # bytes of one resize message
+_MAX_RESIZE_BYTES = 4096  # of one resize message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """What the CRI request asked for."""
+    """The streams that the CRI request asks for."""
 
     stdin: bool = False
     stdout: bool = False
@@ -69,7 +69,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """There was no process, or its fate is unknown."""
+    """There was no process, or its exit code is unknown."""
 
     message: str
 
@@ -78,45 +78,45 @@ Outcome = Exited | Failed
 
 
 def check(streams: Streams) -> None:
-    """Refuse what the CRI forbids (ExecRequest, AttachRequest). Raises InvalidRequest."""
+    """Raise InvalidRequest for combinations that CRI forbids (ExecRequest, AttachRequest)."""
     if streams.tty and streams.stderr:
         raise InvalidRequest("tty and stderr exclude each other: a terminal has one output; ask for stdout only")
     if not (streams.stdin or streams.stdout or streams.stderr):
-        raise InvalidRequest("no stream was asked for: set at least one of stdin, stdout and stderr")
+        raise InvalidRequest("no stream was requested: set at least one of stdin, stdout and stderr")
 
 
 def offered(values: Iterable[str]) -> tuple[str, ...]:
-    """The protocols in these header values, most wanted first."""
+    """The protocols in these header values, in order of preference."""
     return tuple(name for value in values for part in value.split(",") if (name := part.strip()))
 
 
 def choose(client: Sequence[str], server: Iterable[str]) -> str | None:
-    """The first of the client's protocols that the server has too."""
-    known = frozenset(server)
-    return next((name for name in client if name in known), None)
+    """The first of the client's protocols that the server supports."""
+    supported = frozenset(server)
+    return next((name for name in client if name in supported), None)
 
 
 def expected(version: int, streams: Streams, *, websocket: bool = False) -> frozenset[str]:
-    """The streams that a client of this version has: opened by it over SPDY, fixed channels over WebSocket."""
-    wanted = {
+    """The streams of a client of this version: it opens them over SPDY, and has fixed channels over WebSocket."""
+    needed = {
         "error": True,
         "stdin": streams.stdin,
         "stdout": streams.stdout,
         "stderr": streams.stderr and not streams.tty,
         "resize": streams.tty and (websocket or version >= 3),
     }
-    return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+    return frozenset(name for name, is_needed in needed.items() if is_needed)
 
 
 class StreamSet:
-    """The streams of one session as they arrive."""
+    """The streams of one session, recorded as they are opened."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
         self._ids: dict[str, int] = {}
 
     def add(self, stream: int, headers: Mapping[str, str]) -> str | None:
-        """The name under which the stream was taken; None if nobody waits for it (any more)."""
+        """Record a stream and return its name; None if it is not expected, or was opened already."""
         name = headers.get(STREAM_TYPE, "")
         if name not in self._names or name in self._ids:
             return None
@@ -125,7 +125,7 @@ class StreamSet:
 
     @property
     def missing(self) -> frozenset[str]:
-        """The names that have not arrived."""
+        """The names of the streams that are not open yet."""
         return self._names - self._ids.keys()
 
     def stream(self, name: str) -> int | None:
@@ -138,10 +138,10 @@ class StreamSet:
 
 
 class ResizeReader:
-    """Reads terminal sizes, JSON objects one after the other, cut anywhere.
+    """Reads terminal sizes: consecutive JSON objects, split anywhere.
 
-    Sizes that no terminal can have are left out. After something that is not such an object nothing more is read:
-    a terminal of the wrong size is better than a session ended over it.
+    Impossible sizes are skipped. After anything that is not such an object, all further input is ignored: a terminal
+    of the wrong size is better than a session that ends.
     """
 
     def __init__(self) -> None:
@@ -153,12 +153,12 @@ class ResizeReader:
         sizes: list[TerminalSize] = []
         if self._deaf:
             return sizes
-        self._text += data.decode("latin-1")  # sizes are ASCII, and no byte may fail to decode
+        self._text += data.decode("latin-1")  # sizes are ASCII, and Latin-1 decodes any byte
         while True:
             self._text = self._text.lstrip()
-            end = self._text.find("}") + 1  # the object holds two numbers, hence no further brace
+            end = self._text.find("}") + 1  # the object has two numbers, hence no further brace
             if not end:
-                self._deaf = len(self._text) > _MOST_RESIZE or self._text[:1] not in ("", "{")
+                self._deaf = len(self._text) > _MAX_RESIZE_BYTES or self._text[:1] not in ("", "{")
                 break
             document, self._text = self._text[:end], self._text[end:]
             try:
@@ -174,12 +174,12 @@ class ResizeReader:
 
 
 def _size(document: str) -> TerminalSize | None:
-    if len(document) > _MOST_RESIZE:
+    if len(document) > _MAX_RESIZE_BYTES:
         raise ValueError("too long")
     values = json.loads(document)
     if not isinstance(values, dict):
         raise ValueError("not an object")
-    # Go's decoder, which the clients were written against, does not mind the case of a field's name.
+    # Go's decoder, which the clients were written against, ignores the case of field names.
     fields = {name.lower(): value for name, value in values.items()}
     match fields.get("width"), fields.get("height"):
         case int(width), int(height) if 0 < width <= 65535 and 0 < height <= 65535:
@@ -188,7 +188,7 @@ def _size(document: str) -> TerminalSize | None:
 
 
 def outcome_message(version: int, outcome: Outcome) -> bytes:
-    """What the error stream says at the end."""
+    """The final message on the error stream."""
     if version < 4:
         return _text(outcome).encode()
     return json.dumps(_status(outcome), separators=(",", ":")).encode()
@@ -214,7 +214,7 @@ def _status(outcome: Outcome) -> dict[str, object]:
                 "status": "Failure",
                 "message": _text(outcome),
                 "reason": "NonZeroExitCode",
-                # Clients read the code into eight bits and fail on more.
+                # Clients parse the code into eight bits and fail on larger numbers.
                 "details": {"causes": [{"reason": "ExitCode", "message": str(min(code, 255) if code > 0 else 255)}]},
             }
         case Failed(message=message):

@@ -1,13 +1,13 @@
-"""The streaming server: where the URLs of Exec, Attach and PortForward lead.
+"""The streaming server, which serves the URLs of Exec, Attach and PortForward.
 
     /exec/TOKEN  /attach/TOKEN  /portforward/TOKEN      GET or POST, with an upgrade to SPDY/3.1 or WebSocket
 
-A token is all the right that a client needs, so the server listens on loopback unless told otherwise. A token is
-used up by the first upgrade request for it. Refusals: 400 not HTTP, 403 no common protocol, 404 unknown token,
-405 other methods, 426 no upgrade, 429 too many sessions at once, 503 shutting down.
+A token is all that a client needs, so the server listens on loopback unless configured otherwise. The first upgrade
+request uses its token up. Refusals: 400 not HTTP, 403 no common protocol, 404 unknown token, 405 other methods,
+426 no upgrade, 429 too many sessions at once, 503 shutting down.
 
-Any local user can connect. Connections without a token are bounded, so that none can take the daemon's descriptors
-and memory; as the oldest gives way, whoever comes with a token is served all the same.
+Any local user can connect. The number of connections without a token is limited, so that they cannot exhaust the
+daemon's descriptors and memory; the oldest is closed for a new one, so that clients with a token are still served.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sandboxd.errors import InvalidRequest, NotFound, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.streaming import portforward, remotecommand, spdy, upgrade
 from sandboxd.streaming.forwarding import Forwarding
-from sandboxd.streaming.link import READ, Limits, Link
+from sandboxd.streaming.link import READ_BYTES, Limits, Link
 from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest, Request
 from sandboxd.streaming.stdio import Stdio
 from sandboxd.streaming.streams import Multiplexer
@@ -44,7 +44,7 @@ Session = Stdio | Forwarding
 
 
 class StreamingServer:
-    """Hands out URLs and serves whoever comes with one."""
+    """Issues URLs and serves the clients that connect to them."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class StreamingServer:
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """Port 0 is any free one. With `tls` the URLs are https."""
+        """Port 0 means any free port. With `tls` the URLs are https."""
         self._jobs = jobs
         self._host = host
         self._port = port
@@ -68,11 +68,11 @@ class StreamingServer:
         )
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.Task[None], None] = {}  # of these, in the order in which they came
+        self._strangers: dict[asyncio.Task[None], None] = {}  # those without a token yet, oldest first
         self.sessions: set[Session] = set()
 
     async def start(self) -> None:
-        """Listen. Raises Unavailable if the address cannot be had."""
+        """Listen. Raises Unavailable if the address is not available."""
         try:
             handshake = self._limits.head if self._tls else None
             self._server = await asyncio.start_server(
@@ -86,7 +86,7 @@ class StreamingServer:
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def close(self, grace: float = 0.0) -> None:
-        """Stop accepting, let sessions end for `grace` seconds, then end them. What they close are jobs."""
+        """Stop accepting, give sessions `grace` seconds to end, then end them. Jobs close what they opened."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -98,15 +98,15 @@ class StreamingServer:
 
     @property
     def base_url(self) -> str:
-        """What every URL begins with, without a slash at the end."""
+        """The beginning of every URL, without a trailing slash."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{self._port}"
 
     def url_for(self, request: Request) -> str:
         """A URL that serves this request once, within a minute.
 
-        Raises InvalidRequest for streams that exclude each other, Exhausted if too many URLs are unused,
-        Unavailable when the server does not listen.
+        Raises InvalidRequest for an invalid combination of streams, Exhausted if too many URLs are unused,
+        Unavailable when the server is not listening.
         """
         if self._server is None:
             raise Unavailable("streaming: the server is not listening; try again once sandboxd is ready")
@@ -115,7 +115,7 @@ class StreamingServer:
         return f"{self.base_url}/{_KINDS[type(request)]}/{self._tokens.issue(request)}"
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # asyncio.start_server made this task, and it ends with the connection.
+        # asyncio.start_server created this task; it ends with the connection.
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
@@ -127,25 +127,25 @@ class StreamingServer:
         try:
             await self._serve(reader, writer)
         except asyncio.CancelledError:
-            # By `close` or for a younger connection. The task ends here anyway; asyncio's own callback would log it
-            # as an error.
+            # By `close`, or for a newer connection. The task ends here in any case, and asyncio's own callback would
+            # log the cancellation as an error.
             pass
         except OSError as exc:
             log.debug("streaming connection lost", error=str(exc))
         except Exception:
             log.exception("streaming connection failed")
         finally:
-            await self._let_go(writer)
+            await self._disconnect(writer)
             self._strangers.pop(task, None)
             self._connections.discard(task)
 
-    async def _let_go(self, writer: asyncio.StreamWriter) -> None:
-        """End the connection; a client that does not take what was written may not keep it for ever."""
+    async def _disconnect(self, writer: asyncio.StreamWriter) -> None:
+        """Close the connection; a client that does not read what was written must not keep it open forever."""
         try:
             writer.close()
             async with asyncio.timeout(self._limits.linger):
                 await writer.wait_closed()
-        except (OSError, asyncio.CancelledError):  # a TimeoutError is one too
+        except (OSError, asyncio.CancelledError):  # OSError includes TimeoutError
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -164,7 +164,7 @@ class StreamingServer:
                 await writer.drain()
                 if writer.can_write_eof():
                     writer.write_eof()
-                while await reader.read(READ):
+                while await reader.read(READ_BYTES):
                     pass
             return
         kind = _KINDS[type(request)]
@@ -180,7 +180,7 @@ class StreamingServer:
     async def _asked(self, exchange: Exchange, reader: asyncio.StreamReader) -> Asked | None:
         try:
             async with asyncio.timeout(self._limits.head):
-                while data := await reader.read(READ):
+                while data := await reader.read(READ_BYTES):
                     if asked := exchange.receive_data(data):
                         return asked
         except TimeoutError:
@@ -188,7 +188,7 @@ class StreamingServer:
         return None
 
     def _request(self, asked: Asked) -> Request:
-        """What the token stands for; from here on it is used up."""
+        """The request behind the token, which is used up by this."""
         if len(self.sessions) >= self._limits.sessions:
             raise Refused(
                 429,
@@ -212,7 +212,7 @@ class StreamingServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> Session:
-        """Choose the protocol, write the answer to the upgrade, and build what serves it."""
+        """Choose the protocol, write the answer to the upgrade, and create the session."""
         websocket = asked.transport == upgrade.WEBSOCKET
         versions = remotecommand.WEBSOCKET_PROTOCOLS if websocket else remotecommand.SPDY_PROTOCOLS
         if isinstance(request, PortForwardRequest):
@@ -229,10 +229,10 @@ class StreamingServer:
         else:
             socket = WebSocket(chosen)
             if not socket.accept(asked.head):
-                # Its own words tell what the handshake lacks; the connection ends with them.
-                if not (words := socket.data_to_send()):
-                    raise Refused(400, "not a WebSocket handshake that can be read")
-                writer.write(words)
+                # Its own answer says what is wrong with the handshake; then the connection ends.
+                if not (answer := socket.data_to_send()):
+                    raise Refused(400, "not a valid WebSocket handshake")
+                writer.write(answer)
                 raise ConnectionAbortedError("not an acceptable WebSocket handshake")
             answer = socket.data_to_send()
             mux = _websocket_mux(socket, chosen, request)
@@ -246,7 +246,7 @@ class StreamingServer:
 
 
 def _chosen(asked: Asked, served: tuple[str, ...]) -> str | None:
-    """The protocol to speak; None if the client offers none, which old ones do."""
+    """The protocol to use; None if the client offers none, as old ones do."""
     if not asked.protocols:
         return None
     chosen = remotecommand.choose(asked.protocols, served)
@@ -277,7 +277,7 @@ def _websocket_mux(socket: WebSocket, chosen: str | None, request: Request) -> M
     return Channels(
         socket,
         streams={channel: {remotecommand.STREAM_TYPE: name} for channel, name in channels.items()},
-        greetings={first: b""},  # tells the client that the session is there
+        greetings={first: b""},  # tells the client that the session exists
         base64_text=base64_text,
         half_close=version >= 5,
     )

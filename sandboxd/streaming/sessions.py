@@ -1,8 +1,8 @@
-"""What a streaming session must offer; implemented by `pods` and `containers`, driven by `stdio` and `forwarding`.
+"""The interface of a streaming session; implemented by `pods` and `containers`, driven by `stdio` and `forwarding`.
 
-A request is what a token stands for: nothing has been started yet. `open` starts it when the client has come with
-all its streams, and runs as a job: a client that leaves meanwhile does not interrupt it, the session is closed as
-soon as it is there. `open` and every method may raise any SandboxdError; its sentence reaches the client.
+A request belongs to a token: nothing has been started yet. `open` starts the session once the client has opened all
+its streams, and runs as a job: if the client disconnects before it returns, the new session is closed at once.
+`open` and every method may raise any SandboxdError; its message is sent to the client.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from sandboxd.streaming.remotecommand import Streams
 
 
 class Stdio(Protocol):
-    """The standard streams of a process. Methods of streams that were not asked for are never called."""
+    """The standard streams of a process. Methods of streams that were not requested are never called."""
 
     async def write_stdin(self, data: bytes) -> None:
-        """Hand data to the process; returns when there is room for more.
+        """Write data to the process; returns when there is room for more.
 
-        Raises OSError or SandboxdError when the process will read no more.
+        Raises OSError or SandboxdError when the process no longer reads.
         """
         ...
 
     async def close_stdin(self) -> None:
-        """The client has sent everything, or left. For attach this ends the container's stdin only with stdin_once.
+        """End the input: the client has sent everything, or disconnected. Idempotent.
 
-        May be called again.
+        For attach this ends the container's stdin only with stdin_once.
         """
         ...
 
     def stdout(self) -> AsyncIterator[bytes]:
-        """The output until its end, not read ahead: what is not taken blocks the process. With a terminal, all."""
+        """The output until its end (with a terminal, all of it), not read ahead: a slow reader blocks the process."""
         ...
 
     def stderr(self) -> AsyncIterator[bytes]:
-        """The same for errors; without a terminal only."""
+        """The same for the error output; called only without a terminal."""
         ...
 
     async def resize(self, *, width: int, height: int) -> None:
-        """Set the terminal's size, in characters. Called with a terminal only, possibly after the process ended."""
+        """Set the terminal's size in characters; called only with a terminal, possibly after the process has ended."""
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Called exactly once, whatever happened. Ends an exec'd process that still runs."""
+        """Release all resources, and end an exec'd process that still runs. Called exactly once in any case."""
         ...
 
 
@@ -53,15 +53,15 @@ class ExecSession(Stdio, Protocol):
     """A process that was started for this client."""
 
     async def wait(self) -> int:
-        """The exit code, as soon as the process has ended; output may remain to be read then."""
+        """The exit code, as soon as the process has ended; unread output may remain."""
         ...
 
 
 class AttachSession(Stdio, Protocol):
-    """The container's own process, which goes on when the client leaves."""
+    """The container's own process, which continues after the client disconnects."""
 
     async def wait(self) -> None:
-        """Returns when the container has ended."""
+        """Return when the container has ended."""
         ...
 
 
@@ -75,7 +75,7 @@ class PortForward(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecRequest:
-    """`subject` names the container in log lines and errors; `private` are texts that must not be in any."""
+    """`subject` names the container in log lines and errors; `private` are texts that must not appear in any."""
 
     subject: str
     streams: Streams

@@ -1,11 +1,10 @@
 """SPDY/3.1, the server's side, without IO: bytes in, events out, bytes to send.
 
-Source: "SPDY Protocol - Draft 3.1". What the Kubernetes clients leave out of it is left out here too: no server
-push, no credentials, and no flow control (WINDOW_UPDATE is read and ignored, on both sides), so that the only
-back-pressure is a pause in reading.
+Source: "SPDY Protocol - Draft 3.1". This omits what the Kubernetes clients omit: server push, credentials and flow
+control (both sides read WINDOW_UPDATE and ignore it), so that the only back-pressure is to stop reading.
 
-1. Every header block is inflated before its frame is judged, or the next one could not be read.
-2. Data frames (up to 16 MiB) are passed on as they arrive and never gathered; control frames are, and are capped.
+1. Every header block is inflated before its frame is checked, or the next one could not be read.
+2. Data frames (up to 16 MiB) are passed on as they arrive; control frames are buffered whole, up to a limit.
 3. An error that concerns one stream resets that stream; one that leaves the connection's state in doubt ends it.
 """
 
@@ -18,9 +17,9 @@ from sandboxd.streaming.spdy_headers import BadHeaders, HeaderReader, HeaderWrit
 from sandboxd.streaming.streams import Data, Event, GoneAway, ProtocolError, StreamOpened, StreamReset
 
 VERSION = 3
-MOST_CONTROL = 64 * 1024  # bytes of a control frame's body
-MOST_STREAMS = 2048  # open at once; further ones are refused
-MOST_DATA = 2**24 - 1  # bytes that one data frame can carry
+MAX_CONTROL_BYTES = 64 * 1024  # of a control frame's body
+MAX_STREAMS = 2048  # open at once; further ones are refused
+MAX_DATA_BYTES = 2**24 - 1  # in one data frame
 
 _HEADER = Struct(">II")  # control bit, version and type, or stream id; then flags and length
 _WORD = Struct(">I")
@@ -29,7 +28,7 @@ _ID = _CONTROL - 1
 
 
 class FrameType(IntEnum):
-    """Control frames; types not named here are skipped, as the draft asks."""
+    """Control frames; other types are skipped, as the draft requires."""
 
     SYN_STREAM = 1
     SYN_REPLY = 2
@@ -45,7 +44,7 @@ class Flag(IntFlag):
     """Frame flags."""
 
     FIN = 1
-    UNIDIRECTIONAL = 2  # SYN_STREAM: the client expects nothing on this stream
+    UNIDIRECTIONAL = 2  # SYN_STREAM: the client expects no data on this stream
 
 
 class Status(IntEnum):
@@ -107,11 +106,11 @@ class Connection:
         return len(self._streams)
 
     def begin(self) -> list[Event]:
-        """Nothing: the client speaks first."""
+        """No events: the client speaks first."""
         return []
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """The events that these bytes complete; a ProtocolError is the last there will be."""
+        """The events that these bytes complete; no event follows a ProtocolError."""
         events: list[Event] = []
         if self._broken:
             return events
@@ -130,18 +129,18 @@ class Connection:
         return [self._end("the connection ended in the middle of a frame")]
 
     def reply(self, stream: int) -> None:
-        """Accept a stream (SYN_REPLY without headers, as the clients expect it)."""
+        """Accept a stream (SYN_REPLY without headers, as clients expect)."""
         if stream in self._streams and not self._streams[stream].server_done:
             self._control(FrameType.SYN_REPLY, _WORD.pack(stream) + self._writer.write({}))
 
     def send_data(self, stream: int, data: bytes, *, fin: bool = False) -> None:
-        """Queue data, cut into frames; nothing happens on a stream that is closed in this direction."""
+        """Queue data, split into frames. Does nothing on a stream that is closed in this direction."""
         state = self._streams.get(stream)
         if state is None or state.server_done or not (data or fin):
             return
-        for start in range(0, len(data) or 1, MOST_DATA):
-            piece = data[start : start + MOST_DATA]
-            last = fin and start + MOST_DATA >= len(data)
+        for start in range(0, len(data) or 1, MAX_DATA_BYTES):
+            piece = data[start : start + MAX_DATA_BYTES]
+            last = fin and start + MAX_DATA_BYTES >= len(data)
             self._output += _HEADER.pack(stream, (Flag.FIN if last else 0) << 24 | len(piece))
             self._output += piece
         if fin:
@@ -149,12 +148,12 @@ class Connection:
             self._forget_if_done(stream, state)
 
     def reset(self, stream: int, *, refused: bool = False) -> None:
-        """Give up a stream that is still open."""
+        """Reset a stream; does nothing if it is not open."""
         if self._streams.pop(stream, None) is not None:
             self._reset(stream, Status.REFUSED_STREAM if refused else Status.CANCEL)
 
     def close(self, reason: str = "") -> None:
-        """Send GOAWAY; the reason itself has no place in it."""
+        """Queue GOAWAY. It cannot carry the reason itself."""
         self._go_away(GoAwayStatus.PROTOCOL_ERROR if reason else GoAwayStatus.OK)
 
     def data_to_send(self) -> bytes:
@@ -164,13 +163,13 @@ class Connection:
         return data
 
     def _read_some(self, events: list[Event]) -> bool:
-        """Take one frame, or a piece of a data frame, from the buffer; False when it holds too little."""
+        """Consume one frame, or a piece of a data frame, from the buffer; False when there is too little."""
         if self._data_left:
             return self._read_data(events)
         if len(self._buffer) < _HEADER.size:
             return False
         first, second = _HEADER.unpack_from(self._buffer)
-        flags, length = second >> 24, second & MOST_DATA
+        flags, length = second >> 24, second & MAX_DATA_BYTES
         if not first & _CONTROL:
             del self._buffer[: _HEADER.size]
             self._begin_data(first, flags, length, events)
@@ -178,8 +177,8 @@ class Connection:
         version, kind = first >> 16 & 0x7FFF, first & 0xFFFF
         if version != VERSION:
             raise _Broken(f"the client speaks SPDY/{version}, not SPDY/{VERSION}")
-        if length > MOST_CONTROL:
-            raise _Broken(f"a control frame of {length} bytes; at most {MOST_CONTROL} are read")
+        if length > MAX_CONTROL_BYTES:
+            raise _Broken(f"a control frame of {length} bytes; at most {MAX_CONTROL_BYTES} are read")
         end = _HEADER.size + length
         if len(self._buffer) < end:
             return False
@@ -196,7 +195,7 @@ class Connection:
             events.append(StreamReset(stream=stream))
         elif state is None and (stream > self._last or not stream % 2):
             self._reset(stream, Status.INVALID_STREAM)
-        # Otherwise an unknown stream is one that we closed while this frame was under way; it is read past.
+        # Otherwise an unknown stream is one that we closed while this frame was in transit; it is skipped.
         self._data_stream, self._data_left, self._data_fin = stream, length, bool(flags & Flag.FIN)
         if not length:
             self._data(b"", events)
@@ -248,7 +247,7 @@ class Connection:
                 if len(body) < 4 or len(body) != 4 + 8 * _WORD.unpack_from(body)[0]:
                     raise _Broken("a SETTINGS frame whose count and length disagree")
             case FrameType.PING:
-                if _WORD.unpack(body)[0] % 2:  # even ones would answer pings of ours, and there are none
+                if _WORD.unpack(body)[0] % 2:  # even ones would answer our pings, and we send none
                     self._control(FrameType.PING, body)
             case FrameType.GOAWAY:
                 events.append(GoneAway(final=False))
@@ -263,13 +262,13 @@ class Connection:
         if not stream % 2 or stream <= self._last:
             raise _Broken(f"stream id {stream} after {self._last}: a client's are odd and grow")
         self._last = stream
-        if self._leaving or len(self._streams) >= MOST_STREAMS:
+        if self._leaving or len(self._streams) >= MAX_STREAMS:
             self._reset(stream, Status.REFUSED_STREAM)
             return
         fin = bool(flags & Flag.FIN)
         state = _Stream(client_done=fin, server_done=bool(flags & Flag.UNIDIRECTIONAL))
         if fin and state.server_done:
-            return  # closed in both directions from the start: it can mean nothing
+            return  # closed in both directions from the start
         self._streams[stream] = state
         events.append(StreamOpened(stream=stream, headers=headers, fin=fin))
 

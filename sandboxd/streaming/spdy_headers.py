@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Mapping
 from struct import Struct
 
-MOST_INFLATED = 64 * 1024  # bytes of one block
-MOST_PAIRS = 256
+MAX_INFLATED_BYTES = 64 * 1024  # of one block
+MAX_PAIRS = 256
 
 _LENGTH = Struct(">I")
 
@@ -38,18 +38,18 @@ def _dictionary() -> bytes:
     return b"".join(_LENGTH.pack(len(word)) + word for word in words) + _TAIL.encode()
 
 
-# Byte for byte the draft's: a stream deflated with it names it by its Adler-32, 0xe3c6a7c2.
+# Exactly the draft's: a stream deflated with it identifies it by its Adler-32, 0xe3c6a7c2.
 DICTIONARY = _dictionary()
 
 
 class BadHeaders(ValueError):
-    """The block cannot be read. The inflater is out of step from here on: the connection must end."""
+    """The block cannot be read. The inflater is out of sync from here on, so the connection must end."""
 
 
 class HeaderReader:
     """Reads the blocks of one direction, in the order of the wire.
 
-    Every block must be given to it, those of refused streams too, because each one continues the same zlib stream.
+    It must get every block, even those of refused streams, because each one continues the same zlib stream.
     """
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class HeaderReader:
     def read(self, block: bytes) -> dict[str, str]:
         """The block's headers; of several values for one name, the first. Raises BadHeaders."""
         try:
-            # One byte more than allowed tells "exactly the limit" from "cut off at the limit".
-            plain = self._inflater.decompress(block, MOST_INFLATED + 1)
+            # One byte more than allowed distinguishes "exactly the limit" from "cut off at the limit".
+            plain = self._inflater.decompress(block, MAX_INFLATED_BYTES + 1)
         except zlib.error as exc:
             raise BadHeaders(f"headers do not inflate: {exc}") from exc
-        if len(plain) > MOST_INFLATED:
-            raise BadHeaders(f"headers inflate to more than {MOST_INFLATED} bytes")
+        if len(plain) > MAX_INFLATED_BYTES:
+            raise BadHeaders(f"headers inflate to more than {MAX_INFLATED_BYTES} bytes")
         if self._inflater.eof:
             raise BadHeaders("the header compression was ended")
         return _pairs(plain)
@@ -104,8 +104,8 @@ def _pairs(plain: bytes) -> dict[str, str]:
         return plain[position - length : position].decode("latin-1")
 
     count = number()
-    if count > MOST_PAIRS:
-        raise BadHeaders(f"{count} headers; at most {MOST_PAIRS} are read")
+    if count > MAX_PAIRS:
+        raise BadHeaders(f"{count} headers; at most {MAX_PAIRS} are read")
     headers: dict[str, str] = {}
     for _ in range(count):
         name, value = text(), text()

@@ -1,12 +1,12 @@
 """Exec and attach: one process's standard streams over one link.
 
-1. The client opens its streams; what it sends early waits in a bounded inbox.
+1. The client opens its streams; early input waits in a bounded inbox.
 2. The session is opened, then input, sizes and output flow, each in its own task.
-3. The process ends, its output is sent to the last byte, then the outcome, then goodbye.
-Whatever goes wrong on the way becomes the outcome, if the client is still there to read it.
+3. The process ends; all of its output is sent, then the outcome, then the close.
+Any failure becomes the outcome, if the client is still there to read it.
 
-A client that leaves has thereby ended its input, and older WebSocket ones have no other way to: what it had sent is
-still handed over, and a process that it had started to read that has a moment to end by itself.
+A disconnect also ends the client's input; older WebSocket clients have no other way to do so. Input that was sent
+before is still delivered, and an exec'd process that reads it has a moment to end by itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHUTDOWN = "sandboxd is shutting down; open the stream again once it is back"
 
 
 class Stdio:
-    """One exec or attach, from the upgrade to the goodbye."""
+    """One exec or attach, from the upgrade to the close."""
 
     def __init__(
         self, link: Link, request: ExecRequest | AttachRequest, *, version: int, websocket: bool, jobs: Jobs
@@ -47,16 +47,16 @@ class Stdio:
         self._set = StreamSet(remotecommand.expected(version, request.streams, websocket=websocket))
         self._complete = asyncio.Event()
         self._resizes = ResizeReader()
-        self._size: TerminalSize | None = None  # the newest; older ones mean nothing
+        self._size: TerminalSize | None = None  # the newest; older ones are obsolete
         self._resized = asyncio.Event()
         self._exited = False
         self._waiting: set[asyncio.Timeout] = set()  # of the output readers
         self._left = False
-        self._fed = asyncio.Event()  # the process has got all its input, or takes no more
+        self._fed = asyncio.Event()  # the process has all its input, or no longer reads
         self.stdin = Inbox()
 
     async def run(self) -> str:
-        """Serve the client to its end. Returns why it ended, for the log."""
+        """Serve the client to the end of the session. Returns why it ended, for the log."""
         if isinstance(self._request, ExecRequest):
             private = self._request.private
             disclosure.withhold(lambda: private)
@@ -78,15 +78,15 @@ class Stdio:
         return outcome.message if isinstance(outcome, Failed) else f"exit code {outcome.code}"
 
     async def _attended(self) -> Outcome | Gone | Broken:
-        """The session with the connection read beside it; reading ends the session, never the other way round."""
+        """Run the session while reading the connection; a failure of reading ends the session, but not vice versa."""
         try:
             async with asyncio.TaskGroup() as group:
-                beside = [
+                watchers = [
                     group.create_task(self._until_left(self.link.read(self._handle))),
                     group.create_task(self._until_left(self.link.watch_idle())),
                 ]
                 outcome = await self._session()
-                for task in beside:
+                for task in watchers:
                     task.cancel()
         except BaseExceptionGroup as errors:
             match first_leaf(errors):
@@ -109,7 +109,7 @@ class Stdio:
             raise
 
     async def _last_input(self) -> None:
-        """Wait for an attached container to have all that was sent, for an exec'd process to make an end of it."""
+        """Wait until an attached container has all the input, or give an exec'd process time to end after it."""
         streams = self._request.streams
         attached = isinstance(self._request, AttachRequest)
         if not streams.stdin or (streams.tty and not attached):  # the end of its input means nothing to a terminal
@@ -122,7 +122,7 @@ class Stdio:
             except TimeoutError:
                 pass
         else:
-            await asyncio.sleep(linger)  # at most: the end of the process ends the session, and this with it
+            await asyncio.sleep(linger)  # at most: the end of the process ends the session and cancels this
 
     async def _handle(self, event: Event) -> None:
         mux = self.link.mux
@@ -161,7 +161,7 @@ class Stdio:
                 message=f"the client did not open its {missing} stream within {self.link.limits.streams:g} s"
             )
         if self._version == 1 and (stdin := self._set.stream("stdin")) is not None:
-            await self.link.send(stdin, b"", fin=True)  # v1 clients take it that way
+            await self.link.send(stdin, b"", fin=True)  # as v1 clients expect
         try:
             session = await self._open()
             try:
@@ -177,7 +177,7 @@ class Stdio:
             return Failed(message=f"{self._request.subject}: internal error: {disclosure.words(exc)}")
 
     async def _open(self) -> Session:
-        # A job, so that a client that leaves now cannot leave a process behind that nobody knows.
+        # A job, so that a disconnect at this point cannot leak a process.
         opening = self._jobs.spawn(("stream", "open", id(self)), self._opening)
         try:
             return await asyncio.shield(opening)
@@ -193,7 +193,7 @@ class Stdio:
             self._close(opening.result())
 
     def _close(self, session: Session) -> None:
-        # A job: neither the client's leaving nor a slow close can come in its way.
+        # A job: neither a disconnect nor a slow close can interrupt it.
         self._jobs.start(("stream", "close", id(session)), lambda: self._closing(session))
 
     async def _closing(self, session: Session) -> None:
@@ -234,7 +234,7 @@ class Stdio:
             while data := await self.stdin.take():
                 await session.write_stdin(data)
         except (SandboxdError, OSError):
-            # The process reads no more. That is its right: what the client still sends is dropped.
+            # The process no longer reads, which is not an error: further input is dropped.
             self.stdin.discard()
         else:
             await _end_stdin(session)
@@ -263,7 +263,7 @@ class Stdio:
             except StopAsyncIteration:
                 break
             except TimeoutError:
-                # Something the process left behind holds the pipe open; it must not hold the client.
+                # A process that was left behind keeps the pipe open; the client must not wait for it.
                 break
             await self._send(stream, data)
         await self._send(stream, b"", fin=True)
@@ -273,7 +273,7 @@ class Stdio:
             try:
                 await self.link.send(stream, data, fin=fin)
             except Gone:
-                pass  # whoever reads the connection learns it too, and decides when the session ends
+                pass  # the task that reads the connection sees it too, and decides when the session ends
 
     def _note_exit(self) -> None:
         self._exited = True

@@ -1,4 +1,4 @@
-"""What every transport turns its bytes into: streams that open, carry data and end."""
+"""The events of every transport: streams that open, carry data and end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StreamOpened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """Bytes on a stream, in order; how they are cut into events means nothing."""
+    """Bytes on a stream, in order; how they are split into events has no meaning."""
 
     stream: int
     data: bytes
@@ -27,21 +27,21 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamReset:
-    """The client gave the stream up, in both directions."""
+    """The client reset the stream, in both directions."""
 
     stream: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoneAway:
-    """The client said that it is leaving. `final`: it also stopped listening."""
+    """The client announced that it is leaving. `final`: it has also stopped reading."""
 
     final: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolError:
-    """The client broke the protocol. It has been told so in `data_to_send`; no event follows."""
+    """The client broke the protocol. `data_to_send` has the reply that says so; no event follows."""
 
     reason: str
 
@@ -50,18 +50,18 @@ Event = StreamOpened | Data | StreamReset | GoneAway | ProtocolError
 
 
 class Multiplexer(Protocol):
-    """The server's end of one connection that carries many streams. No IO; never raises on what it is fed."""
+    """The server's end of one connection that carries many streams. No IO; never raises on its input."""
 
     def begin(self) -> list[Event]:
         """Events that precede the client's first byte. Called once, first."""
         ...
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """What these bytes complete."""
+        """The events that these bytes complete."""
         ...
 
     def receive_eof(self) -> list[Event]:
-        """The client closed its side: a ProtocolError if in the middle of something."""
+        """The client closed its side: a ProtocolError if something was unfinished."""
         ...
 
     def reply(self, stream: int) -> None:
@@ -69,15 +69,15 @@ class Multiplexer(Protocol):
         ...
 
     def send_data(self, stream: int, data: bytes, *, fin: bool = False) -> None:
-        """Queue data; on a stream that is no longer open this does nothing."""
+        """Queue data. Does nothing on a stream that is not open."""
         ...
 
     def reset(self, stream: int, *, refused: bool = False) -> None:
-        """Give a stream up; it may be one that is not open any more."""
+        """Reset a stream. Does nothing if it is not open."""
         ...
 
     def close(self, reason: str = "") -> None:
-        """Say goodbye; with a reason, say that something is wrong. Nothing can be sent after it."""
+        """End the connection; with a reason, as an error. Nothing can be sent after it."""
         ...
 
     def data_to_send(self) -> bytes:

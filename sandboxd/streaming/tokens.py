@@ -1,6 +1,6 @@
-"""Single-use tokens: what a URL holds instead of a right.
+"""Single-use tokens, which authorize the bearer of a URL.
 
-A token is 192 random bits; whoever has it may have the session once, within a minute.
+A token is 192 random bits. It opens one session, once, within a minute.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Generic, TypeVar
 from sandboxd.errors import Exhausted, NotFound
 
 TOKEN_BYTES = 24
-SECONDS = 60.0
-MOST = 1000
+LIFETIME_SECONDS = 60.0
+MAX_TOKENS = 1000
 
 T = TypeVar("T")
 
 
 class Tokens(Generic[T]):
-    """The tokens that are out, each with what it stands for.
+    """The issued tokens, each with its value.
 
-    `random(n)` returns n unpredictable bytes; `clock()` seconds that only grow.
+    `random(n)` returns n unpredictable bytes; `clock()` returns monotonic seconds.
     """
 
     def __init__(
@@ -29,21 +29,21 @@ class Tokens(Generic[T]):
         *,
         random: Callable[[int], bytes],
         clock: Callable[[], float],
-        seconds: float = SECONDS,
-        most: int = MOST,
+        seconds: float = LIFETIME_SECONDS,
+        most: int = MAX_TOKENS,
     ) -> None:
         self._random = random
         self._clock = clock
         self._seconds = seconds
         self._most = most
-        self._out: dict[str, tuple[float, T]] = {}  # in the order of expiry: all live equally long
+        self._out: dict[str, tuple[float, T]] = {}  # in order of expiry, since all have the same lifetime
 
     def __len__(self) -> int:
         self._expire()
         return len(self._out)
 
     def issue(self, value: T) -> str:
-        """A new token for `value`, in characters that a URL may hold. Raises Exhausted if too many are out."""
+        """A new token for `value`, safe in a URL. Raises Exhausted if too many are unused."""
         self._expire()
         if len(self._out) >= self._most:
             raise Exhausted(
@@ -55,7 +55,7 @@ class Tokens(Generic[T]):
         return token
 
     def redeem(self, token: str) -> T:
-        """What the token stands for; it works once. Raises NotFound, never telling used from unknown."""
+        """The value of the token, once. Raises NotFound, which does not distinguish used from unknown."""
         self._expire()
         try:
             return self._out.pop(token)[1]

@@ -1,4 +1,4 @@
-"""The HTTP part of a streaming connection: one request, and either the switch to another protocol or a refusal."""
+"""The HTTP part of a streaming connection: one request, then a switch to another protocol or a refusal."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import h11
 
 from sandboxd.streaming.remotecommand import offered
 
-MOST_HEAD = 32 * 1024  # bytes of the request line and headers
+MAX_HEAD_BYTES = 32 * 1024  # of the request line and headers
 
 SPDY = "SPDY/3.1"
 WEBSOCKET = "websocket"
-PROTOCOL_HEADER = "X-Stream-Protocol-Version"  # how SPDY clients offer protocols, and how the choice is told
-ACCEPTED_HEADER = "X-Accepted-Stream-Protocol-Versions"  # of a refusal: what would have been accepted
+PROTOCOL_HEADER = "X-Stream-Protocol-Version"  # SPDY: the client's offers, and the server's choice
+ACCEPTED_HEADER = "X-Accepted-Stream-Protocol-Versions"  # in a refusal: the supported protocols
 
 
 class Refused(Exception):
-    """The request gets this answer and the connection ends."""
+    """The request gets this answer, and the connection ends."""
 
     def __init__(self, status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(reason)
@@ -43,12 +43,12 @@ class Exchange:
     """Reads the request and writes the answer, without IO."""
 
     def __init__(self) -> None:
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._raw = b""
         self._head_only = False
 
     def receive_data(self, data: bytes) -> Asked | None:
-        """The request, once it is whole. Raises Refused for one that asks for nothing we have."""
+        """The request, once it is complete. Raises Refused for one that cannot be served."""
         self._raw += data
         try:
             self._http.receive_data(data)
@@ -59,13 +59,13 @@ class Exchange:
                 raise Refused(400, "the connection ended before its request")
             self._head_only = request.method == b"HEAD"
             if not isinstance(self._http.next_event(), h11.EndOfMessage):
-                raise Refused(400, "a request for a stream has no body")
+                raise Refused(400, "a request for a stream must not have a body")
         except h11.RemoteProtocolError as exc:
-            raise Refused(exc.error_status_hint, f"not a request that can be read: {exc}") from exc
+            raise Refused(exc.error_status_hint, f"not a valid HTTP request: {exc}") from exc
         return self._asked(request)
 
     def switch(self, headers: Iterable[tuple[str, str]]) -> bytes:
-        """The answer that ends HTTP on this connection. For WebSocket its own core writes it."""
+        """The answer that ends HTTP on this connection. For WebSocket, its own core writes it."""
         return self._http.send(h11.InformationalResponse(status_code=101, headers=list(headers))) or b""
 
     def refuse(self, refused: Refused) -> bytes:
@@ -86,12 +86,12 @@ class Exchange:
         rest = self._http.trailing_data[0]
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers]
 
-        def values(wanted: str) -> tuple[str, ...]:
-            return offered(value for name, value in headers if name == wanted.lower())
+        def values(header: str) -> tuple[str, ...]:
+            return offered(value for name, value in headers if name == header.lower())
 
         method = request.method.decode("latin-1")
         if method not in ("GET", "POST"):
-            raise Refused(405, f"{method} is not a way to open a stream", [("Allow", "GET, POST")])
+            raise Refused(405, f"{method} cannot open a stream; use GET or POST", [("Allow", "GET, POST")])
         connection = {value.lower() for value in values("connection")}
         upgrade = {value.lower() for value in values("upgrade")}
         if "upgrade" in connection and WEBSOCKET in upgrade:

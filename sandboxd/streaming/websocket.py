@@ -1,7 +1,7 @@
 """WebSocket as a multiplexer: the channel protocols, and SPDY tunnelled through it.
 
 The protocol itself is `websockets`' sans-IO core (RFC 6455). Messages may come in any number of fragments and are
-passed on fragment by fragment; only a single frame is ever held, up to the largest that SPDY has.
+passed on fragment by fragment; at most a single frame is buffered, up to SPDY's largest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from websockets.server import ServerProtocol
 from sandboxd.streaming import channels, spdy
 from sandboxd.streaming.streams import Data, Event, GoneAway, ProtocolError, StreamOpened
 
-MOST_FRAME = spdy.MOST_DATA
+MAX_FRAME_BYTES = spdy.MAX_DATA_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,20 +34,20 @@ class WebSocket:
 
     def __init__(self, subprotocol: str | None) -> None:
         self._subprotocol = subprotocol
-        self._protocol = ServerProtocol(max_size=(None, MOST_FRAME))
+        self._protocol = ServerProtocol(max_size=(None, MAX_FRAME_BYTES))
         self._text = False  # whether the message being received is text
         self._ended = False
 
     def accept(self, head: bytes) -> bool:
-        """Answer the client's handshake (the request up to and with its empty line); whether it was acceptable.
+        """Answer the client's handshake (the request up to its empty line, inclusive); False if it is unacceptable.
 
-        The answer is empty if it could not even be read.
+        The answer is empty if the handshake could not be parsed.
         """
         self._protocol.receive_data(head)
         for event in self._protocol.events_received():
             if isinstance(event, Request):
-                # The choice is made, and the core would refuse names that are not tokens (RFC 7230), such as
-                # Kubernetes' `SPDY/3.1+portforward.k8s.io` with its slash: so it never sees them.
+                # The protocol is chosen already, and the core would refuse names that are not tokens (RFC 7230),
+                # such as Kubernetes' `SPDY/3.1+portforward.k8s.io` with its slash. So they are hidden from it.
                 if "Sec-WebSocket-Protocol" in event.headers:
                     del event.headers["Sec-WebSocket-Protocol"]
                 response = self._protocol.accept(event)
@@ -55,10 +55,10 @@ class WebSocket:
                     response.headers["Sec-WebSocket-Protocol"] = self._subprotocol
                 self._protocol.send_response(response)
                 return response.status_code == 101
-        return False  # not a request to its parser, which has nothing to say to it
+        return False  # the parser did not recognize a request, and gives no answer
 
     def receive_data(self, data: bytes) -> list[Fragment | GoneAway | ProtocolError]:
-        """The fragments that these bytes complete; GoneAway and ProtocolError are the last there will be."""
+        """The fragments that these bytes complete; nothing follows a GoneAway or ProtocolError."""
         received: list[Fragment | GoneAway | ProtocolError] = []
         if self._ended:
             return received
@@ -80,7 +80,7 @@ class WebSocket:
         return received
 
     def send(self, data: bytes, *, text: bool = False) -> None:
-        """Queue one message; after the goodbye of either side, nothing."""
+        """Queue one message. Does nothing after either side has sent its close frame."""
         if self._protocol.state is State.OPEN:
             (self._protocol.send_text if text else self._protocol.send_binary)(data)
 
@@ -93,7 +93,7 @@ class WebSocket:
 
     def data_to_send(self) -> bytes:
         """What has been queued since the last call."""
-        # An empty chunk asks for the end of the TCP connection; whoever holds that closes it anyway.
+        # An empty chunk asks for the TCP connection to be closed; the link does that anyway.
         return b"".join(self._protocol.data_to_send())
 
 
@@ -109,7 +109,7 @@ class Channels:
         base64_text: bool = False,
         half_close: bool = False,
     ) -> None:
-        """`streams` maps channels to headers like those of a SPDY stream, `greetings` to what is sent at once.
+        """`streams` maps channels to headers like those of a SPDY stream, `greetings` to their first message.
         `half_close`: the client can end a channel (v5)."""
         self._websocket = websocket
         self._streams = dict(streams)
@@ -123,7 +123,7 @@ class Channels:
         self._broken = False
 
     def begin(self) -> list[Event]:
-        """Open all streams; the client learns from the greetings that the session is there."""
+        """Open all streams; the greetings tell the client that the session exists."""
         for channel, data in self._greetings.items():
             self._send(channel, data)
         return [StreamOpened(stream=channel, headers=headers) for channel, headers in self._streams.items()]
@@ -147,14 +147,14 @@ class Channels:
         return events
 
     def receive_eof(self) -> list[Event]:
-        """Nothing: a client may leave without a close frame."""
+        """No events: a client may disconnect without a close frame."""
         return []
 
     def reply(self, stream: int) -> None:
-        """Nothing: the streams are open already."""
+        """Do nothing: the streams are open already."""
 
     def send_data(self, stream: int, data: bytes, *, fin: bool = False) -> None:
-        """Queue one message. The end of a stream cannot be told; after it nothing is sent on the stream."""
+        """Queue one message. The protocol has no end of a stream; after `fin` nothing is sent on it."""
         if stream not in self._streams or stream in self._server_done:
             return
         if data:
@@ -163,7 +163,7 @@ class Channels:
             self._server_done.add(stream)
 
     def reset(self, stream: int, *, refused: bool = False) -> None:
-        """Stop sending and listening on a stream; the client cannot be told."""
+        """Stop sending and reading on a stream; the protocol cannot tell the client."""
         self._client_done.add(stream)
         self._server_done.add(stream)
 
@@ -197,7 +197,7 @@ class Channels:
 
 
 class Tunnel:
-    """SPDY whose bytes travel in binary messages, cut anywhere; a `streams.Multiplexer`."""
+    """SPDY in binary messages, split anywhere; a `streams.Multiplexer`."""
 
     def __init__(self, websocket: WebSocket, inner: spdy.Connection) -> None:
         self._websocket = websocket
@@ -205,11 +205,11 @@ class Tunnel:
         self._broken = False
 
     def begin(self) -> list[Event]:
-        """Nothing: the client speaks first."""
+        """No events: the client speaks first."""
         return self._inner.begin()
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """What the tunnelled bytes complete."""
+        """The events that the tunnelled bytes complete."""
         events: list[Event] = []
         if self._broken:
             return events
@@ -239,7 +239,7 @@ class Tunnel:
         self._inner.send_data(stream, data, fin=fin)
 
     def reset(self, stream: int, *, refused: bool = False) -> None:
-        """Give a stream up."""
+        """Reset a stream."""
         self._inner.reset(stream, refused=refused)
 
     def close(self, reason: str = "") -> None:

@@ -12,8 +12,8 @@ from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 
 from sandboxd.streaming.forwarding import Forwarding
-from sandboxd.streaming.inbox import LIMIT
-from sandboxd.streaming.link import READ, Limits
+from sandboxd.streaming.inbox import LIMIT_BYTES
+from sandboxd.streaming.link import READ_BYTES, Limits
 from tests.streaming.clients import forwarded, messages, until
 from tests.streaming.spdy_client import FIN, Frames, SpdyClient, StreamState, data_frame
 from tests.streaming.tunnel import TunnelClient
@@ -184,7 +184,7 @@ async def test_a_pair_that_stays_incomplete_is_given_up(serve: Serve) -> None:
     client = await SpdyClient.connect(server.url_for(Pod().request()), PROTOCOL)
     error = await client.open({"streamtype": "error", "port": "80", "requestid": "1"})
     data = await client.open({"streamtype": "data", "port": "80", "requestid": "2"})
-    await client.send(data, bytes(2 * LIMIT))
+    await client.send(data, bytes(2 * LIMIT_BYTES))
     assert b"did not open" in await client.all_of(error)
     await client.until(lambda: client.streams[data].reset == 5)
     assert session(server).inboxes == {}
@@ -204,11 +204,11 @@ async def test_a_pod_that_does_not_read_stops_the_client_not_the_memory(serve: S
 
         sending = asyncio.create_task(upload())
         inbox = session(server).inboxes[data]
-        await until(lambda: inbox.size >= LIMIT)
+        await until(lambda: inbox.size >= LIMIT_BYTES)
         for _ in range(500):
             await asyncio.sleep(0)
         assert not sending.done()
-        assert inbox.peak < LIMIT + READ
+        assert inbox.peak < LIMIT_BYTES + READ_BYTES
         sending.cancel()
         client.abort()
         await until(lambda: not server.sessions)

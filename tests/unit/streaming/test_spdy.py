@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.streaming import spdy
-from sandboxd.streaming.spdy import MOST_CONTROL, MOST_STREAMS, Connection
+from sandboxd.streaming.spdy import MAX_CONTROL_BYTES, MAX_STREAMS, Connection
 from sandboxd.streaming.streams import Data, Event, GoneAway, ProtocolError, StreamOpened, StreamReset
 from tests.streaming.spdy_client import FIN, Frames, control, data_frame
 
@@ -172,12 +172,12 @@ def test_data_on_a_stream_that_never_was_is_answered_with_a_reset(stream: int) -
 def test_too_many_streams_are_refused_one_by_one() -> None:
     """Each can be opened later, when others have ended."""
     connection, client = Connection(), Frames()
-    data = b"".join(client.syn_stream(2 * number + 1, {}) for number in range(MOST_STREAMS + 1))
-    assert len(connection.receive_data(data)) == MOST_STREAMS == connection.open_streams
-    assert sent(connection) == [("reset", 2 * MOST_STREAMS + 1, b"\0\0\0\x03", False)]
+    data = b"".join(client.syn_stream(2 * number + 1, {}) for number in range(MAX_STREAMS + 1))
+    assert len(connection.receive_data(data)) == MAX_STREAMS == connection.open_streams
+    assert sent(connection) == [("reset", 2 * MAX_STREAMS + 1, b"\0\0\0\x03", False)]
     connection.receive_data(rst(1))
-    assert connection.receive_data(client.syn_stream(2 * MOST_STREAMS + 3, {"a": "1"})) == [
-        StreamOpened(stream=2 * MOST_STREAMS + 3, headers={"a": "1"})
+    assert connection.receive_data(client.syn_stream(2 * MAX_STREAMS + 3, {"a": "1"})) == [
+        StreamOpened(stream=2 * MAX_STREAMS + 3, headers={"a": "1"})
     ]
 
 
@@ -195,7 +195,7 @@ def test_after_our_goaway_new_streams_are_refused_and_old_ones_go_on() -> None:
 
 def test_data_is_cut_into_the_largest_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """FIN is on the last only; nothing and no FIN is no frame."""
-    monkeypatch.setattr(spdy, "MOST_DATA", 4)
+    monkeypatch.setattr(spdy, "MAX_DATA_BYTES", 4)
     connection = Connection()
     connection._streams[1] = spdy._Stream(client_done=False, server_done=False)
     connection.send_data(1, b"")
@@ -210,7 +210,7 @@ def syn(body: bytes) -> bytes:
 HOSTILE: dict[str, Callable[[Frames], bytes]] = {
     "another version": lambda f: control(1, 0, b"", version=2),
     "HTTP": lambda f: b"\x80GET / HTTP/1.1\r\n\r\n",
-    "a control frame too long": lambda f: struct.pack(">HHI", 0x8003, 1, MOST_CONTROL + 1),
+    "a control frame too long": lambda f: struct.pack(">HHI", 0x8003, 1, MAX_CONTROL_BYTES + 1),
     "an unknown control frame too long": lambda f: struct.pack(">HHI", 0x8003, 77, 2**24 - 1),
     "a short SYN_STREAM": lambda f: syn(b"\0" * 9),
     "an even stream id": lambda f: f.syn_stream(2, {}),
@@ -335,4 +335,4 @@ def test_a_damaged_conversation_ends_at_most_the_connection(data: bytes, at: int
     connection = Connection()
     events = connection.receive_data(data[:at] + patch + data[at + length :]) + connection.receive_eof()
     assert not any(isinstance(event, ProtocolError) for event in events[:-1])
-    assert connection.open_streams <= spdy.MOST_STREAMS
+    assert connection.open_streams <= spdy.MAX_STREAMS

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import NotReady
-from sandboxd.streaming.inbox import LIMIT
-from sandboxd.streaming.link import READ, Limits
+from sandboxd.streaming.inbox import LIMIT_BYTES
+from sandboxd.streaming.link import READ_BYTES, Limits
 from sandboxd.streaming.remotecommand import Streams, TerminalSize
 from sandboxd.streaming.sessions import AttachRequest, ExecRequest
 from sandboxd.streaming.stdio import Stdio
@@ -214,14 +214,14 @@ async def test_a_process_that_does_not_read_stops_the_client_not_the_memory(serv
     async with asyncio.TaskGroup() as group:
         sending = group.create_task(upload())
         inbox = session(server).stdin
-        await until(lambda: inbox.size >= LIMIT)
+        await until(lambda: inbox.size >= LIMIT_BYTES)
         for _ in range(500):
             await asyncio.sleep(0)
         assert not sending.done()
-        assert LIMIT <= inbox.size <= inbox.peak < LIMIT + READ
+        assert LIMIT_BYTES <= inbox.size <= inbox.peak < LIMIT_BYTES + READ_BYTES
         go.set()
         assert await client.all_of(ids["stdout"]) == str(total).encode()
-    assert inbox.peak < LIMIT + READ
+    assert inbox.peak < LIMIT_BYTES + READ_BYTES
     await client.close()
 
 
@@ -233,8 +233,8 @@ async def test_a_client_that_does_not_read_stops_the_process_not_the_memory(serv
     async def main(process: FakeProcess) -> int:
         nonlocal written
         while written < total:
-            await process.out.put(bytes(READ))
-            written += READ
+            await process.out.put(bytes(READ_BYTES))
+            written += READ_BYTES
         return 0
 
     server = await serve()
@@ -242,10 +242,10 @@ async def test_a_client_that_does_not_read_stops_the_process_not_the_memory(serv
     ids = await opened(client, "error", "stdout")
     client.reading.clear()
     link = session(server).link
-    await until(lambda: link.unsent >= READ)
+    await until(lambda: link.unsent >= READ_BYTES)
     for _ in range(500):
         await asyncio.sleep(0)
-        assert link.unsent < 3 * READ
+        assert link.unsent < 3 * READ_BYTES
     assert written < total
     client.reading.set()
     assert len(await client.all_of(ids["stdout"])) == total
@@ -277,8 +277,8 @@ async def test_a_client_that_disappears_behind_a_full_inbox_is_noticed(serve: Se
     client = await SpdyClient.connect(server.url_for(container.exec(stdin=True, stdout=True)), SPDY)
     ids = await opened(client, "error", "stdin", "stdout")
     await until(lambda: container.processes)
-    await client.send(ids["stdin"], bytes(LIMIT + 4 * READ))
-    await until(lambda: session(server).stdin.size >= LIMIT)
+    await client.send(ids["stdin"], bytes(LIMIT_BYTES + 4 * READ_BYTES))
+    await until(lambda: session(server).stdin.size >= LIMIT_BYTES)
     client.abort()
     await container.processes[0].closed.wait()
     await client.close()
@@ -330,7 +330,7 @@ async def test_a_process_that_closed_its_input_may_go_on_writing(serve: Serve) -
     server = await serve()
     client = await SpdyClient.connect(server.url_for(Container(main).exec(stdin=True, stdout=True)), SPDY)
     ids = await opened(client, "error", "stdin", "stdout")
-    await client.send(ids["stdin"], bytes(4 * LIMIT), fin=True)
+    await client.send(ids["stdin"], bytes(4 * LIMIT_BYTES), fin=True)
     go.set()
     assert await client.all_of(ids["stdout"]) == b"done"
     await client.close()
@@ -534,8 +534,8 @@ async def test_what_a_client_sent_before_it_left_is_read_to_its_end(serve: Serve
     container = Container(main)
     ws = await websocket(server.url_for(container.exec(stdin=True, stdout=True)), "v4.channel.k8s.io")
     payload = bytes(range(256)) * 4096
-    for start in range(0, len(payload), READ):
-        await ws.send(b"\0" + payload[start : start + READ])
+    for start in range(0, len(payload), READ_BYTES):
+        await ws.send(b"\0" + payload[start : start + READ_BYTES])
     await ws.close()
     await ended.wait()
     assert b"".join(received) == payload

@@ -13,7 +13,7 @@ from websockets.protocol import Protocol, Side
 
 from sandboxd.streaming.spdy import Connection
 from sandboxd.streaming.streams import Data, Event, GoneAway, Multiplexer, ProtocolError, StreamOpened
-from sandboxd.streaming.websocket import MOST_FRAME, Channels, Tunnel, WebSocket
+from sandboxd.streaming.websocket import MAX_FRAME_BYTES, Channels, Tunnel, WebSocket
 from tests.streaming.spdy_client import Frames, data_frame
 from tests.unit.streaming.test_spdy import merged
 
@@ -165,7 +165,7 @@ def test_a_tunnel_carries_spdy_in_both_directions() -> None:
 
 HOSTILE: dict[str, tuple[Callable[[], Multiplexer], bytes]] = {
     "not masked": (channels, frame(Opcode.BINARY, b"\0x", mask=False)),
-    "too long": (channels, b"\x82\xff" + (MOST_FRAME + 1).to_bytes(8, "big")),
+    "too long": (channels, b"\x82\xff" + (MAX_FRAME_BYTES + 1).to_bytes(8, "big")),
     "as long as can be said": (channels, b"\x82\xff" + b"\xff" * 8),
     "a continuation of nothing": (channels, frame(Opcode.CONT, b"x")),
     "a reserved bit": (channels, b"\xc2\x80\0\0\0\0"),
