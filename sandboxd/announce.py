@@ -1,11 +1,11 @@
-"""What happens to pods and containers, told to whoever listens.
+"""What happens to pods and containers, announced to subscribers.
 
 The ledger's changes are the source: an event is what a change of a record means to a client, so nothing that happens
 can be forgotten here, and nothing is announced that is not recorded. Rules:
 
 1. Announcing never waits and never fails. Each listener has a queue with room for `QUEUE` events.
 2. A listener that falls further behind gets what is in its queue, and then Exhausted in place of the rest: it knows
-   that it missed something and has to list anew. A gap in the middle would go unnoticed.
+   that it missed something and has to list again. A gap in the middle would go unnoticed.
 3. An announcement carries the records as they were at that moment; turning them into messages is the listener's work.
 """
 
@@ -69,7 +69,7 @@ class Subscription:
         self.missed = 0
 
     def offer(self, announcement: Announcement) -> None:
-        """Queue it, or count it as missed; after a miss nothing is queued any more."""
+        """Queue it, or count it as missed; after a miss nothing more is queued."""
         if self.missed or len(self._queue) >= self._room:
             self.missed += 1
         else:
@@ -85,7 +85,7 @@ class Subscription:
             if self.missed:
                 raise Exhausted(
                     f"events came faster than this client read them: {self.missed} and more are missed;"
-                    " list pods and containers, and subscribe anew"
+                    " list pods and containers, and subscribe again"
                 )
             self._filled.clear()
 
@@ -109,7 +109,7 @@ class Announcer:
         finally:
             self._subscriptions.discard(subscription)
             if subscription.missed:
-                log.warning("a listener to the events was too slow", missed=subscription.missed)
+                log.warning("a subscriber to the events was too slow", missed=subscription.missed)
 
     def _on_change(self, before: AnyRecord | None, after: AnyRecord | None) -> None:
         if not self._subscriptions:
@@ -139,7 +139,7 @@ class Announcer:
 def changes(before: AnyRecord | None, after: AnyRecord | None) -> list[tuple[Change, int]]:
     """What a change of a record means, in order, and when it happened (unix nanoseconds).
 
-    Something in creation is nobody's business yet; should it fail and go, it was never there.
+    An object that is still being created is not announced, nor is its removal if the creation fails.
     """
     if after is None:
         return [(Change.DELETED, time.time_ns())] if before is not None and _known(before) else []
@@ -151,7 +151,7 @@ def changes(before: AnyRecord | None, after: AnyRecord | None) -> list[tuple[Cha
 
 
 def _known(record: AnyRecord) -> bool:
-    """Whether clients were told of it: a pod whose run failed never started, however its record went."""
+    """Whether it was ever announced: a pod whose run failed never started."""
     return bool(record.started_at if isinstance(record, SandboxRecord) else record.created_at)
 
 

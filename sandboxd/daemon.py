@@ -1,7 +1,7 @@
 """The composition root: build each object once, serve, recover, notify, drain.
 
 The socket answers from the first moment: with UNAVAILABLE and the reason, until records and reality have been
-brought together. A machine without containerd thus has a daemon that says so, rather than none.
+brought together. On a machine without containerd the daemon runs and says so.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ from sandboxd.usage.written import Layers
 log = structlog.get_logger(__name__)
 
 MESSAGE_BYTES = 16 << 20  # as kubelet's and crictl's own limit
-RETRY_FIRST, RETRY_MOST = 0.5, 10.0  # seconds between attempts to start
+RETRY_FIRST_SECONDS, RETRY_MAX_SECONDS = 0.5, 10.0  # seconds between attempts to start
 SERVER_SECONDS = 1.0  # that calls without a job get to end at shutdown
 LEAVING_SECONDS = 1.0  # that closing everything may take after that
-LOOK_SECONDS = 1.0  # for somebody else's containerd to answer; it is asked again
+LOOK_SECONDS = 1.0  # for a containerd that is not ours to answer; then it is retried
 
 
 @dataclass(slots=True)
@@ -146,36 +146,36 @@ async def serve(config: Config) -> None:
                 await streaming.close()
                 await pulls.stop()
         except TimeoutError:
-            log.warning("streams or pulls did not end in time, they are cut off")
+            log.warning("streams or pulls did not end in time and were interrupted")
         left = await jobs.drain(max(0.0, deadline - clock()))
         if left:
             log.warning(
-                "operations were cut off; they are cleaned up at the next start", jobs=[described(k) for k in left]
+                "operations were interrupted; they are cleaned up at the next start",
+                jobs=[described(k) for k in left],
             )
         await server.stop(grace=SERVER_SECONDS)
         Path(config.socket).unlink(missing_ok=True)
 
 
 def _last_resort(drain_seconds: float) -> None:
-    """See to it that the process ends soon after the time that operations are given, whatever still runs then.
+    """Make sure that the process ends soon after the time that operations are given, whatever is still running.
 
-    A thread in the middle of a system call or of somebody's C code cannot be stopped, and both asyncio and the
-    interpreter wait for their threads without a bound. Ending them by force loses nothing: the ledger's commits are
-    synchronous, what operations had begun is cleaned up from it at the next start as after a crash, and pods are not
-    ours to take along.
+    A thread in a system call or in C code cannot be stopped, and both asyncio and the interpreter wait for their
+    threads without a bound. Exiting by force loses nothing: the ledger's commits are synchronous, unfinished
+    operations are cleaned up at the next start as after a crash, and pods keep running.
     """
 
     def leave() -> None:
-        log.warning("something did not end in time, leaving without it")
+        log.warning("something did not end in time, exiting without it")
         sys.stderr.flush()
         os._exit(0)
 
     seconds = drain_seconds + SERVER_SECONDS + LEAVING_SECONDS
     timer = threading.Timer(seconds, leave)
-    timer.daemon = True  # an end by itself does not wait for it
+    timer.daemon = True  # a normal exit does not wait for it
     timer.start()
-    # The timer is a thread too, and does not run while another one does not let go of the interpreter. This signal
-    # needs nobody's help, its default is to end the process.
+    # The timer is a thread too, and does not run while another one holds the interpreter's lock. This signal's
+    # default action ends the process without its help.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds + LEAVING_SECONDS)
 
@@ -189,8 +189,8 @@ async def _start_up(
     condition: _Condition,
     stop: asyncio.Event,
 ) -> None:
-    """Bring everything up, again and again until it works or `stop` is set."""
-    delay = RETRY_FIRST
+    """Bring everything up; retry until it works or `stop` is set."""
+    delay = RETRY_FIRST_SECONDS
     while not stop.is_set():
         try:
             netns.prepare_directory(config.network.netns_dir)
@@ -201,18 +201,16 @@ async def _start_up(
             await recover(node)
             await node.logs.retain(node.ledger.containers)
             break
-        except Exception as exc:  # whatever it is: a daemon that says why it is not ready is better than none
+        except Exception as exc:  # any error: a daemon that says why it is not ready is better than none
             expected = isinstance(exc, SandboxdError | OSError)
             words = str(exc) if expected else disclosure.sentence(exc)
             condition.trouble = f"sandboxd is starting: {words}"
-            log.error(
-                "not ready yet, trying again", in_seconds=delay, error=words, exc_info=None if expected else exc
-            )
+            log.error("not ready yet, retrying", in_seconds=delay, error=words, exc_info=None if expected else exc)
         try:
             async with asyncio.timeout(delay):
                 await stop.wait()
         except TimeoutError:
-            delay = min(delay * 2, RETRY_MOST)
+            delay = min(delay * 2, RETRY_MAX_SECONDS)
     else:
         return
 
@@ -225,7 +223,7 @@ async def _start_up(
     node.jobs.watch("logger", node.logs.keep_up)
     node.jobs.watch("compare", lambda: compare_forever(node, config.daemon.reconcile_seconds))
     condition.trouble = ""
-    # What there is by now stays: no collection needs to look through it again. (A full one takes 50 ms.)
+    # What exists now lives as long as the daemon: exclude it from collections. (A full one takes 50 ms.)
     gc.collect()
     gc.freeze()
     log.info("ready", containerd=version, pods=len(node.ledger.sandboxes), containers=len(node.ledger.containers))
@@ -331,7 +329,7 @@ def _bind(server: grpc.aio.Server, path: str, group: str) -> None:
 
 
 def _clear_stale(path: str) -> None:
-    """Remove a socket that nobody listens on; raises NotReady when somebody does, or it is no socket."""
+    """Remove a socket without a listener; raises NotReady if there is one, or if it is not a socket."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -348,7 +346,7 @@ def _clear_stale(path: str) -> None:
 
 
 def _lock(stack: AsyncExitStack, path: str) -> None:
-    """Hold the root directory for this process; the kernel lets go when it ends, however it ends."""
+    """Lock the root directory for this process; the kernel releases the lock when the process ends."""
     file = stack.enter_context(open(path, "a+b", opener=private.opener))  # noqa: SIM115 - the stack closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

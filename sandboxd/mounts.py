@@ -8,7 +8,7 @@ from pathlib import Path
 from sandboxd import mountinfo, syscalls
 from sandboxd.mountinfo import Mount
 
-_MAX_STACKED = 8  # mounts at one path; more than one means that somebody mounted over ours
+_MAX_STACKED = 8  # mounts at one path; more than one means that something was mounted over ours
 
 
 def listed() -> list[Mount]:

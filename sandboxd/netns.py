@@ -1,6 +1,6 @@
 """Named network namespaces: create, recognise, remove, and open sockets inside.
 
-A namespace is an nsfs mount at a path that the sandbox id gives, so `ip netns` sees it and whoever knows the id
+A namespace is an nsfs mount at a path that the sandbox id gives, so `ip netns` sees it and anyone who knows the id
 can clean it up. Rules:
 
 1. Namespace calls happen in a thread of their own that ends afterwards: unshare(2) and setns(2) change the
@@ -181,7 +181,7 @@ def inode(path: str) -> int:
 
 
 async def remove(path: str) -> None:
-    """Unpin the namespace; it dies when its last process does. Done already is done.
+    """Unpin the namespace; it is freed when its last process ends. Idempotent.
 
     Raises CleanupIncomplete when something holds the path.
     """

@@ -52,7 +52,7 @@ class Held:
     def node(self) -> Node:
         """The resources. Raises RuntimeError once the lock has been released."""
         if self._released:
-            raise RuntimeError(f"the lock on pod {self.sandbox_id} is not held any more")
+            raise RuntimeError(f"the lock on pod {self.sandbox_id} is no longer held")
         return self._node
 
     def sandbox(self) -> SandboxRecord:
@@ -150,16 +150,16 @@ async def hold(node: Node, sandbox_id: str) -> AsyncIterator[Held]:
 
 @contextmanager
 def cleaning(what: str) -> Iterator[None]:
-    """Turn an error that nobody expected into CleanupIncomplete: no fault of ours may make a pod undeletable.
+    """Turn an unexpected error into CleanupIncomplete: a bug must not make a pod undeletable.
 
-    Whatever it was, a retry goes on from there. The log has where it came from.
+    A retry continues from there. The traceback is logged.
     """
     try:
         yield
     except SandboxdError:
         raise
     except Exception as exc:
-        log.error("cleaning up failed unexpectedly, a retry goes on from there", what=what, exc_info=exc)
+        log.error("cleaning up failed unexpectedly, a retry continues from there", what=what, exc_info=exc)
         raise CleanupIncomplete(f"{what}: {disclosure.sentence(exc)}") from exc
 
 

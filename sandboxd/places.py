@@ -1,7 +1,7 @@
 """Every name that an id gives: paths, keys, cgroups and labels (invariant 3).
 
-Whoever knows a pod's or a container's id can clean up after it, and whoever finds one of these things can tell whose
-it is. No other module writes such a name down. Pure: nothing here looks whether a thing exists.
+Anyone who knows the id of a pod or a container can clean up after it, and anyone who finds one of these things can
+find its owner. No other module builds such a name. Pure: nothing here checks whether a thing exists.
 
 Cgroups are paths below the root of the hierarchy, as in /proc/PID/cgroup. They are what the OCI runtime makes of
 `linux.cgroupsPath`; source: systemd.slice(5) for the systemd driver.
@@ -131,7 +131,7 @@ class Places:
         return f"{self.container(container_id)}/exec"
 
     def volumes(self, container_id: str) -> str:
-        """The volumes that a container's image declares: on disk, as they hold whatever the container writes."""
+        """The volumes that a container's image declares: on disk, as containers can write any amount to them."""
         return f"{self.root}/volumes/{container_id}"
 
     def checkpoint(self, container_id: str) -> str:
@@ -197,8 +197,8 @@ class Places:
     def is_own_cgroup(self, sandbox: SandboxRecord, crowded: Set[str]) -> bool:
         """Whether the cgroup above the pod's containers holds nothing else, as far as is known here.
 
-        Not when other pods are in it too (`crowded` is that of all pods), nor when it is everybody's: the root, and
-        the systemd driver's default slice.
+        Not when other pods are in it too (`crowded` is that of all pods), nor when it is shared by design: the root,
+        and the systemd driver's default slice.
         """
         parent = self.pod_cgroup(sandbox)
         if parent == "/" or (self.cgroup_driver == "systemd" and not sandbox.config.linux.cgroup_parent):

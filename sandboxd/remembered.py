@@ -81,7 +81,7 @@ class Remembered:
 
 
 def _copied(error: Exception) -> Exception:
-    """The error for one more caller, who may add notes to it that are nobody else's business."""
+    """A copy of the error for one caller, which may add notes of its own to it."""
     arguments = cast("tuple[Any, ...]", error.__reduce__()[1])  # an OSError's `args` lack the file name
     copy = type(error).__new__(type(error), *arguments)
     copy.__dict__.update(error.__dict__)

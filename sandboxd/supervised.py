@@ -1,4 +1,4 @@
-"""Processes that outlive whoever starts them: started, found again, ended.
+"""Processes that outlive the one that starts them: started, found again, ended.
 
 Each has a pid file, written by its starter. A pid alone identifies nothing, because the kernel reuses pids: the
 process that has it is ours only while its command line has an argument that no other process has. Signals go through

@@ -1,7 +1,7 @@
-"""Attach: a client at a running container's own streams, from now on; the container goes on when it leaves.
+"""Attach: connect a client to a running container's own streams; the container continues when it disconnects.
 
-With `stdin_once` its stdin ends with the first client that has sent everything, or left: for the container, for the
-others that are attached to it, and for good. Nobody reads the FIFO then, so it cannot be opened for writing.
+With `stdin_once`, stdin ends permanently when the first client has sent everything or has disconnected, also for the
+other clients. The FIFO has no reader then and can no longer be opened for writing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Attached:
         await self._stdin.write(data)
 
     async def close_stdin(self) -> None:
-        """The client has sent everything, or left; with stdin_once that is the end for the container too."""
+        """The client has sent everything or has disconnected; with stdin_once the container's stdin ends too."""
         self._release_stdin()
         if self._container.config.stdin_once and not self._container.config.tty:
             for close in self._at_stdin.pop(self._container.id, ()):
@@ -97,7 +97,7 @@ class Attached:
             pass
 
     async def close(self) -> None:
-        """Leave; the container does not notice."""
+        """Detach; the container is not affected."""
         self._release_stdin()
         await self._stack.aclose()
 

@@ -1,10 +1,10 @@
-"""CheckpointContainer: what a running container has in memory and on disk, as an archive; it runs on.
+"""CheckpointContainer: a running container's memory and files, as an archive; the container continues.
 
     directory of its own → pause → CRIU, through the OCI runtime → changed files → resume → archive → directory gone
 
 The container stands still between pause and resume, so that its memory and its files are of the same moment. The
-directory is made first and goes last: where one is found that nobody works in, a checkpoint was cut off, and `undo`
-lets the container run on. CRIU is not needed for anything else, so that it is only asked for here.
+directory is made first and goes last: if one is found with no checkpoint in progress, a checkpoint was interrupted,
+and `undo` resumes the container. CRIU is needed for nothing else, so it is looked for only here.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ async def _check(node: Node, container: ContainerRecord) -> None:
     name = node.ledger.sandboxes[container.sandbox_id].runtime_handler or node.config.runtime.default_handler
     handler = node.config.runtime.handlers.get(name)
     if handler is None:
-        raise NotReady(f"{words}its runtime handler {name!r} is not configured any more")
+        raise NotReady(f"{words}its runtime handler {name!r} is no longer configured")
     if handler.type != RUNC_SHIM:
         raise NotReady(f"{words}the shim {handler.type} of its runtime handler {name!r} does not do that")
     path = shutil.which(CRIU)
@@ -179,7 +179,7 @@ async def _archive(
             cut_off=cut_off.is_set,
         )
     finally:
-        cut_off.set()  # at a shutdown the thread would go on, and the daemon wait for it
+        cut_off.set()  # at a shutdown the thread would go on, and the daemon would wait for it
 
 
 def _complaints(path: Path) -> str:
@@ -198,9 +198,9 @@ def _directory(node: Node, container_id: str) -> Path:
 
 
 async def undo(held: Held, container_id: str) -> None:
-    """Let the container run on and remove what its checkpoint left, an archive to the half included.
+    """Resume the container and remove what its checkpoint left, including a partial archive.
 
-    Nothing left is done. Raises CleanupIncomplete, and the runtime's errors.
+    Idempotent. Raises CleanupIncomplete, and the runtime's errors.
     """
     node = held.node
     scratch = _directory(node, container_id)
@@ -219,9 +219,9 @@ async def undo(held: Held, container_id: str) -> None:
 
 
 async def undo_all(node: Node, seconds: float) -> None:
-    """`undo` for every checkpoint that nobody is taking any more, each in at most `seconds`.
+    """`undo` every interrupted checkpoint, each in at most `seconds`.
 
-    A failure is logged: whoever asks again later finds it still there.
+    A failure is logged, and retried by the next call.
     """
     try:
         left = os.listdir(node.places.checkpoints)
@@ -232,7 +232,7 @@ async def undo_all(node: Node, seconds: float) -> None:
         owner = container.sandbox_id if container else container_id
         if owner in node.jobs.held():
             continue
-        log.warning("a checkpoint was cut off, its container goes on", container=container_id)
+        log.warning("a checkpoint was interrupted, its container is resumed", container=container_id)
         try:
             async with asyncio.timeout(seconds), hold(node, owner) as held:
                 await undo(held, container_id)
@@ -244,10 +244,10 @@ async def undo_all(node: Node, seconds: float) -> None:
 
 
 async def _criu_has_ended(scratch: Path) -> None:
-    """Wait, for a while, until no CRIU works for this checkpoint any more.
+    """Wait, for a while, until no CRIU process is working on this checkpoint.
 
-    One whose runtime was killed when the time was over puts the container's processes back as they were: paused.
-    That must not come after they were resumed. Killing it would leave its own code in them.
+    A CRIU whose runtime was killed by the time limit restores the container's processes to the paused state. That
+    must not happen after they were resumed. Killing it would leave its parasite code in them.
     """
     deadline = time.monotonic() + CRIU_SECONDS
     while time.monotonic() < deadline:

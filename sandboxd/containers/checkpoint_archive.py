@@ -129,7 +129,7 @@ def _add_tree(archive: tarfile.TarFile, name: str, path: Path, check: Callable[[
 
 
 def _add(archive: tarfile.TarFile, name: str, path: str, dir_fd: int | None, check: Callable[[str], None]) -> None:
-    """A file or a link; root's, as whoever unpacks it needs no more of the owner. Nothing else is packed."""
+    """A file or a link; owned by root. Nothing else is packed."""
     info = os.lstat(path, dir_fd=dir_fd)
     if stat.S_ISLNK(info.st_mode):
         link = _entry(name, info)

@@ -145,7 +145,7 @@ async def _facts(
 
 
 async def _relabel(config: cri.ContainerConfig, own: Iterable[str], label: str) -> None:
-    """Give the container's own directories, and the mounts that ask for it, its SELinux label."""
+    """Set the container's SELinux label on its own directories and on the mounts that request it."""
     asked = [mount.host_path for mount in config.mounts if mount.selinux_relabel and mount.host_path]
     for path in (*asked, *own) if label else ():
         await in_pieces(machine.relabel(path, label))
@@ -181,16 +181,16 @@ def _log_path(sandbox: cri.PodSandboxConfig, config: cri.ContainerConfig) -> str
 
 
 def _stop_signal(config: cri.ContainerConfig, image: ImageRecord) -> str:
-    """The stop signal: the request's, else the image's, else "" for SIGTERM.
+    """The stop signal: the request's, or the image's, or "" for SIGTERM.
 
-    An image may name any; one that nobody knows must not keep the container from being stopped, nor from running.
+    An image may name any; an unknown one must not keep the container from running or from being stopped.
     """
     if config.stop_signal:
         if config.stop_signal not in cri.Signal.values():
-            raise InvalidRequest(f"config.stop_signal: {config.stop_signal} is none of CRI's signals")
+            raise InvalidRequest(f"config.stop_signal: {config.stop_signal} is not one of CRI's signals")
         return cri.Signal.Name(config.stop_signal).replace("PLUS", "+").replace("MINUS", "-")
     named = str(image.config.get("StopSignal", ""))
     if named and stop_signal.number(named) is None:
-        log.warning("unknown stop signal, SIGTERM takes its place", image=image.id, signal=ascii(named[:40]))
+        log.warning("unknown stop signal, using SIGTERM", image=image.id, signal=ascii(named[:40]))
         return stop_signal.DEFAULT
     return named

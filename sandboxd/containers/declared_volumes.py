@@ -33,7 +33,7 @@ def create(
     """Make a directory below `directory` for each of `paths`, a piece at a time; return which is for which.
 
     `mounts` is the root file system with what the image has there. With `ids` all belongs to the host's ids for
-    the same users. Raises NotReady when the disk refuses; the owner of `directory` removes what is there by then.
+    the same users. Raises NotReady when the disk refuses; the caller removes `directory`.
     """
     made = {}
     try:
@@ -73,7 +73,7 @@ def _fill(
 
 
 class _Links:
-    """The files that were copied and have more links in the image, each with a name in a directory of ours."""
+    """Copied files that have more links in the image; each has a name in a private directory."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -81,12 +81,12 @@ class _Links:
         self._known: dict[tuple[int, int], str] = {}
 
     def close(self) -> None:
-        """Close the directory, which is to be removed then."""
+        """Close the directory; the caller removes it."""
         if self._fd >= 0:
             os.close(self._fd)
 
     def link(self, info: os.stat_result, name: str, into: int) -> bool:
-        """Link `name` to the copy of the same file; False when there is none, or it has all the links it can."""
+        """Link `name` to the copy of the same file; False if there is none or it cannot have another link."""
         known = self._known.get((info.st_dev, info.st_ino))
         if known is None:
             return False

@@ -1,7 +1,7 @@
 """How containers end: stopping them, seeing that they have ended, and recording it.
 
-A container has ended when its task has; that is looked up with containerd (`settle_*`), whoever noticed it: an
-event, a stop that waited for it, or the periodic comparison. Nothing here needs the container's cooperation.
+A container has ended when its task has. Every caller (an event, StopContainer, the periodic comparison) asks
+containerd before recording it (`settle_*`). Nothing here needs the container's cooperation.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sandboxd.node import Node
 log = structlog.get_logger(__name__)
 
 KILL_SECONDS = 30.0  # how long a SIGKILL may take to show; longer means a process stuck in the kernel
-VANISHED = 255  # exit code of a container whose task nobody saw ending
-SIGKILLED = 128 + signals.SIGKILL  # exit code of whatever SIGKILL ended, whoever sent it
+VANISHED = 255  # exit code of a container whose end was not seen
+SIGKILLED = 128 + signals.SIGKILL  # exit code after any SIGKILL
 
 OOM_KILLED = "OOMKilled"  # noted as a reason before the end, if an OOM event comes first
-LATE_OOM = 5_000_000_000  # nanoseconds after its end in which an OOM event may still come
+LATE_OOM_NS = 5_000_000_000  # how long after the container's end an OOM event may still arrive
 
 
 def note_oom(node: Node, container_id: str) -> None:
-    """A process of the container was killed for lack of memory; if that ends the container, it is why.
+    """Note that a process of the container was killed for lack of memory: the reason, if the container ends.
 
-    The event may come before the exit or after it. The counter that settling reads decides mostly; the event is
-    for when systemd was faster than us to remove the cgroup with the counter.
+    The event may arrive before the exit or after it. Settling usually decides by the cgroup's counter; the event
+    matters when systemd has removed the cgroup first.
     """
     container = node.ledger.containers.get(container_id)
     if container is None:
@@ -41,7 +41,7 @@ def note_oom(node: Node, container_id: str) -> None:
         node.places.cgroup_driver == "systemd"
         and container.exit_code == SIGKILLED
         and container.reason == "Error"
-        and time.time_ns() - container.finished_at < LATE_OOM
+        and time.time_ns() - container.finished_at < LATE_OOM_NS
     )
     if late or not container.finished_at:
         node.ledger.update_container(container_id, reason=OOM_KILLED)
@@ -69,14 +69,14 @@ async def end(node: Node, container_id: str) -> None:
 
 
 def _our_kill(container_id: str) -> str:
-    """The key that is held while we kill a container: whoever records its end sees by it that we did."""
+    """The key that is held while we kill a container, so that settling knows that the SIGKILL was ours."""
     return f"kill:{container_id}"
 
 
 @asynccontextmanager
 async def settling(node: Node, task_id: str) -> AsyncIterator[None]:
-    """Only one at a time may look how a task has ended, or delete it: two at once see the shim vanish under each
-    other. It may be taken while the pod's lock is held, never the other way round."""
+    """Only one caller at a time may inspect or delete an ended task: concurrent deletions fail when the shim exits.
+    May be taken while the pod's lock is held, never the other way round."""
     async with node.jobs.exclusive(f"settle:{task_id}"):
         yield
 
@@ -128,10 +128,10 @@ def _oom_kills(node: Node, container: ContainerRecord) -> int:
 
 
 def _reason(node: Node, container_id: str, end: Exit, *, vanished: bool, oom: bool) -> str:
-    """CRI leaves the words open; these are the ones that clients know from other runtimes.
+    """CRI does not define the values; these are the ones that other runtimes use.
 
-    OOMKilled only where it ended the container: a shell whose child was killed may go on and end well, and one that
-    we kill later did not end for lack of memory. A shell that ends with its child's code did.
+    OOMKilled only if it ended the container: a shell whose child was killed may continue and exit normally, and one
+    that we kill later did not end for lack of memory. A shell that exits with its child's code did.
     """
     container = node.ledger.containers.get(container_id)
     noticed = container is not None and container.reason == OOM_KILLED
@@ -144,9 +144,9 @@ def _reason(node: Node, container_id: str, end: Exit, *, vanished: bool, oom: bo
 
 
 async def ended_task(node: Node, task_id: str, look: Callable[[], None] | None = None) -> Exit | None:
-    """How the task ended, with its resources freed; None while it runs (or waits to be started).
+    """How the task ended, after freeing its resources; None while it is running or has not been started.
 
-    `look` is called when it has ended and its cgroup, which goes with its resources, is still there.
+    `look` is called once it has ended, before its cgroup is removed.
     """
     try:
         task = await node.runtime.get(task_id)

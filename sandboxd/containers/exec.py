@@ -1,10 +1,10 @@
 """ExecSync and Exec: further processes in a running container.
 
 A process has FIFOs of its own for its streams, in a directory with its id. Its stdin reaches the shim through one
-that we hold open for reading and writing, so that opening it never blocks; the end of stdin is told to the shim.
-Whoever starts a process closes it: `close` ends it and its group if it still runs, and removes what it left. The
-directory goes last, so one that belongs to nobody names a process that an earlier daemon, or an absent containerd,
-left behind: `end_leftovers`.
+that we hold open for reading and writing, so opening it never blocks; the shim is told when stdin ends.
+The caller that starts a process closes it: `close` kills it and its process group if it is still running, and removes
+its files. The directory is removed last, so one that is not in use belongs to a process that an earlier daemon, or a
+containerd that was down, left behind: see `end_leftovers`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sandboxd.operations import running_container
 log = structlog.get_logger(__name__)
 
 # Bytes of output that ExecSync returns; what is more is read and dropped. CRI clients take messages of 16 MiB.
-MOST_OUTPUT = (16 << 20) - 65536
+MAX_OUTPUT_BYTES = (16 << 20) - 65536
 END_SECONDS = 30.0  # for a SIGKILL to show; longer means a process stuck in the kernel
 DRAIN_SECONDS = 2.0  # how long a background child may hold the streams after the process itself has ended
 READ_BYTES = 65536
@@ -130,7 +130,7 @@ class Process:
         return self._end.code
 
     async def kill(self) -> None:
-        """End the process and wait until it has; ended is done."""
+        """Kill the process and wait until it has ended. Idempotent."""
         await _kill(self._node, self._container_id, self.id)
         try:
             await self.wait()
@@ -138,7 +138,7 @@ class Process:
             pass
 
     async def close(self) -> None:
-        """Let go of everything; a process that still runs is ended."""
+        """Release everything; kill the process if it is still running."""
         for pipe in self._pipes:
             pipe.close()
         if self._stdin is not None:
@@ -146,7 +146,7 @@ class Process:
         try:
             await _end(self._node, self._container_id, self.id)
         except SandboxdError as exc:
-            log.warning("a process could not be ended, it is tried again later", process=self.id, error=str(exc))
+            log.warning("a process could not be ended, retrying later", process=self.id, error=str(exc))
         else:
             await in_pieces(trees.remove(self._directory))
         finally:
@@ -154,7 +154,7 @@ class Process:
 
 
 async def _end(node: Node, container_id: str, exec_id: str) -> None:
-    """End a process if it runs, and let the shim forget it; gone is done.
+    """Kill a process if it is running, and remove it from the shim. Idempotent.
 
     Raises TimedOut when it does not end, Unavailable when containerd cannot be asked.
     """
@@ -176,15 +176,15 @@ async def _end(node: Node, container_id: str, exec_id: str) -> None:
 
 
 async def _kill(node: Node, container_id: str, exec_id: str) -> None:
-    """SIGKILL a process and the rest of its group; ended or gone is done.
+    """SIGKILL a process and the rest of its group. Idempotent.
 
-    The group is what a shell without job control has started: killed alone, it would leave that in the container.
+    A shell without job control starts its children in its own group; killed alone, it would leave them running.
     """
     pid = await node.runtime.processes.pid(container_id, exec_id)
     if pid:
         try:
-            # The kernel's word that it is ours: the number may belong to another by now, or come from elsewhere.
-            # Groups 0 and 1 would be our own and everybody.
+            # The pid may have been reused: the kernel says whether it is still in this container.
+            # Groups 0 and 1 would be our own group and every process.
             if (
                 pid > 1
                 and container_id in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
@@ -198,7 +198,7 @@ async def _kill(node: Node, container_id: str, exec_id: str) -> None:
 
 @contextmanager
 def _discarded(directory: str) -> Iterator[None]:
-    """Throw away what comes out of a process meanwhile: until it has it all, the shim waits ten seconds."""
+    """Discard the process's output inside the block: the shim waits up to ten seconds until it is read."""
     loop = asyncio.get_running_loop()
 
     def discard(fd: int) -> None:
@@ -220,7 +220,7 @@ def _discarded(directory: str) -> Iterator[None]:
 
 
 async def end_leftovers(node: Node, container_id: str) -> None:
-    """End the processes in a container that nobody drives any more. Raises SandboxdError at the first that stays."""
+    """Kill the processes in a container that are left behind. Raises SandboxdError at the first that cannot be."""
     directory = node.places.execs(container_id)
     for exec_id in os.listdir(directory) if os.path.isdir(directory) else ():
         if _driven(exec_id) not in node.jobs.held():
@@ -290,7 +290,7 @@ async def _sync(node: Node, process: Process, argv: Sequence[str], timeout: int)
                 await asyncio.shield(pouring)
         except TimeoutError:
             pass  # a child in the background holds the streams; what there is so far is the answer
-        return bytes(stdout), bytes(stderr[: MOST_OUTPUT - len(stdout)]), code
+        return bytes(stdout), bytes(stderr[: MAX_OUTPUT_BYTES - len(stdout)]), code
     finally:
         pouring.cancel()
         await asyncio.gather(pouring, return_exceptions=True)
@@ -300,4 +300,4 @@ async def _sync(node: Node, process: Process, argv: Sequence[str], timeout: int)
 
 async def _pour(source: AsyncIterator[bytes], into: bytearray) -> None:
     async for data in source:
-        into += data[: MOST_OUTPUT - len(into)]
+        into += data[: MAX_OUTPUT_BYTES - len(into)]

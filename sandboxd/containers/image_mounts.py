@@ -1,7 +1,7 @@
 """Images mounted into containers as read-only directories.
 
 An image is mounted once for a pod, at a place that the pod's id and the image's give, from a view snapshot that
-keeps the image's layers, whatever becomes of the image. The directories are below the daemon's root and not its
+keeps the image's layers even if the image is removed. The directories are below the daemon's root and not its
 state: after a reboot they tell which snapshots are left to be removed.
 """
 
@@ -61,7 +61,7 @@ async def mount(held: Held, sandbox: SandboxRecord, container_id: str, config: c
 
 
 async def remove(held: Held) -> None:
-    """Unmount the pod's images and let go of their snapshots; done already is done."""
+    """Unmount the pod's images and remove their snapshots. Idempotent."""
     node, sandbox_id = held.node, held.sandbox_id
     base = Path(node.places.image_mounts(sandbox_id))
     try:
@@ -130,7 +130,7 @@ def _short(option: str, directory: str) -> str:
 def _inside(root: str, sub_path: str) -> str:
     """The directory `sub_path` of a mounted image, links followed as if `root` were the root.
 
-    Nothing changes meanwhile, since the image is read-only. Raises InvalidRequest when it is not there.
+    The image is read-only, so nothing changes under us. Raises InvalidRequest if there is no such directory.
     """
     done: list[str] = []
     todo = sub_path.split("/")[::-1]
@@ -147,7 +147,9 @@ def _inside(root: str, sub_path: str) -> str:
             if not stat.S_ISLNK(info.st_mode):
                 done.append(part)
                 if not stat.S_ISDIR(info.st_mode):
-                    raise InvalidRequest(f"config.mounts: image_sub_path {sub_path!r} is no directory in the image")
+                    raise InvalidRequest(
+                        f"config.mounts: image_sub_path {sub_path!r} is not a directory in the image"
+                    )
                 continue
             links += 1
             if links > _MOST_LINKS:

@@ -1,8 +1,8 @@
-"""UpdateContainerResources and UpdatePodSandboxResources: other limits for what is there already.
+"""UpdateContainerResources: other limits for an existing container.
 
 A container's limits are in three places: the runtime spec in containerd, from which it would be started, the cgroup
-of its task, and the ledger, from which clients are told. They change in this order and together: when the runtime
-refuses, what was changed before is put back, and the request fails.
+of its task, and the ledger, which answers clients. They change in this order and together: if the runtime
+refuses, the earlier changes are reverted and the request fails.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def _update(held: Held, container_id: str, wanted: cri.LinuxContainerResou
 
 
 def _check_hugepages(before: cri.LinuxContainerResources, after: cri.LinuxContainerResources) -> None:
-    """OCI runtimes ignore these limits in an update, which would then be told as done."""
+    """Raise Unsupported: OCI runtimes ignore these limits in an update and would report success."""
 
     def limits(resources: cri.LinuxContainerResources) -> dict[str, int]:
         return {item.page_size: item.limit for item in resources.hugepage_limits if item.limit}
@@ -73,12 +73,12 @@ async def _apply(node: Node, container: ContainerRecord, limits: dict[str, Any],
     earlier: dict[int, str] = {}
     try:
         if oom_score_adj:
-            # The OCI runtime has no word for this one; children of these processes inherit it.
+            # The OCI runtime cannot change this; children of these processes inherit it.
             await asyncio.to_thread(_set_oom_score_adj, node, container, oom_score_adj, earlier)
         if limits:
             await node.runtime.update(container.id, limits)
     except NotFound:
-        pass  # it has ended meanwhile, which settling it will find
+        pass  # it has just ended; settling will record that
     except (SandboxdError, OSError) as exc:
         await asyncio.to_thread(_restore_oom_score_adj, earlier)
         try:
@@ -122,7 +122,8 @@ def updated_spec(spec: dict[str, Any], limits: dict[str, Any], oom_score_adj: in
 
 
 def _set_oom_score_adj(node: Node, container: ContainerRecord, value: int, earlier: dict[int, str]) -> None:
-    """Set it for every process of the container; `earlier` gets what they had. Blocks: there can be thousands."""
+    """Set it for every process of the container and save the previous values in `earlier`. Blocks: there can be
+    thousands."""
     sandbox = node.ledger.sandboxes[container.sandbox_id]
     for pid in node.machine.cgroups.processes(node.places.cgroup(sandbox, container.id)):
         path = _PROC / str(pid) / "oom_score_adj"
@@ -138,4 +139,4 @@ def _restore_oom_score_adj(earlier: dict[int, str]) -> None:
         try:
             (_PROC / str(pid) / "oom_score_adj").write_text(value, encoding="ascii")
         except OSError:
-            continue  # it has ended, or what was refused before is refused again
+            continue  # it has ended, or the kernel refuses again

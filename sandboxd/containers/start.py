@@ -44,7 +44,7 @@ async def _start(held: Held, container_id: str) -> None:
         pid = await _run(node, container)
         step.note(pid=pid)
     node.ledger.update_container(container_id, pid=pid, started_at=time.time_ns())
-    # A process that ended at once did so before it was known to run; its exit event found nothing to record.
+    # If the process exited at once, its exit event came before the container was recorded as running and was ignored.
     node.jobs.start(("started", container_id), lambda: settle_container(node, container_id))
 
 

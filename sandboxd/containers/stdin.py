@@ -17,7 +17,7 @@ class Stdin:
     async def write(self, data: bytes) -> None:
         """Write everything, waiting for room as often as it takes.
 
-        Raises BrokenPipeError when nobody reads any more, and when it is closed or gets closed meanwhile.
+        Raises BrokenPipeError if there is no reader, or if it is closed.
         """
         loop = asyncio.get_running_loop()
         rest = memoryview(data)
@@ -40,7 +40,7 @@ class Stdin:
                     loop.remove_writer(fd)
 
     def close(self) -> None:
-        """Let go; what was written stays to be read. Closed is done."""
+        """Close it; what was written can still be read. Idempotent."""
         if self._fd < 0:
             return
         if self._changed is not None:

@@ -68,19 +68,21 @@ async def _ask_to_end(node: Node, container: ContainerRecord) -> None:
     except (NotFound, TimedOut):
         raise
     except SandboxdError as exc:
-        log.warning("stop signal not sent, killing", container=container.id, signal=number, error=str(exc))
+        log.warning(
+            "stop signal not sent, killing the container", container=container.id, signal=number, error=str(exc)
+        )
         raise _NotAsked(str(exc)) from exc
 
 
 def signal_number(container: ContainerRecord) -> int:
-    """The number of the container's stop signal; SIGTERM's where nobody knows the name.
+    """The number of the container's stop signal; SIGTERM if the name is unknown.
 
-    It is decided when the container is created, but there are records from before that was so.
+    CreateContainer validates it, but older records may hold an unknown name.
     """
     if not container.stop_signal:
         return signals.SIGTERM
     number = stop_signal.number(container.stop_signal)
     if number is None:
-        log.warning("unknown stop signal, SIGTERM takes its place", container=container.id)
+        log.warning("unknown stop signal, using SIGTERM", container=container.id)
         return signals.SIGTERM
     return number

@@ -198,7 +198,7 @@ class _Source:
         return view
 
     def abandon(self) -> None:
-        """Nobody reads on; nobody shall wait for room."""
+        """There is no reader any longer; release the writers that wait for room."""
         with self._lock:
             self._abandoned = True
             self._chunks.clear()

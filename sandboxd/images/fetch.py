@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 CHECKED = {"sandboxd.io/layer": "checked"}
 ACCEPT = (*oci.MANIFESTS, *oci.INDEXES)
 SMALL_AT_ONCE = 8  # small layers of one pull: what they take is round trips, not bandwidth
-MOST_NESTING = 4  # indexes in indexes
+MAX_NESTING = 4  # indexes in indexes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,14 +111,14 @@ class Damaged(InvalidRequest):
 async def find(store: ImageStore, repository: Repository, served: Served) -> Found:
     """Follow a document that the registry served down to the manifest for this platform. Nothing is stored yet.
 
-    Raises Unsupported when there is none, InvalidRequest for what cannot be understood.
+    Raises Unsupported when there is none, InvalidRequest if it is malformed.
     """
     document = _parsed(served)
     descriptor = Descriptor(media_type=document.media_type, digest=served.digest, size=len(served.data))
     chain = [(descriptor, served.data)]
     while isinstance(document, Index):
-        if len(chain) > MOST_NESTING:
-            raise InvalidRequest(f"indexes are nested more than {MOST_NESTING} deep")
+        if len(chain) > MAX_NESTING:
+            raise InvalidRequest(f"indexes are nested more than {MAX_NESTING} deep")
         fitting = oci.choose(document.manifests, store.platform)
         if not fitting:
             there = ", ".join(sorted({str(item.platform) for item in document.manifests if item.platform}))
@@ -280,7 +280,7 @@ class Fetch:
                 await self._examine_stored(layer)
 
     async def _fetch(self, writer: Ingest, layer: _Layer) -> bool:
-        """Fetch the rest of the layer into `writer`; tell whether it was examined on the way.
+        """Fetch the rest of the layer into `writer`; return whether it was examined meanwhile.
 
         Bytes that turn out wrong are fetched once more, from the beginning, if the mistake can be that of an
         earlier attempt or of one of several servers.

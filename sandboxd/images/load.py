@@ -116,7 +116,7 @@ def full_names(content: ImageContent) -> tuple[str, ...]:
     """The archive's names for the image, completed. Raises InvalidRequest for one that cannot be a name.
 
     A digest in a name says what the name's owner published; only that of what is named here is kept. Names that are
-    sandboxd's own are left out: whoever made the archive would decide what every pod begins with.
+    sandboxd's own names are left out: an archive must not decide what every pod starts with.
     """
     names = []
     for text in content.names:

@@ -148,7 +148,7 @@ class Pulls:
             assert flight.task is not None
             if not flight.task.done() and not flight.task.cancelling():
                 return flight
-            # It was given up: wait until it has let go of what it held.
+            # It was abandoned: wait until it has released its resources.
             await asyncio.wait((flight.task,))
         if self._stopping:
             raise Unavailable("sandboxd is shutting down")
@@ -163,7 +163,7 @@ class Pulls:
     async def stop(self, within: float | None = None) -> None:
         """End all pulls, at shutdown: what is complete is kept for the next attempt.
 
-        Returns after `within` seconds even if one of them has not ended by then.
+        Returns after `within` seconds even if one of them is still running.
         """
         self._stopping = True
         tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
@@ -213,7 +213,7 @@ class Pulls:
     async def _unchanged(self, name: Reference, repository: Repository) -> ImageRecord | None:
         """The image, if it is here under this very name and the registry still means it.
 
-        The registry is asked even for a digest: having the image is no permission to have it.
+        The registry is asked even for a digest: that the image is here does not mean that this client may use it.
         """
         try:
             record = self._store.resolve(str(name))
@@ -296,7 +296,7 @@ class Pulls:
 
 
 def _work_in_bulk() -> None:
-    """Have the calling thread interrupt nobody when it wakes up (sched(7), SCHED_BATCH)."""
+    """Keep the calling thread from preempting others when it wakes up (sched(7), SCHED_BATCH)."""
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 

@@ -27,7 +27,7 @@ from sandboxd.oci.layout import Named
 from sandboxd.registry import reference
 
 LEASE_SECONDS = 24 * 3600.0
-MOST_NESTING = 4  # indexes in indexes
+MAX_NESTING = 4  # indexes in indexes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Outgoing:
 async def saving(store: ImageStore, references: Sequence[str]) -> AsyncIterator[Outgoing]:
     """An archive of these images; their content stays for the time of the block.
 
-    Raises NotFound for an image that is not here, InvalidRequest for what is no reference, NotReady when an image's
+    Raises NotFound for an image that is not here, InvalidRequest for an invalid reference, NotReady when an image's
     content is not complete.
     """
     if not references:
@@ -97,7 +97,7 @@ def choose(text: str, record: ImageRecord, listed: Mapping[str, Image]) -> list[
     """
     targets = {name: listed[name].target for name in record.records if name in listed}
     if not targets:
-        raise NotFound(f"image {text!r} was removed meanwhile")
+        raise NotFound(f"image {text!r} was removed during the request")
     tagged, digested = {}, {}
     for name, target in targets.items():
         try:
@@ -142,7 +142,7 @@ class _Collected:
     async def add(self, store: ImageStore, choice: Chosen) -> Named:
         """Take in all that this image leads to, as far as it is here."""
         manifest: Manifest | None = None
-        for descriptor, found in await self._below(store, choice.target, MOST_NESTING):
+        for descriptor, found in await self._below(store, choice.target, MAX_NESTING):
             parts = (found.config, *found.layers) if isinstance(found, Manifest) else ()
             for part in (*parts, descriptor):
                 self.blobs[part.digest] = self.have[part.digest]

@@ -107,7 +107,7 @@ class ImageStore:
     def resolve(self, text: str) -> ImageRecord:
         """The image that a name, an id, an unambiguous beginning of an id or a digest means.
 
-        Raises NotFound, and InvalidRequest for what is no reference or fits several images.
+        Raises NotFound, and InvalidRequest for an invalid or ambiguous reference.
         """
         return find(self._view.records, text)
 
@@ -116,7 +116,7 @@ class ImageStore:
         return self._fs
 
     async def refresh(self) -> None:
-        """Read containerd's state anew. Raises Unavailable; the copy stays as it was then."""
+        """Reload containerd's state. Raises Unavailable and keeps the previous copy."""
         await self.look()
         await self.measure()
 
@@ -133,7 +133,7 @@ class ImageStore:
                 try:
                     parsed[key] = known.get(key) or await self._parse(image.target)
                 except (NotFound, InvalidRequest) as exc:
-                    # Somebody's unfinished pull, an artifact, another platform: not something to run here.
+                    # An unfinished pull, an artifact or another platform's image cannot be run here.
                     log.debug("an image is left out", image=image.name, error=str(exc))
             self._view = _View(records=_records(listed, parsed), parsed=parsed)
 
@@ -175,7 +175,7 @@ class ImageStore:
             try:
                 usage[name] = self._usage.get(name) or await self.snapshots.usage(name)
             except NotFound:
-                pass  # collected meanwhile
+                pass  # collected in between
         self._usage = usage
         self._fs = FsInfo(
             directory=self._fs.directory or await self.snapshots.root(),
@@ -187,7 +187,7 @@ class ImageStore:
     # Changes.
 
     async def remove(self, text: str) -> None:
-        """Remove the image under all its names; unknown is done.
+        """Remove the image under all its names. Idempotent.
 
         Containers that run from it keep what they need until they are removed.
         """
@@ -204,7 +204,7 @@ class ImageStore:
     async def name(self, lease: str, wanted: Iterable[Image]) -> None:
         """Create or move image records, which keep their other labels; when one fails, put the others back.
 
-        What a record pointed at is kept by the lease meanwhile: were it collected, there was nothing to go back to.
+        The lease keeps what the record pointed at: it is needed to restore the record on failure.
         """
         changed: list[tuple[str, Image | None]] = []
         try:
@@ -249,7 +249,7 @@ class ImageStore:
     async def prepare_rootfs(self, key: str, image: ImageRecord) -> tuple[Mount, ...]:
         """Make the writable root file system `key` from the image; the same key again gives the same one.
 
-        It stays until `remove_rootfs`, whatever becomes of the image. Raises NotFound when the image is gone.
+        It exists until `remove_rootfs`, even if the image is removed. Raises NotFound when the image is gone.
         """
         return await self._snapshot(key, image, self.snapshots.prepare)
 
@@ -279,7 +279,7 @@ class ImageStore:
         return await self.snapshots.mounts(key)
 
     async def remove_rootfs(self, key: str) -> None:
-        """Remove a root file system; gone is done."""
+        """Remove a root file system. Idempotent."""
         await self.snapshots.remove(key)
 
     async def rootfs_usage(self, key: str) -> Usage:
@@ -300,7 +300,7 @@ class ImageStore:
             await self.forget_changes(key)
 
     async def forget_changes(self, key: str) -> None:
-        """Remove what a `rootfs_changes` that was cut off left in containerd; nothing left is done."""
+        """Remove what an interrupted `rootfs_changes` left in containerd. Idempotent."""
         await self.leases.delete(_changes_lease(key), sync=True)
 
 

@@ -90,7 +90,7 @@ class Unpacking:
         self._uppermost = shared_snapshots([layer.size for layer in self._layers], self.count)
 
     async def _keep(self, number: int) -> bool:
-        """Put somebody else's snapshot under our lease; False when it was collected this instant."""
+        """Put another pull's snapshot under our lease; False if it has just been collected."""
         try:
             await self._leases.add_snapshot(self._lease, self._snapshots.snapshotter, self._chain[number])
         except NotFound:
@@ -101,7 +101,7 @@ class Unpacking:
     async def arriving(self, number: int) -> AsyncIterator[Visitor | None]:
         """The time in which a layer arrives: yields who is to see its entries, if somebody is.
 
-        The block ends without an error when the layer is verified, and when nobody visits any more.
+        The block ends without an error when the layer is verified, and when there is no visitor left.
         """
         layer = self._layers[number]
         alone = self._uppermost[number] == number and (number == 0 or self._uppermost[number - 1] != number)
@@ -142,7 +142,7 @@ class Unpacking:
             self._forget(one)
 
     def forget(self) -> None:
-        """Give back the memory of layers that will not be unpacked any more."""
+        """Release the memory of layers that will no longer be unpacked."""
         for number in tuple(self._recorded):
             self._forget(number)
 
@@ -195,7 +195,7 @@ class Unpacking:
         try:
             return await self._snapshots.begin(self._chain[number], self._below())
         except AlreadyExists:
-            return None  # by somebody else, a moment ago
+            return None  # by another pull, a moment ago
 
     @asynccontextmanager
     async def _extraction(self, draft: Draft) -> AsyncIterator[Extraction | None]:

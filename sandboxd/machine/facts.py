@@ -89,7 +89,7 @@ def cdi_edits(config: cri.ContainerConfig, directories: Sequence[str]) -> tuple[
 
 
 def _cdi_specs(directory: Path, problems: list[str]) -> Iterator[cdi.Spec]:
-    """The specs of a directory; a file that is none is a problem of those who want its devices only."""
+    """The specs of a directory; an invalid file affects only requests for its devices."""
     try:
         files = sorted(directory.iterdir())
     except OSError:
@@ -103,7 +103,7 @@ def _cdi_specs(directory: Path, problems: list[str]) -> Iterator[cdi.Spec]:
 
 
 def relabel(path: str, label: str) -> Generator[None, None, None]:
-    """Give `path` and all below it an SELinux label, a piece at a time; a file system without labels is done.
+    """Give `path` and all below it an SELinux label, a piece at a time; a no-op on file systems without labels.
 
     A link at `path` is followed, those below it are labelled themselves. Raises InvalidRequest for the system's own
     directories, NotReady when the kernel refuses.
@@ -111,7 +111,7 @@ def relabel(path: str, label: str) -> Generator[None, None, None]:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            # What was opened, whatever becomes of the path meanwhile.
+            # Use what was opened: the path may change.
             real = os.readlink(f"/proc/self/fd/{fd}")
             if real in _SYSTEM_TOPS or any(_holds(tree, real) for tree in _SYSTEM_TREES):
                 raise InvalidRequest(f"{path} cannot be relabelled: it belongs to the system")

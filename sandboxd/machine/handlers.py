@@ -89,11 +89,11 @@ def resolve(node: Node, name: str) -> Handler:
         return configured[name or node.config.runtime.default_handler]
     except KeyError:
         known = ", ".join(sorted(configured))
-        raise InvalidRequest(f"unknown runtime handler {name!r}; known are {known}") from None
+        raise InvalidRequest(f"unknown runtime handler {name!r}; known: {known}") from None
 
 
 def runtime_options(node: Node, sandbox: SandboxRecord) -> RuntimeOptions:
-    """What containerd's shim is told for containers of this pod."""
+    """The options of containerd's shim for containers of this pod."""
     found = resolve(node, sandbox.runtime_handler)
     ids = oci_userns.of(sandbox.config)
     return RuntimeOptions(

@@ -1,13 +1,12 @@
 """A pod's user namespace, and the file systems that its processes see with their own ids.
 
-What is on disk belongs to host ids; a pod with a user namespace must see it as if it belonged to its own. The
-kernel translates at a mount ("idmapped mounts", Linux 5.12; below overlayfs 5.19). We make these mounts and hand
-them to containerd and the OCI runtime as ordinary directories, so that it works the same with those that know
-nothing of them. They are needed only while the runtime creates a container: an overlay, and a container's own bind
-mounts, are copies that live on.
+Files on disk are owned by host ids; a pod with a user namespace must see them owned by its own. The kernel translates
+at a mount ("idmapped mounts", Linux 5.12; below overlayfs 5.19). sandboxd makes these mounts and passes them to
+containerd and the OCI runtime as ordinary directories, so versions that do not support them work as well. They are
+needed only while the runtime creates a container: an overlay, and a container's own bind mounts, are copies.
 
-Staged mounts are in a directory of their own per container, which is only ever unmounted and then removed empty:
-never a tree to delete, for what is mounted there are other people's files.
+Each container's staged mounts are in a directory of their own, which is unmounted and then removed with rmdir, never
+recursively: what is mounted there belongs to others.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ async def create(node: Node, sandbox: SandboxRecord, ids: IdMap) -> None:
 
 
 async def remove(node: Node, sandbox_id: str) -> None:
-    """Unpin it, and drop what was staged for the pod's own container; done already is done."""
+    """Unpin it, and remove what was staged for the pause container. Idempotent."""
     await drop(node, sandbox_id)
     await node.netns.remove(node.places.user_namespace(sandbox_id))
 
@@ -65,7 +64,7 @@ async def staged(
     rootfs: Sequence[Mount],
     config: cri.ContainerConfig | None = None,
 ) -> AsyncIterator[Sequence[Mount]]:
-    """The root file system as the pod's ids see it, with the id-mapped mounts of `config` in place meanwhile.
+    """The root file system as the pod's ids see it; the id-mapped mounts of `config` exist inside the block.
 
     Without a user namespace that is `rootfs` itself. Raises NotReady when the kernel or a file system refuses.
     """
@@ -161,13 +160,13 @@ def map_mount(source: str, target: str, *, userns_fd: int = -1, attributes: int 
 
 
 async def drop(node: Node, object_id: str) -> None:
-    """Drop what a daemon that died has left staged; there is hardly ever anything."""
+    """Remove what a daemon that died has left staged."""
     if os.path.lexists(node.places.stage(object_id)):
         await asyncio.to_thread(unstage, node, object_id)
 
 
 def unstage(node: Node, object_id: str) -> None:
-    """Drop what is staged for a container; nothing is done. Raises CleanupIncomplete."""
+    """Unmount and remove what is staged for a container. Idempotent. Raises CleanupIncomplete."""
     directory = node.places.stage(object_id)
     try:
         for entry in os.scandir(directory):
@@ -175,7 +174,7 @@ def unstage(node: Node, object_id: str) -> None:
             if entry.is_dir(follow_symlinks=False):
                 os.rmdir(entry.path)
             else:
-                # Not what may be mounted on it: that is gone, or the call says EBUSY.
+                # If something were still mounted on it, this would fail with EBUSY.
                 os.unlink(entry.path)
         os.rmdir(directory)
     except FileNotFoundError:
@@ -184,11 +183,11 @@ def unstage(node: Node, object_id: str) -> None:
         raise CleanupIncomplete(f"{directory} cannot be removed: {exc}") from exc
 
 
-# --- can this machine do it? -----------------------------------------------------------------------------------
+# --- support on this machine -----------------------------------------------------------------------------------
 
 
 async def probe(node: Node) -> str:
-    """Map a directory of the daemon's, once, to see whether it works: "", or the kernel's words."""
+    """Try an idmapped mount of one of the daemon's directories, once: "" if it works, or the kernel's error."""
     directory = node.config.daemon.root
 
     async def ask() -> str:

@@ -8,7 +8,7 @@ resources  limits that change after the creation
 files      hosts, hostname, resolv.conf, shared memory, the pod's cgroup
 ports      connections to a pod's localhost
 cidr       the pod CIDR into a network configuration
-follow     containerd's events wake us; truth is looked up
+follow     containerd's events, each a reason to look
 reconcile  records and observations to repairs (pure)
 recover    gather, reconcile, apply: at start, on reconnect, periodically
 """

@@ -19,22 +19,24 @@ FILE_NAME = "10-sandboxd-pod-cidr.conflist"
 def set_pod_cidr(node: Node, pod_cidr: str) -> None:
     """Write the network configuration for these CIDRs ("10.244.3.0/24,fd00:3::/64"; "" changes nothing).
 
-    Nothing is written without `network.conf_template`, nor where another configuration is in force: somebody else
-    looks after this machine's network then. Pods that run keep their addresses.
+    Nothing is written without `network.conf_template`, nor if another configuration is in use, which means that
+    something else manages this machine's network. Running pods keep their addresses.
 
-    Raises InvalidRequest for what is no CIDR, NotReady when the template or the directory is not as it must be.
+    Raises InvalidRequest for an invalid CIDR, NotReady if the template or the directory cannot be used.
     """
     if not pod_cidr:
         return
     wanted = template.cidrs(pod_cidr)
     network = node.config.network
     if not network.conf_template:
-        log.info("the pod CIDR is noted by nobody: network.conf_template is not set", pod_cidr=pod_cidr)
+        log.warning("pod CIDR ignored: network.conf_template is not set", pod_cidr=pod_cidr)
         return
     target = Path(network.conf_dir) / FILE_NAME
     in_force = node.network.conf.current().config
     if in_force is not None and in_force.source != str(target):
-        log.info("another network is in force, the template is left alone", file=in_force.source, pod_cidr=pod_cidr)
+        log.warning(
+            "pod CIDR ignored: another network configuration is in use", file=in_force.source, pod_cidr=pod_cidr
+        )
         return
     try:
         rendered = template.render(Path(network.conf_template).read_bytes(), wanted, network.conf_template)
@@ -53,4 +55,4 @@ def set_pod_cidr(node: Node, pod_cidr: str) -> None:
         os.replace(unfinished, target)
     except OSError as exc:
         raise NotReady(f"{target} cannot be written: {exc.strerror}") from exc
-    log.info("the network follows the pod CIDR", file=str(target), pod_cidr=pod_cidr)
+    log.info("network configuration written for the pod CIDR", file=str(target), pod_cidr=pod_cidr)

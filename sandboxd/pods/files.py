@@ -1,11 +1,10 @@
 """A pod's own files: hosts, hostname and resolv.conf, shared memory, and its cgroup.
 
-They are in directories whose names the id gives, and are mounted into each of its containers. Writing them for every
-pod, host-network ones included, means that a container never finds one of them missing.
+Their directories are named by the pod's id and mounted into each of its containers. They are written for every pod,
+including those in the host's network, so a container always finds them.
 
-Containers can write them, without a limit of their own. So the three files are on a file system that holds little
-more than them: what a container adds to its /etc/hosts fills neither the daemon's disk nor, as when they were in the
-state directory, the machine's /run.
+Containers can write to them without a limit. The three files are therefore on a small file system of their own: what
+a container adds to its /etc/hosts fills neither the daemon's disk nor the machine's /run.
 """
 
 from __future__ import annotations
@@ -124,11 +123,11 @@ def _mount_points(node: Node, sandbox_id: str) -> tuple[str, str]:
 
 
 async def remove_cgroup(cgroup: str) -> None:
-    """Remove a pod's own cgroup and all below it from every hierarchy, with whatever still runs there.
+    """Remove a pod's own cgroup and its children from every hierarchy, and kill what still runs in them.
 
-    Normally it is empty by now. An OCI runtime that was cut off while it created a container leaves a cgroup that
-    nobody else knows of, and sometimes a process in it. The kernel says EBUSY until the last dead process has
-    been reaped, so it is asked again for a while. Raises CleanupIncomplete.
+    It is normally empty. An OCI runtime that was killed while creating a container leaves a cgroup that is not
+    recorded anywhere else, sometimes with a process in it. The kernel returns EBUSY until the last dead process has
+    been reaped, so this is retried for a while. Raises CleanupIncomplete.
     """
     problem = ""
     for attempt in range(_EBUSY_TRIES):

@@ -1,4 +1,4 @@
-"""Following containerd's events: each only says where to look."""
+"""Follow containerd's events: an event only says where to look."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 async def follow(node: Node, client: Containerd, images: ImageStore) -> None:
-    """Follow the stream until it breaks. What happened while nobody listened is found by comparing first."""
+    """Follow the stream until it breaks. Compares first, to find what happened while not subscribed."""
     stream = containerd_events.subscribe(client)
     node.jobs.start("compare", lambda: compare(node))
     node.jobs.start("images", images.refresh)

@@ -1,8 +1,8 @@
 """A sandbox's attachment to its network: ADD, DEL, and the debts of DELs that failed.
 
 The attachment is in the ledger before the first plugin runs and leaves it after a DEL that succeeded. Everything
-that a plugin is given comes from that record, so a DEL repeats exactly what its ADD was told, whatever has become
-of the configuration directory since.
+that a plugin is given comes from that record, so a DEL uses exactly what its ADD used, even if the configuration
+directory has changed since.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IFNAME = "eth0"  # what CRI clients and Kubernetes expect
 
 
 async def choose(node: Node) -> conf.NetworkConfig:
-    """The network that a new pod gets, with its plugins found and their version agreed.
+    """The network for a new pod: its plugins exist and a version has been negotiated.
 
     Raises NotReady saying why there is none. Nothing has been created when this fails.
     """
@@ -76,7 +76,7 @@ async def detach(held: Held) -> list[Attachment]:
 
 
 async def settle_debts(held: Held) -> None:
-    """Try the DELs that an already removed sandbox still owes; free its netns when none is left.
+    """Retry the DELs of a pod that has been removed; remove its netns when none is left.
 
     Raises CleanupIncomplete when one fails again.
     """
@@ -99,7 +99,7 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
         try:
             with steps.step("pod.network.detach", network=attachment.network, attempt=attachment.attempts + 1):
                 await node.network.cni.delete(deleting)
-        except Exception as exc:  # a fault of ours in this must not keep the pod from being removed either
+        except Exception as exc:  # a bug here must not keep the pod from being removed
             log.warning(
                 "a network attachment could not be deleted; it is kept as a debt",
                 sandbox=attachment.sandbox_id,

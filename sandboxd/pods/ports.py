@@ -22,15 +22,15 @@ class PodPorts:
         self._sandbox_id = sandbox_id
 
     async def open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect to the port, over IPv4 first and IPv6 if nobody answers there. Raises NotReady."""
+        """Connect to the port over IPv4, or over IPv6 if that fails. Raises NotReady."""
         record = unstopped_sandbox(self._node, self._sandbox_id)
         refused: Exception | None = None
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             try:
                 return await self._connect(record.netns_path, family, address, port)
             except (NotReady, OSError) as exc:  # a TimeoutError is an OSError, without words
-                refused = refused or exc  # IPv6 may be off, which says nothing of the port
-        # asyncio has words of its own for a failed connect, which leave out why.
+                refused = refused or exc  # IPv6 may be disabled, which says nothing about the port
+        # asyncio's own message for a failed connect does not give the reason.
         number = getattr(refused, "errno", None)
         words = os.strerror(number) if number else str(refused) or f"no answer in {CONNECT_SECONDS:g} s"
         raise NotReady(f"nothing to connect to on the localhost of pod {record.name}: {words}") from refused

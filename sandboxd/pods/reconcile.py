@@ -1,7 +1,7 @@
-"""From what we remember and what is there to what must be done. Pure.
+"""What to repair, given the records and what containerd reports. Pure.
 
-Level, not edge: nothing here knows what happened, only what is. Each repair can describe itself, for the log and
-for people; `recover` gathers the observations and applies the repairs.
+Level, not edge: this looks at the present state, not at what happened. Each repair can describe itself, for the log
+and for people; `recover` gathers the observations and applies the repairs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sandboxd.model import (
     SandboxState,
 )
 
-DEBT_FIRST = 5_000_000_000  # nanoseconds from the first failed DEL to the next attempt; doubled each time
-DEBT_MOST = 300_000_000_000
+DEBT_FIRST_NS = 5_000_000_000  # nanoseconds from the first failed DEL to the next attempt; doubled each time
+DEBT_MAX_NS = 300_000_000_000
 
 
 class Action(enum.Enum):
@@ -65,9 +65,9 @@ def reconcile(
     starting_up: bool,
     now: int,
 ) -> list[Repair]:
-    """The repairs, in the order in which they are to be made.
+    """The repairs, in order.
 
-    `busy` are sandboxes with an operation in flight, which know better. Objects in creation belong to a dead
+    `busy` are sandboxes with an operation in flight: they are left to it. Objects in creation belong to a dead
     daemon only while `starting_up`; later they are in flight. `now` is unix nanoseconds.
     """
     repairs = []
@@ -108,5 +108,5 @@ def _container_action(container: ContainerRecord, task: Seen | None, starting_up
 
 def due(attachment: Attachment, now: int) -> bool:
     """Whether an owed DEL should be tried again."""
-    wait = min(DEBT_FIRST << min(max(attachment.attempts - 1, 0), 16), DEBT_MOST)
+    wait = min(DEBT_FIRST_NS << min(max(attachment.attempts - 1, 0), 16), DEBT_MAX_NS)
     return now >= attachment.tried_at + wait

@@ -1,7 +1,7 @@
 """Gather, reconcile, apply: at start, whenever the event stream was lost, and periodically.
 
-Every repair is bounded in time and fails alone, whatever the error: neither a bad object nor a fault of ours in one
-repair keeps the daemon from starting or ends the comparisons.
+Every repair is bounded in time and fails alone: neither a bad object nor a bug in one repair prevents the daemon from
+starting or stops the periodic comparison.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ async def _round(node: Node, *, starting_up: bool) -> None:
 
 
 def _failed(what: str, exc: Exception, **of: str) -> None:
-    """Log a failure; with where it came from when nobody expected it."""
+    """Log a failure, with a traceback if it was unexpected."""
     if isinstance(exc, SandboxdError | OSError | TimeoutError):
         log.error(what, error=str(exc) or type(exc).__name__, **of)
     else:
@@ -138,4 +138,4 @@ async def _open_log(node: Node, container: ContainerRecord) -> None:
 async def _pay(node: Node, sandbox_id: str) -> None:
     async with hold(node, sandbox_id) as held:
         await network.settle_debts(held)
-    log.info("a network debt is paid", sandbox=sandbox_id)
+    log.info("network debt paid", sandbox=sandbox_id)

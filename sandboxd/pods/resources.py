@@ -10,7 +10,8 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 
 async def update_sandbox(node: Node, sandbox_id: str, request: cri.UpdatePodSandboxResourcesRequest) -> None:
-    """Note the pod's new resources; what is absent stays. Its cgroup is the client's, who has changed it already.
+    """Record the pod's new resources; absent fields stay as they are. The client has already changed the cgroup,
+    which it owns.
 
     Raises NotFound, InvalidRequest.
     """

@@ -7,8 +7,8 @@
     5 ledger      READY
     any failure   teardown(remove=True)
 
-Step 3 is serial when a sysctl names an interface: the runtime sets it when it creates the pause container, and
-by then the interface must be there.
+Step 3 is serial when a sysctl names an interface: the runtime sets it when it creates the pause container, so the
+interface must exist before that.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ async def _run(
 
     async with held.effect("pod.run", undo=undo, pod=record.name):
         await _build(held, record, chosen, pause)
-    # A pause that ended at once did so before it was known to run; its exit event found nothing to record.
+    # If pause exited at once, its exit event came before the pod was recorded as running and was ignored.
     node.jobs.start(("started", record.id), lambda: settle_sandbox(node, record.id))
     return record.id
 
@@ -104,7 +104,7 @@ async def _check_user_namespace(node: Node, config: cri.PodSandboxConfig, handle
 
 
 def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) -> str:
-    """The answer to a request for a name that is taken."""
+    """The answer to a request whose name is already in use."""
     if existing.state is SandboxState.READY:
         if existing.config == config and existing.runtime_handler == handler:
             return existing.id
@@ -131,8 +131,8 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
         ips = await network.attach(held, record, chosen)
         await _create_pause(node, record, pause)
     else:
-        # Neither is cancelled when the other fails: containerd would go on creating the task after we had
-        # looked for it, and a plugin cut off half way leaves more behind than one that ends.
+        # Neither is cancelled when the other fails: containerd would go on creating the task after teardown had
+        # looked for it, and a plugin that is killed leaves more behind than one that finishes.
         attached, created = await asyncio.gather(
             network.attach(held, record, chosen),
             _create_pause(node, record, pause),
@@ -152,14 +152,14 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
 
 
 async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -> None:
-    """Everything of the pause container but its start."""
+    """Create the pause container, but do not start it."""
     with steps.step("pod.files.mount"):
-        # The runtime binds these when it creates the container; the pod's address follows before the start.
+        # The runtime binds these when it creates the container; the pod's addresses are written before it starts.
         files.prepare(node, record)
     with steps.step("pod.pause.rootfs", image=pause.id):
         rootfs = await node.images.prepare_rootfs(record.id, pause)
     name = pause.name
-    # Run as the image says; a name would have to be looked up in the image's files, which pause images lack.
+    # Pause images have no /etc/passwd, so a user name could not be resolved.
     user = users.resolve(
         users.for_sandbox(record.config.linux.security_context, pause.config.get("User", "")), None, None
     )

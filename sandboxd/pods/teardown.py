@@ -3,9 +3,9 @@
     workload tasks, all at once → pause task → CNI DEL → netns → shared memory, mounted images → user namespace
     and with `remove`: containers → pause record and rootfs → files, cgroup → the record
 
-Each step treats "already gone" as done. The first step that fails ends it and keeps the record with the reason,
-so that a retry goes on from there; that holds for errors that nobody expected too. One failure does not end it: a CNI
-DEL that fails is kept as a debt with its netns (invariant 6), so that a broken plugin cannot make pods undeletable.
+Each step is idempotent. The first step that fails, even unexpectedly, ends the teardown; the record is kept with the
+reason, and a retry continues from there. One failure does not end it: a CNI DEL that fails is kept as a debt with its
+netns (invariant 6), so a broken plugin cannot make pods undeletable.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
 
 async def _end_container(node: Node, container_id: str) -> None:
     await end(node, container_id)
-    await free(node, container_id)  # what was created but never ran has nothing to settle
+    await free(node, container_id)  # a container that was never started is not settled
 
 
 async def _remove(held: Held) -> None:
@@ -98,7 +98,7 @@ async def _remove(held: Held) -> None:
         await node.runtime.delete_container(sandbox_id)
         await node.images.remove_rootfs(sandbox_id)
     with steps.step("pod.files.remove"):
-        # containerd forgets the socket of a shim that it cut off while it started, as when the daemon dies then.
+        # containerd leaves the socket of a shim whose start was interrupted, for example by the daemon's death.
         shim = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
         shims.remove_dead_socket(shims.socket_path(*shim))
         await files.remove_cgroup(node.places.own_cgroup(sandbox_id))

@@ -116,7 +116,7 @@ def test_a_slow_subscriber_holds_nobody_up_and_learns_that_it_missed_something(
             seen.extend(event.container_id for event in slow)
     code, words = refused(ended.value)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "subscribe anew" in words
+    assert "subscribe again" in words
     # What it did get has no gap.
     assert 1024 <= len(seen) < len(told)
     assert seen == told[: len(seen)]

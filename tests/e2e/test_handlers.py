@@ -147,7 +147,7 @@ def test_an_unknown_handler_is_an_error_that_names_the_known_ones_and_leaves_not
         run_pod(two, handler="none")
     code, words = refused(unknown.value)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "unknown runtime handler 'none'; known are crun, runc" in words
+    assert "unknown runtime handler 'none'; known: crun, runc" in words
     assert_no_leaks(two, before)
 
 
@@ -170,7 +170,7 @@ def test_a_handler_that_was_taken_out_of_the_configuration_still_lets_go_of_its_
     assert container_status(bed, created).exit_code == 4
     with pytest.raises(grpc.RpcError) as gone:
         create_container(bed, pod_id, shell("true"))
-    assert "unknown runtime handler 'old'; known are runc" in refused(gone.value)[1]
+    assert "unknown runtime handler 'old'; known: runc" in refused(gone.value)[1]
     remove_pod(bed, pod_id)
     assert_no_leaks(bed, before)
 

@@ -237,7 +237,7 @@ def test_sigterm_ends_it_although_a_thread_never_ends(fresh_bed: StartBed) -> No
     until(bed.socket.exists, within=30, what="it has started")
     until(lambda: opens_a_fifo(bed), within=30, what="a thread waits for the FIFO")
     assert bed.stop_daemon(within=DRAIN_SECONDS + 15) == 0
-    assert "leaving without it" in bed.log_tail()
+    assert "exiting without it" in bed.log_tail()
 
 
 def opens_a_fifo(bed: Testbed) -> bool:

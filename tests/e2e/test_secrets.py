@@ -319,7 +319,7 @@ def test_what_is_cut_off_is_named_without_its_request(fresh_bed: StartBed, end: 
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    cut_off = [line for line in bed.log_file.read_text("utf-8").splitlines() if "operations were cut off" in line]
+    cut_off = [line for line in bed.log_file.read_text("utf-8").splitlines() if "operations were interrupted" in line]
     bed.relaunch_daemon()
 
     assert ["CreateContainer" in line for line in cut_off] == [True] * (end == "SIGTERM")

@@ -520,7 +520,7 @@ BAD_CONTAINERS: list[tuple[dict[str, Any], str]] = [
     (image_mount(image=cri.ImageSpec(image="none:1")), "is not on this machine"),
     (image_mount(image_sub_path="../etc"), "is not a relative path inside the image"),
     (image_mount(image_sub_path="no/such"), "is not in the image"),
-    (image_mount(image_sub_path="etc/passwd"), "is no directory in the image"),
+    (image_mount(image_sub_path="etc/passwd"), "is not a directory in the image"),
     (
         {"mounts": [cri.Mount(container_path="/m", host_path="/tmp", uidMappings=IDS, gidMappings=IDS)]},
         "must be those of the sandbox's user namespace",

@@ -135,7 +135,7 @@ async def test_what_was_held_is_refused_once_the_lock_is_released(node: Node) ->
     async with hold(node, POD) as held:
         assert held.sandbox().id == POD
 
-    with pytest.raises(RuntimeError, match="not held any more"):
+    with pytest.raises(RuntimeError, match="no longer held"):
         held.sandbox()
 
 

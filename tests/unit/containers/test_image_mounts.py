@@ -58,9 +58,9 @@ def test_a_sub_path_follows_links_inside_the_image(image: Path, sub_path: str, s
         ("no/such", "is not in the image"),
         ("out", "is not in the image"),
         ("broken", "is not in the image"),
-        ("file", "is no directory in the image"),
-        ("to-file", "is no directory in the image"),
-        ("file/x", "is no directory in the image"),
+        ("file", "is not a directory in the image"),
+        ("to-file", "is not a directory in the image"),
+        ("file/x", "is not a directory in the image"),
         ("loop", "leads through too many links"),
     ],
 )

@@ -282,5 +282,5 @@ async def test_an_image_that_was_removed_meanwhile_is_not_found(store: FakeStore
     store.add(b"web", BOTH[0])
     store.listed.clear()
 
-    with pytest.raises(NotFound, match="removed meanwhile"):
+    with pytest.raises(NotFound, match="removed during the request"):
         await save(store, "web:1")

@@ -17,7 +17,7 @@ from sandboxd.model import (
     SandboxState,
 )
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods.reconcile import DEBT_FIRST, DEBT_MOST, Action, Repair, Seen, due, reconcile
+from sandboxd.pods.reconcile import DEBT_FIRST_NS, DEBT_MAX_NS, Action, Repair, Seen, due, reconcile
 
 NOW = 10**18
 _TIMES: dict[SandboxState, dict[str, Any]] = {
@@ -209,14 +209,14 @@ def test_at_start_a_debt_is_tried_without_waiting() -> None:
 @pytest.mark.parametrize(
     ("attempts", "wait"),
     [
-        (0, DEBT_FIRST),
-        (1, DEBT_FIRST),
-        (2, DEBT_FIRST * 2),
-        (3, DEBT_FIRST * 4),
-        (6, DEBT_FIRST * 32),
-        (7, DEBT_MOST),
-        (60, DEBT_MOST),
-        (10**9, DEBT_MOST),
+        (0, DEBT_FIRST_NS),
+        (1, DEBT_FIRST_NS),
+        (2, DEBT_FIRST_NS * 2),
+        (3, DEBT_FIRST_NS * 4),
+        (6, DEBT_FIRST_NS * 32),
+        (7, DEBT_MAX_NS),
+        (60, DEBT_MAX_NS),
+        (10**9, DEBT_MAX_NS),
     ],
 )
 def test_the_pause_before_the_next_attempt_doubles_up_to_a_limit(attempts: int, wait: int) -> None:
