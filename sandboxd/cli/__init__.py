@@ -1,20 +1,20 @@
-"""sandboxctl: pods for people, over the daemon's socket and nothing else.
+"""sandboxctl: pods for people, only over the daemon's socket.
 
-    parse.py       P  one flag's text → a value, or a sentence that says what was expected
-    configs.py     P  flags or crictl's files → the CRI messages that are sent
-    names.py       P  what a person calls a pod or container → the one that is meant
+    parse.py       P  one flag's text → a value, or a sentence that says what is expected
+    configs.py     P  flags or crictl's files → CRI messages
+    names.py       P  a name or id of a pod or container → the object
     render.py      P  answers → tables for people, JSON and YAML for programs
-    timeline.py    P  Explain's answer → the story of a pod
+    timeline.py    P  Explain's answer → the timeline of a pod, as text
     client.py         the channel; a failed call → a message with an exit code
     progress.py       bars on a terminal, lines elsewhere
-    credentials.py    who pulls: from flags and stdin
-    pulling.py        a pull that is watched
-    session.py        what every command shares: connection, streams, flags, lookups
+    credentials.py    a registry's user and password, from flags and stdin
+    pulling.py        a pull with its progress
+    session.py        shared by all commands: connection, streams, flags, lookups
     commands_*.py     the commands, by noun
-    commands.py       puts them together; `main` is the console script
+    commands.py       the command group; `main` is the console script
 
-Imports sandboxd.pb and itself, so that a client can be installed and read without the daemon.
+Imports only sandboxd.pb and itself, so that the client can be installed and read without the daemon.
 
-Exit codes: 0 done, 1 the request failed, 2 usage, 3 not found, 4 the daemon cannot be reached or is not ready,
+Exit codes: 0 success, 1 the request failed, 2 usage, 3 not found, 4 the daemon cannot be reached or is not ready,
 130 interrupted.
 """

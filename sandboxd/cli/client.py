@@ -1,7 +1,7 @@
-"""The connection to the daemon, and what a failed call means to the person who asked.
+"""The connection to the daemon, and the meaning of a failed call for the user.
 
-A call that fails raises Failure: a message that says what failed, in the daemon's words and with a next step
-where one is known, and an exit code. No command looks at gRPC codes.
+A call that fails raises Failure: a message with the daemon's own words and, where one is known, a next step, and
+an exit code. Commands do not look at gRPC codes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sandboxd.pb.host.v1 import host_pb2_grpc as host_grpc
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
 
-_IN_FLIGHT = 64  # calls at a time: a long list must not bury the daemon
-_CONNECT_TIMEOUT = 5.0  # seconds; only an accept queue that is full makes connecting slow
+_IN_FLIGHT = 64  # concurrent calls: a long list must not overload the daemon
+_CONNECT_TIMEOUT = 5.0  # seconds; connecting is only slow when the accept queue is full
 _MAX_MESSAGE = 16 * 1024 * 1024  # bytes, as kubelet and crictl allow
 _GO_NOISE = re.compile(r"rpc error: code = \w+ desc = ")
 
 
 class Exit(IntEnum):
-    """What the process's exit status says."""
+    """The exit statuses of sandboxctl."""
 
     FAILED = 1
     USAGE = 2
@@ -43,7 +43,7 @@ class Exit(IntEnum):
 
 
 class Failure(Exception):
-    """The command cannot do what was asked. `code` is the gRPC status, where a call failed."""
+    """The command failed. `code` is the gRPC status if a call failed."""
 
     def __init__(
         self, message: str, *, exit_code: int = Exit.FAILED, hint: str = "", code: grpc.StatusCode | None = None
@@ -55,14 +55,14 @@ class Failure(Exception):
         self.code = code
 
     def show(self) -> None:
-        """Print it to stderr, the next step on a line of its own."""
+        """Print the message to stderr, and the next step on its own line."""
         click.echo(f"sandboxctl: {printable(self.message)}", err=True)
         if self.hint:
             click.echo(f"  {printable(self.hint)}", err=True)
 
 
 class Daemon:
-    """The daemon behind a unix socket. Connects at the first call; one call may take `timeout` seconds."""
+    """The daemon at a unix socket. Connects at the first call; one call may take `timeout` seconds."""
 
     def __init__(self, path: str, timeout: float) -> None:
         self.path = path
@@ -70,7 +70,7 @@ class Daemon:
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
-        """End the connection; calls in flight are cancelled, what they began in the daemon goes on."""
+        """Close the connection and cancel calls in flight; operations that they started in the daemon go on."""
         self._stack.close()
 
     @functools.cached_property
@@ -103,10 +103,9 @@ class Daemon:
         *,
         extra: float = 0.0,
     ) -> Resp:
-        """Make one call. `doing` completes "cannot …"; `extra` seconds are added to the time allowed.
+        """Make one call. `doing` completes "cannot …"; `extra` seconds are added to the time-out.
 
-        Raises:
-            Failure: it did not succeed.
+        Raises Failure if the call fails.
         """
         with self.translating(doing):
             return method(request, timeout=self.timeout + extra)
@@ -114,10 +113,9 @@ class Daemon:
     def each(
         self, method: grpc.UnaryUnaryMultiCallable[Req, Resp], requests: Iterable[Req], doing: str
     ) -> Iterator[Resp | None]:
-        """Make many calls, side by side; the answers come in order, None where the object is gone by now.
+        """Make many calls concurrently; the answers come in order, None where the object no longer exists.
 
-        Raises:
-            Failure: one of them did not succeed, for any other reason.
+        Raises Failure if one of them fails for any other reason.
         """
         pending = iter(requests)
         while batch := list(itertools.islice(pending, _IN_FLIGHT)):
@@ -133,7 +131,7 @@ class Daemon:
 
     @contextlib.contextmanager
     def translating(self, doing: str) -> Iterator[None]:
-        """Turn a call's failure inside the block into a Failure. For streams; `call` does it by itself."""
+        """Turn a failed call inside the block into a Failure. For streams; `call` does this itself."""
         try:
             yield
         except grpc.RpcError as error:
@@ -149,12 +147,12 @@ class Daemon:
             exit_code = Exit.NOT_FOUND
         elif code is grpc.StatusCode.UNAVAILABLE:
             exit_code = Exit.UNREACHABLE
-            hint = "the daemon is starting, ending or has lost containerd: try again, then look at its log"
+            hint = "the daemon is starting, stopping or has lost containerd: try again, then look at its log"
         elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
             words = f"no answer within {self.timeout:g} s" if words == "Deadline Exceeded" else words
-            hint = "the daemon may still be at it; a longer --timeout before the command waits for it"
+            hint = "the daemon may still be working on it; a longer --timeout before the command waits for it"
         elif code is grpc.StatusCode.UNIMPLEMENTED:
-            words = "the daemon does not know how"
+            words = "the daemon does not support it"
             hint = "compare `sandboxctl version`: the daemon may be older than this client"
         elif code is grpc.StatusCode.PERMISSION_DENIED:
             hint = "run it as root"
@@ -162,10 +160,9 @@ class Daemon:
 
 
 def _require_listener(path: str) -> None:
-    """Say in plain words why nobody answers; gRPC's own words are about subchannels.
+    """Raise Failure if there is no daemon at the socket, or this user may not connect to it.
 
-    Raises:
-        Failure: there is no daemon at the socket, or this user may not talk to it.
+    gRPC's own message would be about subchannels.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_CONNECT_TIMEOUT)
@@ -178,13 +175,13 @@ def _require_listener(path: str) -> None:
                 hint="run it as root (sudo sandboxctl …), or join the group that the daemon's socket_group names",
             ) from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            problem = "there is no socket" if isinstance(error, FileNotFoundError) else "nobody listens"
+            problem = "there is no socket" if isinstance(error, FileNotFoundError) else "nothing is listening"
             raise Failure(
                 f"is sandboxd running? {problem} at {path}",
                 exit_code=Exit.UNREACHABLE,
-                hint="start it, or say where it listens: sandboxctl --socket PATH, or SANDBOXD_SOCKET=PATH",
+                hint="start it, or give the path of its socket: sandboxctl --socket PATH, or SANDBOXD_SOCKET=PATH",
             ) from error
-        except OSError as error:  # too long a path, not a socket, a queue that stays full
+        except OSError as error:  # the path is too long or not a socket, or its queue stays full
             raise Failure(
                 f"cannot connect to {path}: {error.strerror or error}", exit_code=Exit.UNREACHABLE
             ) from error

@@ -1,4 +1,4 @@
-"""sandboxctl itself: its global flags, how it ends, and the commands about the daemon."""
+"""sandboxctl itself: its global flags, its exit codes, and the commands about the daemon."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COMPLETION_VARIABLE = "_SANDBOXCTL_COMPLETE"
 
 
 class Program(click.Group):
-    """The command group that ends with sandboxctl's exit codes."""
+    """A command group with sandboxctl's exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -53,7 +53,7 @@ class Program(click.Group):
     show_default=True,
     show_envvar=True,
     metavar="PATH",
-    help="Where the daemon listens.",
+    help="The daemon's socket.",
 )
 @click.option(
     "--timeout",
@@ -64,12 +64,12 @@ class Program(click.Group):
 )
 @click.pass_context
 def cli(ctx: click.Context, socket: str, timeout: int) -> None:
-    """Run pods on this machine and look at them.
+    """Run and inspect pods on this machine.
 
-    Pods go by NAME, NAMESPACE/NAME or the beginning of their id; containers by NAME, POD/NAME or the beginning
-    of theirs.
+    A pod is given by NAME, NAMESPACE/NAME or a prefix of its id, a container by NAME, POD/NAME or a prefix of
+    its id.
 
-    Exit codes: 0 done, 1 the request failed, 2 usage, 3 not found, 4 the daemon cannot be reached or is not
+    Exit codes: 0 success, 1 the request failed, 2 usage, 3 not found, 4 the daemon cannot be reached or is not
     ready, 130 interrupted.
     """
     daemon = Daemon(socket.removeprefix("unix://"), timeout / 10**9)
@@ -103,7 +103,7 @@ def version(session: Session, form: str | None) -> None:
 @output_option
 @pass_session
 def info(session: Session, form: str | None) -> None:
-    """Show whether the daemon is ready, why not, and how it is set up."""
+    """Show whether the daemon is ready, and if not, why; and its configuration."""
     runtime = session.daemon.runtime
     status = session.daemon.call(runtime.Status, cri.StatusRequest(verbose=True), "ask for the status")
     config = session.daemon.call(runtime.RuntimeConfig, cri.RuntimeConfigRequest(), "ask for the configuration")
@@ -119,17 +119,17 @@ def info(session: Session, form: str | None) -> None:
 def metrics(session: Session) -> None:
     """Print the daemon's counters, in Prometheus' text format."""
     answer = session.daemon.call(session.daemon.host.Metrics, host.MetricsRequest(), "ask for the metrics")
-    # For programs as it is; its labels are names that others chose, which a terminal is not to obey.
+    # Unchanged for programs. On a terminal, control characters in labels are escaped: they come from others' names.
     click.echo(render.printable(answer.text) if sys.stdout.isatty() else answer.text, nl=False)
 
 
 @cli.command()
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def completion(shell: str) -> None:
-    """Print a shell's completion script: source <(sandboxctl completion bash)."""
+    """Print the completion script of a shell: source <(sandboxctl completion bash)."""
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"this click knows no completion for {shell}")
+        raise click.UsageError(f"this version of click has no completion for {shell}")
     click.echo(kind(cli, {}, "sandboxctl", _COMPLETION_VARIABLE).source())
 
 

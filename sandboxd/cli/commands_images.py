@@ -24,12 +24,12 @@ _HINT = "see `sandboxctl images`"
 
 @click.command()
 @click.argument("reference", metavar="[IMAGE]", default="")
-@click.option("--digests", is_flag=True, help="Show the digests by which registries know them.")
+@click.option("--digests", is_flag=True, help="Show their digests in registries.")
 @quiet_option
 @output_option
 @pass_session
 def images(session: Session, reference: str, digests: bool, quiet: bool, form: str | None) -> None:
-    """List the images on this machine, or the one that goes by this name or id."""
+    """List the images on this machine, or the one with this name or id."""
     answer = session.daemon.call(
         session.daemon.images.ListImages,
         cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(image=reference))),
@@ -49,9 +49,9 @@ def images(session: Session, reference: str, digests: bool, quiet: bool, form: s
 @output_option
 @pass_session
 def inspecti(session: Session, references: tuple[str, ...], form: str | None) -> None:
-    """Show all that the daemon knows about images, by name or id, as JSON unless -o yaml; several as a list."""
-    found = [_inspected(session, reference) for reference in references]
-    emit(found[0] if len(found) == 1 else found, form or "json")
+    """Show all details of images, by name or id, as JSON, or as YAML with -o yaml; several as a list."""
+    images = [_inspected(session, reference) for reference in references]
+    emit(images[0] if len(images) == 1 else images, form or "json")
 
 
 def _inspected(session: Session, reference: str) -> dict[str, object]:
@@ -62,7 +62,7 @@ def _inspected(session: Session, reference: str) -> dict[str, object]:
     )
     if not answer.HasField("image"):
         raise Failure(f"there is no image {reference}", exit_code=Exit.NOT_FOUND, hint=_HINT)
-    # The daemon keeps what is verbose under the one key "info"; side by side is how crictl prints it too.
+    # The daemon has the verbose part under the key "info"; like crictl, print its members at the top level.
     return {**render.info_dict(answer.info), "status": render.as_dict(answer.image)}
 
 
@@ -73,10 +73,10 @@ def _inspected(session: Session, reference: str) -> dict[str, object]:
 def rmi(session: Session, references: tuple[str, ...], prune: bool) -> None:
     """Remove images, by name or id, with all their names.
 
-    What containers need of them stays until they are removed.
+    Layers that containers use are kept until those are removed.
     """
     if prune == bool(references):
-        raise click.UsageError("name the images to remove, or say --prune")
+        raise click.UsageError("name the images to remove, or use --prune")
     if prune:
         _prune(session)
     else:
@@ -84,14 +84,14 @@ def rmi(session: Session, references: tuple[str, ...], prune: bool) -> None:
 
 
 def _remove_named(session: Session, reference: str) -> str:
-    if session.image(reference) is None:  # CRI's RemoveImage succeeds for what is not there
+    if session.image(reference) is None:  # CRI's RemoveImage succeeds for an image that does not exist
         raise Failure(f"there is no image {reference}", exit_code=Exit.NOT_FOUND, hint=_HINT)
     _remove(session, reference, reference)
     return reference
 
 
 def _prune(session: Session) -> None:
-    """Remove what nobody uses, and tell what that freed."""
+    """Remove unused images, and report how much space that freed."""
     answer = session.daemon.call(session.daemon.images.ListImages, cri.ListImagesRequest(), "list the images")
     used = _used(session)
     unused = [image for image in answer.images if not image.pinned and image.id not in used]
@@ -99,7 +99,7 @@ def _prune(session: Session) -> None:
     removed: list[str] = []
 
     def one(image: cri.Image) -> str:
-        # By its id: the names may be another image's by now.
+        # By id: by now the names may belong to another image.
         _remove(session, image.id, render.image_name(image))
         removed.append(image.id)
         return render.image_name(image)
@@ -112,13 +112,13 @@ def _prune(session: Session) -> None:
 
 
 def _used(session: Session) -> set[str]:
-    """The ids of the images that containers were made from, or show among their mounts."""
+    """The ids of the images that containers were created from or mount."""
     containers = session.containers()
-    called = {each.image_id or each.image_ref or each.image.image for each in containers}
-    for status in session.container_statuses(each.id for each in containers).values():
-        called |= {mount.image.image for mount in status.mounts}
-    found = [session.image(each) for each in sorted(called) if each]
-    return {image.id for image in found if image is not None}
+    references = {container.image_id or container.image_ref or container.image.image for container in containers}
+    for status in session.container_statuses(container.id for container in containers).values():
+        references |= {mount.image.image for mount in status.mounts}
+    images = [session.image(reference) for reference in sorted(references) if reference]
+    return {image.id for image in images if image is not None}
 
 
 def _remove(session: Session, reference: str, label: str) -> None:
@@ -131,7 +131,7 @@ def _remove(session: Session, reference: str, label: str) -> None:
 
 
 def _unpacked_bytes(session: Session) -> int:
-    """What all unpacked images take."""
+    """The size of all unpacked images in bytes."""
     answer = session.daemon.call(
         session.daemon.images.ImageFsInfo, cri.ImageFsInfoRequest(), "ask for the images' disk usage"
     )

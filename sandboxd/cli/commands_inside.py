@@ -1,4 +1,4 @@
-"""`exec` and `stats`: what goes on inside containers."""
+"""`exec` and `stats`: running commands in containers, and measuring them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sandboxd.cli import render
 from sandboxd.cli.session import Session, emit, output_option, pass_session, show
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-_WORDS_SECONDS = 10.0  # for the daemon to end a command that takes too long, and to say so itself
+_REPORT_SECONDS = 10.0  # for the daemon to kill a command that takes too long, and to report it
 
 
 @click.command(name="exec")
@@ -19,15 +19,15 @@ _WORDS_SECONDS = 10.0  # for the daemon to end a command that takes too long, an
 @click.argument("argv", metavar="-- CMD...", nargs=-1, required=True)
 @pass_session
 def exec_one(session: Session, reference: str, argv: tuple[str, ...]) -> None:
-    """Run a command in a running container, without input, and end with its exit code.
+    """Run a command in a running container, without input, and exit with its exit code.
 
-    What it prints comes when it has ended. It is killed when it takes longer than sandboxctl's --timeout. For a
-    terminal use crictl exec -it, or nsenter.
+    Its output is printed when it has ended. It is killed if it takes longer than sandboxctl's --timeout. For a
+    terminal, use crictl exec -it or nsenter.
     """
     container = session.container(reference)
     request = cri.ExecSyncRequest(container_id=container.id, cmd=argv, timeout=math.ceil(session.daemon.timeout))
     answer = session.daemon.call(
-        session.daemon.runtime.ExecSync, request, f"run {argv[0]} in {reference}", extra=_WORDS_SECONDS
+        session.daemon.runtime.ExecSync, request, f"run {argv[0]} in {reference}", extra=_REPORT_SECONDS
     )
     for stream, data in ((sys.stdout, answer.stdout), (sys.stderr, answer.stderr)):
         stream.buffer.write(data)
@@ -40,16 +40,16 @@ def exec_one(session: Session, reference: str, argv: tuple[str, ...]) -> None:
 @output_option
 @pass_session
 def stats(session: Session, references: tuple[str, ...], form: str | None) -> None:
-    """Show what running containers, or those named, use: CPU, memory, and what they have written."""
-    wanted = {session.container(reference).id for reference in references}
-    listed = session.daemon.call(
+    """Show the CPU, memory and written data of running containers, or of those named."""
+    named = {session.container(reference).id for reference in references}
+    answer = session.daemon.call(
         session.daemon.runtime.ListContainerStats, cri.ListContainerStatsRequest(), "measure the containers"
     )
-    found = [each for each in listed.stats if not wanted or each.attributes.id in wanted]
+    listed = [item for item in answer.stats if not named or item.attributes.id in named]
     if form:
-        emit({"stats": [render.as_dict(each) for each in found]}, form)
+        emit({"stats": [render.as_dict(item) for item in listed]}, form)
         return
     pods = {pod.id: pod for pod in session.pods()}
-    in_pod = {each.id: pods.get(each.pod_sandbox_id) for each in session.containers()}
-    running = [each for each in found if each.HasField("memory") or wanted]
-    show(render.stats_table(running, {key: pod for key, pod in in_pod.items() if pod is not None}))
+    pod_of = {container.id: pods.get(container.pod_sandbox_id) for container in session.containers()}
+    shown = [item for item in listed if item.HasField("memory") or named]
+    show(render.stats_table(shown, {key: pod for key, pod in pod_of.items() if pod is not None}))

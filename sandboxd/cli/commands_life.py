@@ -1,4 +1,4 @@
-"""`start`, `stop`, `rm` and `logs`: what is done with pods and containers that exist."""
+"""`start`, `stop`, `rm` and `logs`: commands for existing pods and containers."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def start(session: Session, references: tuple[str, ...]) -> None:
     default=10,
     show_default=True,
     metavar="SECONDS",
-    help="How long a container may take to end by itself before it is killed.",
+    help="How long a container has to stop by itself before it is killed.",
 )
 @pass_session
 def stop(session: Session, references: tuple[str, ...], every: bool, grace: int) -> None:
-    """Stop pods, with all that runs in them, or single containers. They stay until they are removed."""
+    """Stop pods with all their containers, or single containers. They exist until they are removed."""
     _require_some(references, every)
     if every:
         ready = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
@@ -69,8 +69,8 @@ def stop(session: Session, references: tuple[str, ...], every: bool, grace: int)
 
 @click.command()
 @click.argument("references", metavar=_REFERENCES, nargs=-1)
-@click.option("-f", "--force", is_flag=True, help="Stop what runs, at once.")
-@click.option("-a", "--all", "every", is_flag=True, help="All that is stopped; with -f everything.")
+@click.option("-f", "--force", is_flag=True, help="Kill what is running.")
+@click.option("-a", "--all", "every", is_flag=True, help="Everything that is stopped; with -f everything.")
 @pass_session
 def rm(session: Session, references: tuple[str, ...], force: bool, every: bool) -> None:
     """Remove pods, with their containers, or single containers."""
@@ -79,16 +79,16 @@ def rm(session: Session, references: tuple[str, ...], force: bool, every: bool) 
 
     def one(thing: str | cri.PodSandbox | cri.Container) -> str:
         label = thing if isinstance(thing, str) else thing.id
-        found = session.pod_or_container(thing) if isinstance(thing, str) else thing
-        is_pod = isinstance(found, cri.PodSandbox)
-        runs = found.state == (cri.SANDBOX_READY if is_pod else cri.CONTAINER_RUNNING)
-        if runs and not force:
+        target = session.pod_or_container(thing) if isinstance(thing, str) else thing
+        is_pod = isinstance(target, cri.PodSandbox)
+        running = target.state == (cri.SANDBOX_READY if is_pod else cri.CONTAINER_RUNNING)
+        if running and not force:
             hint = f"`sandboxctl stop {label}` first, or `sandboxctl rm -f {label}`"
             raise Failure(f"{'pod' if is_pod else 'container'} {label} is running", hint=hint)
-        if isinstance(found, cri.PodSandbox):
-            session.remove_pod(found.id, names.pod_name(found), running=runs)
+        if isinstance(target, cri.PodSandbox):
+            session.remove_pod(target.id, names.pod_name(target), running=running)
         else:
-            session.remove_container(found.id, label, running=runs)
+            session.remove_container(target.id, label, running=running)
         return label
 
     for_each(things, one)
@@ -96,20 +96,20 @@ def rm(session: Session, references: tuple[str, ...], force: bool, every: bool) 
 
 @click.command()
 @click.argument("reference", metavar="CONTAINER")
-@click.option("-f", "--follow", is_flag=True, help="Go on as lines arrive, until the container ends.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines as they arrive, until the container ends.")
 @click.option("--tail", type=click.IntRange(min=0), default=None, metavar="N", help="Only the last N lines.")
 @click.option(
     "--since",
     type=Parsed("10m|TIME", lambda text: parse.since(text, now())),
     default=0,
-    help="Only lines from then on: a length of time, or a moment like 2026-01-31T12:00:00Z.",
+    help="Only lines since then: a duration, or a time like 2026-01-31T12:00:00Z.",
 )
 @click.option("--timestamps", is_flag=True, help="Begin each line with its time.")
 @pass_session
 def logs(session: Session, reference: str, follow: bool, tail: int | None, since: int, timestamps: bool) -> None:
-    """Print what a container wrote: its stdout to stdout, its stderr to stderr.
+    """Print the output of a container: its stdout to stdout, its stderr to stderr.
 
-    A pod's name stands for its only container.
+    The name of a pod stands for its only container.
     """
     container = session.container(reference)
     request = host.ReadLogsRequest(
@@ -129,7 +129,7 @@ def logs(session: Session, reference: str, follow: bool, tail: int | None, since
 
 
 class _Lines:
-    """Puts the parts of split lines together again as they are printed."""
+    """Prints log lines, and joins the parts of split ones."""
 
     def __init__(self, out: BinaryIO, timestamps: bool) -> None:
         self._out = out
@@ -154,18 +154,18 @@ def _rfc3339(moment: int) -> str:
 def _require_some(references: tuple[str, ...], every: bool) -> None:
     if bool(references) == every:
         raise click.UsageError(
-            "name pods or containers, or say --all, not both" if every else "name a pod or container"
+            "name pods or containers, or use --all, not both" if every else "name a pod or container"
         )
 
 
 def _all_removable(session: Session, force: bool) -> list[cri.PodSandbox | cri.Container]:
-    """Every stopped pod, and every container that does not run in a pod that stays; with force every pod."""
+    """Every stopped pod, or with `force` every pod; and the containers of other pods that are not running."""
     pods = session.pods()
-    going: list[cri.PodSandbox | cri.Container] = [pod for pod in pods if force or pod.state != cri.SANDBOX_READY]
-    gone = {each.id for each in going}
-    containers = [each for each in session.containers() if each.pod_sandbox_id not in gone]
-    going += [each for each in containers if each.state in (cri.CONTAINER_EXITED, cri.CONTAINER_CREATED)]
-    kept = sum(pod.id not in gone for pod in pods)
+    removable: list[cri.PodSandbox | cri.Container] = [pod for pod in pods if force or pod.state != cri.SANDBOX_READY]
+    pod_ids = {pod.id for pod in removable}
+    containers = [item for item in session.containers() if item.pod_sandbox_id not in pod_ids]
+    removable += [item for item in containers if item.state in (cri.CONTAINER_EXITED, cri.CONTAINER_CREATED)]
+    kept = sum(pod.id not in pod_ids for pod in pods)
     if kept:
-        note(f"sandboxctl: {kept} running {'pod stays' if kept == 1 else 'pods stay'}; -f removes those too")
-    return going
+        note(f"sandboxctl: {kept} running {'pod is' if kept == 1 else 'pods are'} kept; -f removes those too")
+    return removable

@@ -1,4 +1,4 @@
-"""`pods`, `ps`, `inspect` and `explain`: looking at pods and containers."""
+"""`pods`, `ps`, `inspect` and `explain`: listing and inspecting pods and containers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ _CONTAINER_STATES = {
     "--state", type=click.Choice(tuple(_POD_STATES), case_sensitive=False), help="Only those in this state."
 )
 @click.option(
-    "--name", "patterns", multiple=True, metavar="PATTERN", help="Only those so named, like 'web*'. Repeatable: any."
+    "--name",
+    "patterns",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only those with this name, like 'web*'. Repeatable: any.",
 )
 @click.option("-n", "--namespace", default="", help="Only those in this namespace.")
 @quiet_option
@@ -55,23 +59,23 @@ def pods(
     selected = cri.PodSandboxFilter(label_selector=dict(labels))
     if state:
         selected.state.state = _POD_STATES[state.lower()]
-    found = [
+    listed = [
         pod
         for pod in session.pods(selected)
         if render.matches(pod.metadata.name, patterns) and namespace in ("", pod.metadata.namespace)
     ]
     if quiet:
-        _echo_ids([pod.id for pod in found])
+        _echo_ids([pod.id for pod in listed])
         return
-    statuses = session.pod_statuses(pod.id for pod in found)
+    statuses = session.pod_statuses(pod.id for pod in listed)
     if form:
-        emit({"items": [with_network(pod, statuses.get(pod.id)) for pod in found]}, form)
+        emit({"items": [with_network(pod, statuses.get(pod.id)) for pod in listed]}, form)
     else:
-        show(render.pods_table(found, statuses, now()))
+        show(render.pods_table(listed, statuses, now()))
 
 
 @click.command()
-@click.option("-a", "--all", "every", is_flag=True, help="Those that do not run, too.")
+@click.option("-a", "--all", "every", is_flag=True, help="Also those that are not running.")
 @click.option(
     "--label", "labels", multiple=True, type=PAIR, help="Only those with this label. Repeatable: all of them."
 )
@@ -80,7 +84,11 @@ def pods(
 )
 @click.option("--pod", "pod_ref", default="", metavar="NAME|ID", help="Only those of this pod.")
 @click.option(
-    "--name", "patterns", multiple=True, metavar="PATTERN", help="Only those so named, like 'web*'. Repeatable: any."
+    "--name",
+    "patterns",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only those with this name, like 'web*'. Repeatable: any.",
 )
 @quiet_option
 @output_option
@@ -103,17 +111,28 @@ def ps(
         selected.state.state = cri.CONTAINER_RUNNING
     if pod_ref:
         selected.pod_sandbox_id = session.pod(pod_ref).id
-    found = [each for each in session.containers(selected) if render.matches(each.metadata.name, patterns)]
+    listed = [
+        container for container in session.containers(selected) if render.matches(container.metadata.name, patterns)
+    ]
     if quiet:
-        _echo_ids([each.id for each in found])
+        _echo_ids([container.id for container in listed])
         return
-    pod_statuses = session.pod_statuses(each.pod_sandbox_id for each in found)
+    pod_statuses = session.pod_statuses(container.pod_sandbox_id for container in listed)
     if form:
-        emit({"containers": [with_network(each, pod_statuses.get(each.pod_sandbox_id)) for each in found]}, form)
+        emit(
+            {
+                "containers": [
+                    with_network(container, pod_statuses.get(container.pod_sandbox_id)) for container in listed
+                ]
+            },
+            form,
+        )
         return
     by_id = {pod.id: pod for pod in session.pods()}
-    statuses = session.container_statuses(each.id for each in found if each.state == cri.CONTAINER_EXITED)
-    show(render.containers_table(found, by_id, pod_statuses, statuses, now()))
+    statuses = session.container_statuses(
+        container.id for container in listed if container.state == cri.CONTAINER_EXITED
+    )
+    show(render.containers_table(listed, by_id, pod_statuses, statuses, now()))
 
 
 @click.command(name="inspect")
@@ -121,7 +140,7 @@ def ps(
 @output_option
 @pass_session
 def inspect_one(session: Session, reference: str, form: str | None) -> None:
-    """Show all that the daemon knows about a pod or container, as JSON unless -o yaml."""
+    """Show all details of a pod or container, as JSON, or as YAML with -o yaml."""
     thing = session.pod_or_container(reference)
     runtime = session.daemon.runtime
     answer: cri.PodSandboxStatusResponse | cri.ContainerStatusResponse
@@ -137,7 +156,7 @@ def inspect_one(session: Session, reference: str, form: str | None) -> None:
             cri.ContainerStatusRequest(container_id=thing.id, verbose=True),
             f"inspect container {thing.metadata.name}",
         )
-    # The daemon keeps what is verbose under the one key "info"; side by side is how crictl prints it too.
+    # The daemon has the verbose part under the key "info"; like crictl, print its members at the top level.
     emit({**render.info_dict(answer.info), "status": render.as_dict(answer.status)}, form or "json")
 
 
@@ -146,7 +165,7 @@ def inspect_one(session: Session, reference: str, form: str | None) -> None:
 @output_option
 @pass_session
 def explain(session: Session, reference: str, form: str | None) -> None:
-    """Tell how a pod came to be: each step in order, how long it took, and what each CNI plugin was told and said."""
+    """Show how a pod was set up: each step in order, its duration, and each CNI plugin's input and output."""
     pod = session.pod(reference)
     answer = session.daemon.call(
         session.daemon.host.Explain,
@@ -160,5 +179,5 @@ def explain(session: Session, reference: str, form: str | None) -> None:
 
 
 def _echo_ids(ids: list[str]) -> None:
-    for each in ids:
-        click.echo(each)
+    for object_id in ids:
+        click.echo(object_id)

@@ -1,4 +1,4 @@
-"""`run`, `runp` and `create`: making pods and containers."""
+"""`run`, `runp` and `create`: creating pods and containers."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 F = TypeVar("F", bound=Callable[..., object])
 M = TypeVar("M", bound=Message)
 
-# Flags of `run` that describe the pod, and so make no sense for one that exists.
+# Flags of `run` that describe a new pod, and are invalid for an existing one.
 _POD_FLAGS = ("ports", "hostname", "dns_servers", "dns_searches", "host_network", "handler")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pod:
-    """The pod that the container goes into."""
+    """The pod of the container."""
 
     id: str
     config: cri.PodSandboxConfig
-    ours: bool  # made by this command, and so removed if the container does not start
+    ours: bool  # created by this command, and removed if the container does not start
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -59,7 +59,7 @@ class _Pod:
     "ports",
     multiple=True,
     type=Parsed("[IP:]HOST:CONTAINER[/udp]", parse.port),
-    help="Lead a port of this host into the pod. Repeatable, like the next ones.",
+    help="Forward a port of this host to the pod. Repeatable, like the next ones.",
 )
 @click.option("-e", "--env", "envs", multiple=True, type=PAIR, help="Set an environment variable.")
 @click.option(
@@ -68,23 +68,25 @@ class _Pod:
     "mounts",
     multiple=True,
     type=Parsed("SRC:DST[:ro]", parse.mount),
-    help="Show a file or directory of this host in the container.",
+    help="Mount a file or directory of this host in the container.",
 )
 @click.option("--label", "labels", multiple=True, type=PAIR, help="Label the container, and a new pod.")
-@click.option("--annotation", "annotations", multiple=True, type=PAIR, help="Annotate the same.")
-@click.option("--cpu", type=Parsed("NUMBER", parse.cpu), help="How many CPUs it may use, like 0.5.")
-@click.option("--memory", type=Parsed("SIZE", parse.size), default=0, help="How much memory it may use, like 256M.")
-@click.option("--hostname", default="", help="Of the pod; else its name.")
-@click.option("--dns", "dns_servers", multiple=True, metavar="IP", help="Ask this name server; else the host's.")
-@click.option("--dns-search", "dns_searches", multiple=True, metavar="DOMAIN", help="Search names in this domain.")
-@click.option("--host-network", is_flag=True, help="Use the host's network: no address of its own.")
-@click.option("--handler", default="", help="The runtime handler; else the daemon's default.")
-@click.option("-u", "--user", type=Parsed("UID|NAME[:GID]", parse.user), help="Who to run as; else the image says.")
-@click.option("-w", "--workdir", default="", help="Where to begin; else the image says.")
+@click.option("--annotation", "annotations", multiple=True, type=PAIR, help="Annotate them.")
+@click.option("--cpu", type=Parsed("NUMBER", parse.cpu), help="Limit of CPUs, like 0.5.")
+@click.option("--memory", type=Parsed("SIZE", parse.size), default=0, help="Limit of memory, like 256M.")
+@click.option("--hostname", default="", help="Of the pod; its name by default.")
+@click.option("--dns", "dns_servers", multiple=True, metavar="IP", help="A name server; the host's by default.")
+@click.option("--dns-search", "dns_searches", multiple=True, metavar="DOMAIN", help="A domain to search names in.")
+@click.option("--host-network", is_flag=True, help="Use the host's network: the pod has no address of its own.")
+@click.option("--handler", default="", help="The runtime handler; the daemon's default by default.")
+@click.option(
+    "-u", "--user", type=Parsed("UID|NAME[:GID]", parse.user), help="User to run as; the image's by default."
+)
+@click.option("-w", "--workdir", default="", help="Working directory; the image's by default.")
 @click.option("--entrypoint", default="", metavar="PROGRAM", help="Replace the image's; CMD are its arguments.")
 @click.option(
     "--security-opt",
-    "fences",
+    "security",
     multiple=True,
     type=Parsed("seccomp|apparmor=PROFILE", parse.security),
     help="Instead of the runtime's default: seccomp=unconfined or a profile's file, apparmor=unconfined or a"
@@ -125,7 +127,7 @@ def run(
     user: parse.UserFlag | None,
     workdir: str,
     entrypoint: str,
-    fences: tuple[parse.SecurityFlag, ...],
+    security: tuple[parse.SecurityFlag, ...],
     tty: bool,
     pull: str,
     quiet: bool,
@@ -138,10 +140,8 @@ def run(
         sandboxctl run busybox --pod web -- wget -qO- 127.0.0.1
     """
     if ports and host_network:
-        raise click.UsageError(
-            "--port and --host-network exclude each other: such a container is on the host's ports"
-        )
-    seccomp, apparmor = _profile_of("seccomp", fences), _profile_of("apparmor", fences)
+        raise click.UsageError("--port and --host-network exclude each other: such a container uses the host's ports")
+    seccomp, apparmor = _profile_of("seccomp", security), _profile_of("apparmor", security)
     image_id = _image_id(session, image, pull, quiet=quiet)
     joined = _joined(session, pod_ref, namespace)
     base = name or configs.image_name(image)
@@ -161,7 +161,7 @@ def run(
             dns_servers=dns_servers,
             dns_searches=dns_searches,
             host_network=host_network,
-            # A profile is for the container; a machine that cannot have any has none for the pod either.
+            # A profile applies to the container only; unconfined applies to the pod too, for machines without any.
             seccomp=seccomp if seccomp == parse.UNCONFINED else "",
             apparmor=apparmor if apparmor == parse.UNCONFINED else "",
             labels=labels,
@@ -221,11 +221,11 @@ def run(
 
 
 @click.command()
-@click.option("-r", "--runtime", "handler", default="", help="The runtime handler; else the daemon's default.")
+@click.option("-r", "--runtime", "handler", default="", help="The runtime handler; the daemon's default by default.")
 @click.argument("pod_file", metavar="POD.JSON", type=click.File(encoding="utf-8"))
 @pass_session
 def runp(session: Session, handler: str, pod_file: IO[str]) -> None:
-    """Make a pod from crictl's JSON or YAML file; "-" is stdin. Prints its id."""
+    """Create a pod from crictl's JSON or YAML file; "-" is stdin. Prints its id."""
     config = _read(pod_file, cri.PodSandboxConfig())
     click.echo(_run_pod(session, config, handler, ours=False).id)
 
@@ -236,7 +236,7 @@ def runp(session: Session, handler: str, pod_file: IO[str]) -> None:
 @click.argument("pod_file", metavar="POD.JSON", type=click.File(encoding="utf-8"))
 @pass_session
 def create(session: Session, pod: str, container_file: IO[str], pod_file: IO[str]) -> None:
-    """Make a container in a pod from crictl's two JSON or YAML files, without starting it. Prints its id."""
+    """Create a container in a pod from crictl's two JSON or YAML files, without starting it. Prints its id."""
     config = _read(container_file, cri.ContainerConfig())
     pod_config = _read(pod_file, cri.PodSandboxConfig())
     sandbox = session.pod(pod)
@@ -245,21 +245,21 @@ def create(session: Session, pod: str, container_file: IO[str], pod_file: IO[str
 
 def _image_id(session: Session, image: str, pull: str, *, quiet: bool) -> str:
     """The id of the image, pulled as `pull` says."""
-    found = session.image(image) if pull != "always" else None
-    if found is not None:
-        return found.id
+    present = session.image(image) if pull != "always" else None
+    if present is not None:
+        return present.id
     if pull != "never":
         return pulling.pull(session, image, None, quiet=quiet).image_id
-    hint = "`sandboxctl images` lists what there is; `sandboxctl pull` and `sandboxctl load FILE` add to it"
+    hint = "`sandboxctl images` lists the images here; `sandboxctl pull` and `sandboxctl load FILE` add more"
     raise Failure(f"image {image} is not on this machine", exit_code=Exit.NOT_FOUND, hint=hint)
 
 
-def _profile_of(fence: str, flags: tuple[parse.SecurityFlag, ...]) -> str:
-    """What --security-opt says of one fence, "" when nothing."""
-    found = [each.profile for each in flags if each.fence == fence]
-    if len(found) > 1:
-        raise click.UsageError(f"--security-opt says twice what {fence} is to be")
-    return found[0] if found else ""
+def _profile_of(module: str, flags: tuple[parse.SecurityFlag, ...]) -> str:
+    """The profile that --security-opt gives for "seccomp" or "apparmor", "" without one."""
+    profiles = [flag.profile for flag in flags if flag.module == module]
+    if len(profiles) > 1:
+        raise click.UsageError(f"--security-opt gives {module} twice")
+    return profiles[0] if profiles else ""
 
 
 def _read(file: IO[str], message: M) -> M:
@@ -270,7 +270,7 @@ def _read(file: IO[str], message: M) -> M:
 
 
 def _joined(session: Session, reference: str, namespace: str) -> _Pod | None:
-    """The pod that --pod names, if it exists; what is clearly an id has to."""
+    """The pod that --pod names, or None if there is none; a reference that is clearly an id must exist."""
     if not reference:
         return None
     try:
@@ -296,31 +296,31 @@ def _belongs_to_pod(ctx: click.Context, param_name: str, pod: str) -> str:
 
 
 def _free_name(session: Session, pod_id: str, base: str) -> str:
-    """A name that no container of the pod has, so that `run` can be repeated."""
-    there = session.containers(cri.ContainerFilter(pod_sandbox_id=pod_id))
-    return f"{base}-{secrets.token_hex(3)}" if base in {each.metadata.name for each in there} else base
+    """A name that is unique in the pod, so that `run` can be repeated."""
+    containers = session.containers(cri.ContainerFilter(pod_sandbox_id=pod_id))
+    return f"{base}-{secrets.token_hex(3)}" if base in {item.metadata.name for item in containers} else base
 
 
 def _require_free(session: Session, flags: configs.PodFlags) -> None:
-    """CRI allows two pods of one name (their uids differ); a person who asks twice wants the one they have."""
+    """Raise Failure if the name is taken: CRI allows two pods of one name, but for a person it is a mistake."""
     for pod in session.pods():
         if (pod.metadata.namespace, pod.metadata.name) == (flags.namespace, flags.name):
             full = names.pod_name(pod)
             hint = f"`sandboxctl rm -f {full}` removes it; --pod {full} puts the container into it"
-            raise Failure(f"there is a pod {full} already", hint=hint)
+            raise Failure(f"pod {full} already exists", hint=hint)
 
 
 def _run_pod(session: Session, config: cri.PodSandboxConfig, handler: str, *, ours: bool) -> _Pod:
     full = f"{config.metadata.namespace}/{config.metadata.name}"
     unfinished = (
-        f"the daemon may still be making pod {full}: see `sandboxctl pods`; `sandboxctl rm -f {full}` removes it"
+        f"the daemon may still be creating pod {full}: see `sandboxctl pods`; `sandboxctl rm -f {full}` removes it"
     )
     try:
-        with working(f"Making pod {full}"):
+        with working(f"Creating pod {full}"):
             answer = session.daemon.call(
                 session.daemon.runtime.RunPodSandbox,
                 cri.RunPodSandboxRequest(config=config, runtime_handler=handler),
-                f"make pod {full}",
+                f"create pod {full}",
             )
     except KeyboardInterrupt:
         note(unfinished)
@@ -344,7 +344,7 @@ def _create(
 
 
 def _start_in(session: Session, pod: _Pod, config: cri.ContainerConfig) -> str:
-    """Create the container and start it; if that fails, what this command made is removed again."""
+    """Create and start the container; on a failure, remove what this command created."""
     container_id = ""
     full = f"{pod.config.metadata.namespace}/{pod.config.metadata.name}"
     name = f"{pod.config.metadata.name}/{config.metadata.name}"
@@ -370,7 +370,7 @@ def _undo(what: str, identity: str, remove: Callable[[], None]) -> None:
     try:
         remove()
     except Failure as failure:
-        note(f"sandboxctl: {what} was made, and is still there: {failure.message}")
+        note(f"sandboxctl: {what} was created, and could not be removed: {failure.message}")
         note(f"  `sandboxctl rm -f {identity[: names.SHORT_ID]}` tries again")
     else:
-        note(f"sandboxctl: {what} was made, and is removed again")
+        note(f"sandboxctl: {what} was created, and has been removed")

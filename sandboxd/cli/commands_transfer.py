@@ -1,4 +1,4 @@
-"""`pull`, `load` and `save`: images in and out."""
+"""`pull`, `load` and `save`: transferring images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _CHUNK = 256 * 1024  # bytes
 @click.option(
     "--creds",
     type=Parsed("USER[:PASSWORD]", parse.credentials),
-    help="Who pulls. Without the password it is asked for; given here, other users of this machine see it in the list"
-    " of processes, and the shell keeps it in its history.",
+    help="User at the registry. A missing password is prompted for; given here, other users of this machine see it in"
+    " the list of processes, and the shell keeps it in its history.",
 )
 @click.option(
     "--username",
     type=Parsed("USER", parse.username),
-    help="Who pulls. The password is asked for, or comes on stdin.",
+    help="User at the registry. The password is prompted for, or read from stdin.",
 )
 @click.option(
-    "--password-stdin", is_flag=True, help="Read the password from stdin, to its end; one line end there is dropped."
+    "--password-stdin", is_flag=True, help="Read the password from stdin, up to its end; a final newline is dropped."
 )
 @quiet_option
 @output_option
@@ -48,7 +48,7 @@ def pull(
     quiet: bool,
     form: str | None,
 ) -> None:
-    """Fetch an image from its registry, and show how far each layer is.
+    """Fetch an image from its registry, and show the progress of each layer.
 
     \b
         sandboxctl pull nginx:1.27
@@ -96,7 +96,7 @@ def load(session: Session, file: BinaryIO, quiet: bool, form: str | None) -> Non
 def _chunks(
     file: BinaryIO, report: Callable[[str, int, int], None], unreadable: list[OSError]
 ) -> Iterator[host.LoadImageRequest]:
-    """Runs in gRPC's own thread, so a failure to read is left in `unreadable`."""
+    """Runs in gRPC's own thread, so an error of reading is stored in `unreadable`."""
     sent = 0
     try:
         while chunk := file.read(_CHUNK):
@@ -117,17 +117,19 @@ def _size(file: BinaryIO) -> int:
 
 @click.command()
 @click.argument("references", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("-o", "--output", "path", default="-", metavar="FILE", help='Where to; else, or for "-", stdout.')
+@click.option(
+    "-o", "--output", "path", default="-", metavar="FILE", help='The archive; stdout by default, or for "-".'
+)
 @pass_session
 def save(session: Session, references: tuple[str, ...], path: str) -> None:
-    """Write images into an archive, by name or id: for `sandboxctl load`, `docker load`, `ctr images import`.
+    """Write images to an archive, by name or id: for `sandboxctl load`, `docker load`, `ctr images import`.
 
     \b
         sandboxctl save -o web.tar nginx:1.27 busybox
         sandboxctl save nginx:1.27 | ssh other sandboxctl load -
     """
     if path == "-" and _is_terminal():
-        raise click.UsageError("an archive is not for a terminal: say -o FILE, or send stdout somewhere")
+        raise click.UsageError("an archive cannot go to a terminal: use -o FILE, or redirect stdout")
     try:
         with _output(path) as file:
             _receive(session, references, file)
@@ -136,7 +138,7 @@ def save(session: Session, references: tuple[str, ...], path: str) -> None:
 
 
 def _receive(session: Session, references: tuple[str, ...], file: BinaryIO) -> None:
-    """Write what the daemon sends."""
+    """Write the archive that the daemon sends."""
     call = session.daemon.host.SaveImage(host.SaveImageRequest(images=references))
     written = total = 0
     try:
@@ -155,7 +157,7 @@ def _is_terminal() -> bool:
 
 @contextlib.contextmanager
 def _output(path: str) -> Iterator[BinaryIO]:
-    """The file to write; one that is a file appears whole or not at all."""
+    """The file to write. A regular file is replaced as a whole, or not at all."""
     if path == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -164,15 +166,15 @@ def _output(path: str) -> Iterator[BinaryIO]:
         with open(path, "wb") as device:
             yield device
         return
-    place = os.path.realpath(path)  # a link keeps leading there
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(place), prefix=f".{os.path.basename(place)}-")
+    target = os.path.realpath(path)  # a symbolic link is kept
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=f".{os.path.basename(target)}-")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, place)
+        os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise

@@ -1,4 +1,4 @@
-"""What is sent to the daemon: CRI messages from flags, or from crictl's JSON and YAML files."""
+"""CRI messages from flags, or from crictl's JSON and YAML files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ContainerFlags:
 
 
 def image_name(reference: str) -> str:
-    """The last part of an image reference, which names the container when nothing else does.
+    """The last part of an image reference, the default name of a container.
 
     "docker.io/library/nginx:1.27@sha256:…" → "nginx". A bare digest or id gives "container".
     """
@@ -81,7 +81,7 @@ def image_name(reference: str) -> str:
 
 
 def pod_config(flags: PodFlags) -> cri.PodSandboxConfig:
-    """The pod's config. Its labels are also those by which crictl shows which pod a container is in."""
+    """The pod's config, with the labels by which crictl shows the pod of a container."""
     own = {
         "io.kubernetes.pod.name": flags.name,
         "io.kubernetes.pod.namespace": flags.namespace,
@@ -110,18 +110,18 @@ def pod_config(flags: PodFlags) -> cri.PodSandboxConfig:
 
 
 def joined_config(status: cri.PodSandboxStatus, info: Mapping[str, Any]) -> cri.PodSandboxConfig:
-    """The config of a pod that exists, which CreateContainer wants to be told again.
+    """The config of an existing pod, which CreateContainer requires again.
 
-    Taken whole from the daemon's verbose status ("config", else "info" → "config", as containerd has it); from
-    a runtime without it, as much as the plain status shows, log_directory by our own convention.
+    Taken from the daemon's verbose status ("config", or "info" → "config" as in containerd). For a runtime without
+    it, built from the plain status, with log_directory by our own convention.
     """
     nested = info.get("info")
-    known = info.get("config") or (nested.get("config") if isinstance(nested, Mapping) else None)
-    if isinstance(known, Mapping):
+    reported = info.get("config") or (nested.get("config") if isinstance(nested, Mapping) else None)
+    if isinstance(reported, Mapping):
         try:
-            return json_format.ParseDict(dict(known), cri.PodSandboxConfig(), ignore_unknown_fields=True)
+            return json_format.ParseDict(dict(reported), cri.PodSandboxConfig(), ignore_unknown_fields=True)
         except json_format.ParseError:
-            pass  # another runtime's shape: what follows is good enough
+            pass  # another runtime's format: the plain status is good enough
     meta = status.metadata
     options = status.linux.namespaces.options
     return cri.PodSandboxConfig(
@@ -135,7 +135,7 @@ def joined_config(status: cri.PodSandboxStatus, info: Mapping[str, Any]) -> cri.
 
 
 def container_config(flags: ContainerFlags, pod: cri.PodSandboxConfig) -> cri.ContainerConfig:
-    """The container's config, in the namespaces of its pod and with its log below the pod's log directory."""
+    """The container's config: in its pod's namespaces, with its log below the pod's log directory."""
     resources = cri.LinuxContainerResources(memory_limit_in_bytes=flags.memory)
     if flags.cpu:
         resources.cpu_period = parse.CPU_PERIOD
@@ -178,9 +178,9 @@ def container_config(flags: ContainerFlags, pod: cri.PodSandboxConfig) -> cri.Co
 
 
 def _profile(flag: str) -> cri.SecurityProfile:
-    """CRI leaves what asks for no seccomp profile unconfined; what people start by hand gets the runtime's default.
+    """The profile for a flag, RuntimeDefault without one: in CRI, no seccomp profile would mean unconfined.
 
-    That of AppArmor is none where the machine does not run it.
+    On a machine without AppArmor, its RuntimeDefault means no profile.
     """
     if not flag:
         return cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
@@ -192,16 +192,15 @@ def _profile(flag: str) -> cri.SecurityProfile:
 def from_file(text: str, message: M, source: str) -> M:
     """Fill `message` from JSON or YAML, with field names as in the .proto file or in camelCase.
 
-    Raises:
-        ValueError: not JSON or YAML, not a mapping, or a field that is unknown or of another type; the text
-            begins with `source`.
+    Raises ValueError for text that is not JSON or YAML or not a mapping, and for a field that is unknown or of
+    another type; the message begins with `source`.
     """
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{source} must hold one mapping of fields, as crictl's files do")
+        raise ValueError(f"{source} must be a mapping of fields, like crictl's files")
     if isinstance(message, cri.ContainerConfig):
         data = _with_env_as_text(data)
     try:
@@ -211,14 +210,14 @@ def from_file(text: str, message: M, source: str) -> M:
 
 
 def _with_env_as_text(data: dict[str, Any]) -> dict[str, Any]:
-    """The same with base64 in envs[].value, where crictl's files have the text itself.
+    """`data` with base64 in envs[].value, where crictl's files have plain text.
 
-    The field has been bytes since cri-api 0.36.6 (it was a string before), and protobuf's JSON has bytes in base64.
+    The field is bytes since cri-api 0.36.6 (it was a string before), which protobuf's JSON encodes in base64.
     """
     envs = data.get("envs")
     if not isinstance(envs, list):
         return data
-    return {**data, "envs": [_env_as_text(each) for each in envs]}
+    return {**data, "envs": [_env_as_text(env) for env in envs]}
 
 
 def _env_as_text(env: Any) -> Any:
@@ -232,6 +231,6 @@ def _explain(text: str) -> str:
     if not unknown:
         return " ".join(text.split())
     where = f" in {unknown['where']}" if unknown["where"] else ""
-    known = _KNOWN_FIELDS.search(text)
-    names = ", ".join(re.findall(r"\w+", known["fields"])) if known else ""
+    fields = _KNOWN_FIELDS.search(text)
+    names = ", ".join(re.findall(r"\w+", fields["fields"])) if fields else ""
     return f'unknown field "{unknown["field"]}"{where}' + (f"; the fields are: {names}" if names else "")

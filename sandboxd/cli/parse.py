@@ -1,7 +1,7 @@
 """The text of one flag → a value.
 
-Every function raises ValueError with a sentence that names the text and shows what would have been right;
-session.py turns it into a usage error.
+Every function raises ValueError with a sentence that names the text and shows what is valid; session.py turns it
+into a usage error.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _UNIT_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 UNCONFINED = "unconfined"
-_FENCES = ("seccomp", "apparmor")
+_SECURITY_MODULES = ("seccomp", "apparmor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountFlag:
-    """A bind mount. `source` is as written, perhaps relative to the caller's directory."""
+    """A bind mount. `source` is as given, and may be relative to the caller's directory."""
 
     source: str
     target: str
@@ -43,7 +43,7 @@ class MountFlag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserFlag:
-    """Who the container runs as: a number or a name, and perhaps a group number."""
+    """The user that the container runs as: a number or a name, and optionally a group number."""
 
     uid: int | None = None
     name: str = ""
@@ -60,7 +60,7 @@ class CpuFlag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialsFlag:
-    """Who pulls. `password` is None when it was left out, and has to be asked for."""
+    """The user for a pull. `password` is None when it was left out and must be prompted for."""
 
     username: str
     password: str | None = field(repr=False)
@@ -68,14 +68,14 @@ class CredentialsFlag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityFlag:
-    """One of the container's fences, "seccomp" or "apparmor", and what it is to be: UNCONFINED, or a profile."""
+    """A profile, or UNCONFINED, for "seccomp" or "apparmor"."""
 
-    fence: str
+    module: str
     profile: str
 
 
 def port(text: str) -> cri.PortMapping:
-    """[HOSTIP:]HOST:CONTAINER[/tcp|udp|sctp] → a port mapping. An IPv6 HOSTIP stands in brackets."""
+    """[HOSTIP:]HOST:CONTAINER[/tcp|udp|sctp] → a port mapping. An IPv6 HOSTIP needs brackets."""
     wrong = f"{text!r} is not a port mapping: write HOST:CONTAINER, like 8080:80, 127.0.0.1:8080:80 or 53:53/udp"
     ports, slash, protocol = text.partition("/")
     if slash and protocol.lower() not in _PROTOCOLS:
@@ -123,18 +123,18 @@ def mount(text: str) -> MountFlag:
 
 
 def security(text: str) -> SecurityFlag:
-    """seccomp=unconfined|FILE or apparmor=unconfined|NAME, in the words of docker and podman."""
-    fence, equals, profile = text.partition("=")
-    if fence not in _FENCES or not equals or not profile:
+    """seccomp=unconfined|FILE or apparmor=unconfined|NAME, as in docker and podman."""
+    module, equals, profile = text.partition("=")
+    if module not in _SECURITY_MODULES or not equals or not profile:
         raise ValueError(
             f"{text!r} is not a security option: write seccomp=unconfined, seccomp=FILE, apparmor=unconfined"
             " or apparmor=PROFILE"
         )
-    return SecurityFlag(fence=fence, profile=profile)
+    return SecurityFlag(module=module, profile=profile)
 
 
 def pair(text: str) -> tuple[str, str]:
-    """KEY=VALUE → (KEY, VALUE). The value may be empty and may hold further signs of equality."""
+    """KEY=VALUE → (KEY, VALUE). The value may be empty and may contain further equals signs."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise ValueError(f"{text!r} is not KEY=VALUE")
@@ -142,31 +142,31 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def credentials(text: str) -> CredentialsFlag:
-    """USER[:PASSWORD]; the password may be empty and may hold further colons. What is wrong is not repeated."""
+    """USER[:PASSWORD]; the password may be empty and may contain colons. Errors do not repeat the text."""
     username, colon, password = text.partition(":")
     if not username:
-        raise ValueError("credentials are USER:PASSWORD, or USER alone to be asked for the password")
+        raise ValueError("credentials are USER:PASSWORD, or only USER to be prompted for the password")
     if not _is_utf8(text):
         raise ValueError("credentials must be UTF-8")
     return CredentialsFlag(username=username, password=password if colon else None)
 
 
 def username(text: str) -> str:
-    """USER; what is wrong is not repeated, as somebody may have added the password."""
+    """USER. Errors do not repeat the text, which may include the password."""
     if not text or ":" in text:
-        raise ValueError("a user's name is not empty and has no colon; its password comes on stdin or is asked for")
+        raise ValueError("a user name is not empty and has no colon; the password is prompted for or read from stdin")
     if not _is_utf8(text):
-        raise ValueError("a user's name must be UTF-8")
+        raise ValueError("a user name must be UTF-8")
     return text
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether an argument was; what was not has surrogates in it, which no message carries."""
-    return not any("\ud800" <= each <= "\udfff" for each in text)
+    """Whether an argument was UTF-8; otherwise it has surrogates, which protobuf cannot encode."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def cpu(text: str) -> CpuFlag:
-    """How many CPUs, 0.01 and up, fractions allowed → quota and shares."""
+    """A number of CPUs, at least 0.01, fractions allowed → quota and shares."""
     try:
         count = float(text)
     except ValueError:
@@ -175,7 +175,7 @@ def cpu(text: str) -> CpuFlag:
         raise ValueError(f"{text!r} is not a number of CPUs: write one like 0.5 or 2")
     quota = round(count * CPU_PERIOD)
     if quota < _MIN_CPU_QUOTA:
-        raise ValueError(f"{text!r} CPUs is too little: the kernel gives no less than 0.01")
+        raise ValueError(f"{text!r} CPUs is too little: the kernel's minimum is 0.01")
     return CpuFlag(quota=quota, shares=max(_MIN_CPU_SHARES, int(count * 1024)))
 
 
@@ -186,7 +186,7 @@ def size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size: write a number of bytes, or one like 256M or 1.5G")
     number = int(Fraction(match[1]) * 1024 ** _SIZE_EXPONENT[match[2].lower()])
     if not 0 < number < 2**63:
-        raise ValueError(f"{text!r} is out of range: a size is more than nothing and less than 8 EiB")
+        raise ValueError(f"{text!r} is out of range: a size is more than 0 and less than 8 EiB")
     return number
 
 
@@ -195,38 +195,36 @@ def duration(text: str) -> int:
     text = text.strip()
     whole = f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else text
     if not _DURATION.fullmatch(whole):
-        raise ValueError(f"{text!r} is not a length of time: write one like 30s, 10m or 1h30m")
+        raise ValueError(f"{text!r} is not a duration: write one like 30s, 10m or 1h30m")
     total = sum(int(Fraction(number) * _UNIT_NS[unit]) for number, unit in _DURATION_PART.findall(whole))
     if not 0 < total < 2**63:
-        raise ValueError(f"{text!r} is out of range: a length of time is more than nothing and less than 292 years")
+        raise ValueError(f"{text!r} is out of range: a duration is more than 0 and less than 292 years")
     return total
 
 
 def since(text: str, now: int) -> int:
-    """A length of time before `now`, or a moment as RFC 3339 has it → unix nanoseconds, at least 1."""
+    """A duration before `now`, or an RFC 3339 time → unix nanoseconds, at least 1."""
     match = _RFC3339.fullmatch(text.strip())
     if match:
         day, time, fraction, zone = match.groups()
         try:
             moment = datetime.fromisoformat(f"{day}T{time}{zone.upper()}")
         except ValueError as error:
-            raise ValueError(f"{text!r} is not a moment that exists: {error}") from None
+            raise ValueError(f"{text!r} is not a valid time: {error}") from None
         return max(1, int(moment.timestamp()) * 10**9 + int((fraction or "").ljust(9, "0")))
     try:
         return max(1, now - duration(text))
     except ValueError:
-        raise ValueError(
-            f"{text!r} is neither a length of time like 10m nor a moment like 2026-01-31T12:00:00Z"
-        ) from None
+        raise ValueError(f"{text!r} is neither a duration like 10m nor a time like 2026-01-31T12:00:00Z") from None
 
 
 def user(text: str) -> UserFlag:
-    """UID, NAME, UID:GID or NAME:GID. CRI has no field for the name of a group."""
+    """UID, NAME, UID:GID or NAME:GID. CRI has no field for a group name."""
     who, colon, group = text.partition(":")
     if not who or (colon and not group):
         raise ValueError(f"{text!r} is not a user: write UID, NAME, UID:GID or NAME:GID")
     if colon and not re.fullmatch(r"\d+", group, re.ASCII):
-        raise ValueError(f"{text!r}: the group {group!r} must be a number; CRI cannot carry a group's name")
+        raise ValueError(f"{text!r}: the group {group!r} must be a number; CRI has no field for a group name")
     gid = _account(group, text) if colon else None
     if re.fullmatch(r"\d+", who, re.ASCII):
         return UserFlag(uid=_account(who, text), gid=gid)

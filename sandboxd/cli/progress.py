@@ -1,7 +1,7 @@
-"""How far something has come, on stderr: bars if somebody watches.
+"""Progress on stderr: bars on a terminal.
 
-One bar for the bytes of an archive; for a pull, one for each layer, or a line for each step of it where there is no
-terminal to draw on.
+One bar for the bytes of an archive. For a pull, one bar for each layer, or without a terminal a line for each of
+its stages.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from sandboxd.cli import render
 from sandboxd.pb.host.v1 import host_pb2 as host
 
-Report = Callable[[str, int, int], None]  # what is being done, bytes done, bytes altogether (0: unknown)
+Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in total (0: unknown)
 
 
 @contextlib.contextmanager
 def transfer(doing: str, size: int) -> Iterator[Report]:
-    """A bar for `size` bytes (0: unknown), if somebody watches. It is told how far things are, and the size again."""
+    """Show a bar for `size` bytes (0: unknown) on a terminal. Yields the function that updates it."""
     if not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
@@ -40,27 +40,27 @@ def transfer(doing: str, size: int) -> Iterator[Report]:
 
 @contextlib.contextmanager
 def layers(*, quiet: bool) -> Iterator[Callable[[host.LayerProgress], None]]:
-    """Show where the layers of a pull are, as they are told; nothing when `quiet` without a terminal."""
+    """Show the layers of a pull; nothing when `quiet` and without a terminal. Yields the function that updates it."""
     if not sys.stderr.isatty():
-        yield (lambda layer: None) if quiet else LayerLines().tell
+        yield (lambda layer: None) if quiet else LayerLines().update
         return
     with LayerBars(Console(stderr=True)) as bars:
-        yield bars.tell
+        yield bars.update
 
 
 def _column(template: str) -> TextColumn:
-    """Text, never markup."""
+    """A column of plain text, without markup."""
     return TextColumn(template, markup=False)
 
 
 class LayerLines:
-    """A line whenever a layer begins something else."""
+    """Prints a line whenever a layer enters another stage."""
 
     def __init__(self) -> None:
         self._stages: dict[str, str] = {}
 
-    def tell(self, layer: host.LayerProgress) -> None:
-        """Print it, if it is news."""
+    def update(self, layer: host.LayerProgress) -> None:
+        """Print the layer's stage, if it has changed."""
         if self._stages.get(layer.digest) != layer.stage:
             self._stages[layer.digest] = layer.stage
             if layer.stage != "wait":
@@ -69,7 +69,7 @@ class LayerLines:
 
 
 class LayerBars:
-    """A bar for each layer, and one for all. Of more layers than the terminal has lines, those under way."""
+    """A bar for each layer and one for all. If the terminal has too few lines, only the active layers."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -77,7 +77,7 @@ class LayerBars:
         self._bars = Progress(*columns, DownloadColumn(), TransferSpeedColumn(), console=console, transient=True)
         self._all = self._bars.add_task("all layers", stage="", total=None)
         self._layers: dict[str, TaskID] = {}
-        self._told: dict[str, host.LayerProgress] = {}
+        self._latest: dict[str, host.LayerProgress] = {}
 
     def __enter__(self) -> LayerBars:
         self._bars.start()
@@ -86,18 +86,18 @@ class LayerBars:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def tell(self, layer: host.LayerProgress) -> None:
-        """Draw it."""
+    def update(self, layer: host.LayerProgress) -> None:
+        """Draw the layer's progress."""
         if new := layer.digest not in self._layers:
             self._layers[layer.digest] = self._bars.add_task(
                 render.printable(render.short_digest(layer.digest), keep=""), stage="", total=None
             )
-        self._told[layer.digest] = layer
-        # The first that has no line of its own takes them from all that do not need theirs.
+        self._latest[layer.digest] = layer
+        # A new layer may leave too few lines, so that inactive ones have to be hidden.
         for digest in self._layers if new else (layer.digest,):
-            self._draw(self._told[digest])
-        done = sum(_fetched(each) for each in self._told.values())
-        self._bars.update(self._all, completed=done, total=sum(each.total_bytes for each in self._told.values()))
+            self._draw(self._latest[digest])
+        done = sum(_fetched(item) for item in self._latest.values())
+        self._bars.update(self._all, completed=done, total=sum(item.total_bytes for item in self._latest.values()))
 
     def _draw(self, layer: host.LayerProgress) -> None:
         roomy = len(self._layers) < self._console.height - 2
@@ -111,5 +111,5 @@ class LayerBars:
 
 
 def _fetched(layer: host.LayerProgress) -> int:
-    """Bytes that are here: only fetching counts them up, what comes after it has them all."""
+    """Bytes that have been fetched: all of them in the stages after fetching."""
     return layer.done_bytes if layer.stage in ("wait", "fetch") else layer.total_bytes

@@ -1,4 +1,4 @@
-"""Pulling an image while somebody watches; for `pull`, and for `run` with an image that is not here."""
+"""Pulling an image and showing its progress, for `pull` and for `run` with a missing image."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2 as host
 
 _HINTS = {
-    grpc.StatusCode.UNAUTHENTICATED: "say who you are: sandboxctl pull --creds USER, or the machine's docker config",
-    grpc.StatusCode.UNAVAILABLE: "what was fetched is kept: try again; `sandboxctl info` tells how the daemon is",
+    grpc.StatusCode.UNAUTHENTICATED: "log in: sandboxctl pull --creds USER, or the machine's docker config",
+    grpc.StatusCode.UNAVAILABLE: "what was fetched is kept: try again; `sandboxctl info` shows the daemon's state",
     grpc.StatusCode.DEADLINE_EXCEEDED: "what was fetched is kept: try again",
 }
 
 
 def pull(session: Session, image: str, credentials: CredentialsFlag | None, *, quiet: bool) -> host.PulledImage:
-    """Pull the image and show how far it is. An interrupt stops it. There is no limit but that of the daemon.
+    """Pull the image and show the progress. An interrupt stops it. Only the daemon limits how long it may take.
 
-    Raises:
-        Failure: it could not be pulled.
+    Raises Failure if the pull fails.
     """
     pulled: host.PulledImage | None = None
     call = session.daemon.host.PullImage(host.PullImageRequest(image=image, auth=_auth(credentials)))
     try:
-        with progress.layers(quiet=quiet) as tell, session.daemon.translating(f"pull {image}"):
+        with progress.layers(quiet=quiet) as update, session.daemon.translating(f"pull {image}"):
             for answer in call:
                 if answer.HasField("image"):
                     pulled = answer.image
                 elif answer.HasField("layer"):
-                    tell(answer.layer)
+                    update(answer.layer)
     except Failure as failure:
         failure.hint = _HINTS.get(failure.code, failure.hint) if failure.code else failure.hint
         if failure.code is grpc.StatusCode.UNAVAILABLE:
-            failure.exit_code = Exit.FAILED  # somebody took the call: it is the registry that does not answer
+            failure.exit_code = Exit.FAILED  # the daemon did answer: it is the registry that is unavailable
         raise
     except KeyboardInterrupt:
-        note("sandboxctl: the pull stops, unless others wait for it; what was fetched is kept for the next attempt")
+        note("sandboxctl: the pull stops unless other clients want it; what was fetched is kept for the next attempt")
         raise
     finally:
         call.cancel()
@@ -50,7 +49,7 @@ def pull(session: Session, image: str, credentials: CredentialsFlag | None, *, q
 
 
 def _auth(credentials: CredentialsFlag | None) -> cri.AuthConfig | None:
-    """The credentials as they are sent; a password that was left out is asked for."""
+    """The credentials for the request; prompts for a missing password."""
     if credentials is None:
         return None
     password = credentials.password

@@ -1,4 +1,4 @@
-"""Answers → what is printed: tables for people, JSON and YAML for programs. Pure; the time is an argument."""
+"""Answers → output: tables for people, JSON and YAML for programs. Pure; the time is an argument."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sandboxd.pb.host.v1 import host_pb2 as host
 
 NONE = "-"
 
-# protobuf 5.26 gave the option that prints fields at their default another name.
+# protobuf 5.26 renamed the option that prints fields with default values.
 _ALL_FIELDS: dict[str, Any] = {
     next(
         name
@@ -30,11 +30,11 @@ _ALL_FIELDS: dict[str, Any] = {
 }
 
 
-# ---- For programs
+# --- for programs ----------------------------------------------------------------------------------------------
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """The message as protobuf's JSON has it: camelCase keys, every field, 64-bit numbers as strings."""
+    """The message in protobuf's JSON form: camelCase keys, every field, 64-bit numbers as strings."""
     return json_format.MessageToDict(message, **_ALL_FIELDS)
 
 
@@ -44,27 +44,27 @@ def info_dict(info: Mapping[str, str]) -> dict[str, Any]:
 
 
 def explain_dict(answer: host.ExplainResponse) -> dict[str, Any]:
-    """Explain's answer as protobuf's JSON, but with plugin input and output readable instead of in base64."""
+    """Explain's answer in protobuf's JSON form, but with plugin input and output as JSON or text, not base64."""
     data = as_dict(answer)
-    for given, step in zip(data["steps"], answer.steps, strict=True):
+    for item, step in zip(data["steps"], answer.steps, strict=True):
         if step.HasField("plugin"):
             plugin = step.plugin
-            given["plugin"] |= {
+            item["plugin"] |= {
                 "stdin": _parsed(plugin.stdin),
                 "stdout": _parsed(plugin.stdout),
                 "stderr": plugin.stderr.decode(errors="replace"),
             }
-    for given, attachment in zip(data["attachments"], answer.attachments, strict=True):
-        given |= {"config": _parsed(attachment.config), "result": _parsed(attachment.result)}
+    for item, attachment in zip(data["attachments"], answer.attachments, strict=True):
+        item |= {"config": _parsed(attachment.config), "result": _parsed(attachment.result)}
     return data
 
 
 def dump(data: Any, form: str) -> str:
-    """`data` as "json" or "yaml", with sorted keys and a line end; what a terminal might obey is escaped."""
+    """`data` as "json" or "yaml", with sorted keys and a final newline; control characters are escaped."""
     if form == "yaml":
         text = _yaml(data, as_it_is=True)
         return text if _harmless(text, keep="\n") else _yaml(data, as_it_is=False)
-    # Control characters of ASCII are escaped in any case, and no others stand outside of strings.
+    # json.dumps escapes ASCII control characters, and others occur only inside strings.
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     if _harmless(text, keep="\n"):
         return text
@@ -72,7 +72,7 @@ def dump(data: Any, form: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    """As a JSON string has it, DEL too."""
+    """The character as an escape in a JSON string, DEL included."""
     return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
 
 
@@ -88,11 +88,11 @@ def _parsed(value: str | bytes) -> Any:
         return text
 
 
-# ---- For people: single values
+# --- for people: single values ---------------------------------------------------------------------------------
 
 
 def printable(text: str, *, keep: str = "\n\t") -> str:
-    """The text with every character that a terminal might obey made visible; line ends and tabs stay."""
+    """The text with control characters escaped, except those in `keep`."""
     if _harmless(text, keep):
         return text
     return "".join(
@@ -101,14 +101,14 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
 
 
 def _harmless(text: str, keep: str) -> bool:
-    """Whether only characters that show, or are in `keep`, are in the text."""
+    """Whether the text has only printable characters and those in `keep`."""
     for each in keep:
         text = text.replace(each, "")
     return text.isprintable()
 
 
 def age(moment: int, now: int) -> str:
-    """How long ago, in the largest unit that fits: "now", "5s ago", "3h ago", "12d ago"."""
+    """The time since `moment`, in the largest unit that fits: "now", "5s ago", "3h ago", "12d ago"."""
     seconds = (now - moment) // 10**9
     if moment <= 0:
         return NONE
@@ -121,7 +121,7 @@ def age(moment: int, now: int) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units with three digits, as crictl and docker print images: "187MB", "4.27MB"."""
+    """Bytes in decimal units with three digits, as in crictl and docker: "187MB", "4.27MB"."""
     number = float(count)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if number < 999.5:
@@ -155,7 +155,7 @@ def container_state(state: cri.ContainerState.ValueType, status: cri.ContainerSt
 
 
 def address(status: cri.PodSandboxStatus | None) -> str:
-    """The pod's first IP; "host" when it shares the host's network, "-" when it has none."""
+    """The pod's first IP; "host" if it shares the host's network, "-" if it has none."""
     if status is None:
         return NONE
     if status.linux.namespaces.options.network == cri.NODE:
@@ -164,7 +164,7 @@ def address(status: cri.PodSandboxStatus | None) -> str:
 
 
 def addresses(status: cri.PodSandboxStatus) -> list[str]:
-    """All the pod's IPs, the first one first."""
+    """All IPs of the pod, the primary one first."""
     return [ip for ip in (status.network.ip, *(each.ip for each in status.network.additional_ips)) if ip]
 
 
@@ -177,15 +177,15 @@ def port(mapping: cri.PortMapping) -> str:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the name fits one of the patterns (shell wildcards), or there are none."""
+    """Whether the name matches one of the patterns (shell wildcards), or there are none."""
     return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-# ---- For people: tables
+# --- for people: tables ----------------------------------------------------------------------------------------
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Columns under their headings, without lines; cells are text of one line, never markup."""
+    """Columns under their headings, without rules; cells are single lines of plain text, never markup."""
     made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", collapse_padding=True)
     for heading in columns:
         made.add_column(heading, no_wrap=True, overflow="ellipsis")
@@ -205,7 +205,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def pods_table(pods: Iterable[cri.PodSandbox], statuses: Mapping[str, cri.PodSandboxStatus], now: int) -> Table:
-    """What `pods` prints."""
+    """The output of `pods`."""
     return table(
         ("POD ID", "NAME", "NAMESPACE", "STATE", "IP", "CREATED", "RUNTIME"),
         (
@@ -230,26 +230,26 @@ def containers_table(
     statuses: Mapping[str, cri.ContainerStatus],
     now: int,
 ) -> Table:
-    """What `ps` prints."""
+    """The output of `ps`."""
     return table(
         ("CONTAINER", "NAME", "POD", "IMAGE", "STATE", "IP", "CREATED"),
         (
             (
-                each.id[:SHORT_ID],
-                each.metadata.name,
-                pods[each.pod_sandbox_id].metadata.name if each.pod_sandbox_id in pods else NONE,
-                image_label(each.image),
-                container_state(each.state, statuses.get(each.id)),
-                address(pod_statuses.get(each.pod_sandbox_id)),
-                age(each.created_at, now),
+                container.id[:SHORT_ID],
+                container.metadata.name,
+                pods[container.pod_sandbox_id].metadata.name if container.pod_sandbox_id in pods else NONE,
+                image_label(container.image),
+                container_state(container.state, statuses.get(container.id)),
+                address(pod_statuses.get(container.pod_sandbox_id)),
+                age(container.created_at, now),
             )
-            for each in containers
+            for container in containers
         ),
     )
 
 
 def images_table(images: Iterable[cri.Image], *, digests: bool = False) -> Table:
-    """What `images` prints: a line for each name of each image, with the registry's digest of it if wanted."""
+    """The output of `images`: a line for each name of each image, with its digest in the registry if `digests`."""
     rows = []
     for image in images:
         short = short_digest(image.id)
@@ -258,14 +258,14 @@ def images_table(images: Iterable[cri.Image], *, digests: bool = False) -> Table
             names = [(digest.partition("@")[0], "<none>") for digest in image.repo_digests[:1]] or [
                 ("<none>", "<none>")
             ]
-        known = dict(digest.split("@", 1) for digest in image.repo_digests if "@" in digest) if digests else {}
+        by_name = dict(digest.split("@", 1) for digest in image.repo_digests if "@" in digest) if digests else {}
         for name, tag in names:
-            rows.append((name, tag, *([known.get(name, NONE)] if digests else []), short, size(image.size)))
+            rows.append((name, tag, *([by_name.get(name, NONE)] if digests else []), short, size(image.size)))
     return table(("IMAGE", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "SIZE"), sorted(rows))
 
 
 def image_name(image: cri.Image) -> str:
-    """What people call the image: its first tag, else its first digest, else its id."""
+    """The image's first tag, or else its first digest, or else its id."""
     return next(iter((*image.repo_tags, *image.repo_digests, image.id)))
 
 
@@ -278,20 +278,20 @@ def split_tag(reference: str) -> tuple[str, str]:
 
 
 def short_digest(identity: str) -> str:
-    """A digest or an id, cut to what people compare."""
+    """The beginning of a digest or an id, for people."""
     return identity.removeprefix("sha256:")[:SHORT_ID]
 
 
 def image_label(image: cri.ImageSpec) -> str:
-    """How the user called the image; a digest is cut."""
-    called = image.user_specified_image or image.image
-    return short_digest(called) if called.startswith("sha256:") else called
+    """The image's name as the user gave it; a digest is shortened."""
+    reference = image.user_specified_image or image.image
+    return short_digest(reference) if reference.startswith("sha256:") else reference
 
 
 def info_facts(
     status: cri.StatusResponse, config: cri.RuntimeConfigResponse, details: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """What `info` prints: conditions, handlers, cgroup driver, then `details`, one line for each value."""
+    """The output of `info`: conditions, handlers, cgroup driver, then `details`, one line for each value."""
     rows = []
     for condition in status.status.conditions:
         why = " ".join(each for each in (condition.reason, condition.message) if each)
@@ -312,20 +312,20 @@ def _flat(name: str, value: Any) -> list[tuple[str, str]]:
 
 
 def stats_table(stats: Iterable[cri.ContainerStats], pods: Mapping[str, cri.PodSandbox]) -> Table:
-    """What `stats` prints; `pods` by container id. What is not measured is a dash."""
+    """The output of `stats`; `pods` is by container id. A dash stands for a missing value."""
     return table(
         ("CONTAINER ID", "NAME", "POD", "CPU", "MEMORY", "FREE OF LIMIT", "WRITTEN"),
         (
             (
-                each.attributes.id[:SHORT_ID],
-                each.attributes.metadata.name,
-                pods[each.attributes.id].metadata.name if each.attributes.id in pods else NONE,
-                f"{each.cpu.usage_nano_cores.value / 1e7:.1f}%" if each.cpu.HasField("usage_nano_cores") else NONE,
-                _bytes(each.memory, "working_set_bytes"),
-                _bytes(each.memory, "available_bytes"),
-                _bytes(each.writable_layer, "used_bytes"),
+                item.attributes.id[:SHORT_ID],
+                item.attributes.metadata.name,
+                pods[item.attributes.id].metadata.name if item.attributes.id in pods else NONE,
+                f"{item.cpu.usage_nano_cores.value / 1e7:.1f}%" if item.cpu.HasField("usage_nano_cores") else NONE,
+                _bytes(item.memory, "working_set_bytes"),
+                _bytes(item.memory, "available_bytes"),
+                _bytes(item.writable_layer, "used_bytes"),
             )
-            for each in stats
+            for item in stats
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Explain's answer → the story of a pod: what happened, in order, how long it took, and what the plugins said."""
+"""Explain's answer → the timeline of a pod: its steps in order, their durations, and the plugins' output."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sandboxd.cli.names import SHORT_ID
 from sandboxd.cli.render import printable, span
 from sandboxd.pb.host.v1 import host_pb2 as host
 
-_DEEP = 4 + 10 + 2 + 9 + 2  # where a step's name begins: indent, offset, gap, duration, gap
+_DEEP = 4 + 10 + 2 + 9 + 2  # column of a step's name: indent, offset, gap, duration, gap
 
 
 def story(answer: host.ExplainResponse, title: str) -> Text:
-    """The whole of it. `title` names the pod; steps of one operation stand together under its name."""
+    """The whole text. `title` names the pod; the steps of one operation are grouped under its name."""
     lines = [*_pod(answer, title)]
     for operation, group in itertools.groupby(answer.steps, key=lambda step: step.operation):
         lines += [Text(), *_operation(operation, list(group))]
@@ -66,7 +66,7 @@ def _step(step: host.Step, begin: int) -> Iterator[Text]:
 
 def _plugin(plugin: host.PluginExecution) -> Iterator[Text]:
     if plugin.timed_out:
-        ending = "ran out of time and was killed"
+        ending = "timed out and was killed"
     elif plugin.exit_code < 0:
         ending = f"killed by signal {-plugin.exit_code}"
     else:
@@ -89,7 +89,7 @@ def _attachment(attachment: host.Attachment) -> Iterator[Text]:
 
 
 def _block(label: str, text: str, style: str = "") -> Iterator[Text]:
-    """A label with the text beside it, or below it when it has several lines."""
+    """A label with the text beside it, or below it if it has several lines."""
     lines = text.split("\n")
     if len(lines) == 1:
         yield _line(" " * _DEEP, (f"{label}  ", "dim"), (text, style))
@@ -108,7 +108,7 @@ def _pretty(data: bytes) -> str:
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:
-    """One line; what the daemon sent cannot reach the terminal as control characters, nor as markup."""
+    """One line, in which text from the daemon has neither control characters nor markup."""
     made = Text()
     for part in parts:
         text, style = part if isinstance(part, tuple) else (part, "")

@@ -47,7 +47,7 @@ def test_a_failure_has_the_daemons_words_an_exit_code_and_a_next_step(
 
 def test_a_method_that_the_daemon_lacks_is_said_in_plain_words(daemon: FakeDaemon, socket: Path) -> None:
     daemon.fail["Version"] = (grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-    with pytest.raises(Failure, match="the daemon does not know how"):
+    with pytest.raises(Failure, match="the daemon does not support it"):
         ask(socket)
 
 
@@ -61,7 +61,7 @@ def test_no_socket_asks_whether_the_daemon_runs(socket: Path) -> None:
 def test_a_socket_that_nobody_listens_on_asks_the_same(socket: Path) -> None:
     with sockets.socket(sockets.AF_UNIX) as left_behind:
         left_behind.bind(str(socket))
-    with pytest.raises(Failure, match="nobody listens") as caught:
+    with pytest.raises(Failure, match="nothing is listening") as caught:
         ask(socket)
     assert caught.value.exit_code == 4
 

@@ -77,7 +77,7 @@ def test_rm_all_leaves_what_runs_and_says_so(daemon: FakeDaemon, sandboxctl: San
     daemon.add_container(old, "gone", cri.CONTAINER_EXITED)
     result = sandboxctl("rm", "-a")
     assert (result.exit_code, result.stdout.split()) == (0, [old, job])
-    assert "1 running pod stays" in result.stderr
+    assert "1 running pod is kept" in result.stderr
     assert (list(daemon.pods), list(daemon.containers)) == ([web], [app])
 
 

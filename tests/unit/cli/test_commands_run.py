@@ -198,7 +198,7 @@ def test_a_name_that_a_pod_has_is_refused_with_the_two_ways_on(daemon: FakeDaemo
     daemon.add_pod("web")
     result = sandboxctl("run", "nginx", "--name", "web")
     assert result.exit_code == 1
-    assert "there is a pod default/web already" in result.stderr
+    assert "pod default/web already exists" in result.stderr
     assert "--pod default/web" in result.stderr
 
 
@@ -212,7 +212,7 @@ def test_a_pod_made_for_a_container_that_fails_is_removed_again(
     assert result.stdout == ""
     assert "no such command: foo" in result.stderr
     assert "rpc error" not in result.stderr
-    assert "pod default/web was made, and is removed again" in result.stderr
+    assert "pod default/web was created, and has been removed" in result.stderr
     assert not daemon.pods
     assert daemon.calls[-2:] == ["StopPodSandbox", "RemovePodSandbox"]
 
@@ -222,7 +222,7 @@ def test_a_pod_that_cannot_be_removed_again_is_named(daemon: FakeDaemon, sandbox
     daemon.fail["StopPodSandbox"] = (grpc.StatusCode.INTERNAL, "DEL failed")
     result = sandboxctl("run", "nginx", "--name", "web")
     assert result.exit_code == 3
-    assert "is still there: cannot stop pod default/web: DEL failed" in result.stderr
+    assert "could not be removed: cannot stop pod default/web: DEL failed" in result.stderr
     assert f"sandboxctl rm -f {next(iter(daemon.pods))[:12]}" in result.stderr
 
 
@@ -240,7 +240,7 @@ def test_a_pod_that_fails_leaves_nothing_to_remove(daemon: FakeDaemon, sandboxct
     daemon.fail["RunPodSandbox"] = (grpc.StatusCode.INTERNAL, "plugin bridge failed")
     result = sandboxctl("run", "nginx", "--name", "web")
     assert result.exit_code == 1
-    assert result.stderr == "sandboxctl: cannot make pod default/web: plugin bridge failed\n"
+    assert result.stderr == "sandboxctl: cannot create pod default/web: plugin bridge failed\n"
     assert "RemovePodSandbox" not in daemon.calls
 
 

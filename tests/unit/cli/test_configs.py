@@ -148,8 +148,8 @@ def test_env_values_in_a_file_are_text() -> None:
     ("text", "said"),
     [
         ("{", "f is neither JSON nor YAML"),
-        ("[]", "f must hold one mapping"),
-        ("", "f must hold one mapping"),
+        ("[]", "f must be a mapping"),
+        ("", "f must be a mapping"),
         ('{"imagge": {}}', 'f: unknown field "imagge" in ContainerConfig; the fields are: metadata, image, '),
         ('{"image": {"imge": ""}}', 'f: unknown field "imge" in ContainerConfig.image; the fields are: image, '),
         ('{"tty": "maybe"}', "f: "),

@@ -106,7 +106,7 @@ def test_credentials_need_a_user_and_a_wrong_one_is_not_printed() -> None:
     ],
 )
 def test_a_security_option_is_a_fence_and_a_profile(text: str, fence: str, profile: str) -> None:
-    assert parse.security(text) == parse.SecurityFlag(fence=fence, profile=profile)
+    assert parse.security(text) == parse.SecurityFlag(module=fence, profile=profile)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_durations_are_nanoseconds(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "-1s", "10 s", "10x", "s", "1h30", "999999999999d"])
 def test_a_wrong_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="length of time"):
+    with pytest.raises(ValueError, match="duration"):
         parse.duration(text)
 
 
@@ -186,7 +186,7 @@ def test_since_is_a_length_of_time_or_a_moment(text: str, expected: int) -> None
     [
         ("yesterday", "neither"),
         ("2026-01-31", "neither"),
-        ("2026-02-30T00:00:00Z", "does not exist|that exists"),
+        ("2026-02-30T00:00:00Z", "is not a valid time"),
         ("2026-01-31T00:00:00", "neither"),
     ],
 )
@@ -222,7 +222,7 @@ def test_whatever_is_typed_gives_a_value_or_a_sentence(read: Callable[[str], obj
     try:
         read(text)
     except ValueError as error:
-        assert repr(text) in str(error) or "KEY=VALUE" in str(error) or "length of time" in str(error)
+        assert repr(text) in str(error) or "KEY=VALUE" in str(error) or "duration" in str(error)
 
 
 @given(st.text(max_size=30) | st.text("0123456789-T:Z.+", max_size=30))

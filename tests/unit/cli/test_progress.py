@@ -32,7 +32,7 @@ def drawn(bars: progress.LayerBars, width: int = 120) -> list[list[str]]:
 def test_each_layer_has_a_bar_and_all_have_one() -> None:
     bars = progress.LayerBars(Console(file=io.StringIO(), height=20))
     for told in (layer(1, "wait"), layer(2, "wait"), layer(1, "fetch", 25), layer(2, "unpack")):
-        bars.tell(told)
+        bars.update(told)
     whole, first, second = drawn(bars)
     assert [whole[:2], whole[2]] == [["all", "layers"], "125/200"]
     assert first[:3] == ["000000000000", "fetch", "25/100"]
@@ -41,16 +41,16 @@ def test_each_layer_has_a_bar_and_all_have_one() -> None:
 
 def test_a_stage_that_this_client_does_not_know_has_its_bytes() -> None:
     bars = progress.LayerBars(Console(file=io.StringIO(), height=20))
-    bars.tell(layer(1, "polish"))
+    bars.update(layer(1, "polish"))
     assert drawn(bars)[1][1:3] == ["polish", "100/100"]
 
 
 def test_of_more_layers_than_lines_those_under_way_are_shown() -> None:
     bars = progress.LayerBars(Console(file=io.StringIO(), height=20))
     for number in range(30):
-        bars.tell(layer(number, "wait"))
+        bars.update(layer(number, "wait"))
     for told in (layer(7, "fetch", 1), layer(8, "fetch", 1), layer(8, "done"), layer(9, "exists")):
-        bars.tell(told)
+        bars.update(told)
     assert [line[1] for line in drawn(bars)] == ["layers", "fetch"]
 
 
@@ -66,7 +66,7 @@ def test_the_bars_come_and_go_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 def test_lines_are_printed_once_for_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
     lines = progress.LayerLines()
     for stage in ("wait", "fetch", "fetch", "done"):
-        lines.tell(layer(1, stage, total=5_000_000))
+        lines.update(layer(1, stage, total=5_000_000))
     assert capsys.readouterr().err.splitlines() == ["000000000000  fetch  5MB", "000000000000  done  5MB"]
 
 

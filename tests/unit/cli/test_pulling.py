@@ -52,7 +52,7 @@ def test_an_interrupt_ends_the_call(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sandboxd.cli.progress.LayerLines.tell", interrupted)
+    monkeypatch.setattr("sandboxd.cli.progress.LayerLines.update", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         pulling.pull(session, "web", None, quiet=False)
     # What the error's frames hold lives on: it is not the garbage collector that ends the call.

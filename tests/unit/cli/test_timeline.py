@@ -83,7 +83,7 @@ def test_a_plugin_shows_what_it_was_told_and_what_it_said() -> None:
 def test_a_plugin_that_was_killed_says_by_what() -> None:
     timed = told(steps=[step("x", "y", 0, 1, plugin=host.PluginExecution(timed_out=True, exit_code=-9))])
     killed = told(steps=[step("x", "y", 0, 1, plugin=host.PluginExecution(exit_code=-11))])
-    assert any("ran out of time and was killed" in line for line in timed)
+    assert any("timed out and was killed" in line for line in timed)
     assert any("killed by signal 11" in line for line in killed)
 
 
