@@ -46,7 +46,7 @@ def _load(file: str | None, settings: tuple[str, ...], **shorthands: str | None)
 def _configure_logging(config: Config) -> None:
     to_terminal = sys.stderr.isatty() if config.daemon.log_format == "auto" else config.daemon.log_format == "console"
     renderer: Any = (
-        # Its own default prints the locals of every frame where the package rich is installed.
+        # structlog's default prints the locals of every frame if the package rich is installed.
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if to_terminal
         else structlog.processors.JSONRenderer()
@@ -104,7 +104,7 @@ def show_config(**options: Any) -> None:
 @cli.command()
 @_options
 def check(**options: Any) -> None:
-    """Verify that this machine has what pods need; exit 1 when it has not."""
+    """Check whether this machine can run pods; exit 1 if it cannot."""
     from sandboxd.insight import doctor
 
     findings = doctor.examine(_load(**options))
@@ -128,7 +128,7 @@ def _toml(value: Any) -> str:
 
 
 def main() -> None:
-    """The console script; errors that we understand are one sentence, not a traceback."""
+    """The console script. Our own errors are printed as one sentence, not as a traceback."""
     try:
         cli()
     except SandboxdError as exc:

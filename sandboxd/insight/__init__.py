@@ -1,1 +1,1 @@
-"""Seeing and checking: what a machine lacks for pods, what the daemon counts."""
+"""Insight into the machine and the daemon: `doctor` checks the machine, `metrics` counts what the daemon does."""

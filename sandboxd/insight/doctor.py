@@ -1,6 +1,6 @@
-"""`sandboxd check`: whether this machine has what pods need, and what to do where it has not.
+"""`sandboxd check`: whether this machine can run pods, and what to do if it cannot.
 
-It looks and changes nothing, so it can be run beside a serving daemon.
+It changes nothing, so it can run beside a serving daemon.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sandboxd.errors import SandboxdError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     ok: bool
@@ -28,7 +28,7 @@ class Finding:
 
 
 def examine(config: Config) -> list[Finding]:
-    """Look at everything; never raises for what it finds."""
+    """Run every check. A failed check is a finding, not an exception."""
     return [*_process(), *_kernel(), *_containerd(config), *_pause(config), *_network(config)]
 
 
@@ -43,8 +43,8 @@ def _process() -> Iterator[Finding]:
 
 
 def _kernel() -> Iterator[Finding]:
-    known = Path("/proc/filesystems").read_text(encoding="ascii").split()
-    overlay = "overlay" in known
+    filesystems = Path("/proc/filesystems").read_text(encoding="ascii").split()
+    overlay = "overlay" in filesystems
     yield Finding(
         what="overlayfs",
         ok=overlay,
@@ -66,12 +66,12 @@ def _containerd(config: Config) -> Iterator[Finding]:
         for name, package in ((config.containerd.binary, "containerd"), ("containerd-shim-runc-v2", "containerd")):
             yield _binary(name, package)
     else:
-        there = Path(config.containerd_socket).is_socket()
+        exists = Path(config.containerd_socket).is_socket()
         yield Finding(
             what="containerd",
-            ok=there,
-            words=f"{config.containerd_socket} {'is there' if there else 'is not there'}",
-            remedy="" if there else "start containerd, or set containerd.managed = true",
+            ok=exists,
+            words=f"{config.containerd_socket} {'exists' if exists else 'does not exist'}",
+            remedy="" if exists else "start containerd, or set containerd.managed = true",
         )
     for name, handler in sorted(config.runtime.handlers.items()):
         if handler.type == "io.containerd.runc.v2":
@@ -95,7 +95,7 @@ def _pause(config: Config) -> Iterator[Finding]:
     yield Finding(
         what="pause",
         ok=path.is_file(),
-        words=str(path) if path.is_file() else f"{path} is not there",
+        words=str(path) if path.is_file() else f"{path} does not exist",
         remedy="" if path.is_file() else "on Debian: apt-get install catatonit",
     )
 

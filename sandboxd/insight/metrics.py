@@ -1,12 +1,12 @@
-"""The daemon's own figures, for Prometheus: what pulls, steps and RPCs did so far, and the process.
+"""The daemon's own metrics for Prometheus: pulls, steps, RPCs, and the process.
 
-    sandboxd_image_…                          from the pulls' counters, read when somebody asks
+    sandboxd_image_…                          the counters of pulls, read on each scrape
     sandboxd_step_seconds{step,outcome}       every step of every operation; outcome is "ok" or "error"
     sandboxd_rpcs_total{method,code}          every answered RPC
-    sandboxd_build_info, process_…            who answers, and what it costs
+    sandboxd_build_info, process_…            the version, and what the process uses
 
-The registry is our own: prometheus_client's global one belongs to whoever imports it. Label values come from the
-code (steps, methods, codes), never from requests, so that their number is bounded.
+The registry is our own, because prometheus_client's global one is shared with every other importer. Label values
+come from the code (steps, methods, codes), never from requests, so that their number is bounded.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.
 
 
 class Metrics:
-    """All figures of one daemon."""
+    """All metrics of one daemon."""
 
     def __init__(self, pulls: Pulls, version: str) -> None:
-        # A moment for each series tells nothing that process_start_time_seconds does not, and doubles the answer.
+        # A creation time for each series would double the answer, and process_start_time_seconds is enough.
         disable_created_metrics()  # type: ignore[no-untyped-call, unused-ignore]
         self._registry = CollectorRegistry()
         self._steps = Histogram(
             "sandboxd_step_seconds",
-            "How long the steps of operations took.",
+            "Duration of the steps of operations.",
             ("step", "outcome"),
             buckets=BUCKETS,
             registry=self._registry,
         )
         self._rpcs = Counter("sandboxd_rpcs", "RPCs that were answered.", ("method", "code"), registry=self._registry)
-        Info("sandboxd_build", "Which sandboxd this is.", registry=self._registry).info({"version": version})
+        Info("sandboxd_build", "Version of sandboxd.", registry=self._registry).info({"version": version})
         ProcessCollector(registry=self._registry)
         self._registry.register(_PullFigures(pulls))
 
@@ -52,16 +52,16 @@ class Metrics:
         self._steps.labels(step=record.name, outcome=outcome).observe(record.duration / 1e9)
 
     def rpc(self, method: str, code: str) -> None:
-        """Count an RPC that has ended with `code`, gRPC's name of it."""
+        """Count an RPC that has ended with `code`, the name of a gRPC status."""
         self._rpcs.labels(method=method, code=code).inc()
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format, CONTENT_TYPE."""
+        """All metrics in Prometheus' text format, of type CONTENT_TYPE."""
         return generate_latest(self._registry)
 
 
 class _PullFigures(Collector):
-    """The pulls' counters as metrics. They live where pulls are made, and are only read here."""
+    """The counters of pulls as metrics. `Pulls` maintains them; they are only read here."""
 
     def __init__(self, pulls: Pulls) -> None:
         self._pulls = pulls
@@ -79,12 +79,12 @@ class _PullFigures(Collector):
         blobs.add_metric(("reused",), counters.blobs_reused)
         yield blobs
         for name, words, value in (
-            ("pulls_started", "Pulls that were begun.", counters.started),
+            ("pulls_started", "Pulls that were started.", counters.started),
             ("fetched_bytes", "Bytes of layers and configs that came from registries.", counters.bytes_fetched),
-            ("blobs_resumed", "Fetched layers that an earlier attempt had begun.", counters.blobs_resumed),
-            ("retries", "Requests to registries that were made again.", counters.retries),
+            ("blobs_resumed", "Fetched layers that resumed an earlier attempt.", counters.blobs_resumed),
+            ("retries", "Requests to registries that were retried.", counters.retries),
         ):
             yield CounterMetricFamily(f"sandboxd_image_{name}", words, value=value)
         yield GaugeMetricFamily(
-            "sandboxd_image_pulls_in_flight", "Pulls that are under way.", value=len(self._pulls.in_flight())
+            "sandboxd_image_pulls_in_flight", "Pulls that are in progress.", value=len(self._pulls.in_flight())
         )

@@ -1,6 +1,6 @@
-"""Metrics over plain HTTP, for a Prometheus that scrapes: GET /metrics, and nothing else.
+"""Metrics over plain HTTP, for Prometheus to scrape: GET /metrics, and nothing else.
 
-One request a connection. Whoever reaches the address may read; it is off unless the operator names one.
+One request per connection. Anyone who can reach the address can read them; it is off unless one is configured.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from sandboxd.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
-PATH = "/metrics"
-READ = 16 << 10  # bytes at a time
-MOST_HEAD = 16 << 10  # bytes of the request line and headers
-MOST_CONNECTIONS = 32
-SECONDS = 10.0  # for one connection, from its beginning to its end
+METRICS_PATH = "/metrics"
+READ_BYTES = 16 << 10  # at a time
+MAX_HEAD_BYTES = 16 << 10  # of the request line and headers
+MAX_CONNECTIONS = 32
+CONNECTION_SECONDS = 10.0  # from accept to close
 
 
 class MetricsServer:
-    """Serves what `exposition` returns, as `content_type`."""
+    """Serves the result of `exposition`, as `content_type`."""
 
-    def __init__(self, exposition: Callable[[], bytes], content_type: str, *, seconds: float = SECONDS) -> None:
+    def __init__(
+        self, exposition: Callable[[], bytes], content_type: str, *, seconds: float = CONNECTION_SECONDS
+    ) -> None:
         self._exposition = exposition
         self._content_type = content_type
         self._seconds = seconds
@@ -34,7 +36,7 @@ class MetricsServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port, which for 0 is any free one. Raises Unavailable if the address cannot be had."""
+        """Listen, and return the port; 0 means any free one. Raises Unavailable if the address is not available."""
         try:
             self._server = await asyncio.start_server(self._accepted, host, port)
         except OSError as exc:
@@ -43,7 +45,7 @@ class MetricsServer:
         return bound
 
     async def close(self) -> None:
-        """Stop listening and end what is under way."""
+        """Stop listening and close all connections."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -52,12 +54,12 @@ class MetricsServer:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # asyncio.start_server made this task, and it ends with the connection.
+        # asyncio.start_server created this task; it ends with the connection.
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
         try:
-            if len(self._connections) <= MOST_CONNECTIONS:
+            if len(self._connections) <= MAX_CONNECTIONS:
                 async with asyncio.timeout(self._seconds):
                     await self._serve(reader, writer)
         except asyncio.CancelledError:
@@ -69,13 +71,13 @@ class MetricsServer:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD)
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         head_only = False
         try:
             while (event := http.next_event()) is h11.NEED_DATA:
-                http.receive_data(await reader.read(READ))
+                http.receive_data(await reader.read(READ_BYTES))
             if not isinstance(event, h11.Request):
-                return  # nothing was asked
+                return  # the connection was closed without a request
             head_only = event.method == b"HEAD"
             status, content_type, body = self._answer(event)
         except h11.RemoteProtocolError as exc:
@@ -90,8 +92,8 @@ class MetricsServer:
 
     def _answer(self, request: h11.Request) -> tuple[int, str, bytes]:
         """Status, content type and body."""
-        if request.target.partition(b"?")[0].decode("latin-1") != PATH:
-            return HTTPStatus.NOT_FOUND, "text/plain", f"metrics are at {PATH}\n".encode()
+        if request.target.partition(b"?")[0].decode("latin-1") != METRICS_PATH:
+            return HTTPStatus.NOT_FOUND, "text/plain", f"metrics are at {METRICS_PATH}\n".encode()
         if request.method not in (b"GET", b"HEAD"):
             return HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"metrics are read with GET\n"
         return HTTPStatus.OK, self._content_type, self._exposition()

@@ -82,7 +82,7 @@ async def test_anything_else_is_refused(server: MetricsServer, method: str, path
         (b"", b""),
         (b"GET /metr", b"HTTP/1.1 400 "),
         (b"\x16\x03\x01 not http\r\n\r\n", b"HTTP/1.1 400 "),
-        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + b"x" * metrics_server.MOST_HEAD * 2, b"HTTP/1.1 431 "),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + b"x" * metrics_server.MAX_HEAD_BYTES * 2, b"HTTP/1.1 431 "),
     ],
     ids=["nothing", "half a request", "no HTTP", "too large a head"],
 )
@@ -103,7 +103,7 @@ async def test_a_client_that_says_nothing_is_left(server: MetricsServer) -> None
 
 
 async def test_clients_that_say_nothing_have_a_number(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "MOST_CONNECTIONS", 1)
+    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 1)
     port = await server.start("127.0.0.1", 0)
     _, first = await asyncio.open_connection("127.0.0.1", port)
     reader, second = await asyncio.open_connection("127.0.0.1", port)
