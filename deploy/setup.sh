@@ -1,13 +1,13 @@
 #!/bin/sh
-# Installs from Debian what sandboxd runs on (and with the word "test" what its tests need besides), and the Python
-# packages into .venv. Repeatable: what is there is kept.
+# Installs the Debian packages that sandboxd needs (with the argument "test", also those that its tests need), and the
+# Python packages into .venv. Idempotent.
 set -eu
 cd "$(dirname "$0")/.."
 
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || die "needs root, to install packages and to run pods; try: sudo make setup"
-command -v apt-get >/dev/null || die "this machine has no apt-get; sandboxd's set-up knows Debian 12 and newer. \
+command -v apt-get >/dev/null || die "this machine has no apt-get; sandboxd's setup supports Debian 12 and newer. \
 Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox by hand and see README.md"
 
 PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables nftables iproute2 \
@@ -29,8 +29,8 @@ fi
 if [ -n "$missing" ]; then
     printf 'setup: installing%s\n' "$missing"
     log=$(mktemp)
-    # Debian starts and enables the services it installs. Nobody asked for a web server on port 80 or a second
-    # containerd: policy-rc.d (invoke-rc.d(8)) holds them back while we install, and they are left disabled.
+    # Debian starts and enables the services it installs. A web server on port 80 or a second containerd is not wanted:
+    # policy-rc.d (invoke-rc.d(8)) keeps them from starting during the installation, and they are left disabled.
     policy=/usr/sbin/policy-rc.d
     held=""
     if [ ! -e "$policy" ]; then
@@ -39,10 +39,10 @@ if [ -n "$missing" ]; then
         held=1
     fi
     trap '[ -z "$held" ] || rm -f "$policy"; rm -f "$log"' EXIT INT TERM
-    sh deploy/apt-get.sh update -q >"$log" || die "apt-get update failed; is there a network? Its last words: $(tail -n 3 "$log")"
+    sh deploy/apt-get.sh update -q >"$log" || die "apt-get update failed; is there a network? Its last output: $(tail -n 3 "$log")"
     # shellcheck disable=SC2086
     sh deploy/apt-get.sh install -y -q --no-install-recommends $missing >"$log" ||
-        die "apt-get install$missing failed. Its last words: $(tail -n 3 "$log")"
+        die "apt-get install$missing failed. Its last output: $(tail -n 3 "$log")"
     if [ -n "$held" ] && [ -d /run/systemd/system ]; then
         for service in nginx containerd; do
             case " $missing " in *" $service"*) systemctl -q disable "$service" 2>/dev/null || true ;; esac
@@ -53,16 +53,16 @@ if [ -n "$missing" ]; then
     rm -f "$log"
 fi
 
-# The environment is made anew when the Python or the list of packages changes.
+# The environment is created again when the Python or the list of packages changes.
 stamp=.venv/.made-from
 want="$("$PYTHON" -c 'import sys; print(sys.version)') $(sha256sum pyproject.toml | cut -d' ' -f1)"
 if [ ! -x .venv/bin/sandboxd ] || [ "$(cat $stamp 2>/dev/null)" != "$want" ]; then
     printf 'setup: installing the Python packages into .venv\n'
-    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || die "$PYTHON cannot make a virtual environment"
+    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || die "$PYTHON cannot create a virtual environment"
     log=$(mktemp)
     .venv/bin/python -m pip install -q --disable-pip-version-check --root-user-action=ignore -e '.[dev]' \
-        >"$log" 2>&1 || die "pip could not install the Python packages; is there a network? The whole story is in $log, \
-its last words: $(grep -v '^ *$' "$log" | tail -n 1)"
+        >"$log" 2>&1 || die "pip could not install the Python packages; is there a network? The full output is in $log; \
+its last line: $(grep -v '^ *$' "$log" | tail -n 1)"
     rm -f "$log"
     printf '%s\n' "$want" > $stamp
 fi

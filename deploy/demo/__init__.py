@@ -1,7 +1,7 @@
-"""`make demo` and `make demo-down`: the story on this machine, and the machine as it was.
+"""`make demo` and `make demo-down`: runs nginx in a pod on this machine, and restores the machine's previous state.
 
-places      where the demo keeps everything: directories of its own, beside any real installation
-before      what the machine looked like, written down first and put back last
+places      the demo's own directories, separate from any real installation
+before      the previous state of the machine, recorded first and restored last
 up, down    the two commands
-story       the telling: each step with its time
+story       prints each step with its duration
 """

@@ -1,8 +1,8 @@
-"""What the machine looked like before the demo, and how it gets that way again.
+"""The machine's state before the demo, and how to restore it.
 
-Pods are removed by the daemon and leave nothing. What stays is what the plugins set up once and never take down:
-the bridge, portmap's static chains, ip_forward, host-local's directory. Those are undone here, and only where
-they were not there before.
+Pods are removed by the daemon and leave nothing. The plugins, however, set up some things once and never remove them:
+the bridge, portmap's static chains, ip_forward, host-local's directory. They are removed here, but only if they did
+not exist before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PORTMAP_CHAINS = ("CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMAR
 
 
 def look() -> dict[str, Any]:
-    """What can be compared."""
+    """The current state of the machine, as far as it is compared."""
     return {
         "ip_forward": FORWARD.read_text(encoding="ascii").strip(),
         "links": sorted(link["ifname"] for link in _json("ip", "-j", "link", "show")),
@@ -38,7 +38,7 @@ def look() -> dict[str, Any]:
 
 
 def remember() -> None:
-    """Write down how the machine is, unless an earlier demo has."""
+    """Record the machine's state, unless an earlier demo has."""
     if not places.BEFORE.exists():
         seen = json.dumps(look())
         places.BEFORE.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def remember() -> None:
 
 
 def recall() -> dict[str, Any] | None:
-    """What `remember` wrote, None when there was no demo."""
+    """The state that `remember` recorded, None if there was no demo."""
     try:
         before: dict[str, Any] = json.loads(places.BEFORE.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -55,7 +55,7 @@ def recall() -> dict[str, Any] | None:
 
 
 def restore(before: dict[str, Any]) -> list[str]:
-    """Undo what the plugins set up once; return what differs from before all the same."""
+    """Remove what the plugins set up once; return the remaining differences to `before`."""
     bridge = places.network().bridge
     if bridge not in before["links"]:
         _quiet("ip", "link", "delete", bridge)
@@ -66,7 +66,7 @@ def restore(before: dict[str, Any]) -> list[str]:
     _remove_cgroups()
     for directory in (places.STATE, places.ROOT):
         shutil.rmtree(directory, ignore_errors=True)
-    # Another mount of it may lie hidden below a later one of /run; ours is one more than there were.
+    # Another mount of it may be hidden below a later mount of /run, so ours is the additional one.
     if _mounts().count(str(NETNS)) > before["mounts"].count(str(NETNS)) and not list(NETNS.iterdir()):
         syscalls.umount2(str(NETNS), 0)  # umount(8) would leave /run/mount behind
     for path in sorted(_watched(), key=lambda p: len(p.parts), reverse=True):
@@ -76,21 +76,21 @@ def restore(before: dict[str, Any]) -> list[str]:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What is there now and was not, and the other way round."""
-    found = []
+    """What was added or removed, a line for each."""
+    lines = []
     for kind, was in before.items():
         now = after[kind]
         if isinstance(was, list):
-            found += [f"{kind}: {item} is left" for item in now if item not in was]
+            lines += [f"{kind}: {item} is left" for item in now if item not in was]
             if kind != "processes":
-                found += [f"{kind}: {item} is gone" for item in was if item not in now]
+                lines += [f"{kind}: {item} is gone" for item in was if item not in now]
         elif was != now:
-            found.append(f"{kind} was {was} and is {now}")
-    return found
+            lines.append(f"{kind} was {was} and is {now}")
+    return lines
 
 
 def _watched() -> list[Path]:
-    """Directories that the demo, containerd or the plugins make, parents before children."""
+    """Directories that the demo, containerd or the plugins create, parents before children."""
     return [
         places.ROOT,
         places.STATE,
@@ -115,7 +115,7 @@ def _remove_portmap_chains(before: dict[str, Any]) -> None:
         for rule in rules:
             words = rule.split()
             if words[:1] == ["-A"] and "-j" in words and words[words.index("-j") + 1] in ours:
-                # The saved form quotes comments for a shell; handing it to one keeps them whole.
+                # The saved form quotes comments for a shell, so a shell parses them correctly.
                 _quiet("sh", "-c", f"{command} -t nat -D {rule[3:]}")
         for chain in ours:
             _quiet(command, "-t", "nat", "-F", chain)
@@ -124,7 +124,7 @@ def _remove_portmap_chains(before: dict[str, Any]) -> None:
 
 
 def _remove_empty_tables(before: dict[str, Any]) -> None:
-    """Tables that iptables-nft made on its way, when nothing is in them."""
+    """Empty tables that iptables-nft created."""
     ruled = {(rule["family"], rule["table"]) for rule in _nft("rule")}
     for table in _nft("table"):
         family, name = table["family"], table["name"]
@@ -142,8 +142,8 @@ def _remove_cgroups() -> None:
 
 
 def _processes() -> list[str]:
-    """Programs that a demo could leave behind, by pid."""
-    found = []
+    """Processes that the demo could leave behind, each as "PID COMMAND"."""
+    lines = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -152,8 +152,8 @@ def _processes() -> list[str]:
                 continue
             line = b" ".join(argv).decode(errors="replace").strip()
             if str(places.STATE) in line or str(places.ROOT) in line:
-                found.append(f"{entry.name} {line}")
-    return sorted(found)
+                lines.append(f"{entry.name} {line}")
+    return sorted(lines)
 
 
 def _mounts() -> list[str]:
@@ -173,5 +173,5 @@ def _json(*argv: str) -> Any:
 
 
 def _quiet(*argv: str) -> None:
-    """Run a command whose failure shows in the comparison that follows."""
+    """Run a command; the comparison that follows shows whether it failed."""
     subprocess.run(argv, capture_output=True)

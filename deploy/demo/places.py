@@ -1,4 +1,4 @@
-"""Where the demo keeps its things. Nothing is shared with a real installation but the bridge's address range."""
+"""The demo's directories. It shares only the bridge's address range with a real installation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ POD = "demo"
 
 
 class DemoError(Exception):
-    """Why the demo cannot go on, as one sentence with the next step."""
+    """Why the demo cannot continue, as one sentence with the next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What the demo needs to know of the default network."""
+    """The facts about the default network that the demo needs."""
 
     name: str
     bridge: str
@@ -51,7 +51,7 @@ def network() -> Network:
 
 
 def daemon_command() -> list[str]:
-    """How the demo's daemon is started."""
+    """The command line of the demo's daemon."""
     return [
         str(Path(sys.executable).parent / "sandboxd"),
         "serve",

@@ -1,4 +1,4 @@
-"""The telling: what happened, in the order in which it happened, with the time each step took."""
+"""Prints what happened: each step in order, with its duration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Teller:
         self._number = 0
 
     def say(self, title: str, *lines: str, seconds: float | None = None) -> None:
-        """One step: its title, the time it took, what there is to know."""
+        """Print one step: its title, its duration, its details."""
         self._number += 1
         took = f"[dim]{seconds * 1000:8.1f} ms[/dim]" if seconds is not None else " " * 11
         self.console.print(
@@ -40,7 +40,7 @@ class Teller:
             self.console.print(f"                  {escape(line)}", soft_wrap=True, highlight=False)
 
     def tell(self, steps: Iterable[host_pb2.Step], pids: Mapping[str, int]) -> None:
-        """The steps of a pod's timeline that the story is about."""
+        """Print the steps of a pod's timeline that have a title."""
         for step in sorted(steps, key=lambda s: s.started_at):
             title = _TITLES.get(step.name)
             if title is not None:

@@ -2,9 +2,9 @@
 
     python deploy/images/build.py [--out DIR] [nginx] [busybox]
 
-Each archive is an OCI layout in a tar with one plain layer. The same packages give the same bytes: entries are
-sorted, times are zero, owners are root, nothing is compressed. Only the Python standard library is used, and only
-files that the packages installed; configuration and the index page are our own.
+Each archive is an OCI layout in a tar, with one uncompressed layer. The same packages give the same bytes: entries
+are sorted, times are zero, owners are root. It needs only the Python standard library, and takes only files that the
+packages installed; configuration and the index page are our own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 OUT = Path(__file__).resolve().parents[2] / "build" / "images"
 EPOCH = "1970-01-01T00:00:00Z"
 
-# dpkg's words for an architecture, in Go's (os, architecture, variant).
+# dpkg's name of an architecture to Go's (architecture, variant).
 ARCHITECTURES: Mapping[str, tuple[str, str]] = {
     "amd64": ("amd64", ""),
     "arm64": ("arm64", "v8"),
@@ -116,7 +116,7 @@ class Tree:
         self.entries[path] = (tarfile.SYMTYPE, 0o777, target, b"")
 
     def tar(self) -> bytes:
-        """The layer; a directory sorts before what is in it."""
+        """The layer's tar. A directory sorts before its contents."""
         return tar_bytes(self.entries)
 
     def _parents(self, path: str) -> None:
@@ -126,7 +126,7 @@ class Tree:
 
 
 def tar_bytes(entries: Mapping[str, tuple[bytes, int, str, bytes]]) -> bytes:
-    """A tar that depends on nothing but its entries."""
+    """A tar that depends only on its entries."""
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path, (kind, mode, target, content) in sorted(entries.items()):
@@ -137,7 +137,7 @@ def tar_bytes(entries: Mapping[str, tuple[bytes, int, str, bytes]]) -> bytes:
 
 
 def base_tree() -> Tree:
-    """What every image has: the merged /usr, mount points, users that come from files only."""
+    """The files of every image: the merged /usr, mount points, users from files only."""
     tree = Tree()
     for directory in ("dev", "etc", "home", "proc", "run", "sys", "usr/bin", "usr/lib", "usr/sbin", "var/tmp"):
         tree.directory(directory)
@@ -158,7 +158,7 @@ def nginx() -> tuple[Tree, dict[str, Any]]:
     tree = base_tree()
     tree.file("usr/sbin/nginx", program.read_bytes(), 0o755)
     for library in libraries(program):
-        # Libraries are found by their soname: keep that name, take what it leads to.
+        # The loader finds libraries by their soname: keep that name, with the content of its target.
         place = os.path.join(os.path.realpath(library.parent), library.name)
         tree.file(place.lstrip("/"), library.read_bytes(), 0o755)
     if any(path.startswith("usr/lib64/") for path in tree.entries):
@@ -252,12 +252,12 @@ def archive(name: str, tree: Tree, config: dict[str, Any], architecture: str) ->
 
 
 def as_json(document: dict[str, Any]) -> bytes:
-    """JSON that depends on nothing but the document."""
+    """JSON that depends only on the document."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def package_versions(*names: str, needed: Sequence[str]) -> dict[str, str]:
-    """Version of each installed package; raises BuildFailed when none of `needed` is installed."""
+    """The versions of the installed packages. Raises BuildFailed when none of `needed` is installed."""
     versions = {}
     for name in names:
         try:
@@ -278,32 +278,32 @@ def package_versions(*names: str, needed: Sequence[str]) -> dict[str, str]:
 
 
 def missing(package: str) -> BuildFailed:
-    """The sentence for a package that is not there."""
+    """The error for a missing package."""
     return BuildFailed(f"the Debian package {package} is not installed; run: apt-get install {package}")
 
 
 def installed_file(path: str, package: str) -> Path:
-    """The file, which `package` brings."""
+    """The path of a file of `package`. Raises BuildFailed when it is missing."""
     if not os.path.isfile(path):
         raise missing(package)
     return Path(path)
 
 
 def libraries(program: Path) -> list[Path]:
-    """The shared libraries that `program` loads, its loader among them, as ldd(1) tells."""
-    found = []
+    """The shared libraries that `program` loads, including its loader, according to ldd(1)."""
+    paths = []
     for line in output_of(["ldd", str(program)], "libc-bin").splitlines():
         name, arrow, place = (part.strip() for part in line.partition("=>"))
         if place.startswith("not found"):
             raise BuildFailed(f"{program} needs the library {name}, which is not installed")
         path = (place if arrow else name).split(" (")[0]
         if path.startswith("/"):
-            found.append(Path(path))
-    return sorted(found)
+            paths.append(Path(path))
+    return sorted(paths)
 
 
 def output_of(argv: Sequence[str], package: str) -> str:
-    """What a command prints; raises BuildFailed when it cannot run."""
+    """The output of a command. Raises BuildFailed when it fails or is missing."""
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, check=True, env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
@@ -316,7 +316,7 @@ def output_of(argv: Sequence[str], package: str) -> str:
 
 
 def build(name: str, out: Path) -> Path:
-    """Write OUT/NAME.tar, whole or not at all, and return its path."""
+    """Write OUT/NAME.tar atomically, and return its path."""
     architecture = output_of(["dpkg", "--print-architecture"], "dpkg").strip()
     data = archive(name, *IMAGES[name](), architecture)
     out.mkdir(parents=True, exist_ok=True)
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Build image archives from installed Debian packages.")
     parser.add_argument("--out", type=Path, default=OUT, help="directory for the archives (default: build/images)")
-    parser.add_argument("image", nargs="*", help=f"which: {', '.join(IMAGES)} (default: all)")
+    parser.add_argument("image", nargs="*", help=f"any of {', '.join(IMAGES)} (default: all)")
     options = parser.parse_args(arguments)
     for name in options.image:
         if name not in IMAGES:

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Protocol
 
 OUT = Path(__file__).resolve().parents[2] / "build" / "synthetic"
 EPOCH = "1970-01-01T00:00:00Z"
-FILE_BYTES = 4 << 20  # no file is larger
+MAX_FILE_BYTES = 4 << 20
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
 _GO_NAMES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
@@ -35,7 +35,7 @@ _TEXT = b"The quick brown fox jumps over the lazy dog. " * 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What to build. `layer_bytes` are those of the files in each layer."""
+    """The shape of an image. `layer_bytes` is the total size of the files in each layer."""
 
     name: str
     layers: int
@@ -63,7 +63,7 @@ class _Plain:
 
 
 class _Output(io.RawIOBase):
-    """Where the tar is written: hashes it, compresses it, hashes that and writes it on."""
+    """The output of the tar: hashes it, compresses it, hashes the result and writes it."""
 
     def __init__(self, file: BinaryIO, compressor: _Compressor) -> None:
         self._file, self._compressor = file, compressor
@@ -90,7 +90,7 @@ class _Output(io.RawIOBase):
 
 
 def build(shape: Shape, out: Path) -> str:
-    """Write the image as an OCI layout into the directory `out`; returns the manifest's digest."""
+    """Write the image as an OCI layout to the directory `out`; return the manifest's digest."""
     blobs = out / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
     layers, diff_ids = [], []
@@ -137,9 +137,9 @@ def _layer(shape: Shape, number: int, blobs: Path) -> tuple[dict[str, Any], str]
 
 
 def _contents(shape: Shape, number: int) -> Iterator[bytes]:
-    """The layer's files, at most `FILE_BYTES` each and never fewer than four of a layer's size."""
+    """The layer's files: at least four, of at most `MAX_FILE_BYTES` each."""
     source = random.Random(f"{shape.name} {number}")
-    most = min(FILE_BYTES, max(1, shape.layer_bytes // 4))
+    most = min(MAX_FILE_BYTES, max(1, shape.layer_bytes // 4))
     left = shape.layer_bytes
     while left > 0:
         size = min(most, left)
@@ -173,19 +173,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build an image of a given shape as an OCI layout.")
     parser.add_argument("--out", type=Path, default=OUT, help="directory above the layouts (default: %(default)s)")
     parser.add_argument("--bytes", type=int, help="bytes of files in each layer")
-    parser.add_argument("--layers", type=int, help="how many layers")
+    parser.add_argument("--layers", type=int, help="number of layers")
     parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip")
     parser.add_argument("name", help=f"{', '.join(shape.name for shape in SHAPES)} or a name of your own")
     arguments = parser.parse_args()
-    known = next((s for s in SHAPES if s.name == arguments.name), Shape(name=arguments.name, layers=1, layer_bytes=1))
+    preset = next(
+        (s for s in SHAPES if s.name == arguments.name), Shape(name=arguments.name, layers=1, layer_bytes=1)
+    )
     shape = Shape(
         name=arguments.name,
-        layers=arguments.layers or known.layers,
-        layer_bytes=arguments.bytes or known.layer_bytes,
+        layers=arguments.layers or preset.layers,
+        layer_bytes=arguments.bytes or preset.layer_bytes,
         compression=arguments.compression,
     )
-    place = arguments.out / shape.name
-    print(f"{place} {build(shape, place)}")
+    layout = arguments.out / shape.name
+    print(f"{layout} {build(shape, layout)}")
     return 0
 
 
