@@ -1,15 +1,15 @@
-"""What a host holds, and what it holds more than before: every kind of thing that a pod could leave behind.
+"""Audits a host for leaks: every kind of resource that a pod could leave behind.
 
     before = observe(bed)          # after a first pod was run and removed
     ...
     assert_no_leaks(bed, before)
 
-Some things are made once, by the first pod that needs them, and stay on purpose: the bridge, the static chains of
+Some things are created once, by the first pod that needs them, and stay on purpose: the bridge, the static chains of
 portmap, ip_forward, the sandboxd directories. So take `before` after a warm-up pod.
 
-Left out, because they change without anybody leaking: IPv6 link-local addresses and routes (they come and go with
-a link's carrier and DAD), counters and handles of packet filter rules, the host-local plugin's lock and its note of
-the last address, the ledger, log files, and what containerd keeps of images.
+Excluded, because they change without a leak: IPv6 link-local addresses and routes (they come and go with a link's
+carrier and DAD), counters and handles of packet filter rules, the host-local plugin's lock and its record of the last
+address, the ledger, log files, and containerd's image data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.testbed import Testbed
 
 _LINK_LOCAL = ("fe80:", "ff00:", "multicast ff00:")
 _OWN_CONTAINERD = "sandboxd/containerd"
-# Below containerd's root: the contents of images and its database; its own commands tell what matters of them.
+# Below containerd's root: the contents of images and its database; `_containerd` lists what matters through ctr.
 _IMAGE_STORE = (
     f"{_OWN_CONTAINERD}/io.containerd.content.",
     f"{_OWN_CONTAINERD}/io.containerd.grpc.v1.introspection",  # the uuid that 2.x gives itself when first asked
@@ -40,43 +40,43 @@ _IMAGE_STORE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything observed, a line each: "link veth12ab (veth, master sbx0)". Equal lines count."""
+    """Everything observed, one line each, like "link veth12ab (veth, master sbx0)". Duplicates count."""
 
     lines: tuple[str, ...]
 
 
 def observe(bed: Testbed) -> Snapshot:
-    """What the bed holds now. Raises BedFailed when it cannot be asked."""
+    """The current state of the bed. Raises BedFailed if a command in it fails."""
     sources = (_netns, _links, _addresses, _routes, _iptables, _nftables, _ipam, _mounts, _files)
     lines = [line for source in (*sources, _processes, _cgroups, _containerd) for line in source(bed)]
     return Snapshot(lines=tuple(sorted(lines)))
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
-    """What was added ("+ link veth12ab …") and what went missing ("- …"); empty when nothing."""
+    """What was added ("+ link veth12ab …") and what was removed ("- …"); empty without a difference."""
     was, is_now = Counter(before.lines), Counter(after.lines)
     added = [f"+ {line}" for line in sorted((is_now - was).elements())]
     return added + [f"- {line}" for line in sorted((was - is_now).elements())]
 
 
 def leaks(bed: Testbed, before: Snapshot, *, within: float = 15.0) -> list[str]:
-    """The difference to `before` that is still there after `within` seconds.
+    """The difference to `before` that remains after `within` seconds.
 
-    The kernel removes a namespace's links, and shims end, a moment after the request that caused it was answered;
-    what is a leak stays.
+    The kernel removes a namespace's links, and shims exit, a moment after the request that caused it was answered;
+    a leak remains.
     """
     deadline = time.monotonic() + within
-    while found := difference(before, observe(bed)):
+    while lines := difference(before, observe(bed)):
         if time.monotonic() > deadline:
-            return found
+            return lines
         time.sleep(0.1)
     return []
 
 
 def assert_no_leaks(bed: Testbed, before: Snapshot, *, within: float = 15.0) -> None:
-    """Fail with every difference to `before` that is still there after `within` seconds, a line each."""
-    found = leaks(bed, before, within=within)
-    assert not found, f"{bed.name} is not as it was before:\n" + "\n".join(found)
+    """Fail with every difference to `before` that remains after `within` seconds, one line each."""
+    lines = leaks(bed, before, within=within)
+    assert not lines, f"{bed.name} is not as it was before:\n" + "\n".join(lines)
 
 
 def _netns(bed: Testbed) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _files(bed: Testbed) -> Iterator[str]:
 
 
 def _belongs(path: str) -> bool:
-    """Whether a path below /run or /var/lib is ours to list; netns and IPAM files are listed by their owners."""
+    """Whether to list a path below /run or /var/lib here; `_netns` and `_ipam` list theirs."""
     name = path.rpartition("/")[2]
     if path.split("/")[0] in ("netns", "cni") or path == "xtables.lock" or path.startswith(_IMAGE_STORE):
         return False

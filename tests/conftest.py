@@ -1,4 +1,4 @@
-"""Fixtures for the tests that need a host of their own, and what a failing one tells about it."""
+"""Fixtures for the tests that need a host of their own, and the report of a failing one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CURRENT_CONTAINERD = ROOT / "build" / "conformance" / "containerd" / "bin"
 
 StartBed = Callable[..., Testbed]
 
-# What these modules see comes from containerd's own interfaces, which its versions change: images and their contents,
-# snapshots, tasks and processes, checkpoints, figures; and one whole story, for what nobody thought of. `make test`
-# runs them on both containerds, and all others on the distribution's alone: what is between us and a client, a plugin
-# or the kernel is the same on both. `make test-second-containerd` runs the rest.
+# These modules depend on containerd's own interfaces, which differ between versions: images and their contents,
+# snapshots, tasks and processes, checkpoints, metrics; and one complete story, for anything else. `make test` runs them
+# on both containerds, and all others only on the distribution's: the interfaces to clients, plugins and the kernel are
+# the same on both. `make test-second-containerd` runs the rest.
 ON_BOTH = frozenset(
     {
         "tests/e2e/test_accounting.py",
@@ -66,7 +66,7 @@ def _flavour(item: pytest.Item) -> str:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests of the real thing fail without root: a skipped one would look like a passed one."""
+    """Tests that need root fail without it: a skipped test would look like a passed one."""
     needs_root = any(item.get_closest_marker(name) for name in ("root", "e2e"))
     if needs_root and os.geteuid() != 0:
         pytest.fail("this test makes namespaces and mounts: run it as root (sudo make test)", pytrace=False)
@@ -91,7 +91,7 @@ _BEDS = pytest.StashKey[list[Testbed]]()
 
 @pytest.fixture(scope="module", params=["debian", "current"])
 def containerd_flavour(request: pytest.FixtureRequest) -> str:
-    """Which containerd the bed runs: the distribution's, or the current 2.x built from its Go module."""
+    """The containerd that the bed runs: the distribution's, or the current 2.x built from its Go module."""
     flavour = str(request.param)
     if flavour == "current" and not (CURRENT_CONTAINERD / "containerd").is_file():
         pytest.skip("containerd 2.x is not built: with Go installed, run `python tests/conformance/build.py`")

@@ -1,4 +1,4 @@
-"""Trees that are deeper than any path and any stack; pytest could not even remove them."""
+"""Trees that are too deep for any path and any stack; pytest could not even remove them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEEP = 1500  # more than Python's recursion limit; with names of a few letters m
 
 
 def nest(top: Path, depth: int = DEEP, name: str = "deep", *, files: bool = False) -> None:
-    """Make directories in directories below `top`, with a file in each if asked to."""
+    """Create nested directories below `top`; with `files`, a file in each."""
     at = trees.Descent(os.open(top, trees.DIRECTORY))
     for _ in range(depth):
         if files:

@@ -1,4 +1,4 @@
-"""Programs in other pid namespaces: to signal them, to find them, to wait for what they do."""
+"""Programs in other pid namespaces: signalling them, finding them, waiting for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def until(check: Callable[[], object], *, within: float, what: str) -> None:
-    """Wait until `check()` is true, at most `within` seconds; raises TimeoutError naming `what`."""
+    """Wait until `check()` is true. Raises TimeoutError that names `what` after `within` seconds."""
     deadline = time.monotonic() + within
     while not check():
         if time.monotonic() > deadline:
@@ -20,14 +20,14 @@ def until(check: Callable[[], object], *, within: float, what: str) -> None:
 
 
 class Inside(subprocess.Popen[str]):
-    """A program in the bed, behind the nsenter(1) or unshare(1) that started it and waits for it.
+    """A program in the bed, as a child of the nsenter(1) or unshare(1) that started it and waits for it.
 
-    Signals go to the program itself. Killing its parent instead would leave it to the machine's init, and while
-    that does not reap it, its pid namespace cannot end.
+    Signals go to the program itself. If only its parent were killed, the machine's init would inherit it, and its pid
+    namespace could not end until init reaps it.
     """
 
     def send_signal(self, sig: int) -> None:
-        """Signal the program, and not the one that waits for it; kill() and terminate() come here too."""
+        """Signal the program, not its parent. kill() and terminate() use this too."""
         if self.poll() is None:
             until(lambda: children_of(self.pid) or self.poll() is not None, within=5, what="the program starts")
             for pid in children_of(self.pid):
@@ -37,21 +37,21 @@ class Inside(subprocess.Popen[str]):
 
 def children_of(pid: int) -> list[int]:
     """The pids of a process's children (proc_pid_stat(5); the kernel's list of children is optional)."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                    found.append(int(entry.name))
-    return found
+                    pids.append(int(entry.name))
+    return pids
 
 
 def processes_in(pid_namespace: str) -> list[int]:
     """The pids (outside) of all processes in a pid namespace, not counting namespaces nested in it."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if os.readlink(entry / "ns" / "pid") == pid_namespace:
-                    found.append(int(entry.name))
-    return found
+                    pids.append(int(entry.name))
+    return pids

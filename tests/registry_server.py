@@ -1,7 +1,7 @@
-"""A real registry (Debian's docker-registry) in a test bed, and images put straight into its storage.
+"""A real registry (Debian's docker-registry) in a test bed, and images written directly to its storage.
 
-The storage is written in the registry's own file layout, so that a test can publish what no honest client would:
-blobs that are not what their digest says, manifests that lie.
+The storage has the registry's own file layout, so that a test can publish what no honest client would: blobs that do
+not match their digests, manifests that lie.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.testbed import ROOT, BedFailed, Testbed
 FAKES = ROOT / "tests" / "fakes"
 
 USER, PASSWORD = "puller", "correct horse"
-# bcrypt of PASSWORD, the only scheme that docker-registry takes from an htpasswd file; cost 4, for speed.
+# bcrypt of PASSWORD, the only scheme that docker-registry accepts in an htpasswd file; cost 4, for speed.
 HTPASSWD = f"{USER}:$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\n"
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -37,7 +37,7 @@ def digest_of(data: bytes) -> str:
 
 
 def start_program(bed: Testbed, argv: Sequence[str], *, within: float = 20.0) -> Inside:
-    """Start one of the fakes and wait until it says that it is ready."""
+    """Start one of the fakes and wait until it reports that it is ready."""
     process = bed.popen(argv)
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], within)
@@ -62,7 +62,7 @@ class Storage:
         return digest
 
     def manifest(self, repository: str, document: Mapping[str, Any] | bytes, tag: str = "") -> str:
-        """Store a manifest with links to all that it names, and a tag; returns its digest."""
+        """Store a manifest with links to everything it names, and a tag; return its digest."""
         data = document if isinstance(document, bytes) else json.dumps(document).encode()
         digest = self.blob(data)
         self._link(repository, f"_manifests/revisions/{self._split(digest)}", digest)
@@ -76,7 +76,7 @@ class Storage:
         return digest
 
     def publish(self, layout: Path, repository: str, tag: str) -> str:
-        """Put an OCI layout's first image in; returns its manifest's digest."""
+        """Store the first image of an OCI layout; return its manifest's digest."""
         for source in (layout / "blobs" / "sha256").iterdir():
             place = self._blob(f"sha256:{source.name}")
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ class FaultProxy:
         return f"127.0.0.1:{self.port}"
 
     def rules(self, *rules: Mapping[str, Any]) -> None:
-        """Replace the rules, and begin the log anew."""
+        """Replace the rules, and restart the log."""
         temporary = self.rules_file.with_suffix(".new")
         temporary.write_text(json.dumps(rules), encoding="utf-8")
         temporary.replace(self.rules_file)
@@ -202,7 +202,7 @@ def start_proxy(bed: Testbed, port: int, upstream: str) -> FaultProxy:
 
 
 def make_certificates(directory: Path, *, expired: bool = False) -> tuple[Path, Path, Path]:
-    """(authority, certificate, key) for 127.0.0.1 and localhost, by the openssl program."""
+    """(authority, certificate, key) for 127.0.0.1 and localhost, made with the openssl program."""
     directory.mkdir(parents=True, exist_ok=True)
     ca, ca_key = directory / "ca.pem", directory / "ca.key"
     certificate, key, request = directory / "server.pem", directory / "server.key", directory / "server.csr"
@@ -221,7 +221,7 @@ def make_certificates(directory: Path, *, expired: bool = False) -> tuple[Path, 
 
 
 def make_signing_key(directory: Path) -> tuple[Path, Path]:
-    """(certificate, RSA key) that a token server signs with, by the openssl program."""
+    """(certificate, RSA key) with which a token server signs, made with the openssl program."""
     directory.mkdir(parents=True, exist_ok=True)
     certificate, key = directory / "token.pem", directory / "token.key"
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-sha256", "-days", "2"]
