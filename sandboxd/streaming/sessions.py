@@ -41,7 +41,7 @@ class Stdio(Protocol):
         ...
 
     async def resize(self, *, width: int, height: int) -> None:
-        """Set the size in characters; called only with a terminal, possibly after the process has ended."""
+        """Set the terminal's size in characters; called only with a terminal, perhaps after the process has ended."""
         ...
 
     async def close(self) -> None:
