@@ -13,7 +13,7 @@ mount -t tmpfs -o mode=755 stage "$stage"
 mkdir -p "$stage/cgroup" "$stage/etc" "$stage/etc-work" "$stage/opt" "$stage/opt-work" "$stage/keep"
 mount --rbind /sys/fs/cgroup "$stage/cgroup"
 mount -t sysfs sysfs /sys
-mount --move "$stage/cgroup" /sys/fs/cgroup
+mount -n --move "$stage/cgroup" /sys/fs/cgroup # without a note in the /run/mount of the machine, whose /run this still is
 n=0
 for d; do n=$((n + 1)); mkdir "$stage/keep/$n"; mount --bind "$d" "$stage/keep/$n"; done
 for f in resolv.conf hosts hostname; do
