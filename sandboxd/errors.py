@@ -14,7 +14,8 @@ Foreign errors (gRPC, OSError, netlink, exit codes) become one of these once, at
     ├── TimedOut            a bounded step ran out of time
     ├── Unavailable         a service that we need does not answer, or we are not serving yet
     ├── CleanupIncomplete   something is left that a later Stop or Remove must finish
-    └── PluginFailed        a CNI plugin refused or broke; carries the plugin's own message
+    ├── PluginFailed        a CNI plugin refused or broke; carries the plugin's own message
+    └── Unclassified        a service that we need failed, and only its message says why
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class Unavailable(SandboxdError):
 
 class CleanupIncomplete(SandboxdError):
     """Something is left behind; the record is kept so that a retry can finish."""
+
+
+class Unclassified(SandboxdError):
+    """A service that we need failed in a way that it has no code for; its message is all there is."""
 
 
 class PluginFailed(SandboxdError):

@@ -36,6 +36,7 @@ CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.CleanupIncomplete: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PluginFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Unclassified: grpc.StatusCode.INTERNAL,
     errors.SandboxdError: grpc.StatusCode.INTERNAL,
 }
 

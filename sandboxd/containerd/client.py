@@ -50,9 +50,9 @@ def translate(what: str) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as exc:
-        kind = _MEANING.get(exc.code(), errors.SandboxdError)
+        kind = _MEANING.get(exc.code(), errors.Unclassified)
         details = exc.details() or exc.code().name
-        if kind is errors.SandboxdError and _is_our_deadline(exc.code(), details):
+        if kind is errors.Unclassified and _is_our_deadline(exc.code(), details):
             kind = errors.TimedOut
         if kind is errors.Unavailable:
             details = f"containerd does not answer ({details})"

@@ -17,7 +17,7 @@ from google.protobuf import field_mask_pb2
 
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.leases import metadata
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut, Unclassified
 from sandboxd.oci.image import Descriptor
 from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 
@@ -152,7 +152,7 @@ class Content:
                     await call.write(request)
                     answer = await call.read()
                 if not isinstance(answer, content_pb2.WriteContentResponse):
-                    raise SandboxdError(f"content {descriptor.digest}: containerd ended the transfer early")
+                    raise Unclassified(f"content {descriptor.digest}: containerd ended the transfer early")
                 if request.action == content_pb2.COMMIT:
                     return
                 data = await asyncio.to_thread(file.read, CHUNK_BYTES)

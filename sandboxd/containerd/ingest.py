@@ -17,7 +17,15 @@ import grpc.aio
 
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.leases import metadata
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdError, TimedOut, Unavailable
+from sandboxd.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NotReady,
+    SandboxdError,
+    TimedOut,
+    Unavailable,
+    Unclassified,
+)
 from sandboxd.oci.image import Descriptor
 from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 
@@ -227,7 +235,7 @@ class Ingest:
             async with asyncio.timeout(WRITE_SECONDS):
                 answer = await self._call.read()
         if not isinstance(answer, content_pb2.WriteContentResponse):
-            raise SandboxdError(f"{self._what}: containerd ended the transfer early")
+            raise Unclassified(f"{self._what}: containerd ended the transfer early")
         return int(answer.offset)
 
     @contextmanager

@@ -17,7 +17,7 @@ from google.protobuf import any_pb2, field_mask_pb2, timestamp_pb2
 
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.snapshots import Mount
-from sandboxd.errors import NotFound, NotReady, SandboxdError, TimedOut
+from sandboxd.errors import NotFound, NotReady, SandboxdError, TimedOut, Unclassified
 from sandboxd.pb.containerd.runc.options import oci_pb2 as runc_options
 from sandboxd.pb.containerd.services.containers.v1 import containers_pb2, containers_pb2_grpc
 from sandboxd.pb.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
@@ -340,10 +340,8 @@ def runtime_words() -> Iterator[None]:
     """Errors that containerd has no kind for are, on these calls, the OCI runtime refusing."""
     try:
         yield
-    except SandboxdError as exc:
-        if type(exc) is SandboxdError:
-            raise NotReady(str(exc)) from exc.__cause__
-        raise
+    except Unclassified as exc:
+        raise NotReady(str(exc)) from exc.__cause__
 
 
 def _task(process: task_pb2.Process) -> Task:

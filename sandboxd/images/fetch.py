@@ -22,7 +22,7 @@ import structlog
 from sandboxd.containerd import ingest
 from sandboxd.containerd.content import CHILD_LABEL, child_labels, snapshot_label
 from sandboxd.containerd.ingest import Ingest
-from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, SandboxdError, Unsupported
+from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, Unclassified, Unsupported
 from sandboxd.images.examine import Backlog, LayerCheck, WholeCheck
 from sandboxd.images.store import ImageStore
 from sandboxd.images.unpack import SMALL_BYTES, Memory, Unpacking
@@ -380,8 +380,8 @@ def no_space(what: str) -> Iterator[None]:
     """Tell a full disk from containerd's other unclassified errors: raises Exhausted for it."""
     try:
         yield
-    except SandboxdError as exc:
-        if type(exc) is SandboxdError and "no space left on device" in str(exc):
+    except Unclassified as exc:
+        if "no space left on device" in str(exc):
             raise Exhausted(f"{what}: no space is left on the disk; remove images with `sandboxctl rmi`") from exc
         raise
 

@@ -137,6 +137,7 @@ async def test_an_answer_passes(server: Server) -> None:
         (errors.Unavailable("why"), grpc.StatusCode.UNAVAILABLE),
         (errors.CleanupIncomplete("why"), grpc.StatusCode.FAILED_PRECONDITION),
         (_PLUGIN, grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.Unclassified("why"), grpc.StatusCode.INTERNAL),
         (errors.SandboxdError("why"), grpc.StatusCode.INTERNAL),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

@@ -78,9 +78,9 @@ async def test_the_version_is_what_containerd_says(client: Containerd, serving: 
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.TimedOut),
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
         (grpc.StatusCode.UNIMPLEMENTED, errors.Unsupported),
-        (grpc.StatusCode.UNKNOWN, errors.SandboxdError),
-        (grpc.StatusCode.INTERNAL, errors.SandboxdError),
-        (grpc.StatusCode.ABORTED, errors.SandboxdError),
+        (grpc.StatusCode.UNKNOWN, errors.Unclassified),
+        (grpc.StatusCode.INTERNAL, errors.Unclassified),
+        (grpc.StatusCode.ABORTED, errors.Unclassified),
     ],
 )
 async def test_each_of_containerds_errors_becomes_ours_with_its_words_and_its_cause(
