@@ -22,11 +22,9 @@ PURE = words(
     logs.format logs.wire
     pods.reconcile
     api.views api.withheld
-    insight.explain
     cli.configs cli.names cli.parse cli.render cli.timeline
     """
 )
-PLANNED = frozenset({"insight.explain"})  # pure modules of the design that are yet to be written
 
 _IMPURE_MODULES = words(
     """
@@ -61,13 +59,9 @@ def impurities(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(PURE - PLANNED))
+@pytest.mark.parametrize("name", sorted(PURE))
 def test_a_pure_module_does_nothing_but_compute(name: str) -> None:
     assert impurities(text(name)) == []
-
-
-def test_planned_modules_are_not_there_yet() -> None:
-    assert not PLANNED & set(MODULES), "written by now: take them out of PLANNED"
 
 
 def impure_imports(source: str) -> list[str]:
@@ -104,7 +98,7 @@ def records(module: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(PURE - PLANNED))
+@pytest.mark.parametrize("name", sorted(PURE))
 def test_a_pure_module_imports_nothing_impure(name: str) -> None:
     """It would be as pure as what it calls."""
     assert impure_imports(text(name)) == []
