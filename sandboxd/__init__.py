@@ -1,23 +1,27 @@
 """sandboxd: a CRI-compatible pod sandbox daemon over containerd and CNI that shows what it does.
 
-The map, top to bottom; imports go down only and siblings on a line are blind to each other (.importlinter and
-tests/unit/architecture keep it so). P marks pure modules: no IO, no clock, no environment, no async.
+The map, top to bottom, one layer a line. A module imports from the layers below its own only; modules on one line
+do not import each other (.importlinter and tests/unit/architecture keep both, and this map, true). P marks pure
+modules: no IO, no clock, no environment, no async.
 
-    __main__                 `sandboxd serve | config | check`
+    __main__  cli/
+        __main__             `sandboxd serve | config | check`
+        cli/                 sandboxctl: knows the wire contracts and itself only
     daemon                   the composition root: build each object once, recover, serve, notify, drain
     api/                     the gRPC edge: translate, never decide
         edge                 every RPC passes here: gate, errors to codes, cancellation policy
         runtime images host  one short method per RPC; exec, events, lists, resources, stats are parts of runtime
         views withheld  P    records to CRI messages; what of a request no log may show
-    streaming/               exec, attach, port-forward: protocol cores P, the server for them, its sessions
-    insight/                 doctor: what a machine lacks; metrics: what the daemon counts
+    streaming/  insight/
+        streaming/           exec, attach, port-forward: protocol cores P, the server for them, its sessions
+        insight/             doctor: what a machine lacks; metrics: what the daemon counts
     usage/                   what pods and containers use
     pods/                    run, connected, looked after, taken down
     containers/              created, started, changed, entered, ended, removed
     operations               the one shape of a mutating request
-    machine/                 what this machine is and can: facts, runtime handlers, user namespaces
+    machine/                 what this machine is and can do: facts, runtime handlers, user namespaces
     node                     the resources that an operation needs, in one bundle
-    images/                  brought in, kept, made into root file systems; see its head
+    images/                  brought in, kept, made into root file systems, given out
     netns  cgroups/  cni/  containerd/  logs/  ledger  announce
         netns                named network namespaces, and the user namespaces that own them
         cgroups/             what their files say P, reading and removing them
@@ -26,22 +30,26 @@ tests/unit/architecture keep it so). P marks pure modules: no IO, no clock, no e
         logs/                format P, client; and the logger, a process of its own that outlives the daemon
         ledger               SQLite: records, unique names, attachments, timelines
         announce             CRI's events, from the ledger's changes
-    oci/                P    CRI config to OCI runtime spec; image formats
+    oci/                     CRI config to OCI runtime spec P; image formats P, image archives
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
     places              P    every path, key, cgroup and label that an id gives
     model               P    records and the states they compute to
     steps                    the one instrument
-    supervised               processes that outlive the daemon: started, found again, ended
-    foreign_json        P    JSON of images and registries, read within bounds
-    mounts  mountinfo  P     the mounts of this process; what a list of them says, and where a path leads
-    remembered               answers that hold until a program, or the machine, changes
-    jobs  config  private  syscalls  trees
-                             owned background work; every default; who may reach our files; the only ctypes; walking
-                             and removing what images and containers made
-    complaints               what libraries, asyncio and uncaught errors would print, in our log and words
-    disclosure               what may be told of an error: tracebacks without values, words without secrets
+    mounts  supervised
+        mounts               the mounts that this process sees, and taking them away
+        supervised           processes that outlive the daemon: started, found again, ended
+    jobs  config  private  remembered  syscalls  complaints  foreign_json  trees  mountinfo
+        jobs                 background work with an owner
+        config               the configuration, and every default
+        private              who may reach our files
+        remembered           answers that hold until a program, or the machine, changes
+        syscalls             the system calls that Python lacks: the only ctypes
+        complaints           what libraries, asyncio and uncaught errors would print, in our log and words
+        foreign_json    P    JSON of images and registries, read within bounds
+        trees                walking and removing what images and containers made
+        mountinfo       P    what a list of mounts says, and which of them a path leads to
+    disclosure               what may be disclosed of an error: tracebacks without values, words without secrets
     errors              P    the error tree
-    cli/                     sandboxctl: knows the wire contracts and itself only
     pb/                      generated from proto/, never edited
 
 To read it for the first time: model, then pods/run with pods/teardown, then cni/invoker, then daemon.

@@ -1,4 +1,5 @@
-"""CRI configs and images in, OCI documents out: what containerd runs, and from what. All pure.
+"""CRI configs and images in, OCI documents out: what containerd runs, and from what. All pure, except that
+`archive` and `archive_files` read files.
 
     validate    refuses CRI configs that can never work or that this version does not offer
     users       who a container runs as: USER, run_as_*, /etc/passwd and /etc/group of the image
