@@ -10,8 +10,14 @@ modules: no IO, no clock, no environment, no async.
     daemon                   the composition root: build each object once, recover, serve, notify, drain
     api/                     the gRPC edge: translate, never decide
         edge                 every RPC passes here: gate, errors to codes, cancellation policy
-        runtime images host  one short method per RPC; exec, events, lists, resources, stats are parts of runtime
-        views withheld  P    records to CRI messages; what of a request no log may show
+        services             each gRPC service, composed from the rooms that have its RPCs
+        runtime pods containers inside usage events
+                             RuntimeService, one short method per RPC
+        images               ImageService
+        host transfer        our own Host service
+        lookup               which records a request is about: ids, filters
+        views lists     P    records to CRI messages; lists in parts that fit one
+        withheld        P    what of a request no log may show
     streaming/  insight/
         streaming/           exec, attach, port-forward: protocol cores P, the server for them, its sessions
         insight/             doctor: what a machine lacks; metrics: what the daemon counts

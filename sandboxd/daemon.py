@@ -28,11 +28,8 @@ import structlog
 import sandboxd
 from sandboxd import disclosure, netns, private, steps
 from sandboxd.announce import Announcer
-from sandboxd.api import withheld
+from sandboxd.api import services, withheld
 from sandboxd.api.edge import Edge
-from sandboxd.api.host import HostService
-from sandboxd.api.images import ImageService
-from sandboxd.api.runtime import RuntimeService
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.invoker import Invoker
 from sandboxd.config import Config, child_environment, host_and_port, notify_socket, proxy_variables
@@ -272,10 +269,11 @@ def _server(
         ),
     )
     announcer, stats = Announcer(node.ledger), Stats(node, Layers(node))
-    runtime = RuntimeService(node, pause.get, streaming, announcer, stats, client.trouble)
+    runtime = services.runtime_service(node, pause.get, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, pulls), server)
-    host_pb2_grpc.add_HostServicer_to_server(HostService(node, images, pulls, metrics.exposition), server)
+    api_pb2_grpc.add_ImageServiceServicer_to_server(services.image_service(images, pulls), server)
+    host = services.host_service(node, images, pulls, metrics.exposition)
+    host_pb2_grpc.add_HostServicer_to_server(host, server)
     _bind(server, config.socket, config.api.socket_group)
     return server
 

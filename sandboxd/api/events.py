@@ -17,10 +17,11 @@ _TYPES = {
 }
 
 
-class EventRpcs:
-    """What happens, as it happens. A client that reads too slowly is told so with RESOURCE_EXHAUSTED."""
+class Events:
+    """What happens, as it happens. The call of a client that reads too slowly ends with RESOURCE_EXHAUSTED."""
 
-    _announcer: Announcer
+    def __init__(self, announcer: Announcer) -> None:
+        self._announcer = announcer
 
     async def GetContainerEvents(
         self, request: cri.GetEventsRequest, context: Any
@@ -33,7 +34,7 @@ class EventRpcs:
 
 
 def event(announcement: Announcement) -> cri.ContainerEventResponse:
-    """An announcement as CRI tells it."""
+    """An announcement as a message of CRI."""
     sandbox = announcement.sandbox
     return cri.ContainerEventResponse(
         container_id=announcement.id,

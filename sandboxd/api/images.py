@@ -1,19 +1,19 @@
-"""CRI's ImageService, one short method per RPC."""
+"""CRI's RPCs about images: all of ImageService."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from sandboxd.api import views
-from sandboxd.api.lists import ImageListRpcs
+from sandboxd.api.lists import batches
 from sandboxd.errors import NotFound
 from sandboxd.images.pull import Pulls, credentials_of
 from sandboxd.images.store import ImageStore
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pb.cri.v1 import api_pb2_grpc
 
 
-class ImageService(ImageListRpcs, api_pb2_grpc.ImageServiceServicer):
+class Images:
     """See the CRI API for what each RPC promises."""
 
     def __init__(self, images: ImageStore, pulls: Pulls) -> None:
@@ -21,8 +21,16 @@ class ImageService(ImageListRpcs, api_pb2_grpc.ImageServiceServicer):
         self._pulls = pulls
 
     async def ListImages(self, request: cri.ListImagesRequest, context: Any) -> cri.ListImagesResponse:
-        wanted = request.filter.image.image
-        return cri.ListImagesResponse(images=[views.image(record) for record in self._images.list(wanted)])
+        return cri.ListImagesResponse(images=self._list(request.filter))
+
+    async def StreamImages(
+        self, request: cri.StreamImagesRequest, context: Any
+    ) -> AsyncIterator[cri.StreamImagesResponse]:
+        for batch in batches(self._list(request.filter)):
+            yield cri.StreamImagesResponse(images=batch)
+
+    def _list(self, wanted: cri.ImageFilter) -> list[cri.Image]:
+        return [views.image(record) for record in self._images.list(wanted.image.image)]
 
     async def ImageStatus(self, request: cri.ImageStatusRequest, context: Any) -> cri.ImageStatusResponse:
         try:

@@ -1,217 +1,92 @@
-"""The host API's calls that need no containerd, over a real gRPC connection."""
+"""The host API's reading calls."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 
-from sandboxd.api.edge import Edge
-from sandboxd.api.host import HostService
-from sandboxd.errors import NotFound
-from sandboxd.images.pull import Pulls
-from sandboxd.images.store import ImageStore
-from sandboxd.jobs import Jobs
-from sandboxd.model import ImageRecord, Progress, Report, Stage
-from sandboxd.node import Node
+from sandboxd.api.host import Host
+from sandboxd.errors import InvalidRequest, NotFound, NotReady
+from sandboxd.ledger import Ledger
+from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
-from sandboxd.registry.client import Registries
-from sandboxd.registry.reference import Reference
+from sandboxd.pb.host.v1 import host_pb2
 
-SECONDS = 20  # after which a call without an answer is a failed test
-RECORD = cast(ImageRecord, SimpleNamespace(id="sha256:id", digest="sha256:manifest", size=7))
+POD, MUTE, LOGGING = "a" * 64, "b" * 64, "c" * 64
+NOTHING: Any = None
 
 
-class Scripted(Pulls):
-    """Pulls that do what the test says instead of asking a registry."""
+class Netns:
+    """One named namespace."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        super().__init__(cast(ImageStore, None), jobs, cast(Registries, None))
-        self.tell: Report | None = None
-        self.begun = asyncio.Event()
-        self.release = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.error: Exception | None = None
-        self.runs = 0
-
-    async def _pull(self, name: Reference, credentials: Any, report: Report) -> ImageRecord:
-        self.runs += 1
-        self.tell = report
-        self.begun.set()
-        try:
-            await self.release.wait()
-            if self.error:
-                raise self.error
-            return RECORD
-        finally:
-            self.ended.set()
-
-
-class Site:
-    """The service behind the edge, its pulls, and a client."""
-
-    def __init__(self, pulls: Scripted, jobs: Jobs, channel: grpc.aio.Channel) -> None:
-        self.pulls = pulls
-        self.jobs = jobs
-        self.host = host_pb2_grpc.HostStub(channel)
-
-    def pull(self, image: str = "web", **fields: Any) -> Any:
-        return self.host.PullImage(host_pb2.PullImageRequest(image=image, **fields), timeout=SECONDS)
+    def inode(self, path: str) -> int:
+        assert path == "/run/netns/a"
+        return 42
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    jobs = Jobs()
-    pulls = Scripted(jobs)
-    node = cast(Node, SimpleNamespace(jobs=jobs))
-    server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
-    service = HostService(node, cast(ImageStore, None), pulls, lambda: "x 1.0 ✓\n".encode())
-    host_pb2_grpc.add_HostServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/s")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-        yield Site(pulls, jobs, channel)
-    await pulls.stop()
-    await server.stop(None)
-
-
-async def rest(call: Any) -> list[host_pb2.PullImageResponse]:
-    """What comes until the end of a call that was read from."""
-    answers = []
-    while (answer := await call.read()) is not grpc.aio.EOF:
-        answers.append(answer)
-    return answers
-
-
-async def test_a_pull_tells_where_its_layers_are_and_ends_with_the_image(site: Site) -> None:
-    call = site.pull()
-    await site.pulls.begun.wait()
-    assert site.pulls.tell is not None
-    for done in range(1000):
-        site.pulls.tell(Progress(stage=Stage.FETCH, digest="sha256:a", done=done, total=999))
-    site.pulls.tell(Progress(stage=Stage.WAIT, digest="sha256:b", done=0, total=5))
-
-    first, second = await call.read(), await call.read()
-    site.pulls.tell(Progress(stage=Stage.DONE, digest="sha256:a", done=999, total=999))
-    site.pulls.release.set()
-    told, last = await rest(call)
-
-    assert [(each.layer.digest, each.layer.stage, each.layer.done_bytes) for each in (first, second)] == [
-        ("sha256:a", "fetch", 999),
-        ("sha256:b", "wait", 0),
-    ]
-    assert first.layer.total_bytes == 999
-    assert told.layer.stage == "done"
-    assert last.image == host_pb2.PulledImage(
-        name="docker.io/library/web:latest", image_id="sha256:id", digest="sha256:manifest", size=7
+def ledger() -> Any:
+    ledger = Ledger(":memory:")
+    ledger.add_sandbox(
+        SandboxRecord(
+            id=POD, config=cri.PodSandboxConfig(), runtime_handler="", netns_path="/run/netns/a", created_at=1
+        )
     )
+    for identity, log_path in ((MUTE, ""), (LOGGING, "/no/such/log")):
+        name = cri.ContainerMetadata(name=identity[0])
+        ledger.add_container(
+            ContainerRecord(
+                id=identity,
+                sandbox_id=POD,
+                config=cri.ContainerConfig(metadata=name),
+                sandbox_name="",
+                image_ref="",
+                image_id="",
+                log_path=log_path,
+                created_at=1,
+            )
+        )
+    yield ledger
+    ledger.close()
 
 
-async def test_the_end_of_every_layer_is_told_before_the_image(site: Site) -> None:
-    call = site.pull()
-    await site.pulls.begun.wait()
-    assert site.pulls.tell is not None
-    site.pulls.tell(Progress(stage=Stage.DONE, digest="sha256:a", done=9, total=9))
-    site.pulls.release.set()
-
-    answers = [answer async for answer in call]
-
-    assert [answer.WhichOneof("event") for answer in answers] == ["layer", "image"]
+@pytest.fixture
+def host(ledger: Ledger) -> Host:
+    netns: Any = Netns()
+    return Host(ledger, netns, NOTHING, lambda: "x 1.0 ✓\n".encode())
 
 
-async def test_two_calls_for_one_image_are_one_pull_and_one_may_leave(site: Site) -> None:
-    leaving = site.pull("web")
-    await site.pulls.begun.wait()
-    staying = site.pull("docker.io/library/web:latest")
-    assert site.pulls.tell is not None
-    site.pulls.tell(Progress(stage=Stage.FETCH, digest="sha256:a", done=1, total=2))
-    assert (await leaving.read()).layer.done_bytes == 1
-    assert (await staying.read()).layer.done_bytes == 1
-
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving.read()
-    site.pulls.release.set()
-
-    assert [answer.image.image_id for answer in await rest(staying)] == ["sha256:id"]
-    assert site.pulls.runs == 1
+async def read(call: AsyncIterator[host_pb2.ReadLogsResponse]) -> list[host_pb2.ReadLogsResponse]:
+    return [answer async for answer in call]
 
 
-async def test_a_call_that_is_cancelled_stops_a_pull_that_nobody_else_wants(site: Site) -> None:
-    call = site.pull()
-    await site.pulls.begun.wait()
-
-    call.cancel()
-
-    async with asyncio.timeout(SECONDS):
-        await site.pulls.ended.wait()
-        assert await site.jobs.drain(SECONDS) == ()
-    assert site.pulls.counters.cancelled == 1
-    assert site.pulls.in_flight() == ()
-
-
-async def test_other_credentials_are_another_pull(site: Site) -> None:
-    mine = site.pull(auth=cri.AuthConfig(username="me", password="secret"))
-    others = site.pull()
-    site.pulls.release.set()
-
-    for call in (mine, others):
-        assert [answer.image.image_id async for answer in call] == ["sha256:id"]
-    assert site.pulls.runs == 2
-
-
-async def test_a_pull_that_fails_has_its_status_and_words(site: Site) -> None:
-    site.pulls.error = NotFound("the registry has no web:latest")
-    site.pulls.release.set()
-
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [answer async for answer in site.pull()]
-
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert caught.value.details() == "the registry has no web:latest"
-
-
-async def test_what_is_no_reference_is_refused(site: Site) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [answer async for answer in site.pull("A b")]
-
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_shutdown_ends_a_watched_pull_and_says_so(site: Site) -> None:
-    call = site.pull()
-    await site.pulls.begun.wait()
-
-    await site.pulls.stop()
-
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [answer async for answer in call]
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_metrics_are_the_exposition(site: Site) -> None:
-    answer = await site.host.Metrics(host_pb2.MetricsRequest(), timeout=SECONDS)
+async def test_metrics_are_the_exposition(host: Host) -> None:
+    answer = await host.Metrics(host_pb2.MetricsRequest(), None)
 
     assert answer.text == "x 1.0 ✓\n"
 
 
-def test_what_an_earlier_daemon_was_sent_goes_at_the_first_archive(tmp_path: Path) -> None:
-    """It died in the middle of reading it; later ones are those of this daemon."""
-    places = SimpleNamespace(uploads=str(tmp_path / "uploads"))
-    service = HostService(
-        cast(Node, SimpleNamespace(places=places)), cast(ImageStore, None), cast(Pulls, None), lambda: b""
-    )
-    left = tmp_path / "uploads" / "archive-left"
-    left.parent.mkdir()
-    left.touch()
-    uploads = service._uploads()
-    assert not left.exists()
-    (uploads / "archive-new").touch()
-    assert (service._uploads() / "archive-new").exists()
+async def test_explain_takes_a_prefix_and_shows_where_a_pod_is_connected(host: Host, ledger: Ledger) -> None:
+    """Also when a plugin's result makes no sense: it is shown as it is, without addresses."""
+    ledger.put_attachment(
+        Attachment(
+            sandbox_id=POD, network="net", ifname="eth0", netns_path="", state=AttachmentState.ADDED, conf_file="f",
+            config=b"{}", plugin_path="", args="", capability_args=b"{}", result=b"not a result",
+        )
+    )  # fmt: skip
+    answer = await host.Explain(host_pb2.ExplainRequest(pod_sandbox_id="aa"), None)
+
+    assert (answer.pod_sandbox_id, answer.netns_path, answer.netns_inode) == (POD, "/run/netns/a", 42)
+    (attachment,) = answer.attachments
+    assert (attachment.network, attachment.result, list(attachment.ips)) == ("net", b"not a result", [])
+
+
+async def test_logs_that_cannot_be_read_are_refused_with_the_reason(host: Host) -> None:
+    with pytest.raises(NotFound):
+        await read(host.ReadLogs(host_pb2.ReadLogsRequest(container_id="d"), None))
+    with pytest.raises(NotReady, match="without a log path"):
+        await read(host.ReadLogs(host_pb2.ReadLogsRequest(container_id=MUTE), None))
+    with pytest.raises(InvalidRequest, match="-1 for all, got -2"):
+        await read(host.ReadLogs(host_pb2.ReadLogsRequest(container_id=LOGGING, tail=-2), None))

@@ -1,13 +1,108 @@
-"""RuntimeService: no RPC is left to the generated base class, which knows no answer."""
+"""What the runtime says of itself."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from sandboxd.api.runtime import RuntimeService
-from sandboxd.pb.cri.v1 import api_pb2, api_pb2_grpc
+from sandboxd import config as configuration
+from sandboxd.api.runtime import Runtime
+from sandboxd.errors import InvalidRequest
+from sandboxd.ledger import Ledger
+from sandboxd.machine import handlers
+from sandboxd.node import Node
+from sandboxd.pb.cri.v1 import api_pb2 as cri
 
-CALLS = [method.name for method in api_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods]
+NETWORK = SimpleNamespace(name="net", source="/etc/cni/10.conflist", plugins=({"type": "bridge"},))
+PROBLEM = SimpleNamespace(path="/etc/cni/20.conf", text="not JSON")
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_every_call_of_cri_has_a_method_of_ours(name: str) -> None:
-    assert getattr(RuntimeService, name) is not getattr(api_pb2_grpc.RuntimeServiceServicer, name)
+def runtime(
+    monkeypatch: pytest.MonkeyPatch, network: Any, *problems: Any, trouble: str = "", **settings: Any
+) -> Runtime:
+    """The RPCs on a machine whose handlers have all features."""
+
+    async def features(node: Node, handler: Any) -> Any:
+        return SimpleNamespace(recursive_read_only=True, user_namespaces=True)
+
+    monkeypatch.setattr(handlers, "features", features)
+    config = configuration.merge({"runtime": settings}, origin="the test", flags={})
+    choice = SimpleNamespace(config=network, problems=problems)
+    conf = SimpleNamespace(current=lambda: choice)
+    node = SimpleNamespace(config=config, ledger=Ledger(":memory:"), network=SimpleNamespace(conf=conf))
+    return Runtime(cast(Node, node), lambda: trouble)
+
+
+async def conditions(subject: Runtime) -> dict[str, tuple[bool, str, str]]:
+    answer = await subject.Status(cri.StatusRequest(), None)
+    return {each.type: (each.status, each.reason, each.message) for each in answer.status.conditions}
+
+
+async def test_a_machine_with_containerd_and_a_network_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = runtime(monkeypatch, NETWORK)
+
+    assert await conditions(subject) == {"RuntimeReady": (True, "", ""), "NetworkReady": (True, "", "")}
+    assert not (await subject.Status(cri.StatusRequest(), None)).info
+
+
+async def test_what_is_not_ready_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = runtime(monkeypatch, NETWORK, trouble="containerd does not answer")
+    assert (await conditions(lost))["RuntimeReady"] == (
+        False, "ContainerdUnavailable", "containerd does not answer",
+    )  # fmt: skip
+
+    empty = await conditions(runtime(monkeypatch, None))
+    assert empty["NetworkReady"] == (
+        False, "NetworkNotConfigured", "no network configuration in /etc/cni/net.d",
+    )  # fmt: skip
+
+    broken = await conditions(runtime(monkeypatch, None, PROBLEM))
+    assert broken["NetworkReady"] == (False, "NetworkNotConfigured", "/etc/cni/20.conf: not JSON")
+
+
+async def test_a_faulty_file_beside_a_good_one_is_reported_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await conditions(runtime(monkeypatch, NETWORK, PROBLEM)))["NetworkReady"] == (
+        True, "", "/etc/cni/20.conf: not JSON",
+    )  # fmt: skip
+
+
+async def test_a_verbose_status_shows_the_network_and_what_is_owed(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = await runtime(monkeypatch, NETWORK).Status(cri.StatusRequest(verbose=True), None)
+
+    assert set(answer.info) == {"config", "network", "quarantine"}
+    assert json.loads(answer.info["network"]) == {
+        "name": "net", "file": "/etc/cni/10.conflist", "plugins": ["bridge"], "problems": [], "debts": [],
+    }  # fmt: skip
+
+
+async def test_the_default_handler_is_offered_under_the_empty_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = await runtime(monkeypatch, NETWORK).Status(cri.StatusRequest(), None)
+
+    assert [each.name for each in answer.runtime_handlers] == ["", "runc"]
+    assert answer.features.user_namespaces_host_network
+
+
+@pytest.mark.parametrize(("driver", "value"), [("cgroupfs", cri.CGROUPFS), ("systemd", cri.SYSTEMD)])
+async def test_the_cgroup_driver_is_the_configured_one(
+    monkeypatch: pytest.MonkeyPatch, driver: str, value: cri.CgroupDriver.ValueType
+) -> None:
+    subject = runtime(monkeypatch, NETWORK, cgroup_driver=driver)
+
+    assert (await subject.RuntimeConfig(cri.RuntimeConfigRequest(), None)).linux.cgroup_driver == value
+
+
+async def test_a_pod_cidr_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = cri.UpdateRuntimeConfigRequest(
+        runtime_config=cri.RuntimeConfig(network_config=cri.NetworkConfig(pod_cidr="nonsense"))
+    )
+    with pytest.raises(InvalidRequest):
+        await runtime(monkeypatch, NETWORK).UpdateRuntimeConfig(request, None)
+
+
+async def test_the_version_is_the_one_that_clients_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = await runtime(monkeypatch, NETWORK).Version(cri.VersionRequest(), None)
+
+    assert (answer.version, answer.runtime_name, answer.runtime_api_version) == ("0.1.0", "sandboxd", "v1")

@@ -30,11 +30,8 @@ from google.protobuf.message import Message
 from sandboxd import complaints, disclosure, steps, syscalls
 from sandboxd import config as configuration
 from sandboxd.__main__ import _configure_logging
-from sandboxd.api import views, withheld
+from sandboxd.api import services, views, withheld
 from sandboxd.api.edge import Edge
-from sandboxd.api.host import HostService
-from sandboxd.api.images import ImageService
-from sandboxd.api.runtime import RuntimeService
 from sandboxd.daemon import _log_step
 from sandboxd.errors import NotReady
 from sandboxd.images.pull import Pulls
@@ -335,10 +332,12 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     async def pause_image() -> ImageRecord:
         return cast(ImageRecord, image)
 
-    runtime = RuntimeService(node, pause_image, other, other, other, other.trouble if ledger_too else lambda: "")
+    runtime = services.runtime_service(
+        node, pause_image, other, other, other, other.trouble if ledger_too else lambda: ""
+    )
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    cri_grpc.add_ImageServiceServicer_to_server(ImageService(cast(ImageStore, images), pulls), server)
-    own = HostService(node, cast(ImageStore, images), pulls, Breaking(fault).exposition)
+    cri_grpc.add_ImageServiceServicer_to_server(services.image_service(cast(ImageStore, images), pulls), server)
+    own = services.host_service(node, cast(ImageStore, images), pulls, Breaking(fault).exposition)
     host_pb2_grpc.add_HostServicer_to_server(own, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

@@ -21,7 +21,7 @@ PURE = words(
     streaming.streams streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
     pods.reconcile
-    api.views api.withheld
+    api.lists api.views api.withheld
     cli.configs cli.names cli.parse cli.render cli.timeline
     """
 )

@@ -13,9 +13,8 @@ from tests.unit.architecture.source import MODULES, ROOT, uses, within, words
 # Modules whose tests have another place: what they do shows only on a real kernel, containerd or daemon.
 ELSEWHERE = {
     "api.events": "tests/e2e/test_events.py",
-    "api.exec": "tests/e2e/test_exec.py",
-    "api.resources": "tests/e2e/test_resources.py",
-    "api.stats": "tests/e2e/test_stats.py",
+    "api.inside": "tests/e2e/test_exec.py",
+    "api.usage": "tests/e2e/test_stats.py",
     "cli.session": "tests/unit/cli/test_commands.py",
     "containerd.content": "tests/root/test_images_on_containerd.py",
     "containerd.events": "tests/e2e/test_lifecycle.py",

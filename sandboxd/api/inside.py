@@ -1,12 +1,12 @@
-"""CRI's Exec, ExecSync, Attach and PortForward."""
+"""CRI's RPCs that run or reach something inside a pod: Exec, ExecSync, Attach and PortForward."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sandboxd.api.lookup import Lookup
 from sandboxd.containers import attach as attaching
 from sandboxd.containers import exec as execs
-from sandboxd.model import find
 from sandboxd.node import Node
 from sandboxd.operations import running_container, unstopped_sandbox
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -16,20 +16,22 @@ from sandboxd.streaming.server import StreamingServer
 from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest
 
 
-class ExecRpcs:
-    """The RPCs that run or reach something inside a pod; the streaming ones answer with a URL."""
+class Inside:
+    """See the CRI API for what each RPC promises; the streaming ones answer with a URL."""
 
-    _node: Node
-    _streaming: StreamingServer
-    _attaching: attaching.Attaching
+    def __init__(self, node: Node, streaming: StreamingServer) -> None:
+        self._node = node
+        self._attaching = attaching.Attaching(node)
+        self._streaming = streaming
+        self._lookup = Lookup(node.ledger)
 
     async def ExecSync(self, request: cri.ExecSyncRequest, context: Any) -> cri.ExecSyncResponse:
-        container_id = find(self._node.ledger.containers, request.container_id, "container")
+        container_id = self._lookup.container(request.container_id).id
         stdout, stderr, code = await execs.exec_sync(self._node, container_id, request.cmd, request.timeout)
         return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)
 
     async def Exec(self, request: cri.ExecRequest, context: Any) -> cri.ExecResponse:
-        container_id = find(self._node.ledger.containers, request.container_id, "container")
+        container_id = self._lookup.container(request.container_id).id
         running_container(self._node, container_id)
         execs.check_command(request.cmd)
         wanted = Streams(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
@@ -45,7 +47,7 @@ class ExecRpcs:
         return cri.ExecResponse(url=url)
 
     async def Attach(self, request: cri.AttachRequest, context: Any) -> cri.AttachResponse:
-        container_id = find(self._node.ledger.containers, request.container_id, "container")
+        container_id = self._lookup.container(request.container_id).id
         container = running_container(self._node, container_id)
         if request.stdin:
             attaching.check_stdin(container)
@@ -66,7 +68,7 @@ class ExecRpcs:
         return cri.AttachResponse(url=url)
 
     async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> cri.PortForwardResponse:
-        sandbox_id = find(self._node.ledger.sandboxes, request.pod_sandbox_id, "pod")
+        sandbox_id = self._lookup.sandbox(request.pod_sandbox_id).id
         unstopped_sandbox(self._node, sandbox_id)
         url = self._streaming.url_for(
             PortForwardRequest(

@@ -1,0 +1,82 @@
+"""Which records a request is about: by its ids, or by the filter of a list.
+
+An id may be given by any unambiguous prefix of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from sandboxd.api import views
+from sandboxd.errors import NotFound, SandboxdError
+from sandboxd.ledger import Ledger
+from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+
+
+class Specs(Protocol):
+    """Where the OCI runtime specs are."""
+
+    async def spec(self, container_id: str) -> dict[str, Any]: ...
+
+
+class Lookup:
+    """The records of the ledger, as requests name them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def sandbox(self, text: str) -> SandboxRecord:
+        """The pod whose id is or begins with `text`. Raises NotFound, or InvalidRequest if it is ambiguous."""
+        return self._ledger.sandboxes[find(self._ledger.sandboxes, text, "pod")]
+
+    def container(self, text: str) -> ContainerRecord:
+        """The container whose id is or begins with `text`. Raises NotFound, or InvalidRequest if it is ambiguous."""
+        return self._ledger.containers[find(self._ledger.containers, text, "container")]
+
+    # CRI: stopping or removing what does not exist succeeds.
+
+    def sandbox_id_if_known(self, text: str) -> str:
+        """The full id of the pod, "" if there is none. Raises InvalidRequest if `text` is ambiguous."""
+        try:
+            return self.sandbox(text).id
+        except NotFound:
+            return ""
+
+    def container_id_if_known(self, text: str) -> str:
+        """The full id of the container, "" if there is none. Raises InvalidRequest if `text` is ambiguous."""
+        try:
+            return self.container(text).id
+        except NotFound:
+            return ""
+
+    # Lists never show what is still being created.
+
+    def sandboxes(self, prefix: str, selector: Mapping[str, str]) -> list[SandboxRecord]:
+        """The pods whose ids begin with `prefix` and that have the selector's labels."""
+        return [
+            record
+            for record in self._ledger.sandboxes.values()
+            if record.state is not SandboxState.CREATING
+            and record.id.startswith(prefix)
+            and views.labels_match(selector, record.config.labels)
+        ]
+
+    def containers(self, prefix: str, sandbox_prefix: str, selector: Mapping[str, str]) -> list[ContainerRecord]:
+        """The containers whose ids and whose pods' ids begin so and that have the selector's labels."""
+        return [
+            record
+            for record in self._ledger.containers.values()
+            if record.state is not ContainerState.CREATING
+            and record.id.startswith(prefix)
+            and record.sandbox_id.startswith(sandbox_prefix)
+            and views.labels_match(selector, record.config.labels)
+        ]
+
+
+async def spec_if_known(specs: Specs, container_id: str) -> dict[str, Any] | None:
+    """The container's runtime spec; None if it cannot be had: a status without it is better than no status."""
+    try:
+        return await specs.spec(container_id)
+    except SandboxdError:
+        return None
