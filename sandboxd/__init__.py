@@ -16,7 +16,8 @@ modules: no IO, no clock, no environment, no async.
         images               ImageService
         host transfer        our own Host service
         lookup               which records a request is about: ids, filters
-        views lists     P    records to CRI messages; lists in parts that fit one
+        views usage_views lists  P
+                             records to CRI messages; lists in parts that fit one
         withheld        P    what of a request no log may show
     streaming/  insight/
         streaming/           exec, attach, port-forward: protocol cores P, the server for them, its sessions

@@ -34,6 +34,13 @@ class Lookup:
         """The container whose id is or begins with `text`. Raises NotFound, or InvalidRequest if it is ambiguous."""
         return self._ledger.containers[find(self._ledger.containers, text, "container")]
 
+    def created_container(self, text: str) -> ContainerRecord:
+        """The same, of the containers that clients can see: not of one that is still being created."""
+        record = self.container(text)
+        if record.state is ContainerState.CREATING:
+            raise NotFound(f"container {text} does not exist")
+        return record
+
     # CRI: stopping or removing what does not exist succeeds.
 
     def sandbox_id_if_known(self, text: str) -> str:

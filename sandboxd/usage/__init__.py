@@ -1,7 +1,10 @@
 """What pods and containers use.
 
-measure   what the kernel says of them at this moment
-written   what containers have written, measured now and then
-stats     CRI's statistics, with rates from two measurements
-cadvisor  the same under the names that cAdvisor gave them
+records   P  what is measured and what is reported
+measure      what the kernel says of them at this moment
+written      what containers have written, measured now and then
+stats        the use of pods and containers, with CPU rates from two measurements
+readings  P  how the values of metrics are computed
+families  P  cAdvisor's metrics: the table
+cadvisor     the metrics of all pods, under those names
 """

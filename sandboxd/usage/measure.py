@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxd.cgroups.kernel import Cgroups
@@ -16,55 +15,10 @@ from sandboxd.cgroups.sample import Sample, total
 from sandboxd.errors import NotFound
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord
 from sandboxd.places import Places
+from sandboxd.usage.records import Interface, MeasuredContainer, MeasuredPod, Processes
 
 PROC = "/proc"
 _LOOPBACK = "lo"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
-    """The counters of a network interface since it was made."""
-
-    name: str
-    rx_bytes: int
-    rx_packets: int
-    rx_errors: int
-    rx_dropped: int
-    tx_bytes: int
-    tx_packets: int
-    tx_errors: int
-    tx_dropped: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredContainer:
-    """A container; without a sample when it does not run."""
-
-    record: ContainerRecord
-    cgroup: str
-    sample: Sample | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredPod:
-    """A pod that is ready, with its containers. `interfaces` leaves out the loopback; None for the host's network."""
-
-    record: SandboxRecord
-    cgroup: str
-    sample: Sample | None
-    containers: tuple[MeasuredContainer, ...]
-    interfaces: tuple[Interface, ...] | None
-    processes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Processes:
-    """What the processes of a container hold together."""
-
-    count: int
-    files: int  # open file descriptors
-    sockets: int  # of these
-    open_files_limit: int | None  # RLIMIT_NOFILE of the first process, soft; None when there is none
 
 
 class Gauge:

@@ -1,8 +1,8 @@
-"""ContainerStats, PodSandboxStats and their lists: what pods and containers use, as CRI tells it.
+"""What containers and pods use, with CPU rates from two measurements.
 
-Figures are read from the cgroup files and the pod's interface counters at the moment of the question, in a thread;
-neither containerd nor a plugin is asked. What the kernel does not measure is left out of the answer: a 0 would be
-a lie that dashboards believe.
+Figures are read from the cgroup files and the pod's interface counters when they are asked for, in a thread; neither
+containerd nor a plugin is asked. What the kernel does not measure is None: a 0 would be a lie that dashboards
+believe.
 """
 
 from __future__ import annotations
@@ -11,22 +11,29 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sandboxd.cgroups.sample import Pressure, Sample, Stall
-from sandboxd.errors import NotFound, NotReady
-from sandboxd.model import AnyRecord, ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.cgroups.sample import Sample
+from sandboxd.errors import NotReady
+from sandboxd.model import AnyRecord, ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from sandboxd.node import Node
-from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods.network import IFNAME
-from sandboxd.usage.measure import Gauge, Interface, MeasuredContainer, MeasuredPod
+from sandboxd.usage.measure import Gauge
+from sandboxd.usage.records import (
+    ContainerUsage,
+    Interface,
+    MeasuredContainer,
+    MeasuredPod,
+    Network,
+    PodUsage,
+)
 from sandboxd.usage.written import Layers
 
 _SECOND = 1_000_000_000
-SHORTEST = _SECOND // 2  # interval over which a rate is told; several clients must not spoil each other's
+SHORTEST = _SECOND // 2  # interval of a rate; several clients must not spoil each other's
 
 
 @dataclass(slots=True)
 class _Marks:
-    """Two earlier readings of a counter, (when, value); the rate is told against the older one."""
+    """Two earlier readings of a counter, (when, value); the rate is computed from the older one."""
 
     older: tuple[int, int]
     newer: tuple[int, int]
@@ -39,7 +46,7 @@ class Rates:
         self._marks: dict[str, _Marks] = {}
 
     def rate(self, key: str, at: int, value: int, since: int) -> int | None:
-        """Nanoseconds per second between an earlier reading and this one; None when that cannot be told.
+        """Nanoseconds per second between an earlier reading and this one; None when it cannot be computed.
 
         `since` is when the counter began at 0: the earlier reading of the first question. Times are unix
         nanoseconds.
@@ -60,7 +67,7 @@ class Rates:
 
 
 class Stats:
-    """Answers what pods and containers use."""
+    """What pods and containers use, measured on request."""
 
     def __init__(self, node: Node, layers: Layers, gauge: Gauge | None = None) -> None:
         self._node = node
@@ -73,47 +80,31 @@ class Stats:
         if after is None and before is not None:
             self._rates.forget(before.id)
 
-    async def container(self, text: str) -> cri.ContainerStats:
-        """Of one container, named by its id or the beginning of it; raises NotFound."""
-        ledger = self._node.ledger
-        record = ledger.containers[find(ledger.containers, text, "container")]
-        if record.state is ContainerState.CREATING:
-            raise NotFound(f"container {text} does not exist")
-        (answer,) = await self._containers([record])
-        return answer
+    async def container(self, record: ContainerRecord) -> ContainerUsage:
+        """What one container uses."""
+        (usage,) = await self.containers([record])
+        return usage
 
-    async def containers(self, wanted: cri.ContainerStatsFilter) -> list[cri.ContainerStats]:
-        """Of all containers that match, those that do not run with their writable layer alone."""
-        return await self._containers(
-            [
-                record
-                for record in self._node.ledger.containers.values()
-                if record.state is not ContainerState.CREATING
-                and record.id.startswith(wanted.id)
-                and record.sandbox_id.startswith(wanted.pod_sandbox_id)
-                and wanted.label_selector.items() <= record.config.labels.items()
-            ]
+    async def containers(self, records: Iterable[ContainerRecord]) -> list[ContainerUsage]:
+        """What containers use; those that do not run have their writable layer alone."""
+        sandboxes = self._node.ledger.sandboxes
+        pairs = [(record, sandboxes[record.sandbox_id]) for record in records if record.sandbox_id in sandboxes]
+        measured = await asyncio.to_thread(
+            lambda: [self.gauge.container(record, sandbox) for record, sandbox in pairs]
         )
+        return [self._container(each) for each in measured]
 
-    async def pod(self, text: str) -> cri.PodSandboxStats:
-        """Of one pod, named by its id or the beginning of it; raises NotFound, NotReady when it does not run."""
-        ledger = self._node.ledger
-        record = ledger.sandboxes[find(ledger.sandboxes, text, "pod")]
+    async def pod(self, record: SandboxRecord) -> PodUsage:
+        """What one pod uses. Raises NotReady when it does not run."""
         if record.state is not SandboxState.READY:
             raise NotReady(f"pod {record.name} ({record.id}) is {record.state.value}: it uses nothing to be measured")
-        (measured,) = await self.measure_pods([record])
-        return self._pod(measured)
+        (usage,) = await self.pods([record])
+        return usage
 
-    async def pods(self, wanted: cri.PodSandboxStatsFilter) -> list[cri.PodSandboxStats]:
-        """Of all pods that match and are ready."""
-        records = [
-            record
-            for record in self._node.ledger.sandboxes.values()
-            if record.state is SandboxState.READY
-            and record.id.startswith(wanted.id)
-            and wanted.label_selector.items() <= record.config.labels.items()
-        ]
-        return [self._pod(measured) for measured in await self.measure_pods(records)]
+    async def pods(self, records: Iterable[SandboxRecord]) -> list[PodUsage]:
+        """What pods use; those that are not ready are left out."""
+        ready = [record for record in records if record.state is SandboxState.READY]
+        return [self._pod(measured) for measured in await self.measure_pods(ready)]
 
     async def measure_pods(self, records: Sequence[SandboxRecord]) -> list[MeasuredPod]:
         """The pods as they are now, with their containers."""
@@ -125,135 +116,35 @@ class Stats:
         pairs = [(record, running[record.id]) for record in records]
         return await asyncio.to_thread(self.gauge.pods, pairs, list(ledger.sandboxes.values()))
 
-    async def _containers(self, records: Iterable[ContainerRecord]) -> list[cri.ContainerStats]:
-        sandboxes = self._node.ledger.sandboxes
-        pairs = [(record, sandboxes[record.sandbox_id]) for record in records if record.sandbox_id in sandboxes]
-        measured = await asyncio.to_thread(
-            lambda: [self.gauge.container(record, sandbox) for record, sandbox in pairs]
-        )
-        return [self._container(each) for each in measured]
-
-    def _container(self, measured: MeasuredContainer) -> cri.ContainerStats:
+    def _container(self, measured: MeasuredContainer) -> ContainerUsage:
         record, sample = measured.record, measured.sample
-        answer = cri.ContainerStats(
-            attributes=cri.ContainerAttributes(
-                id=record.id,
-                metadata=record.config.metadata,
-                labels=record.config.labels,
-                annotations=record.config.annotations,
-            ),
-            writable_layer=self._layer(record.id),
+        layer = self.layers.get(record.id)
+        return ContainerUsage(
+            record=record,
+            sample=sample,
+            cpu_rate=self._cpu_rate(record.id, sample, record.started_at),
+            layer=layer,
+            layers_directory=self._node.images.fs_info().directory if layer else "",
         )
-        if sample is None:
-            return answer
-        answer.cpu.CopyFrom(self._cpu(record.id, sample, record.started_at))
-        answer.memory.CopyFrom(memory_usage(sample))
-        if (swap := swap_usage(sample)) is not None:
-            answer.swap.CopyFrom(swap)
-        if (io := io_usage(sample)) is not None:
-            answer.io.CopyFrom(io)
-        return answer
 
-    def _pod(self, measured: MeasuredPod) -> cri.PodSandboxStats:
+    def _pod(self, measured: MeasuredPod) -> PodUsage:
         record, sample = measured.record, measured.sample
-        linux = cri.LinuxPodSandboxStats(
-            containers=[self._container(each) for each in measured.containers if each.sample]
-        )
-        if sample is not None:
-            linux.cpu.CopyFrom(self._cpu(record.id, sample, record.created_at))
-            linux.memory.CopyFrom(memory_usage(sample))
-            if (io := io_usage(sample)) is not None:
-                linux.io.CopyFrom(io)
-            linux.process.CopyFrom(
-                cri.ProcessUsage(timestamp=sample.at, process_count=cri.UInt64Value(value=measured.processes))
-            )
-            if measured.interfaces is not None:
-                linux.network.CopyFrom(network_usage(measured.interfaces, sample.at))
-        return cri.PodSandboxStats(
-            attributes=cri.PodSandboxAttributes(
-                id=record.id,
-                metadata=record.config.metadata,
-                labels=record.config.labels,
-                annotations=record.config.annotations,
-            ),
-            linux=linux,
+        return PodUsage(
+            record=record,
+            containers=tuple(self._container(each) for each in measured.containers if each.sample),
+            sample=sample,
+            cpu_rate=self._cpu_rate(record.id, sample, record.created_at),
+            processes=measured.processes,
+            network=None if measured.interfaces is None else network(measured.interfaces),
         )
 
-    def _cpu(self, key: str, sample: Sample, since: int) -> cri.CpuUsage:
-        usage = cri.CpuUsage(timestamp=sample.at, psi=psi(sample.cpu_pressure))
-        if sample.cpu is not None:
-            usage.usage_core_nano_seconds.value = sample.cpu.usage
-            rate = self._rates.rate(key, sample.at, sample.cpu.usage, since)
-            if rate is not None:
-                usage.usage_nano_cores.value = rate
-        return usage
-
-    def _layer(self, container_id: str) -> cri.FilesystemUsage | None:
-        layer = self.layers.get(container_id)
-        if layer is None:
+    def _cpu_rate(self, key: str, sample: Sample | None, since: int) -> int | None:
+        if sample is None or sample.cpu is None:
             return None
-        return cri.FilesystemUsage(
-            timestamp=layer.at,
-            fs_id=cri.FilesystemIdentifier(mountpoint=self._node.images.fs_info().directory),
-            used_bytes=cri.UInt64Value(value=layer.bytes),
-            inodes_used=cri.UInt64Value(value=layer.inodes),
-        )
+        return self._rates.rate(key, sample.at, sample.cpu.usage, since)
 
 
-def memory_usage(sample: Sample) -> cri.MemoryUsage:
-    """The memory part; `available_bytes` only under a limit."""
-    usage = cri.MemoryUsage(timestamp=sample.at, psi=psi(sample.memory_pressure))
-    if (memory := sample.memory) is not None:
-        usage.working_set_bytes.value = memory.working_set
-        usage.usage_bytes.value = memory.usage
-        usage.rss_bytes.value = memory.rss
-        usage.page_faults.value = memory.page_faults
-        usage.major_page_faults.value = memory.major_page_faults
-        if memory.limit is not None:
-            usage.available_bytes.value = max(0, memory.limit - memory.working_set)
-    return usage
-
-
-def swap_usage(sample: Sample) -> cri.SwapUsage | None:
-    """The swap part; None where the kernel does not account for swap."""
-    memory = sample.memory
-    if memory is None or memory.swap is None:
-        return None
-    usage = cri.SwapUsage(timestamp=sample.at, swap_usage_bytes=cri.UInt64Value(value=memory.swap))
-    if memory.swap_limit is not None:
-        usage.swap_available_bytes.value = max(0, memory.swap_limit - memory.swap)
-    return usage
-
-
-def io_usage(sample: Sample) -> cri.IoUsage | None:
-    """The I/O part, which is pressure alone."""
-    return cri.IoUsage(timestamp=sample.at, psi=psi(sample.io_pressure)) if sample.io_pressure else None
-
-
-def network_usage(interfaces: Iterable[Interface], at: int) -> cri.NetworkUsage:
-    """The network part: eth0, which CNI made first, and the others."""
-    usage = cri.NetworkUsage(timestamp=at)
-    for interface in interfaces:
-        told = cri.NetworkInterfaceUsage(
-            name=interface.name,
-            rx_bytes=cri.UInt64Value(value=interface.rx_bytes),
-            rx_errors=cri.UInt64Value(value=interface.rx_errors),
-            tx_bytes=cri.UInt64Value(value=interface.tx_bytes),
-            tx_errors=cri.UInt64Value(value=interface.tx_errors),
-        )
-        if interface.name == IFNAME:
-            usage.default_interface.CopyFrom(told)
-        else:
-            usage.interfaces.append(told)
-    return usage
-
-
-def psi(pressure: Pressure | None) -> cri.PsiStats | None:
-    """Pressure as CRI tells it."""
-    if pressure is None:
-        return None
-    return cri.PsiStats(Full=_stall(pressure.full), Some=_stall(pressure.some))
-
-
-def _stall(stall: Stall) -> cri.PsiData:
-    return cri.PsiData(Total=stall.total, Avg10=stall.avg10, Avg60=stall.avg60, Avg300=stall.avg300)
+def network(interfaces: Sequence[Interface]) -> Network:
+    """The interface that CNI made first, and the others."""
+    default = next((interface for interface in interfaces if interface.name == IFNAME), None)
+    return Network(default=default, others=tuple(each for each in interfaces if each.name != IFNAME))

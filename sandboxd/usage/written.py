@@ -9,26 +9,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
 
 import structlog
 
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.model import AnyRecord, ContainerRecord
 from sandboxd.node import Node
+from sandboxd.usage.records import Layer
 
 log = structlog.get_logger(__name__)
 
 FRESH_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """The size of a writable layer, as of `at` (unix nanoseconds)."""
-
-    bytes: int
-    inodes: int
-    at: int
 
 
 class Layers:

@@ -58,6 +58,12 @@ def test_what_is_unknown_or_ambiguous_is_refused(lookup: Lookup) -> None:
         lookup.container("c")
 
 
+def test_a_container_that_is_being_created_is_not_there_yet(lookup: Lookup) -> None:
+    assert lookup.created_container("c1").sandbox_id == READY
+    with pytest.raises(NotFound, match="container c2 does not exist"):
+        lookup.created_container("c2")
+
+
 def test_stopping_and_removing_take_the_unknown_for_done_but_not_the_ambiguous(lookup: Lookup) -> None:
     assert lookup.sandbox_id_if_known("a1") == READY
     assert lookup.sandbox_id_if_known("b") == lookup.container_id_if_known("b") == ""

@@ -31,6 +31,8 @@ ELSEWHERE = {
     "streaming.sessions": "tests/unit/streaming/test_stdio.py",
     "streaming.streams": "tests/unit/streaming/test_websocket.py",
     "syscalls": "tests/root/test_netns.py",
+    "usage.readings": "tests/unit/usage/test_families.py",
+    "usage.records": "tests/unit/usage/test_stats.py",
 }
 # What happens to a pod, a container or an image is decided in these rooms, and all that they use has a fake.
 NEVER_ELSEWHERE = ("pods.", "containers.", "images.", "machine.")

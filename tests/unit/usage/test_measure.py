@@ -15,7 +15,8 @@ from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
-from sandboxd.usage.measure import Gauge, Interface, Processes, net_dev
+from sandboxd.usage.measure import Gauge, net_dev
+from sandboxd.usage.records import Interface, Processes
 
 NET_DEV = """\
 Inter-|   Receive                                                |  Transmit

@@ -1,4 +1,4 @@
-"""From measurements to what CRI tells."""
+"""From measurements to records of use."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from typing import Any, cast
 import pytest
 
 from sandboxd.cgroups.kernel import Cgroups
-from sandboxd.cgroups.sample import Memory, Pressure, Sample, Stall
+from sandboxd.errors import NotReady
 from sandboxd.ledger import Ledger
 from sandboxd.model import ContainerRecord, FsInfo, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
 from sandboxd.usage.cadvisor import list_pod_metrics
-from sandboxd.usage.measure import Interface
-from sandboxd.usage.stats import Rates, Stats, io_usage, memory_usage, network_usage, psi, swap_usage
+from sandboxd.usage.records import Interface
+from sandboxd.usage.stats import Rates, Stats, network
 from sandboxd.usage.written import Layers
 
 S = 1_000_000_000
-PRESSURE = Pressure(some=Stall(total=9, avg10=1.5, avg60=0.5, avg300=0.1), full=Stall(total=4))
-
-
-def sample(**changes: Any) -> Sample:
-    return Sample(at=7, memory=Memory(usage=1000, working_set=800, **changes))
 
 
 def test_the_first_rate_is_the_average_since_the_start() -> None:
@@ -71,51 +66,18 @@ def test_a_forgotten_counter_starts_over() -> None:
     assert rates.rate("c", 20 * S, 10 * S, since=0) == S // 2
 
 
-def test_memory_is_available_under_a_limit_only() -> None:
-    assert not memory_usage(sample()).HasField("available_bytes")
-    assert memory_usage(sample(limit=900)).available_bytes.value == 100
-    over = memory_usage(sample(limit=700))
-    assert over.HasField("available_bytes") and over.available_bytes.value == 0
-
-
-def test_a_measured_zero_is_there() -> None:
-    usage = memory_usage(sample())
-    assert usage.HasField("rss_bytes") and usage.HasField("page_faults")
-    assert usage.timestamp == 7
-
-
-def test_swap_is_told_where_it_is_counted() -> None:
-    assert swap_usage(sample()) is None
-    assert swap_usage(Sample(at=1)) is None
-    counted = swap_usage(sample(swap=0))
-    assert counted is not None and counted.HasField("swap_usage_bytes")
-    assert not counted.HasField("swap_available_bytes")
-    limited = swap_usage(sample(swap=30, swap_limit=100))
-    assert limited is not None and limited.swap_available_bytes.value == 70
-
-
-def test_pressure_is_told_where_the_kernel_has_it() -> None:
-    told = psi(PRESSURE)
-    assert told is not None
-    assert (told.Some.Total, told.Some.Avg10, told.Some.Avg300, told.Full.Total) == (9, 1.5, 0.1, 4)
-    assert psi(None) is None
-    assert io_usage(Sample(at=1)) is None
-    io = io_usage(Sample(at=1, io_pressure=PRESSURE))
-    assert io is not None and io.psi.Some.Total == 9
+def interface(name: str) -> Interface:
+    zero = dict.fromkeys(
+        ("rx_packets", "rx_errors", "rx_dropped", "tx_bytes", "tx_packets", "tx_errors", "tx_dropped"), 0
+    )
+    return Interface(name=name, rx_bytes=5, **zero)
 
 
 def test_the_interface_that_cni_made_first_is_the_default_one() -> None:
-    def interface(name: str) -> Interface:
-        zero = dict.fromkeys(
-            ("rx_packets", "rx_errors", "rx_dropped", "tx_bytes", "tx_packets", "tx_errors", "tx_dropped"), 0
-        )
-        return Interface(name=name, rx_bytes=5, **zero)
-
-    usage = network_usage([interface("net1"), interface("eth0")], at=3)
-    assert (usage.timestamp, usage.default_interface.name) == (3, "eth0")
-    assert usage.default_interface.rx_bytes.value == 5
-    assert usage.default_interface.HasField("tx_errors")
-    assert [each.name for each in usage.interfaces] == ["net1"]
+    found = network([interface("net1"), interface("eth0")])
+    assert found.default == interface("eth0")
+    assert found.others == (interface("net1"),)
+    assert network([interface("net1")]).default is None
 
 
 async def test_the_kernels_files_are_never_read_on_the_event_loop(
@@ -153,10 +115,27 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
         return real(*arguments, **options)
 
     monkeypatch.setattr(os, "open", noting)
-    (container,) = await stats.containers(cri.ContainerStatsFilter())
-    (pod,) = await stats.pods(cri.PodSandboxStatsFilter())
+    (container,) = await stats.containers(ledger.containers.values())
+    (pod,) = await stats.pods(ledger.sandboxes.values())
     (metrics,) = await list_pod_metrics(cast("Node", node), stats)
-    assert container.memory.usage_bytes.value == pod.linux.memory.usage_bytes.value == 5
-    assert metrics.container_metrics
+    for usage in (container, pod):
+        assert usage.sample is not None and usage.sample.memory is not None and usage.sample.memory.usage == 5
+    assert metrics.containers
     assert readers and threading.get_ident() not in readers
+    ledger.close()
+
+
+async def test_a_pod_that_does_not_run_uses_nothing_and_is_left_out_of_a_list(tmp_path: Path) -> None:
+    ledger = Ledger(":memory:")
+    stopped = SandboxRecord(
+        id="s", config=cri.PodSandboxConfig(), runtime_handler="", netns_path="", created_at=1, stopped_at=3
+    )
+    machine = SimpleNamespace(cgroups=Cgroups(str(tmp_path)))
+    places = Places(root="/r", state="/s", netns="/n", cgroup_driver="cgroupfs", cgroup_parent="/sandboxd")
+    node = SimpleNamespace(ledger=ledger, places=places, machine=machine)
+    stats = Stats(cast("Node", node), cast("Layers", None))
+
+    with pytest.raises(NotReady, match="is notready: it uses nothing"):
+        await stats.pod(stopped)
+    assert await stats.pods([stopped]) == []
     ledger.close()
