@@ -24,6 +24,7 @@ from sandboxd.api.transfer import Transfer
 from sandboxd.api.usage import Usage
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
+from sandboxd.images.uploads import Uploads
 from sandboxd.model import ImageRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2, api_pb2_grpc
@@ -102,6 +103,6 @@ def host_service(
     composed = compose(
         host_pb2.DESCRIPTOR.services_by_name["Host"],
         Host(node.ledger, node.netns, node.logs, exposition),
-        Transfer(node, images, pulls),
+        Transfer(images, pulls, Uploads(images, node.jobs, node.places.uploads), node.jobs),
     )
     return cast(host_pb2_grpc.HostServicer, composed)

@@ -6,6 +6,7 @@ fetch    a pull's blobs: into the content store, as many at once as pays
 examine  a layer looked through as it arrives: digest, compression, entries
 unpack   layers into snapshots, as early as can be
 load     archives into the store; the builtin pause image
+uploads  archives that clients send: spooled, then loaded
 pause    the image of every pod's first container
 save     images into an archive
 """

@@ -14,7 +14,19 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
 
 IMAGES: ServiceDescriptor = cri.DESCRIPTOR.services_by_name["ImageService"]
-ANYTHING: Any = type("Anything", (), {"__getattr__": lambda self, name: self})()
+
+
+class Anything:
+    """A resource that nothing is asked of."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __fspath__(self) -> str:
+        return "/nowhere"
+
+
+ANYTHING: Any = Anything()
 
 
 class Reading:

@@ -14,8 +14,9 @@ import pytest
 
 from sandboxd.api import services
 from sandboxd.api.edge import Edge
-from sandboxd.api.transfer import Transfer
 from sandboxd.errors import NotFound
+from sandboxd.images import load
+from sandboxd.images.load import Loaded
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
@@ -71,7 +72,12 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     jobs = Jobs()
     pulls = Scripted(jobs)
-    node = cast(Node, SimpleNamespace(jobs=jobs, ledger=None, netns=None, logs=None))
+    node = cast(
+        Node,
+        SimpleNamespace(
+            jobs=jobs, places=SimpleNamespace(uploads=str(tmp_path / "uploads")), ledger=None, netns=None, logs=None
+        ),
+    )
     server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
     service = services.host_service(node, cast(ImageStore, None), pulls, lambda: b"")
     host_pb2_grpc.add_HostServicer_to_server(service, server)
@@ -197,14 +203,35 @@ async def test_shutdown_ends_a_watched_pull_and_says_so(site: Site) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_what_an_earlier_daemon_was_sent_goes_at_the_first_archive(tmp_path: Path) -> None:
-    """It died in the middle of reading it; later ones are those of this daemon."""
-    places = SimpleNamespace(uploads=str(tmp_path / "uploads"))
-    service = Transfer(cast(Node, SimpleNamespace(places=places)), cast(ImageStore, None), cast(Pulls, None))
-    left = tmp_path / "uploads" / "archive-left"
-    left.parent.mkdir()
-    left.touch()
-    uploads = service._uploads()
-    assert not left.exists()
-    (uploads / "archive-new").touch()
-    assert (service._uploads() / "archive-new").exists()
+def sent(*chunks: bytes) -> AsyncIterator[host_pb2.LoadImageRequest]:
+    async def messages() -> AsyncIterator[host_pb2.LoadImageRequest]:
+        for chunk in chunks:
+            yield host_pb2.LoadImageRequest(chunk=chunk)
+
+    return messages()
+
+
+async def test_an_archive_is_answered_with_progress_and_then_its_images(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def loading(store: Any, path: Path, report: Report) -> list[Loaded]:
+        assert path.read_bytes() == b"archive"
+        report(Progress(stage=Stage.VERIFY, done=3, total=7))
+        return [Loaded(names=("web:latest",), image_id="sha256:id", digest="sha256:manifest", size=7)]
+
+    monkeypatch.setattr(load, "load", loading)
+    answers = [answer async for answer in site.host.LoadImage(sent(b"arch", b"ive"), timeout=SECONDS)]
+
+    assert answers == [
+        host_pb2.LoadImageResponse(progress=host_pb2.Progress(stage="verify", done_bytes=3, total_bytes=7)),
+        host_pb2.LoadImageResponse(
+            loaded=host_pb2.LoadedImage(names=["web:latest"], image_id="sha256:id", digest="sha256:manifest", size=7)
+        ),
+    ]
+
+
+async def test_an_archive_without_a_byte_is_refused(site: Site) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [answer async for answer in site.host.LoadImage(sent(), timeout=SECONDS)]
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
