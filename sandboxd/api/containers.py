@@ -56,7 +56,7 @@ class Containers:
         return entries
 
     async def ContainerStatus(self, request: cri.ContainerStatusRequest, context: Any) -> cri.ContainerStatusResponse:
-        record = self._lookup.container(request.container_id)
+        record = self._lookup.created_container(request.container_id)
         answer = cri.ContainerStatusResponse(status=views.container_status(record))
         if request.verbose:
             info = views.info(

@@ -96,6 +96,11 @@ async def test_only_a_verbose_status_has_the_spec(containers: Containers) -> Non
     assert json.loads(answer.info["info"])["runtimeSpec"] == {"ociVersion": "1.1.0"}
 
 
+async def test_a_container_that_is_being_created_has_no_status_yet(containers: Containers) -> None:
+    with pytest.raises(NotFound, match=f"container {CREATING} does not exist"):
+        await containers.ContainerStatus(cri.ContainerStatusRequest(container_id=CREATING), None)
+
+
 async def test_a_log_is_reopened_by_the_full_id(containers: Containers, node: Resources) -> None:
     await containers.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id="a"), None)
     assert node.reopened == [RUNNING]
