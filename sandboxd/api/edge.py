@@ -1,10 +1,10 @@
 """What every RPC passes: the gate until recovery is done, errors to gRPC codes, the policy on cancellation, a count.
 
-It also knows what is private in a request, and keeps it out of whatever is told of an error that nobody expected.
+It also keeps what is private in a request out of the log of an unexpected error.
 
-A handler whose client has gone is cancelled by grpc.aio; the jobs that it waits for are not. A CancelledError of
-another origin (a job cut off by shutdown) must not escape: grpc.aio would send no status at all and leave the
-client waiting until its deadline, so it is answered with UNAVAILABLE.
+When a client disconnects, grpc.aio cancels the handler; the jobs that the handler waits for go on. A CancelledError
+from elsewhere (a job cut off by shutdown) must not escape: grpc.aio would send no status at all and leave the client
+waiting until its deadline. It becomes UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sandboxd import disclosure, errors
 
 log = structlog.get_logger(__name__)
 
-# The only place where gRPC codes are chosen. The most specific class counts.
+# The only place where gRPC codes are chosen; the most specific class decides.
 CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unsupported: grpc.StatusCode.INVALID_ARGUMENT,
@@ -40,7 +40,7 @@ CODES: dict[type[errors.SandboxdError], grpc.StatusCode] = {
     errors.SandboxdError: grpc.StatusCode.INTERNAL,
 }
 
-# The same for what nobody raises on purpose, with the sentence that a client gets; all else is INTERNAL.
+# The same for errors that are never raised on purpose, with the message for the client; all others are INTERNAL.
 UNEXPECTED: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
     MemoryError: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -62,15 +62,15 @@ def code_of(error: errors.SandboxdError) -> grpc.StatusCode:
 
 
 def message_of(error: BaseException) -> str:
-    """The error's sentence and what was noted on it on the way up."""
+    """The error's message and the notes that were added on its way up."""
     return "; ".join((disclosure.words(error), *disclosure.notes(error)))
 
 
 def _on_the_wire(message: str) -> str:
-    """The message as gRPC can send it; the log has it whole.
+    """The message as gRPC can send it; the log has all of it.
 
-    With a lone surrogate (from a file name that is no UTF-8) it would send no status at all, and of one that is too
-    long it makes an error of its own.
+    gRPC sends no status at all for a message with a lone surrogate (from a file name that is not UTF-8), and turns
+    one that is too long into an error of its own.
     """
     data = message.encode("utf-8", "backslashreplace")
     if len(data) <= MESSAGE_BYTES:
@@ -87,11 +87,11 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
         ended: Callable[[str, str], None] = lambda method, code: None,
         private: Callable[[Any], Iterable[str]] = lambda request: (),
     ) -> None:
-        """`not_serving` says why requests cannot be taken yet, "" when they can.
+        """`not_serving` says why requests are not served yet, "" when they are.
 
-        `ended` is told each call's method ("runtime.v1.RuntimeService/Version") and gRPC's name of its code,
-        CANCELLED when the client went away. `private` gives the texts of a request, and of what it is about, that
-        no log may show; it is asked for them when something has gone wrong.
+        `ended` is called at the end of each call with its method ("runtime.v1.RuntimeService/Version") and gRPC's
+        name for its code, CANCELLED when the client disconnected. `private` returns the texts of a request, and of
+        the objects that it names, that no log may show; it is called only when something has gone wrong.
         """
         self._not_serving = not_serving
         self._ended = ended
@@ -147,7 +147,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
             except (Exception, asyncio.CancelledError) as exc:
                 await self._answer(name, exc, context)
             except GeneratorExit:
-                # The client went away while it was being sent to.
+                # The client disconnected while a message was being sent.
                 self._ended(name, grpc.StatusCode.CANCELLED.name)
                 raise
             self._ended(name, grpc.StatusCode.OK.name)
@@ -161,9 +161,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
             raise _NotAdmitted(grpc.StatusCode.UNAVAILABLE, reason)
 
     async def _answer(self, name: str, error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-        """End the call with the status that belongs to `error`."""
+        """End the call with the status for `error`."""
         task = asyncio.current_task()
-        # grpc.aio cancels the task of a call whose client went away, and its context does not know by then.
+        # grpc.aio cancels the task of a call whose client disconnected before its context knows.
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             self._ended(name, grpc.StatusCode.CANCELLED.name)
             raise error
@@ -174,7 +174,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
 
 
 class _NotAdmitted(Exception):
-    """The call does not reach its handler."""
+    """The call is refused before it reaches its handler."""
 
     def __init__(self, code: grpc.StatusCode, words: str) -> None:
         super().__init__(words)
@@ -186,7 +186,7 @@ def _short(name: str) -> str:
 
 
 def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """The code and the words that belong to `error`, which is logged."""
+    """The code and message for `error`, which is logged."""
     if isinstance(error, _NotAdmitted):
         return error.code, str(error)
     if isinstance(error, asyncio.CancelledError):

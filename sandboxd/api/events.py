@@ -27,7 +27,7 @@ class Events:
         self, request: cri.GetEventsRequest, context: Any
     ) -> AsyncIterator[cri.ContainerEventResponse]:
         with self._announcer.subscribe() as subscription:
-            # Now, so that a client can tell from when on it misses nothing.
+            # Sent at once: from here on, as the client can see, it misses nothing.
             await context.send_initial_metadata(())
             async for announcement in subscription:
                 yield event(announcement)

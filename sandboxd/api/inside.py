@@ -51,7 +51,7 @@ class Inside:
         container = running_container(self._node, container_id)
         if request.stdin:
             attaching.check_stdin(container)
-        # The container decides whether there is a terminal; a client cannot ask for another.
+        # The container decides whether there is a terminal; a client cannot change that.
         tty = container.config.tty
         wanted = Streams(
             stdin=request.stdin, stdout=request.stdout, stderr=request.stderr and not tty, tty=tty and request.tty

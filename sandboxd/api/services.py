@@ -34,7 +34,7 @@ from sandboxd.usage.stats import Stats
 
 
 class Miscomposed(Exception):
-    """The rooms do not make up the service: the programme is wrong, whatever it is asked."""
+    """The rooms do not make up the service: a bug, reported at start."""
 
 
 def compose(service: ServiceDescriptor, *rooms: object) -> SimpleNamespace:

@@ -69,7 +69,7 @@ class Transfer:
 
 
 class _Latest:
-    """What is new about each layer since it was last asked: a client takes less than a registry gives."""
+    """The newest progress of each layer since the last look: there is more of it than a client can read."""
 
     def __init__(self) -> None:
         self._new: dict[str, Progress] = {}

@@ -39,7 +39,7 @@ def sandbox(record: SandboxRecord) -> cri.PodSandbox:
 
 
 def sandbox_status(record: SandboxRecord) -> cri.PodSandboxStatus:
-    """What PodSandboxStatus answers; no address for a pod in the host's network, as CRI says."""
+    """What PodSandboxStatus answers; without an address for a pod in the host's network, as CRI demands."""
     network = cri.PodSandboxNetworkStatus()
     if record.ips and not record.stopped_at:
         network.ip = record.ips[0]
@@ -128,7 +128,7 @@ def image(record: ImageRecord) -> cri.Image:
 
 
 def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """CRI's label selector: every pair must be there, exactly."""
+    """CRI's label selector: every pair must match exactly."""
     return all(labels.get(key) == value for key, value in selector.items())
 
 
@@ -144,7 +144,7 @@ def message_dict(message: Any) -> dict[str, Any]:
 
 
 def timeline(steps: Iterable[StepRecord]) -> list[dict[str, Any]]:
-    """The timeline for a verbose status: what happened, when, for how long."""
+    """The timeline for a verbose status: what happened, when, and how long it took."""
     return [
         {
             "operation": step.operation,

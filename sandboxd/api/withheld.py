@@ -1,7 +1,7 @@
-"""What is private in a request and in what it is about. Pure.
+"""What is private in a request and in the objects that it names. Pure.
 
-Private are the values of environment variables, credentials, and the commands that are executed: passwords are
-passed in all three. Names, images, paths, labels and annotations are not.
+The values of environment variables, credentials and the commands to execute are private: passwords are passed in all
+three. Names, images, paths, labels and annotations are not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PRIVATE = {"AuthConfig": _CREDENTIALS, "KeyValue": _ENVIRONMENT}
 
 
 def private(containers: Callable[[], Iterable[ContainerRecord]]) -> Callable[[Any], Iterator[str]]:
-    """What tells of a request, given the containers that there are; anything but a message has nothing private."""
+    """A function from a request to its private texts; what is not a message has none. `containers` returns all."""
 
     def texts(request: Any) -> Iterator[str]:
         if not isinstance(request, Message):

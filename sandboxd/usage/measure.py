@@ -1,7 +1,7 @@
-"""Measuring pods and containers: one look at the kernel's files, no opinion about what they mean.
+"""Measuring pods and containers: one reading of the kernel's files, without interpreting them.
 
 Everything here blocks for as long as the kernel takes and touches no state of the daemon, so that it can run in a
-thread while the daemon goes on; the records that it is given are immutable.
+thread while the daemon goes on; its arguments are immutable records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOOPBACK = "lo"
 
 
 class Gauge:
-    """The kernel's files of this machine, and what must be known to find those of a pod."""
+    """The kernel's files of this machine, and where those of a pod are."""
 
     def __init__(self, cgroups: Cgroups, places: Places, proc: str = PROC) -> None:
         self._cgroups = cgroups
@@ -40,10 +40,10 @@ class Gauge:
         wanted: Iterable[tuple[SandboxRecord, Sequence[ContainerRecord]]],
         everyone: Iterable[SandboxRecord],
     ) -> list[MeasuredPod]:
-        """Pods with those of their containers that run. `everyone` are all the pods there are.
+        """Pods with those of their containers that run. `everyone` are all pods that exist.
 
-        By them it is seen whether the cgroup above a pod is its own. If it is not, the pod is the sum of its
-        containers, which have cgroups of their own in any case.
+        They show whether the cgroup above a pod belongs to it alone. If it does not, the pod is the sum of its
+        containers, which always have cgroups of their own.
         """
         shared = self._places.crowded(everyone)
         return [self._pod(sandbox, containers, shared) for sandbox, containers in wanted]
@@ -70,7 +70,7 @@ class Gauge:
         )
 
     def processes(self, measured: MeasuredContainer) -> Processes:
-        """What the container's processes hold; those that end meanwhile hold nothing."""
+        """What the container's processes hold; a process that has ended by then holds nothing."""
         pids = self._cgroups.processes(measured.cgroup)
         files = sockets = 0
         for pid in pids:
@@ -89,7 +89,7 @@ class Gauge:
             return None
 
     def _interfaces(self, sandbox: SandboxRecord) -> tuple[Interface, ...] | None:
-        """The pause process is in the pod's network namespace, and /proc shows it without entering it."""
+        """The pod's interfaces, by way of its pause process: /proc shows them without entering the namespace."""
         if not sandbox.netns_path:
             return None
         try:
@@ -131,7 +131,7 @@ class Gauge:
 
 
 def net_dev(text: str) -> Sequence[Interface]:
-    """/proc/PID/net/dev (proc_pid_net(5)): two lines of headings, then one for each interface."""
+    """/proc/PID/net/dev (proc_pid_net(5)): two heading lines, then one line for each interface."""
     found = []
     for line in text.splitlines()[2:]:
         # The name may hold anything but a slash and white space: a colon too, as aliases have it.

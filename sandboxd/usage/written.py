@@ -1,8 +1,8 @@
 """What containers wrote to their root file systems, remembered.
 
-containerd walks all files of a writable layer to tell its size, which can take long. So a read answers with what was
-found last and has a figure that is older than `FRESH_SECONDS` measured anew in the background, one layer at a time.
-A container's first figure is taken when it is started, so that a client's first question finds one.
+containerd walks all files of a writable layer to compute its size, which can take long. So a read returns the last
+figure; one that is older than `FRESH_SECONDS` is measured again in the background, one layer at a time. A
+container's layer is first measured when the container starts, so that a client's first request finds a figure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Layers:
         node.ledger.subscribe(self._on_change)
 
     def get(self, container_id: str) -> Layer | None:
-        """What is known now; None before the first measurement. Waits for nothing."""
+        """The last figure, None before the first measurement. Never waits."""
         layer = self._known.get(container_id)
         if layer is None or time.time_ns() - layer.at > self._fresh:
             self._want(container_id)
