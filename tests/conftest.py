@@ -17,9 +17,9 @@ CURRENT_CONTAINERD = ROOT / "build" / "conformance" / "containerd" / "bin"
 StartBed = Callable[..., Testbed]
 
 # These modules depend on containerd's own interfaces, which differ between versions: images and their contents,
-# snapshots, tasks and processes, checkpoints, metrics; and one complete story, for anything else. `make test` runs them
-# on both containerds, and all others only on the distribution's: the interfaces to clients, plugins and the kernel are
-# the same on both. `make test-second-containerd` runs the rest.
+# snapshots, tasks and processes, checkpoints, metrics; and one complete story, for anything else. `make test` runs
+# them on both containerds, and all others only on the distribution's: the interfaces to clients, plugins and the
+# kernel are the same on both. `make test-second-containerd` runs the rest.
 ON_BOTH = frozenset(
     {
         "tests/e2e/test_accounting.py",
