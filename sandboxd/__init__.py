@@ -11,13 +11,15 @@ modules: no IO, no clock, no environment, no async.
     api/                     the gRPC edge: translate, never decide
         edge                 every RPC passes here: gate, errors to codes, cancellation policy
         services             each gRPC service, composed from the rooms that have its RPCs
-        runtime pods containers inside usage events
-                             RuntimeService, one short method per RPC
-        images               ImageService
-        host transfer        our own Host service
+        runtime  pods        CRI's RuntimeService, one short method per RPC: about the runtime itself, pods,
+        containers  inside   containers, what is run or reached inside of them,
+        usage  events        what they use, what happens to them
+        images               CRI's ImageService
+        host  transfer       our own Host service: reading, and images in and out
         lookup               which records a request is about: ids, filters
-        views usage_views lists  P
-                             records to CRI messages; lists in parts that fit one
+        views           P    records to messages
+        usage_views     P    the same for records of use
+        lists           P    lists in parts that fit a message
         withheld        P    what of a request no log may show
     streaming/  insight/
         streaming/           exec, attach, port-forward: protocol cores P, the server for them, its sessions

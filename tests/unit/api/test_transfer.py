@@ -12,16 +12,18 @@ import grpc
 import grpc.aio
 import pytest
 
-from sandboxd.api import services
 from sandboxd.api.edge import Edge
+from sandboxd.api.host import Host
+from sandboxd.api.services import compose
+from sandboxd.api.transfer import Transfer
 from sandboxd.errors import NotFound
 from sandboxd.images import load
 from sandboxd.images.load import Loaded
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
+from sandboxd.images.uploads import Uploads
 from sandboxd.jobs import Jobs
 from sandboxd.model import ImageRecord, Progress, Report, Stage
-from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
 from sandboxd.registry.client import Registries
@@ -72,15 +74,12 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     jobs = Jobs()
     pulls = Scripted(jobs)
-    node = cast(
-        Node,
-        SimpleNamespace(
-            jobs=jobs, places=SimpleNamespace(uploads=str(tmp_path / "uploads")), ledger=None, netns=None, logs=None
-        ),
-    )
+    store: Any = None
+    transfer = Transfer(store, pulls, Uploads(store, jobs, str(tmp_path / "uploads")), jobs)
+    reading = Host(cast(Any, None), cast(Any, None), cast(Any, None), lambda: b"")
     server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
-    service = services.host_service(node, cast(ImageStore, None), pulls, lambda: b"")
-    host_pb2_grpc.add_HostServicer_to_server(service, server)
+    service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading)
+    host_pb2_grpc.add_HostServicer_to_server(cast(Any, service), server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:

@@ -20,7 +20,6 @@ TOO_LONG = {
     "oci.container.container_spec",  # one visible expression, as the two below
     "oci.sandbox.sandbox_spec",
     "oci.tar.fromtarfile",
-    "usage.cadvisor._families",
 }
 NEVER_TOO_LONG = ("pods.", "containers.")
 
