@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.config import child_environment
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
 
@@ -53,7 +54,7 @@ def private(containerd_bin: Path | None) -> Iterator[Private]:
                 [*UNSHARE, "containerd", "--config", places.config_file],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PATH": path},
+                env={**child_environment(), "PATH": path},
             )
         try:
             ctr = f"{containerd_bin}/ctr" if containerd_bin else "ctr"
