@@ -8,6 +8,7 @@ SIDE_BY_SIDE := -n 4 --dist loadscope --no-loadscope-reorder
 PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
 BENCH_ARGS ?=
+DIRTY_ARGS ?=
 
 .PHONY: help setup setup-test proto proto-check style types layers images test test-second-containerd test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
 
@@ -72,3 +73,7 @@ demo-down: setup ## end the demo and leave the machine as it was
 
 clean: ## remove what was built (not the demo: that is demo-down)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.PHONY: test-dirty
+test-dirty: setup-test images ## run what a machine can spoil on one that many others have used
+	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
