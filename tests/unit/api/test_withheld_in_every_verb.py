@@ -298,9 +298,10 @@ class Site:
 @asynccontextmanager
 async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bool) -> AsyncIterator[Site]:
     """Everything breaks but what leads to the real work; with `ledger_too` that, too."""
-    config = configuration.merge(
-        {"daemon": {"root": str(tmp_path / "root"), "state": str(tmp_path / "state")}}, origin="the test", flags={}
-    )
+    # Nobody listens on these; where they belong, below the state, their paths would be too long for sockets.
+    sockets = {"api": {"socket": "/nowhere/sandboxd.sock"}, "containerd": {"socket": "/nowhere/containerd.sock"}}
+    places = {"daemon": {"root": str(tmp_path / "root"), "state": str(tmp_path / "state")}}
+    config = configuration.merge({**places, **sockets}, origin="the test", flags={})
     (tmp_path / "root").mkdir()
     ledger, jobs = Ledger(":memory:"), Jobs()
     _records(ledger)
