@@ -37,7 +37,8 @@ from sandboxd.errors import SandboxdError
 from sandboxd.oci import image, layers
 from sandboxd.oci.archive import Archive
 from sandboxd.oci.recording import Recording, merged
-from sandboxd.registry import auth, client
+if sys.argv[2] in ("token", "explanation"):  # what they need takes longer to import than most bombs to read
+    from sandboxd.registry import auth, client
 
 def figure(name, path="/proc/self/status"):
     return next(int(line.split()[1]) for line in open(path) if line.startswith(name))
