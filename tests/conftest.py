@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.pods import remove_pod, run_pod
 from tests.testbed import ROOT, Testbed
 
 CURRENT_CONTAINERD = ROOT / "build" / "conformance" / "containerd" / "bin"
@@ -31,6 +32,8 @@ ON_BOTH = frozenset(
         "tests/e2e/test_lifecycle.py",
         "tests/e2e/test_other_users.py",
         "tests/e2e/test_pull.py",
+        "tests/e2e/test_pull_faults.py",
+        "tests/e2e/test_pull_wrong_images.py",
         "tests/e2e/test_resources.py",
         "tests/e2e/test_restart.py",
         "tests/e2e/test_stats.py",
@@ -120,6 +123,22 @@ def images(bed: Testbed) -> tuple[str, ...]:
     for name in names:
         bed.load_image(name)
     return names
+
+
+@pytest.fixture
+def pod(bed: Testbed) -> Iterator[str]:
+    """The id of a pod for one test."""
+    pod_id = run_pod(bed)
+    yield pod_id
+    remove_pod(bed, pod_id)
+
+
+@pytest.fixture(scope="module")
+def shared_pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
+    """The id of a pod for all tests of a module."""
+    pod_id = run_pod(bed)
+    yield pod_id
+    remove_pod(bed, pod_id)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from tests.testbed import Testbed
 # One directory for all: logs belong to the client that named their place, and outlive the pod.
 LOGS = "/var/lib/pod-logs"
 
+IDS = [cri.IDMapping(host_id=100000, container_id=0, length=65536)]  # of a user namespace
+
 
 def pod_config(name: str = "", **changes: Any) -> cri.PodSandboxConfig:
     """A pod with a name of its own; `changes` are fields of PodSandboxConfig."""
@@ -61,6 +63,11 @@ def container_config(name: str, image: str, command: Sequence[str] = (), **chang
         log_path=f"{name}-{secrets.token_hex(4)}.log",
         **changes,
     )
+
+
+def shell(script: str, **changes: Any) -> cri.ContainerConfig:
+    """A busybox container that runs a script, by a name of its own; `changes` are fields of ContainerConfig."""
+    return container_config(f"sh-{secrets.token_hex(4)}", "busybox", ["sh", "-c", script], **changes)
 
 
 def create_container(

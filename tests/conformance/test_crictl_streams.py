@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import termios
-from collections.abc import Iterator
 from typing import IO
 
 import pytest
@@ -26,13 +25,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.conformance]
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["spdy", "websocket"])
 ECHO = 'while read line; do echo "out $line"; echo "err $line" >&2; done; echo over; exec sleep 1000'
-
-
-@pytest.fixture
-def pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
 
 
 def box(bed: Testbed, pod_id: str, script: str = "sleep 1000", **changes: bool) -> str:

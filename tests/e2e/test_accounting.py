@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.e2e.test_pull import QUICK, Site, layer_of, make_image, sha256
+from tests.images import layer_of, make_image
 from tests.pods import container_config, container_status, pod_config, remove_pod, run_container, run_pod
 from tests.processes import until
-from tests.registry_server import start_proxy, start_registry
-from tests.testbed import Testbed
+from tests.pulling import Site
+from tests.registry_server import digest_of
 
 pytestmark = pytest.mark.e2e
 
@@ -27,26 +25,10 @@ CONTENT = "/var/lib/sandboxd/containerd/io.containerd.content.v1.content/blobs/s
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def site(containerd_bin: Path | None) -> Iterator[Site]:
-    """One bed for the tests of this module."""
-    with Testbed(containerd_bin=containerd_bin) as bed:
-        bed.default_network()
-        bed.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")
-        registry = start_registry(bed, 5000)
-        proxy = start_proxy(bed, 5001, registry.host)
-        bed.start_daemon(images=QUICK)
-        yield Site(bed=bed, registry=registry, proxy=proxy)
-
-
 @pytest.fixture
 def busybox(site: Site) -> str:
     """A name of busybox in the registry."""
-    layout = site.bed.base / "layouts" / "busybox"
-    with tarfile.open(site.bed.build_image("busybox")) as tar:
-        tar.extractall(layout, filter="data")
-    site.registry.storage.publish(layout, "accounts/busybox", "v1")
-    return f"{site.registry.host}/accounts/busybox:v1"
+    return site.busybox("accounts/busybox")
 
 
 def listed(site: Site, wanted: str = "") -> list[cri.Image]:
@@ -129,7 +111,7 @@ def test_a_verbose_status_tells_the_chain_id_and_the_config(site: Site) -> None:
     info = verbose(site, name)
 
     # https://github.com/opencontainers/image-spec/blob/main/config.md#layer-chainid
-    chain_id = sha256(f"{sha256(layers[0])} {sha256(layers[1])}".encode())
+    chain_id = digest_of(f"{digest_of(layers[0])} {digest_of(layers[1])}".encode())
     assert info["chainID"] == chain_id
     assert {key: info["imageSpec"]["config"][key] for key in config} == config
     assert chain_id in [line.split()[0] for line in site.ctr("snapshots", "ls")[1:]]
@@ -220,10 +202,10 @@ def test_layers_that_another_image_has_too_stay_with_it(site: Site) -> None:
     site.remove(second)
 
     assert site.stored() == alone
-    assert sha256(shared) in alone["content"]
+    assert digest_of(shared) in alone["content"]
     site.pull(second)
     site.remove(first)
-    assert sha256(shared) in site.stored()["content"]
+    assert digest_of(shared) in site.stored()["content"]
 
 
 def test_the_image_that_a_tag_left_is_freed_when_its_digest_goes(site: Site) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import secrets
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -14,14 +12,12 @@ import pytest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.pods import (
-    container_config,
     container_status,
     exited,
     log_lines,
     refused,
-    remove_pod,
     run_container,
-    run_pod,
+    shell,
 )
 from tests.streaming.remote import (
     NEWEST,
@@ -38,23 +34,10 @@ from tests.streaming.remote import (
 )
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 
 PAYLOAD = random.Random(2).randbytes(4 << 20)
 ECHO = 'while read line; do echo "out $line"; echo "err $line" >&2; done; echo over; exec sleep 1000'
-
-
-@pytest.fixture
-def pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
-
-
-def shell(bed: Testbed, pod_id: str, script: str, **changes: bool) -> str:
-    """Run a container whose program is the script; returns its id."""
-    name = f"shell-{secrets.token_hex(4)}"
-    return run_container(bed, pod_id, container_config(name, "busybox", ["sh", "-c", script], **changes))
 
 
 def runs(bed: Testbed, container_id: str) -> bool:
@@ -74,7 +57,7 @@ async def test_a_client_talks_leaves_and_the_next_one_goes_on_talking(
     bed: Testbed, pod: str, transport: Transport
 ) -> None:
     """Output and errors come apart, and without stdin_once nobody's leaving ends the container's input."""
-    container_id = shell(bed, pod, ECHO, stdin=True)
+    container_id = run_container(bed, pod, shell(ECHO, stdin=True))
     first = await attach(bed, container_id, transport=transport, stdin=True)
     await talk(first, "one")
     await first.close()
@@ -98,7 +81,7 @@ async def test_with_stdin_once_the_first_client_s_end_is_the_container_s_too(
     bed: Testbed, pod: str, transport: Transport, leave: str
 ) -> None:
     """However it leaves; one that stays sees what comes of it, and nobody gets at stdin any more."""
-    container_id = shell(bed, pod, ECHO, stdin=True, stdin_once=True)
+    container_id = run_container(bed, pod, shell(ECHO, stdin=True, stdin_once=True))
     remote = await attach(bed, container_id, transport=transport, stdin=True)
     other = await attach(bed, container_id, transport=transport, stdin=True)
     await talk(other, "zero")
@@ -123,7 +106,7 @@ async def test_with_stdin_once_the_first_client_s_end_is_the_container_s_too(
 async def test_all_that_a_leaving_client_sent_reaches_the_container(
     bed: Testbed, pod: str, transport: Transport
 ) -> None:
-    container_id = shell(bed, pod, "sha256sum", stdin=True, stdin_once=True)
+    container_id = run_container(bed, pod, shell("sha256sum", stdin=True, stdin_once=True))
     remote = await attach(bed, container_id, transport=transport, stdin=True)
     await remote.send(PAYLOAD)
     await remote.close()
@@ -137,7 +120,7 @@ async def test_the_end_of_the_container_ends_the_attach_with_success(
 ) -> None:
     """Its exit code is in its status; to the last byte, output comes first."""
     script = "read go; head -c 3000000 /dev/zero; echo over >&2; exit 3"
-    container_id = shell(bed, pod, script, stdin=True)
+    container_id = run_container(bed, pod, shell(script, stdin=True))
     remote = await attach(bed, container_id, transport=transport, stdin=True)
     await remote.send(b"go\n")
     assert exit_code(transport, await remote.ended()) == 0
@@ -147,7 +130,7 @@ async def test_the_end_of_the_container_ends_the_attach_with_success(
 
 
 async def test_several_clients_see_all_and_say_what_they_like(bed: Testbed, pod: str) -> None:
-    container_id = shell(bed, pod, ECHO, stdin=True)
+    container_id = run_container(bed, pod, shell(ECHO, stdin=True))
     clients = [await attach(bed, container_id, transport=transport, stdin=True) for transport in NEWEST * 2]
 
     async def sees(client: Remote, said: bytes) -> None:
@@ -165,7 +148,7 @@ async def test_several_clients_see_all_and_say_what_they_like(bed: Testbed, pod:
 
 
 async def test_what_came_before_the_client_is_not_repeated(bed: Testbed, pod: str) -> None:
-    container_id = shell(bed, pod, f"echo early; {ECHO}", stdin=True)
+    container_id = run_container(bed, pod, shell(f"echo early; {ECHO}", stdin=True))
     await reached(lambda: log_lines(bed, container_id) == ["early"], what="it has begun")
     remote = await attach(bed, container_id, transport=SPDY_V4, stdin=True)
     await talk(remote, "one")
@@ -176,7 +159,7 @@ async def test_what_came_before_the_client_is_not_repeated(bed: Testbed, pod: st
 @pytest.mark.parametrize("transport", [t for t in TRANSPORTS if t.resizes], ids=str)
 async def test_a_terminal_is_attached_to_with_its_size(bed: Testbed, pod: str, transport: Transport) -> None:
     """One output, the size as it changes; a terminal's input does not end with a client, stdin_once or not."""
-    container_id = shell(bed, pod, "exec sh -i", stdin=True, stdin_once=True, tty=True)
+    container_id = run_container(bed, pod, shell("exec sh -i", stdin=True, stdin_once=True, tty=True))
 
     async def sized(remote: Remote, columns: int, rows: int) -> None:
         await remote.resize(columns, rows)
@@ -199,7 +182,7 @@ async def test_a_terminal_is_attached_to_with_its_size(bed: Testbed, pod: str, t
 
 
 async def test_attach_is_refused_where_there_is_nothing_to_attach_to(bed: Testbed, pod: str) -> None:
-    container_id = shell(bed, pod, "sleep 1000")
+    container_id = run_container(bed, pod, shell("sleep 1000"))
     with pytest.raises(grpc.RpcError) as error:
         await attach(bed, container_id, transport=SPDY_V4, stdin=True)
     code, words = refused(error.value)
@@ -218,7 +201,7 @@ async def test_a_client_that_does_not_read_does_not_stop_the_container_for_ever(
     bed: Testbed, pod: str, transport: Transport
 ) -> None:
     """It is cut off, and told so when it reads again; others and the log go on."""
-    container_id = shell(bed, pod, "read go; i=0; while :; do i=$((i+1)); echo $i; done", stdin=True)
+    container_id = run_container(bed, pod, shell("read go; i=0; while :; do i=$((i+1)); echo $i; done", stdin=True))
     log = bed.path(container_status(bed, container_id).log_path)
     slow = await attach(bed, container_id, transport=transport, stdin=True)
     slow.reading.clear()
@@ -245,8 +228,8 @@ async def test_the_container_goes_on_when_the_daemon_is_restarted_and_can_be_att
     bed: Testbed, pod: str, transport: Transport, kill: bool
 ) -> None:
     """The client of the old daemon is told, if that had the time; stdin_once or not, stdin has not ended."""
-    once = shell(bed, pod, ECHO, stdin=True, stdin_once=True)
-    many = shell(bed, pod, ECHO, stdin=True)
+    once = run_container(bed, pod, shell(ECHO, stdin=True, stdin_once=True))
+    many = run_container(bed, pod, shell(ECHO, stdin=True))
     before = observe(bed)
     clients = [await attach(bed, container_id, transport=transport, stdin=True) for container_id in (once, many)]
     for client in clients:
@@ -274,7 +257,7 @@ async def restart(bed: Testbed, *, kill: bool) -> None:
 
 async def test_many_clients_leave_nothing_behind(bed: Testbed, pod: str) -> None:
     """Not a file in the daemon either."""
-    container_id = shell(bed, pod, ECHO, stdin=True)
+    container_id = run_container(bed, pod, shell(ECHO, stdin=True))
     remote = await attach(bed, container_id, transport=WEBSOCKET_V5, stdin=True)
     await talk(remote, "first")
     await remote.close()

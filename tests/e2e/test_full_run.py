@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.e2e.test_volumes import IDS, with_volumes
-from tests.pods import container_config, pod_config, remove_pod, run_container, run_pod
+from tests.images import with_volumes
+from tests.pods import IDS, container_config, pod_config, remove_pod, run_container, run_pod
 from tests.testbed import Testbed
 
 pytestmark = pytest.mark.e2e
@@ -44,7 +44,7 @@ def bed(containerd_bin: Path | None, tmp_path_factory: pytest.TempPathFactory) -
         made.run(["sh", "-c", f"mkdir /run/small && mount -t tmpfs -o {options} small /run/small"])
         made.start_daemon(daemon={"state": STATE}, api={"socket": "/run/sandboxd.sock"})
         archive = tmp_path_factory.mktemp("images") / "image.tar"
-        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], layer()))
+        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], layer(), IMAGE))
         yield made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
 from tests.pods import (
-    container_config,
     container_status,
     create_container,
     exited,
@@ -26,6 +24,7 @@ from tests.pods import (
     remove_pod,
     run_container,
     run_pod,
+    shell,
     start_container,
 )
 from tests.processes import until
@@ -67,10 +66,6 @@ def two(containerd_bin: Path | None) -> Iterator[Testbed]:
 
 def offered(bed: Testbed) -> dict[str, cri.RuntimeHandlerFeatures]:
     return {each.name: each.features for each in bed.runtime.Status(cri.StatusRequest()).runtime_handlers}
-
-
-def shell(script: str, **changes: object) -> cri.ContainerConfig:
-    return container_config(f"sh-{secrets.token_hex(4)}", "busybox", ["sh", "-c", script], **changes)
 
 
 def exec_sync(bed: Testbed, container_id: str, script: str) -> str:

@@ -23,7 +23,7 @@ import pytest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
 from tests.conftest import StartBed
-from tests.e2e.test_volumes import with_volumes
+from tests.images import layer_of, with_volumes
 from tests.pods import refused, remove_pod, run_pod
 from tests.processes import until
 from tests.registry_server import OCI_CONFIG, OCI_MANIFEST, RegistryServer, start_registry
@@ -259,7 +259,7 @@ def test_every_pod_begins_with_sandboxds_own_pause_image(fresh_bed: StartBed, tm
         bed.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=own.id)))
     else:
         archive = tmp_path / "pause.tar"
-        with_volumes(bed.build_image("busybox"), archive, [], name=own.repo_tags[0])
+        with_volumes(bed.build_image("busybox"), archive, [], layer_of([("file", b"content", "")]), own.repo_tags[0])
         (loaded,) = bed.load_archive(archive)
         assert list(loaded.names) == []
     pod_id = run_pod(bed)

@@ -16,7 +16,7 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
 from tests.deep import DEEP
-from tests.e2e.test_volumes import with_volumes
+from tests.images import with_volumes
 from tests.pods import container_config, container_info, log_lines, remove_pod, run_container, run_pod
 from tests.processes import until
 from tests.testbed import Testbed

@@ -23,10 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from sandboxd.containerd.ingest import MESSAGE_BYTES
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2 as host
-from tests.e2e.test_pull import PATIENT, Site, blob_requests, host_architecture, index_of, layer_of, make_image
 from tests.e2e.test_sandboxctl import Ctl
+from tests.images import host_architecture, index_of, layer_of, make_image
 from tests.pods import refused
 from tests.processes import until
+from tests.pulling import PATIENT, Site, blob_requests
 from tests.registry_server import PASSWORD, USER, htpasswd, start_proxy, start_registry
 from tests.testbed import Testbed
 
@@ -54,14 +55,6 @@ class Place(Site):
         """`sandboxctl inspecti`."""
         data: dict[str, Any] = json.loads(self.ctl("inspecti", name))
         return data
-
-    def busybox(self, repository: str) -> str:
-        """Publish busybox under this name; returns the reference."""
-        layout = self.bed.base / "layouts" / repository.replace("/", "-")
-        with tarfile.open(self.bed.build_image("busybox")) as tar:
-            tar.extractall(layout, filter="data")
-        self.registry.storage.publish(layout, repository, "v1")
-        return f"{self.registry.host}/{repository}:v1"
 
 
 @pytest.fixture(scope="module")

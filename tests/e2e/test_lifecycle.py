@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -13,7 +11,6 @@ import pytest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.pods import (
-    container_config,
     container_info,
     container_status,
     create_container,
@@ -26,24 +23,13 @@ from tests.pods import (
     remove_pod,
     run_container,
     run_pod,
+    shell,
     start_container,
 )
 from tests.processes import until
 from tests.testbed import Testbed
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
-
-
-def shell(script: str, **changes: object) -> cri.ContainerConfig:
-    """A busybox container that runs a script; its name is the script's, so that each is another container."""
-    return container_config(f"sh-{secrets.token_hex(4)}", "busybox", ["sh", "-c", script], **changes)
 
 
 def finished(bed: Testbed, pod_id: str, config: cri.ContainerConfig) -> str:
@@ -64,8 +50,8 @@ def stop(bed: Testbed, container_id: str, timeout: int) -> None:
 # States.
 
 
-def test_a_container_goes_from_created_to_running_to_exited(bed: Testbed, pod: str) -> None:
-    container_id = create_container(bed, pod, shell("exec sleep 1000"))
+def test_a_container_goes_from_created_to_running_to_exited(bed: Testbed, shared_pod: str) -> None:
+    container_id = create_container(bed, shared_pod, shell("exec sleep 1000"))
     created = container_status(bed, container_id)
     assert created.state == cri.CONTAINER_CREATED
     assert created.created_at and not created.started_at
@@ -84,41 +70,41 @@ def test_a_container_goes_from_created_to_running_to_exited(bed: Testbed, pod: s
     ("script", "code", "reason"), [("true", 0, "Completed"), ("exit 3", 3, "Error"), ("kill -9 $$", 137, "Error")]
 )
 def test_exit_codes_and_reasons_are_seen_without_asking(
-    bed: Testbed, pod: str, script: str, code: int, reason: str
+    bed: Testbed, shared_pod: str, script: str, code: int, reason: str
 ) -> None:
-    container_id = finished(bed, pod, shell(script))
+    container_id = finished(bed, shared_pod, shell(script))
     status = container_status(bed, container_id)
     assert (status.exit_code, status.reason) == (code, reason)
     remove(bed, container_id)
 
 
-def test_a_container_that_ends_at_once_is_seen_to_have_ended(bed: Testbed, pod: str) -> None:
+def test_a_container_that_ends_at_once_is_seen_to_have_ended(bed: Testbed, shared_pod: str) -> None:
     """Its exit event may come before StartContainer has recorded that it runs."""
     for _ in range(20):
-        container_id = run_container(bed, pod, shell("exit 4"))
+        container_id = run_container(bed, shared_pod, shell("exit 4"))
         until(lambda: exited(bed, container_id), within=5, what="the container ends")  # noqa: B023
         assert container_status(bed, container_id).exit_code == 4
         remove(bed, container_id)
 
 
-def test_stop_sends_the_stop_signal_and_grants_the_grace_period(bed: Testbed, pod: str) -> None:
-    container_id = run_container(bed, pod, shell("trap 'exit 7' TERM; while :; do sleep 0.05; done"))
+def test_stop_sends_the_stop_signal_and_grants_the_grace_period(bed: Testbed, shared_pod: str) -> None:
+    container_id = run_container(bed, shared_pod, shell("trap 'exit 7' TERM; while :; do sleep 0.05; done"))
     until(lambda: container_info(bed, container_id)["pid"], within=10, what="it runs")
     stop(bed, container_id, 30)
     assert container_status(bed, container_id).exit_code in (7, 143)
     remove(bed, container_id)
 
 
-def test_a_container_that_ignores_the_signal_is_killed_after_the_grace_period(bed: Testbed, pod: str) -> None:
-    container_id = run_container(bed, pod, shell("trap '' TERM; echo ready; while :; do sleep 0.05; done"))
+def test_a_container_that_ignores_the_signal_is_killed_after_the_grace_period(bed: Testbed, shared_pod: str) -> None:
+    container_id = run_container(bed, shared_pod, shell("trap '' TERM; echo ready; while :; do sleep 0.05; done"))
     until(lambda: "ready" in log_lines(bed, container_id), within=10, what="it ignores TERM")
     stop(bed, container_id, 1)
     assert container_status(bed, container_id).exit_code == 128 + signal.SIGKILL
     remove(bed, container_id)
 
 
-def test_removing_a_running_container_works(bed: Testbed, pod: str) -> None:
-    container_id = run_container(bed, pod, shell("exec sleep 1000"))
+def test_removing_a_running_container_works(bed: Testbed, shared_pod: str) -> None:
+    container_id = run_container(bed, shared_pod, shell("exec sleep 1000"))
     remove(bed, container_id)
     with pytest.raises(grpc.RpcError) as error:
         container_status(bed, container_id)
@@ -135,16 +121,16 @@ def test_a_pod_whose_pause_is_killed_is_seen_as_not_ready_and_can_be_removed(bed
 # Logs.
 
 
-def test_both_streams_land_in_the_cri_format(bed: Testbed, pod: str) -> None:
-    container_id = finished(bed, pod, shell("echo out; echo err >&2; printf unfinished"))
+def test_both_streams_land_in_the_cri_format(bed: Testbed, shared_pod: str) -> None:
+    container_id = finished(bed, shared_pod, shell("echo out; echo err >&2; printf unfinished"))
     text = bed.path(container_status(bed, container_id).log_path).read_text(encoding="utf-8")
     entries = {tuple(line.split(" ", 3)[1:]) for line in text.splitlines()}
     assert entries == {("stdout", "F", "out"), ("stderr", "F", "err"), ("stdout", "P", "unfinished")}
     remove(bed, container_id)
 
 
-def test_a_long_line_is_split_into_partial_entries(bed: Testbed, pod: str) -> None:
-    container_id = finished(bed, pod, shell("head -c 40000 /dev/zero | tr '\\0' x; echo"))
+def test_a_long_line_is_split_into_partial_entries(bed: Testbed, shared_pod: str) -> None:
+    container_id = finished(bed, shared_pod, shell("head -c 40000 /dev/zero | tr '\\0' x; echo"))
     text = bed.path(container_status(bed, container_id).log_path).read_text(encoding="utf-8")
     parts = [line.split(" ", 3)[2:] for line in text.splitlines()]
     assert [tag for tag, _ in parts] == ["P", "P", "F"]
@@ -152,8 +138,8 @@ def test_a_long_line_is_split_into_partial_entries(bed: Testbed, pod: str) -> No
     remove(bed, container_id)
 
 
-def test_a_reopened_log_goes_on_in_a_new_file(bed: Testbed, pod: str) -> None:
-    container_id = run_container(bed, pod, shell("while :; do echo tick; sleep 0.02; done"))
+def test_a_reopened_log_goes_on_in_a_new_file(bed: Testbed, shared_pod: str) -> None:
+    container_id = run_container(bed, shared_pod, shell("while :; do echo tick; sleep 0.02; done"))
     path = bed.path(container_status(bed, container_id).log_path)
     until(lambda: path.exists() and path.stat().st_size, within=10, what="the first line")
     old = path.rename(path.with_suffix(".1.log"))
@@ -185,24 +171,24 @@ def test_a_container_finds_its_pods_files_and_identity(bed: Testbed, images: tup
     remove_pod(bed, pod_id)
 
 
-def test_env_args_workdir_user_and_readonly_root_are_as_asked(bed: Testbed, pod: str) -> None:
+def test_env_args_workdir_user_and_readonly_root_are_as_asked(bed: Testbed, shared_pod: str) -> None:
     config = shell("echo $GREETING; pwd; id -u; id -g; touch /x 2>&1 || echo read-only")
     config.envs.append(cri.KeyValue(key="GREETING", value=b"hello"))
     config.working_dir = "/tmp"
     config.linux.security_context.run_as_user.value = 1234
     config.linux.security_context.run_as_group.value = 5678
     config.linux.security_context.readonly_rootfs = True
-    container_id = finished(bed, pod, config)
+    container_id = finished(bed, shared_pod, config)
     assert log_lines(bed, container_id)[:4] == ["hello", "/tmp", "1234", "5678"]
     assert log_lines(bed, container_id)[-1] == "read-only"
     remove(bed, container_id)
 
 
-def test_cpu_and_memory_limits_reach_the_cgroup(bed: Testbed, pod: str) -> None:
+def test_cpu_and_memory_limits_reach_the_cgroup(bed: Testbed, shared_pod: str) -> None:
     config = shell("exec sleep 1000")
     limits = cri.LinuxContainerResources(cpu_period=100000, cpu_quota=50000, memory_limit_in_bytes=64 << 20)
     config.linux.resources.CopyFrom(limits)
-    container_id = run_container(bed, pod, config)
+    container_id = run_container(bed, shared_pod, config)
     lines = (bed.proc / str(container_info(bed, container_id)["pid"]) / "cgroup").read_text().splitlines()
     groups = {controller: line.split(":")[2] for line in lines for controller in line.split(":")[1].split(",")}
     files = {
@@ -218,13 +204,13 @@ def test_cpu_and_memory_limits_reach_the_cgroup(bed: Testbed, pod: str) -> None:
     remove(bed, container_id)
 
 
-def test_mounts_are_seen_and_read_only_ones_cannot_be_written(bed: Testbed, pod: str) -> None:
+def test_mounts_are_seen_and_read_only_ones_cannot_be_written(bed: Testbed, shared_pod: str) -> None:
     bed.write("/var/lib/pod-data/greeting", "hello\n")
     config = shell(
         "cat /data/greeting; touch /data/x 2>/dev/null || echo read-only",
         mounts=[cri.Mount(host_path="/var/lib/pod-data", container_path="/data", readonly=True)],
     )
-    container_id = finished(bed, pod, config)
+    container_id = finished(bed, shared_pod, config)
     assert log_lines(bed, container_id) == ["hello", "read-only"]
     assert list(container_status(bed, container_id).mounts) == list(config.mounts)
     remove(bed, container_id)
@@ -266,10 +252,10 @@ def test_another_pod_of_the_same_name_is_refused(bed: Testbed) -> None:
     remove_pod(bed, pod_id)
 
 
-def test_the_same_create_request_returns_the_same_container(bed: Testbed, pod: str) -> None:
+def test_the_same_create_request_returns_the_same_container(bed: Testbed, shared_pod: str) -> None:
     config = shell("true")
-    first = create_container(bed, pod, config)
-    assert create_container(bed, pod, config) == first
+    first = create_container(bed, shared_pod, config)
+    assert create_container(bed, shared_pod, config) == first
     remove(bed, first)
 
 
@@ -300,15 +286,15 @@ def _named(config: cri.PodSandboxConfig) -> cri.PodSandboxFilter:
 # Lists.
 
 
-def test_any_unambiguous_prefix_of_an_id_names_the_object(bed: Testbed, pod: str) -> None:
-    assert len(pod) == 64
-    assert pod_status(bed, pod[:12]).id == pod
-    container_id = create_container(bed, pod, shell("true"))
+def test_any_unambiguous_prefix_of_an_id_names_the_object(bed: Testbed, shared_pod: str) -> None:
+    assert len(shared_pod) == 64
+    assert pod_status(bed, shared_pod[:12]).id == shared_pod
+    container_id = create_container(bed, shared_pod, shell("true"))
     assert container_status(bed, container_id[:12]).id == container_id
     remove(bed, container_id[:12])
 
 
-def test_lists_are_filtered_by_id_state_labels_and_pod(bed: Testbed, pod: str) -> None:
+def test_lists_are_filtered_by_id_state_labels_and_pod(bed: Testbed, shared_pod: str) -> None:
     pod_id = run_pod(bed, pod_config(labels={"app": "filtered"}))
     bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
     ready, notready = (cri.PodSandboxStateValue(state=s) for s in (cri.SANDBOX_READY, cri.SANDBOX_NOTREADY))
@@ -317,14 +303,14 @@ def test_lists_are_filtered_by_id_state_labels_and_pod(bed: Testbed, pod: str) -
         found = bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(**wanted)))  # type: ignore[arg-type]
         return [item.id for item in found.items]
 
-    assert set(pods()) >= {pod, pod_id}
+    assert set(pods()) >= {shared_pod, pod_id}
     assert pods(id=pod_id[:10]) == [pod_id]
     assert pods(label_selector={"app": "filtered"}) == [pod_id]
     assert pods(label_selector={"app": "other"}) == []
     assert pod_id in pods(state=notready) and pod_id not in pods(state=ready)
-    assert pod in pods(state=ready)
+    assert shared_pod in pods(state=ready)
 
-    container_id = create_container(bed, pod, shell("true", labels={"tier": "one"}))
+    container_id = create_container(bed, shared_pod, shell("true", labels={"tier": "one"}))
 
     def containers(**wanted: object) -> list[str]:
         found = bed.runtime.ListContainers(cri.ListContainersRequest(filter=cri.ContainerFilter(**wanted)))  # type: ignore[arg-type]
@@ -332,7 +318,7 @@ def test_lists_are_filtered_by_id_state_labels_and_pod(bed: Testbed, pod: str) -
 
     assert containers(label_selector={"tier": "one"}) == [container_id]
     assert containers(pod_sandbox_id=pod_id) == []
-    assert container_id in containers(pod_sandbox_id=pod[:10])
+    assert container_id in containers(pod_sandbox_id=shared_pod[:10])
     assert containers(id=container_id, state=cri.ContainerStateValue(state=cri.CONTAINER_RUNNING)) == []
     remove(bed, container_id)
     remove_pod(bed, pod_id)

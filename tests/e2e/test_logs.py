@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
 from tests.pods import (
     LOGS,
-    container_config,
     container_info,
     container_status,
     create_container,
@@ -30,22 +28,16 @@ from tests.pods import (
     remove_pod,
     run_container,
     run_pod,
+    shell,
     start_container,
 )
 from tests.processes import until
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 
 PID_FILE = "/run/sandboxd/logger.pid"
 GATES = "/var/lib/gates"
-
-
-@pytest.fixture
-def pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
 
 
 class Gate:
@@ -59,12 +51,10 @@ class Gate:
         (self._directory / self.name).touch()
 
 
-def shell(script: str, gate: Gate | None = None, **changes: object) -> cri.ContainerConfig:
-    """A busybox container that runs a script; its name is the script's, so that each is another container."""
-    head = f"wait_gate() {{ while [ ! -e /gates/{gate.name} ]; do sleep 0.02; done; }}; " if gate else ""
-    mounts = [cri.Mount(host_path=GATES, container_path="/gates")] if gate else []
-    name = f"sh-{secrets.token_hex(4)}"
-    return container_config(name, "busybox", ["sh", "-c", head + script], mounts=mounts, **changes)
+def gated(script: str, gate: Gate) -> cri.ContainerConfig:
+    """A busybox container that runs a script, which may call `wait_gate`."""
+    head = f"wait_gate() {{ while [ ! -e /gates/{gate.name} ]; do sleep 0.02; done; }}; "
+    return shell(head + script, mounts=[cri.Mount(host_path=GATES, container_path="/gates")])
 
 
 def counting(gate: Gate, *, pause: str = "") -> str:
@@ -133,7 +123,7 @@ def test_an_application_that_writes_all_the_time_loses_nothing_when_the_daemon_g
     bed: Testbed, pod: str, kill: bool
 ) -> None:
     gate = Gate(bed)
-    container_id = run_container(bed, pod, shell(counting(gate), gate))
+    container_id = run_container(bed, pod, gated(counting(gate), gate))
     path = bed.path(container_status(bed, container_id).log_path)
     grows(bed, container_id)
     logger = logger_pid(bed)
@@ -154,7 +144,7 @@ def test_the_last_lines_of_a_container_that_ended_while_the_daemon_was_down_are_
     script = (
         "wait_gate; i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo line $i end; done; echo total $i; printf rest"
     )
-    container_id = run_container(bed, pod, shell(script, gate))
+    container_id = run_container(bed, pod, gated(script, gate))
     path = bed.path(container_status(bed, container_id).log_path)
     bed.stop_daemon()
     gate.open()
@@ -169,7 +159,7 @@ def test_the_last_lines_of_a_container_that_ended_while_the_daemon_was_down_are_
 
 def test_a_killed_logger_loses_at_most_one_read_and_splits_nothing(bed: Testbed, pod: str) -> None:
     gate = Gate(bed)
-    container_id = run_container(bed, pod, shell(counting(gate, pause="usleep 500"), gate))
+    container_id = run_container(bed, pod, gated(counting(gate, pause="usleep 500"), gate))
     for _ in range(3):
         grows(bed, container_id)
         kill_logger(bed)
@@ -186,7 +176,7 @@ def test_a_killed_logger_loses_at_most_one_read_and_splits_nothing(bed: Testbed,
 def test_a_container_that_ends_while_there_is_no_logger_keeps_its_last_lines(bed: Testbed, pod: str) -> None:
     gate = Gate(bed)
     script = "echo line 1 end; wait_gate; echo line 2 end; echo total 2"
-    container_id = run_container(bed, pod, shell(script, gate))
+    container_id = run_container(bed, pod, gated(script, gate))
     path = bed.path(container_status(bed, container_id).log_path)
     until(lambda: path.stat().st_size, within=10, what="its first line is logged")
     bed.run(["kill", "-STOP", logger_pid(bed)])  # it reads no more, and dies with what the container writes unread
@@ -209,7 +199,7 @@ def _over(bed: Testbed, pid: int) -> bool:
 
 def test_rotation_under_load_loses_and_splits_nothing(bed: Testbed, pod: str) -> None:
     gate = Gate(bed)
-    container_id = run_container(bed, pod, shell(counting(gate), gate))
+    container_id = run_container(bed, pod, gated(counting(gate), gate))
     path = bed.path(container_status(bed, container_id).log_path)
     rotated: list[Path] = []
     for number in range(20):
@@ -229,7 +219,7 @@ def test_rotation_under_load_loses_and_splits_nothing(bed: Testbed, pod: str) ->
 
 def test_a_restart_between_rename_and_reopen_loses_nothing(bed: Testbed, pod: str) -> None:
     gate = Gate(bed)
-    container_id = run_container(bed, pod, shell(counting(gate, pause="usleep 500"), gate))
+    container_id = run_container(bed, pod, gated(counting(gate, pause="usleep 500"), gate))
     path = bed.path(container_status(bed, container_id).log_path)
     grows(bed, container_id)
     old = path.rename(path.with_suffix(".1"))
@@ -265,7 +255,7 @@ def test_a_full_disk_never_blocks_the_container_and_is_told(bed: Testbed, images
     flood = "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); echo line $i of the flood that nobody keeps; done"
     last = "echo line 1 end; echo total 1"
     container_id = run_container(
-        bed, pod_id, shell(f"{flood}; touch /gates/{gate.name}.flooded; wait_gate; {last}", gate)
+        bed, pod_id, gated(f"{flood}; touch /gates/{gate.name}.flooded; wait_gate; {last}", gate)
     )
     path = container_status(bed, container_id).log_path
     until(
@@ -295,7 +285,7 @@ def test_a_removed_directory_never_blocks_the_container(bed: Testbed, images: tu
         "echo first; wait_gate; i=0; while [ $i -lt 60000 ]; do i=$((i+1)); echo line $i into the void; done;"
         f"touch /gates/{gate.name}.flooded; while [ ! -e /gates/{gate.name}.again ]; do sleep 0.02; done; echo last"
     )
-    container_id = run_container(bed, pod_id, shell(script, gate))
+    container_id = run_container(bed, pod_id, gated(script, gate))
     path = bed.path(container_status(bed, container_id).log_path)
     until(lambda: path.stat().st_size, within=10, what="the first line is logged")
     bed.run(["rm", "-r", "/var/lib/gone"])
@@ -326,7 +316,7 @@ def test_a_running_containers_log_that_cannot_be_opened_after_a_restart_does_not
     pod_id = run_pod(bed, pod_config(log_directory="/var/lib/taken"))
     gate = Gate(bed)
     flood = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); echo line $i into the void; done"
-    container_id = run_container(bed, pod_id, shell(f"echo first; wait_gate; {flood}", gate))
+    container_id = run_container(bed, pod_id, gated(f"echo first; wait_gate; {flood}", gate))
     bed.run(["mv", "/var/lib/taken", "/var/lib/taken-before"])
     bed.write("/var/lib/taken", "a file where the directory was")
     kill_logger(bed)
@@ -362,7 +352,7 @@ def test_nothing_is_left_of_containers_whose_logger_was_killed(bed: Testbed, ima
     gates = bed.path(GATES)
     before = observe(bed)
     pod_id = run_pod(bed)
-    container_id = run_container(bed, pod_id, shell(counting(gate, pause="usleep 500"), gate))
+    container_id = run_container(bed, pod_id, gated(counting(gate, pause="usleep 500"), gate))
     log = bed.path(container_status(bed, container_id).log_path)
     kill_logger(bed)
     grows(bed, container_id)
@@ -390,7 +380,7 @@ def test_a_container_whose_log_would_be_no_regular_file_is_not_started_and_the_o
     bed: Testbed, pod: str, words: str
 ) -> None:
     gate = Gate(bed)
-    other = run_container(bed, pod, shell(counting(gate, pause="sleep 0.05"), gate))
+    other = run_container(bed, pod, gated(counting(gate, pause="sleep 0.05"), gate))
     config = shell("yes a line | head -c 3000000")
     path = f"{LOGS}/{config.log_path}"
     bed.run(["sh", "-c", f"mkdir -p {LOGS}; {STRANGERS[words].format(path=path)}"])
@@ -416,7 +406,7 @@ def test_what_comes_in_place_of_a_log_that_was_moved_is_not_written_nor_read(
     bed: Testbed, pod: str, words: str
 ) -> None:
     gate = Gate(bed)
-    container_id = run_container(bed, pod, shell(counting(gate, pause="sleep 0.05"), gate))
+    container_id = run_container(bed, pod, gated(counting(gate, pause="sleep 0.05"), gate))
     grows(bed, container_id)
     path = container_status(bed, container_id).log_path
     bed.run(["sh", "-c", f"mv {path} {path}.1; {STRANGERS[words].format(path=path)}"])

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.e2e.test_volumes import IDS, with_volumes
-from tests.pods import container_config, log_lines, pod_config, run_container, run_pod
+from tests.images import with_volumes
+from tests.pods import IDS, container_config, log_lines, pod_config, run_container, run_pod
 from tests.processes import until
 from tests.testbed import Testbed
 
@@ -115,7 +115,7 @@ def bed(containerd_bin: Path | None, tmp_path_factory: pytest.TempPathFactory) -
         made.daemon_argv = ["sh", "-c", 'umask 000; exec "$@"', "sh", sys.executable, "-m", "sandboxd"]
         made.start_daemon()
         archive = tmp_path_factory.mktemp("images") / "image.tar"
-        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], layer()))
+        made.load_archive(with_volumes(made.build_image("busybox"), archive, ["/vol"], layer(), IMAGE))
         made.write("/var/lib/closed/secret", "the secret of the volume\n")
         made.path("/var/lib/closed").chmod(0o700)
         mapped = cri.LinuxSandboxSecurityContext(

@@ -35,13 +35,6 @@ FAMILIES = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def pod(bed: Testbed) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
-
-
-@pytest.fixture
 def host_pod(bed: Testbed) -> Iterator[str]:
     """A pod in the host's network, which is the bed's."""
     namespaces = cri.NamespaceOption(network=cri.NODE)

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -86,16 +85,9 @@ sandboxd.__main__.main()
 
 
 @pytest.fixture(scope="module")
-def pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
-
-
-@pytest.fixture(scope="module")
-def other(bed: Testbed, pod: str) -> str:
+def other(bed: Testbed, shared_pod: str) -> str:
     """Another container of the same pod, which has no secrets."""
-    return run_container(bed, pod, container_config("other", IMAGE, ["sleep", "1000"]))
+    return run_container(bed, shared_pod, container_config("other", IMAGE, ["sleep", "1000"]))
 
 
 def leaks(text: str) -> list[str]:
@@ -124,9 +116,9 @@ def shown(bed: Testbed, pod_id: str, *others: str) -> str:
     )
 
 
-def test_a_container_s_life_leaves_no_secret_behind(bed: Testbed, pod: str, other: str) -> None:
+def test_a_container_s_life_leaves_no_secret_behind(bed: Testbed, shared_pod: str, other: str) -> None:
     config = container_config("life", IMAGE, ["sh", "-c", f": {SECRET}; sleep 1000"], envs=ENVS)
-    container = run_container(bed, pod, config)
+    container = run_container(bed, shared_pod, config)
     answer = bed.runtime.ExecSync(
         cri.ExecSyncRequest(container_id=container, cmd=["sh", "-c", f": {SECRET}; echo $DB_PASSWORD"]), timeout=60
     )
@@ -138,15 +130,15 @@ def test_a_container_s_life_leaves_no_secret_behind(bed: Testbed, pod: str, othe
     bed.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=60)
 
     assert answer.stdout.decode().strip() == SECRET
-    assert not leaks(shown(bed, pod, other))
+    assert not leaks(shown(bed, shared_pod, other))
 
 
-def test_what_cannot_be_executed_is_not_quoted_beyond_its_program(bed: Testbed, pod: str, other: str) -> None:
+def test_what_cannot_be_executed_is_not_quoted_beyond_its_program(bed: Testbed, shared_pod: str, other: str) -> None:
     """Command lines are given as one argument by mistake, and runtimes quote them."""
     lines = [f"mysql -p{SECRET}", f"/no/such/program --password={SECRET}", f"PASSWORD={SECRET}", f'a "{SECRET}"']
     words = []
     for number, line in enumerate(lines):
-        created = create_container(bed, pod, container_config(f"line-{number}", IMAGE, [line], envs=ENVS))
+        created = create_container(bed, shared_pod, container_config(f"line-{number}", IMAGE, [line], envs=ENVS))
         with pytest.raises(grpc.RpcError) as caught:
             start_container(bed, created)
         words.append(refused(caught.value))
@@ -156,24 +148,26 @@ def test_what_cannot_be_executed_is_not_quoted_beyond_its_program(bed: Testbed, 
     with pytest.raises(grpc.RpcError) as caught:
         bed.runtime.ExecSync(cri.ExecSyncRequest(container_id=other, cmd=["no-such-program", SECRET]), timeout=60)
 
-    assert not leaks(str(words) + shown(bed, pod, other))
+    assert not leaks(str(words) + shown(bed, shared_pod, other))
     assert {code for code, _ in words} == {grpc.StatusCode.FAILED_PRECONDITION}
     assert "no-such-program" in refused(caught.value)[1]  # what is plainly a program is named
 
 
-def test_a_command_that_takes_too_long_is_named_without_its_arguments(bed: Testbed, pod: str, other: str) -> None:
+def test_a_command_that_takes_too_long_is_named_without_its_arguments(
+    bed: Testbed, shared_pod: str, other: str
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         request = cri.ExecSyncRequest(container_id=other, cmd=["sh", "-c", f": {SECRET}; sleep 60"], timeout=1)
         bed.runtime.ExecSync(request, timeout=60)
 
     code, words = refused(caught.value)
     assert (code, words.split(" ")[0]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "sh")
-    assert not leaks(words + shown(bed, pod, other))
+    assert not leaks(words + shown(bed, shared_pod, other))
 
 
 @pytest.mark.parametrize("transport", NEWEST, ids=str)
 async def test_a_stream_is_logged_without_command_or_token(
-    bed: Testbed, pod: str, other: str, transport: Transport
+    bed: Testbed, shared_pod: str, other: str, transport: Transport
 ) -> None:
     tokens = []
     for command in (["sh", "-c", f": {SECRET}"], [f"mysql -p{SECRET}"]):
@@ -186,7 +180,7 @@ async def test_a_stream_is_logged_without_command_or_token(
     log = bed.log_file.read_text("utf-8", "replace")
     assert "stream opened" in log
     assert not [token for token in tokens if token in log]
-    assert not leaks(shown(bed, pod, other))
+    assert not leaks(shown(bed, shared_pod, other))
 
 
 @pytest.mark.parametrize(
@@ -200,20 +194,20 @@ async def test_a_stream_is_logged_without_command_or_token(
     ids=["in the name", "NUL", "not UTF-8", "no name"],
 )
 def test_a_variable_that_is_refused_is_named_without_its_value(
-    bed: Testbed, pod: str, other: str, envs: list[cri.KeyValue]
+    bed: Testbed, shared_pod: str, other: str, envs: list[cri.KeyValue]
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        create_container(bed, pod, container_config("refused", IMAGE, ["true"], envs=envs))
+        create_container(bed, shared_pod, container_config("refused", IMAGE, ["true"], envs=envs))
 
     code, words = refused(caught.value)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "config.envs[0]" in words
-    assert not leaks(words + shown(bed, pod, other))
+    assert not leaks(words + shown(bed, shared_pod, other))
 
 
-def test_a_message_that_cannot_be_read_is_not_repeated(bed: Testbed, pod: str, other: str) -> None:
+def test_a_message_that_cannot_be_read_is_not_repeated(bed: Testbed, shared_pod: str, other: str) -> None:
     garbled = cri.CreateContainerRequest(
-        pod_sandbox_id=pod, config=container_config("x", IMAGE, envs=ENVS)
+        pod_sandbox_id=shared_pod, config=container_config("x", IMAGE, envs=ENVS)
     ).SerializeToString()
     for data in (garbled[:-3], garbled.replace(b"busybox", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9")):
         with pytest.raises(grpc.RpcError) as caught:
@@ -222,7 +216,7 @@ def test_a_message_that_cannot_be_read_is_not_repeated(bed: Testbed, pod: str, o
             call(data, timeout=30)
         assert not leaks(refused(caught.value)[1])
 
-    assert not leaks(shown(bed, pod, other))
+    assert not leaks(shown(bed, shared_pod, other))
 
 
 @pytest.mark.parametrize("status", [401, 404, 500])
@@ -252,7 +246,7 @@ def test_a_registry_that_repeats_the_credentials_is_not_repeated(bed: Testbed, s
 
 
 @pytest.mark.parametrize("name", ["https://me:{}@r.test/a", "me:{}@r.test/a:v1", "https://r.test/a?token={}"])
-def test_credentials_in_the_name_of_an_image_are_not_repeated(bed: Testbed, pod: str, name: str) -> None:
+def test_credentials_in_the_name_of_an_image_are_not_repeated(bed: Testbed, shared_pod: str, name: str) -> None:
     image = cri.ImageSpec(image=name.format(SECRET))
     config = container_config("named", image.image, ["true"])
     calls = (
@@ -261,7 +255,7 @@ def test_credentials_in_the_name_of_an_image_are_not_repeated(bed: Testbed, pod:
         lambda: bed.images.RemoveImage(cri.RemoveImageRequest(image=image), timeout=60),
         lambda: list(bed.host.PullImage(host_pb2.PullImageRequest(image=image.image), timeout=60)),
         lambda: list(bed.host.SaveImage(host_pb2.SaveImageRequest(images=[image.image]), timeout=60)),
-        lambda: create_container(bed, pod, config),
+        lambda: create_container(bed, shared_pod, config),
     )
     words = []
     for call in calls:
@@ -271,7 +265,7 @@ def test_credentials_in_the_name_of_an_image_are_not_repeated(bed: Testbed, pod:
             words.append(refused(exc)[1])
 
     assert words
-    assert not leaks(str(words) + shown(bed, pod))
+    assert not leaks(str(words) + shown(bed, shared_pod))
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])

@@ -16,7 +16,7 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
 from tests.pods import (
-    container_config,
+    IDS,
     container_info,
     container_status,
     create_container,
@@ -28,6 +28,7 @@ from tests.pods import (
     remove_pod,
     run_container,
     run_pod,
+    shell,
     start_container,
 )
 from tests.processes import until
@@ -35,16 +36,8 @@ from tests.testbed import Testbed
 
 pytestmark = pytest.mark.e2e
 
-IDS = [cri.IDMapping(host_id=100000, container_id=0, length=65536)]
 USERNS = cri.UserNamespace(mode=cri.POD, uids=IDS, gids=IDS)
 Profile = cri.SecurityProfile
-
-
-@pytest.fixture(scope="module")
-def pod(bed: Testbed, images: tuple[str, ...]) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +62,24 @@ def pods(bed: Testbed, images: tuple[str, ...]) -> Iterator[Callable[[cri.PodSan
         remove_pod(bed, pod_id)
 
 
-def shell(script: str, *, linux: dict[str, Any] | None = None, **changes: Any) -> cri.ContainerConfig:
-    """A busybox container that runs a script; `linux` are fields of its security context."""
+def scripted(script: str, *, linux: dict[str, Any] | None = None, **changes: Any) -> cri.ContainerConfig:
+    """A busybox container that runs a script and says all on stdout; `linux` are fields of its security context."""
     if linux is not None:
         context = cri.LinuxContainerSecurityContext(**linux)
         changes["linux"] = cri.LinuxContainerConfig(security_context=context)
-    script = f"exec 2>&1; {script}"
-    return container_config(f"sh-{secrets.token_hex(4)}", "busybox", ["sh", "-c", script], **changes)
+    return shell(f"exec 2>&1; {script}", **changes)
 
 
 def output(bed: Testbed, pod_id: str, script: str, **changes: Any) -> list[str]:
     """What a container that runs the script prints, standard error included."""
-    container_id = run_container(bed, pod_id, shell(script, **changes))
+    container_id = run_container(bed, pod_id, scripted(script, **changes))
     until(lambda: exited(bed, container_id), within=30, what="the container ends")
     return log_lines(bed, container_id)
 
 
 def idle(bed: Testbed, pod_id: str, **changes: Any) -> str:
     """A container that waits to be asked."""
-    return run_container(bed, pod_id, shell("exec sleep 1000", **changes))
+    return run_container(bed, pod_id, scripted("exec sleep 1000", **changes))
 
 
 def ask(bed: Testbed, container_id: str, script: str) -> str:
@@ -118,9 +110,9 @@ def numbers(line: str) -> list[int]:
 # Who it is.
 
 
-def test_groups_of_the_image_are_merged_or_left_out_and_the_status_says_which(bed: Testbed, pod: str) -> None:
+def test_groups_of_the_image_are_merged_or_left_out_and_the_status_says_which(bed: Testbed, shared_pod: str) -> None:
     for policy, groups in ((cri.Merge, {0, 10, 1234}), (cri.Strict, {0, 1234})):
-        config = shell(
+        config = scripted(
             "id -G",
             linux={
                 "run_as_user": cri.Int64Value(value=0),
@@ -128,7 +120,7 @@ def test_groups_of_the_image_are_merged_or_left_out_and_the_status_says_which(be
                 "supplemental_groups_policy": policy,
             },
         )
-        container_id = run_container(bed, pod, config)
+        container_id = run_container(bed, shared_pod, config)
         until(lambda id_=container_id: exited(bed, id_), within=30, what="the container ends")  # type: ignore[misc]
         got = set(numbers(log_lines(bed, container_id)[0]))
         user = container_status(bed, container_id).user.linux
@@ -138,12 +130,12 @@ def test_groups_of_the_image_are_merged_or_left_out_and_the_status_says_which(be
     assert bed.runtime.Status(cri.StatusRequest()).features.supplemental_groups_policy
 
 
-def test_an_ambient_capability_is_kept_by_a_user_other_than_root(bed: Testbed, pod: str) -> None:
+def test_an_ambient_capability_is_kept_by_a_user_other_than_root(bed: Testbed, shared_pod: str) -> None:
     def held(**capabilities: Any) -> int:
         script = "grep CapEff /proc/self/status"
         lines = output(
             bed,
-            pod,
+            shared_pod,
             script,
             linux={"run_as_user": cri.Int64Value(value=1000), "capabilities": cri.Capability(**capabilities)},
         )
@@ -166,10 +158,10 @@ NO_CHMOD = {
     ("file", "ref"),
     [("/run/profiles/absolute.json", "/run/profiles/absolute.json"), ("/etc/sandboxd/seccomp/a/b.json", "a/b.json")],
 )
-def test_a_localhost_seccomp_profile_is_in_force(bed: Testbed, pod: str, file: str, ref: str) -> None:
+def test_a_localhost_seccomp_profile_is_in_force(bed: Testbed, shared_pod: str, file: str, ref: str) -> None:
     bed.write(file, json.dumps(NO_CHMOD))
     script = "grep Seccomp: /proc/self/status; touch /x; chmod 600 /x"
-    lines = output(bed, pod, script, linux={"seccomp": localhost(ref)})
+    lines = output(bed, shared_pod, script, linux={"seccomp": localhost(ref)})
     assert lines[0].split()[1] == "2"
     assert "Operation not permitted" in lines[1]
 
@@ -279,7 +271,7 @@ def test_a_created_container_starts_after_the_daemon_was_killed_and_nothing_is_l
     bed = fresh_bed()
     bed.load_image("busybox")
     bed.path("/var/lib/mapped").mkdir()
-    config = shell(
+    config = scripted(
         "stat -c %u /m /i; ls /i/bin/sh; exec sleep 1000",
         mounts=[
             cri.Mount(container_path="/m", host_path="/var/lib/mapped", uidMappings=IDS, gidMappings=IDS),
@@ -322,11 +314,11 @@ def tree(bed: Testbed) -> Iterator[str]:
     bed.run(["umount", "-R", "-l", top])
 
 
-def test_read_only_is_recursive_only_when_asked(bed: Testbed, pod: str, tree: str) -> None:
+def test_read_only_is_recursive_only_when_asked(bed: Testbed, shared_pod: str, tree: str) -> None:
     for recursive, words in ((False, "written"), (True, "Read-only file system")):
         lines = output(
             bed,
-            pod,
+            shared_pod,
             "touch /t/x; touch /t/below/x && echo written",
             mounts=[
                 cri.Mount(container_path="/t", host_path=tree, readonly=True, recursive_read_only=recursive),
@@ -365,13 +357,13 @@ def test_mounts_propagate_as_asked(
     assert list(container_status(bed, container_id).mounts) == [mount]
 
 
-def test_an_image_is_mounted_read_only_for_all_containers_of_the_pod(bed: Testbed, pod: str) -> None:
+def test_an_image_is_mounted_read_only_for_all_containers_of_the_pod(bed: Testbed, shared_pod: str) -> None:
     asked = cri.Mount(container_path="/image", readonly=True, image=cri.ImageSpec(image="busybox"))
     part = cri.Mount(
         container_path="/part", readonly=True, image=cri.ImageSpec(image="busybox"), image_sub_path="./etc"
     )
-    first = idle(bed, pod, mounts=[asked])
-    second = idle(bed, pod, mounts=[asked, part])
+    first = idle(bed, shared_pod, mounts=[asked])
+    second = idle(bed, shared_pod, mounts=[asked, part])
     assert "Read-only file system" in ask(bed, first, "touch /image/x")
     assert ask(bed, second, "/image/bin/sh -c 'echo runs'") == "runs\n"
     assert ask(bed, second, "cat /part/passwd /part/group") == ask(bed, second, "cat /etc/passwd /etc/group")
@@ -380,18 +372,18 @@ def test_an_image_is_mounted_read_only_for_all_containers_of_the_pod(bed: Testbe
     assert [m.image.image_ref for m in container_status(bed, second).mounts] == [image.id, image.id]
     assert [m.image.image for m in container_status(bed, second).mounts] == ["busybox", "busybox"]
     assert sum("image-volumes" in line for line in bed.mountinfo.splitlines()) == 1
-    config = shell("true", mounts=[asked])
-    assert create_container(bed, pod, config) == create_container(bed, pod, config)
+    config = scripted("true", mounts=[asked])
+    assert create_container(bed, shared_pod, config) == create_container(bed, shared_pod, config)
 
 
 # Devices.
 
 
-def test_a_device_is_made_with_its_permissions(bed: Testbed, pod: str) -> None:
+def test_a_device_is_made_with_its_permissions(bed: Testbed, shared_pod: str) -> None:
     for permissions, words in (("r", "Operation not permitted"), ("rw", "opened")):
         lines = output(
             bed,
-            pod,
+            shared_pod,
             "stat -c %t:%T /dev/thing; : > /dev/thing && echo opened",
             devices=[cri.Device(container_path="/dev/thing", host_path="/dev/kmsg", permissions=permissions)],
         )
@@ -399,7 +391,7 @@ def test_a_device_is_made_with_its_permissions(bed: Testbed, pod: str) -> None:
         assert words in lines[1]
 
 
-def test_a_cdi_device_brings_what_its_specification_says(bed: Testbed, pod: str) -> None:
+def test_a_cdi_device_brings_what_its_specification_says(bed: Testbed, shared_pod: str) -> None:
     bed.write("/run/vendor/library", "of the vendor")
     hook = {"hookName": "createRuntime", "path": "/bin/sh", "args": ["sh", "-c", "echo hooked > /run/vendor/hook"]}
     edits = {
@@ -421,7 +413,7 @@ def test_a_cdi_device_brings_what_its_specification_says(bed: Testbed, pod: str)
     bed.write("/etc/cdi/broken.yaml", "kind: [")
     lines = output(
         bed,
-        pod,
+        shared_pod,
         "echo $THING $ALL; cat /lib-vendor; echo; : > /dev/vendor0 && stat -c %t:%T /dev/vendor0; id -G",
         CDI_devices=[cri.CDIDevice(name="vendor.example/thing=0")],
         annotations={"cdi.k8s.io/request": "vendor.example/thing=1"},
@@ -444,9 +436,9 @@ def test_unsafe_sysctls_of_the_pod_s_namespaces_are_set(
         assert output(bed, pods(config), f"cat {files}") == ["100", "1", "1"]
 
 
-def test_a_container_keeps_the_limits_of_the_runtime(bed: Testbed, pod: str) -> None:
+def test_a_container_keeps_the_limits_of_the_runtime(bed: Testbed, shared_pod: str) -> None:
     """CRI has no rlimits; containers inherit those of the shim, which has containerd's."""
-    soft = output(bed, pod, "ulimit -n")[0]
+    soft = output(bed, shared_pod, "ulimit -n")[0]
     assert soft == "unlimited" or int(soft) >= 1024
 
 
@@ -553,10 +545,10 @@ BAD_CONTAINERS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "words"), BAD_CONTAINERS, ids=[words for _, words in BAD_CONTAINERS])
 def test_a_container_that_cannot_be_secured_as_asked_is_refused_when_created(
-    bed: Testbed, pod: str, changes: dict[str, Any], words: str
+    bed: Testbed, shared_pod: str, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(grpc.RpcError) as error:
-        create_container(bed, pod, shell("true", **changes))
+        create_container(bed, shared_pod, scripted("true", **changes))
     code, text = refused(error.value)
     assert words in text
     assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
@@ -564,19 +556,19 @@ def test_a_container_that_cannot_be_secured_as_asked_is_refused_when_created(
 
 def test_a_user_that_the_namespace_does_not_map_is_refused(bed: Testbed, mapped_pod: str) -> None:
     with pytest.raises(grpc.RpcError) as error:
-        create_container(bed, mapped_pod, shell("true", linux={"run_as_user": cri.Int64Value(value=65536)}))
+        create_container(bed, mapped_pod, scripted("true", linux={"run_as_user": cri.Int64Value(value=65536)}))
     assert "user 65536 does not exist in the pod's user namespace" in refused(error.value)[1]
 
 
-def test_hugepage_limits_are_set_or_refused(bed: Testbed, pod: str) -> None:
-    config = shell("exec sleep 1000")
+def test_hugepage_limits_are_set_or_refused(bed: Testbed, shared_pod: str) -> None:
+    config = scripted("exec sleep 1000")
     config.linux.resources.hugepage_limits.add(page_size="2MB", limit=2 << 20)
     roots = (Path("/sys/fs/cgroup/hugetlb"), Path("/sys/fs/cgroup"))
     if not any("hugetlb" in name.name for root in roots if root.is_dir() for name in root.iterdir()):
         with pytest.raises(grpc.RpcError) as error:
-            create_container(bed, pod, config)
+            create_container(bed, shared_pod, config)
         assert "this machine has no hugetlb" in refused(error.value)[1]
         return
-    container_id = run_container(bed, pod, config)
+    container_id = run_container(bed, shared_pod, config)
     limits = container_info(bed, container_id)["runtimeSpec"]["linux"]["resources"]["hugepageLimits"]
     assert limits == [{"pageSize": "2MB", "limit": 2 << 20}]

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import secrets
 import tarfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
-from tests.pods import container_config, exited, log_lines, pod_config, remove_pod, run_container, run_pod
+from tests.images import with_volumes
+from tests.pods import IDS, container_config, exited, log_lines, pod_config, remove_pod, run_container, run_pod
 from tests.processes import until
 from tests.testbed import Testbed
 
 pytestmark = pytest.mark.e2e
 
 IMAGE = "docker.io/test/with-volumes:1"
-IDS = [cri.IDMapping(host_id=100000, container_id=0, length=65536)]
 
 
 def layer() -> bytes:
@@ -45,55 +41,12 @@ def layer() -> bytes:
     return buffer.getvalue()
 
 
-def with_volumes(
-    base: Path, out: Path, volumes: Sequence[str], content: bytes | None = None, name: str = IMAGE
-) -> Path:
-    """The image of the archive `base` with another layer, `content`, and these volumes, as an archive."""
-    with tarfile.open(base) as tar:
-        files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
-        blobs = {name: file.read() for name, file in files.items() if file is not None}
-
-    def add(kind: str, data: bytes) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[f"blobs/sha256/{digest}"] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    def blob(descriptor: dict[str, Any]) -> dict[str, Any]:
-        parsed: dict[str, Any] = json.loads(blobs["blobs/" + descriptor["digest"].replace(":", "/")])
-        return parsed
-
-    index = json.loads(blobs["index.json"])
-    manifest = blob(index["manifests"][0])
-    config = blob(manifest["config"])
-    added = add("layer.v1.tar", layer() if content is None else content)
-    config["rootfs"]["diff_ids"].append(added["digest"])
-    config["config"]["Volumes"] = {path: {} for path in volumes}
-    config.pop("history", None)
-    manifest["layers"].append(added)
-    manifest["config"] = add("config.v1+json", json.dumps(config).encode())
-    top = add("manifest.v1+json", json.dumps(manifest).encode())
-    top["annotations"] = {"io.containerd.image.name": name}
-    blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
-    with tarfile.open(out, "w") as tar:
-        for path, data in sorted(blobs.items()):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return out
-
-
 @pytest.fixture(scope="module")
 def image(bed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
     archive = tmp_path_factory.mktemp("images") / "volumes.tar"
-    bed.load_archive(with_volumes(bed.build_image("busybox"), archive, ["/data", "/var/none/", "/data"]))
+    volumes = ["/data", "/var/none/", "/data"]
+    bed.load_archive(with_volumes(bed.build_image("busybox"), archive, volumes, layer(), IMAGE))
     return IMAGE
-
-
-@pytest.fixture
-def pod(bed: Testbed) -> Iterator[str]:
-    pod_id = run_pod(bed)
-    yield pod_id
-    remove_pod(bed, pod_id)
 
 
 def output(bed: Testbed, pod_id: str, image: str, script: str, **changes: Any) -> list[str]:
