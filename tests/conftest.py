@@ -39,6 +39,8 @@ ON_BOTH = frozenset(
         "tests/e2e/test_stats.py",
         "tests/e2e/test_story.py",
         "tests/e2e/test_streaming.py",
+        "tests/root/contracts/test_images_contract.py",
+        "tests/root/contracts/test_runtime_contract.py",
         "tests/root/test_extract.py",
         "tests/root/test_images_on_containerd.py",
         "tests/root/test_user_namespaces.py",
