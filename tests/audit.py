@@ -27,6 +27,7 @@ from typing import Any
 
 from tests.testbed import Testbed
 
+_SYSTEM = ("/dev", "/proc", "/sys")
 _LINK_LOCAL = ("fe80:", "ff00:", "multicast ff00:")
 _OWN_CONTAINERD = "sandboxd/containerd"
 # Below containerd's root: the contents of images and its database; `_containerd` lists what matters through ctr.
@@ -153,10 +154,14 @@ def _ipam(bed: Testbed) -> Iterator[str]:
 
 
 def _mounts(bed: Testbed) -> Iterator[str]:
+    inherited = set(bed.inherited_mountinfo.splitlines())
     for line in bed.mountinfo.splitlines():
         head, _, tail = line.partition(" - ")
         fstype, source = tail.split(" ")[:2]
-        yield f"mount {head.split(' ')[4]} ({fstype} {source})"
+        place = head.split(" ")[4]
+        # What somebody else has mounted on the machine may go at any time, and goes from the bed with its directory.
+        if line not in inherited or place == "/" or place.startswith(_SYSTEM):
+            yield f"mount {place} ({fstype} {source})"
 
 
 def _files(bed: Testbed) -> Iterator[str]:

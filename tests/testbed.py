@@ -147,6 +147,11 @@ class Testbed:
         return (self._proc / "mountinfo").read_text(encoding="utf-8")
 
     @property
+    def inherited_mountinfo(self) -> str:
+        """The machine's mounts that were there when the bed was made, in the same form."""
+        return (self.base / "inherited").read_text(encoding="utf-8")
+
+    @property
     def pid_namespace(self) -> str:
         """The identity of the bed's pid namespace, as in the links below /proc/PID/ns."""
         return os.readlink(self._proc / "ns" / "pid_for_children")

@@ -9,6 +9,7 @@
 base=$1 uplink=$2; shift 2
 umask 022 # the bed's /etc is for everybody, whatever whoever runs the tests gives to others
 stage=$base/stage
+cat /proc/self/mountinfo >"$base/inherited"
 mount -t tmpfs -o mode=755 stage "$stage"
 mkdir -p "$stage/cgroup" "$stage/etc" "$stage/etc-work" "$stage/opt" "$stage/opt-work" "$stage/keep"
 mount --rbind /sys/fs/cgroup "$stage/cgroup"
