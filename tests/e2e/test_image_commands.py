@@ -44,8 +44,9 @@ class Place(Site):
     ctl: Ctl
 
     def figure(self, name: str, **labels: str) -> float:
-        """One of the daemon's figures, as `sandboxctl metrics` prints it; 0 for one that is not there yet."""
-        for family in text_string_to_metric_families(self.ctl("metrics")):
+        """One of the daemon's figures; 0 for one that is not there yet."""
+        text = self.bed.host.Metrics(host.MetricsRequest()).text
+        for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == name and sample.labels == labels:
                     return sample.value
