@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.processes import LIMIT
 from tests.testbed import Testbed
 
 _SYSTEM = ("/dev", "/proc", "/sys")
@@ -60,8 +61,8 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
     return added + [f"- {line}" for line in sorted((was - is_now).elements())]
 
 
-def leaks(bed: Testbed, before: Snapshot, *, within: float = 15.0) -> list[str]:
-    """The difference to `before` that remains after `within` seconds.
+def leaks(bed: Testbed, before: Snapshot, *, within: float = LIMIT) -> list[str]:
+    """The difference to `before` that is still there after `within` seconds.
 
     The kernel removes a namespace's links, and shims exit, a moment after the request that caused it was answered;
     a leak remains.
@@ -74,8 +75,8 @@ def leaks(bed: Testbed, before: Snapshot, *, within: float = 15.0) -> list[str]:
     return []
 
 
-def assert_no_leaks(bed: Testbed, before: Snapshot, *, within: float = 15.0) -> None:
-    """Fail with every difference to `before` that remains after `within` seconds, one line each."""
+def assert_no_leaks(bed: Testbed, before: Snapshot, *, within: float = LIMIT) -> None:
+    """Fail with every difference to `before` that is still there after `within` seconds, a line each."""
     lines = leaks(bed, before, within=within)
     assert not lines, f"{bed.name} is not as it was before:\n" + "\n".join(lines)
 

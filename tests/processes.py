@@ -9,14 +9,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+LIMIT = 60.0  # seconds for what takes one on a quiet machine: a limit says that something hangs, not that it is slow
 
-def until(check: Callable[[], object], *, within: float, what: str) -> None:
-    """Wait until `check()` is true. Raises TimeoutError that names `what` after `within` seconds."""
+
+def until(check: Callable[[], object], *, within: float = LIMIT, what: str) -> None:
+    """Wait until `check()` is true, at most `within` seconds; raises TimeoutError naming `what`.
+
+    The pauses grow to a tenth of a second, because looking often takes time from what is waited for.
+    """
     deadline = time.monotonic() + within
+    pause = 0.01
     while not check():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {within:g} s")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.1)
 
 
 class Inside(subprocess.Popen[str]):
@@ -29,7 +36,7 @@ class Inside(subprocess.Popen[str]):
     def send_signal(self, sig: int) -> None:
         """Signal the program, not its parent. kill() and terminate() use this too."""
         if self.poll() is None:
-            until(lambda: children_of(self.pid) or self.poll() is not None, within=5, what="the program starts")
+            until(lambda: children_of(self.pid) or self.poll() is not None, what="the program starts")
             for pid in children_of(self.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, sig)

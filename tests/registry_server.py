@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.processes import Inside, until
+from tests.processes import LIMIT, Inside, until
 from tests.testbed import ROOT, BedFailed, Testbed
 
 FAKES = ROOT / "tests" / "fakes"
@@ -36,8 +36,8 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def start_program(bed: Testbed, argv: Sequence[str], *, within: float = 20.0) -> Inside:
-    """Start one of the fakes and wait until it reports that it is ready."""
+def start_program(bed: Testbed, argv: Sequence[str], *, within: float = LIMIT) -> Inside:
+    """Start one of the fakes and wait until it says that it is ready."""
     process = bed.popen(argv)
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], within)
@@ -153,7 +153,7 @@ def start_registry(
             raise BedFailed(f"docker-registry ended: {log.read_text('utf-8')[-1000:]}")
         return "listening on" in log.read_text("utf-8")
 
-    until(listening, within=20, what=f"docker-registry listens on port {port}")
+    until(listening, what=f"docker-registry listens on port {port}")
     return RegistryServer(bed=bed, port=port, storage=storage, process=process)
 
 

@@ -41,7 +41,7 @@ from sandboxd.pb.cri.v1.api_pb2 import VersionRequest
 from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from sandboxd.pb.host.v1.host_pb2 import LoadedImage, LoadImageRequest
 from sandboxd.pb.host.v1.host_pb2_grpc import HostStub
-from tests.processes import Inside, children_of, processes_in, until
+from tests.processes import LIMIT, Inside, children_of, processes_in, until
 
 ROOT = Path(__file__).resolve().parents[1]
 UPLINK_ADDRESS = "198.51.100.1"  # of up0, TEST-NET-2 (RFC 5737); the gateway behind it is .2
@@ -199,7 +199,7 @@ class Testbed:
         return process
 
     def run(
-        self, argv: Sequence[str], *, check: bool = True, timeout: float = 30.0, stdin: str = ""
+        self, argv: Sequence[str], *, check: bool = True, timeout: float = LIMIT, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in the bed to its end. With `check`, a failure raises BedFailed with its words."""
         process = self.popen(argv, stdin=subprocess.PIPE)
@@ -207,7 +207,7 @@ class Testbed:
             stdout, stderr = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as exc:
             process.kill()
-            process.communicate(timeout=10)
+            process.communicate(timeout=LIMIT)
             raise BedFailed(f"{' '.join(argv)}: still running after {timeout:g} s") from exc
         if check and process.returncode:
             words = (stderr or stdout).strip()
@@ -215,7 +215,7 @@ class Testbed:
         return subprocess.CompletedProcess(list(argv), process.returncode, stdout, stderr)
 
     def http_get(
-        self, ip: str, port: int = 80, path: str = "/", *, timeout: float = 5.0, within: float = 5.0
+        self, ip: str, port: int = 80, path: str = "/", *, timeout: float = LIMIT, within: float = LIMIT
     ) -> tuple[int, str]:
         """GET from inside the bed: status and body (at most 1 MiB).
 
@@ -277,7 +277,7 @@ class Testbed:
         (pid,) = children_of(self._daemon.pid)
         return pid
 
-    def start_daemon(self, *, ready: bool = True, within: float = 60.0, **sections: Mapping[str, Any]) -> None:
+    def start_daemon(self, *, ready: bool = True, within: float = LIMIT, **sections: Mapping[str, Any]) -> None:
         """Write the configuration and start sandboxd; wait until it serves unless `ready` is false.
 
         `sections` are tables of config.py, merged over what the bed needs: `runtime={"cgroup_driver": …}`.
@@ -293,15 +293,15 @@ class Testbed:
             self.config[section] = {**self.config.get(section, {}), **values}
         self._launch(ready=ready, within=within)
 
-    def stop_daemon(self, *, within: float = 45.0) -> int:
+    def stop_daemon(self, *, within: float = LIMIT) -> int:
         """SIGTERM, as systemd does; returns the exit status. Raises BedFailed if it does not end in time."""
         return self._end_daemon(signal.SIGTERM, within)
 
-    def kill_daemon(self, *, within: float = 10.0) -> int:
+    def kill_daemon(self, *, within: float = LIMIT) -> int:
         """SIGKILL: the daemon dies where it stands; returns the (negative) status."""
         return self._end_daemon(signal.SIGKILL, within)
 
-    def restart_daemon(self, *, kill: bool = False, within: float = 60.0) -> None:
+    def restart_daemon(self, *, kill: bool = False, within: float = LIMIT) -> None:
         """Stop or kill the daemon and start it with the same configuration."""
         if kill:
             self.kill_daemon()
@@ -309,7 +309,7 @@ class Testbed:
             self.stop_daemon()
         self.relaunch_daemon(within=within)
 
-    def relaunch_daemon(self, *, within: float = 60.0) -> None:
+    def relaunch_daemon(self, *, within: float = LIMIT) -> None:
         """Start the daemon again after it was stopped or killed, with the same configuration."""
         self._launch(ready=True, within=within)
 
@@ -378,15 +378,15 @@ class Testbed:
         # The first process of a pid namespace is gone only when all others are (pid_namespaces(7)).
         self._holder.kill()
         try:
-            self._holder.wait(timeout=30)
+            self._holder.wait(timeout=LIMIT)
         except subprocess.TimeoutExpired:
             problems.append(f"{self.name} still has processes: pids {processes_in(namespace)}")
         for process in self._processes:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=10)  # it has ended with the namespace: this closes its pipes
+                process.communicate(timeout=LIMIT)  # it has ended with the namespace: this closes its pipes
         try:
-            until(self._remove_cgroups, within=10, what=f"the cgroups of {self.name} are empty")
+            until(self._remove_cgroups, what=f"the cgroups of {self.name} are empty")
         except TimeoutError as exc:
             problems.append(f"{exc}: {[str(d) for d in self.cgroup_dirs()]}")
         try:
@@ -433,12 +433,14 @@ class Testbed:
             )
         assert holder.stdout is not None
         with holder.stdout:
-            readable, _, _ = select.select([holder.stdout], [], [], 20)
+            readable, _, _ = select.select([holder.stdout], [], [], LIMIT)
             if not readable or holder.stdout.readline() != "ready\n":
                 holder.kill()
-                holder.wait(timeout=30)
+                holder.wait(timeout=LIMIT)
                 words = (self.base / "holder.log").read_text("utf-8", "replace").strip()
-                raise BedFailed(f"the testbed's namespaces could not be set up: {words or 'no answer in 20 s'}")
+                raise BedFailed(
+                    f"the testbed's namespaces could not be set up: {words or f'no answer in {LIMIT:g} s'}"
+                )
         return holder
 
     def _machine(self, argv: Sequence[str], timeout: float) -> None:
@@ -455,7 +457,7 @@ class Testbed:
         if ready:
             self.wait_ready(within=within)
 
-    def wait_ready(self, *, within: float = 60.0) -> None:
+    def wait_ready(self, *, within: float = LIMIT) -> None:
         """Wait until Version answers something else than UNAVAILABLE. Raises BedFailed with the log's tail."""
         assert self._daemon is not None, "start_daemon comes first"
         deadline = time.monotonic() + within

@@ -103,7 +103,7 @@ def serving(peer: Peer, built: Path, layout: Path, log: Path) -> Iterator[Served
             finally:
                 _keep_log(bed, peer, log)
     finally:
-        until(lambda: _removed(_foreign_cgroups() - before), within=10, what=f"the cgroups of {peer.name} are empty")
+        until(lambda: _removed(_foreign_cgroups() - before), what=f"the cgroups of {peer.name} are empty")
 
 
 def _bring_up(bed: Testbed, peer: Peer, built: Path, layout: Path) -> Served:
@@ -170,7 +170,7 @@ def _wait_for(bed: Testbed, process: Inside) -> None:
                 return False
             return bool(conditions) and all(c.status for c in conditions if c.type.endswith("Ready"))
 
-        until(ready, within=60, what="containerd's CRI plugin is ready")
+        until(ready, what="containerd's CRI plugin is ready")
 
 
 def _versions(bed: Testbed) -> dict[str, str]:

@@ -73,7 +73,7 @@ def test_a_pod_from_runp_to_rmp(crictl: Crictl, bed: Testbed) -> None:
     assert status["image"]["image"] == "docker.io/library/nginx:latest"
 
     assert bed.http_get(ip)[0] == 200
-    until(lambda: "GET / " in "".join(crictl.streams("logs", container)), within=10, what="GET is logged")
+    until(lambda: "GET / " in "".join(crictl.streams("logs", container)), what="GET is logged")
     assert len("".join(crictl.streams("logs", "--tail", "1", container)).splitlines()) == 1
 
     assert crictl("stop", "--timeout", "10", container) == container
@@ -102,7 +102,7 @@ def test_logs_show_stdout_and_stderr_apart(crictl: Crictl) -> None:
     def exited() -> bool:
         return bool(crictl("ps", "--all", "--state", "exited", "--quiet"))
 
-    until(exited, within=20, what="the container has ended")
+    until(exited, what="the container has ended")
     assert crictl.json("inspect", container)["status"]["exitCode"] == 3
     assert crictl.streams("logs", container) == ("to stdout\n", "to stderr\n")
 

@@ -94,9 +94,9 @@ def test_exec_in_a_terminal_has_its_size_and_follows_it(
 
     def sized(rows: int, columns: int) -> None:
         terminal.type(f'until [ "$(stty size)" = "{rows} {columns}" ]; do sleep 0.02; done; echo now $(stty size)\r')
-        until(lambda: terminal.shows(f"now {rows} {columns}\r\n"), within=60, what="the size is there")
+        until(lambda: terminal.shows(f"now {rows} {columns}\r\n"), what="the size is there")
 
-    until(lambda: terminal.shows("# "), within=60, what="the shell asks")
+    until(lambda: terminal.shows("# "), what="the shell asks")
     sized(31, 97)
     terminal.resize(45, 133)
     sized(45, 133)
@@ -112,10 +112,10 @@ def test_an_interrupted_exec_ends_its_process_and_leaves_nothing(
     crictl("exec", container_id, "true")
     before = observe(bed)
     process = bed.popen(crictl.argv("exec", "-r", transport, container_id, "sleep", "87654321"))
-    until(lambda: sleeps(bed), within=60, what="it sleeps")
+    until(lambda: sleeps(bed), what="it sleeps")
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    until(lambda: not sleeps(bed), within=60, what="it is ended")
+    until(lambda: not sleeps(bed), what="it is ended")
     assert_no_leaks(bed, before)
 
 
@@ -144,7 +144,7 @@ def test_attach_in_a_terminal_has_its_size(crictl: Crictl, bed: Testbed, pod: st
     container_id = box(bed, pod, "exec sh -i", stdin=True, tty=True)
     terminal = Terminal(bed, crictl.argv("attach", "-r", transport, "-i", "-t", container_id), rows=29, columns=88)
     terminal.type('until [ "$(stty size)" = "29 88" ]; do sleep 0.02; done; echo now $(stty size)\r')
-    until(lambda: terminal.shows("now 29 88\r\n"), within=60, what="the size is there")
+    until(lambda: terminal.shows("now 29 88\r\n"), what="the size is there")
     terminal.type("exit\r")
     assert terminal.close() == 0
 

@@ -297,6 +297,6 @@ def test_a_missing_resolv_conf_on_the_host_is_no_error(fresh_bed: StartBed) -> N
     pod_id = run_pod(bed)
     show = container_config("c", "busybox", ["sh", "-c", "cat /etc/resolv.conf && echo there"])
     container_id = run_container(bed, pod_id, show)
-    until(lambda: exited(bed, container_id), within=10, what="the container ends")
+    until(lambda: exited(bed, container_id), what="the container ends")
     assert log_lines(bed, container_id) == ["there"]
     remove_pod(bed, pod_id)

@@ -77,7 +77,7 @@ def nothing_left(bed: Testbed) -> Iterator[None]:
     """What is done inside leaves nothing: in containerd, in the daemon's directories, in the client's."""
     before = stores(bed)
     yield
-    until(lambda: stores(bed) == before, within=20, what="containerd has collected what the checkpoint needed")
+    until(lambda: stores(bed) == before, what="containerd has collected what the checkpoint needed")
     scratch = bed.path("/var/lib/sandboxd/checkpoints")
     assert not scratch.exists() or list(scratch.iterdir()) == []
     assert [path.name for path in bed.path(ARCHIVES).iterdir() if "unfinished" in path.name] == []
@@ -85,7 +85,7 @@ def nothing_left(bed: Testbed) -> Iterator[None]:
 
 def lives(bed: Testbed, container_id: str) -> None:
     count = len(log_lines(bed, container_id))
-    until(lambda: len(log_lines(bed, container_id)) > count + 2, within=20, what="the container goes on")
+    until(lambda: len(log_lines(bed, container_id)) > count + 2, what="the container goes on")
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_daemon_that_dies_in_the_middle_lets_the_container_run_on_when_it_is_b
     with nothing_left(bed):
         with ThreadPoolExecutor(1) as threads:
             asked = threads.submit(checkpoint, bed, living, location, 5)
-            until(lambda: dumping(bed), within=20, what="CRIU is at it")
+            until(lambda: dumping(bed), what="CRIU is at it")
             scratch = bed.path("/var/lib/sandboxd/checkpoints")
             modes = {path.stat().st_mode & 0o777 for path in (scratch, scratch / living)}
             assert modes == {0o700}, "memory is nobody else's to read"
@@ -185,7 +185,7 @@ def test_a_pod_can_be_removed_while_a_checkpoint_of_it_hangs(fake_bed: Testbed) 
         container_id = run_container(bed, pod_id, container_config("c", "busybox", ["sh", "-c", LIVES]))
         with ThreadPoolExecutor(1) as threads:
             asked = threads.submit(checkpoint, bed, container_id, f"{ARCHIVES}/removed.tar", 4)
-            until(lambda: dumping(bed), within=20, what="CRIU is at it")
+            until(lambda: dumping(bed), what="CRIU is at it")
             remove_pod(bed, pod_id)
             with pytest.raises(grpc.RpcError):
                 asked.result(timeout=60)
@@ -207,7 +207,7 @@ def test_what_cannot_be_checkpointed_is_told_apart(fake_bed: Testbed, living: st
     pod_id = run_pod(bed)
     created = create_container(bed, pod_id, container_config("created", "busybox", ["sleep", "3600"]))
     ended = run_container(bed, pod_id, container_config("ended", "busybox", ["true"]))
-    until(lambda: exited(bed, ended), within=20, what="it has ended")
+    until(lambda: exited(bed, ended), what="it has ended")
     there = f"{ARCHIVES}/never.tar"
     for container_id, location, seconds, code in (
         ("0" * 64, there, 0, grpc.StatusCode.NOT_FOUND),

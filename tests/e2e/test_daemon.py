@@ -41,7 +41,7 @@ def test_systemd_is_told_when_it_serves_and_when_it_stops(fresh_bed: StartBed) -
 def test_without_containerd_it_serves_the_reason(fresh_bed: StartBed) -> None:
     bed = fresh_bed(daemon=False)
     bed.start_daemon(ready=False, containerd={"binary": "no-such-containerd"})
-    until(bed.socket.exists, within=20, what="the socket is there")
+    until(bed.socket.exists, what="the socket is there")
 
     def words() -> str:
         try:
@@ -52,7 +52,7 @@ def test_without_containerd_it_serves_the_reason(fresh_bed: StartBed) -> None:
             return details
         raise AssertionError("it must not serve")
 
-    until(lambda: "no-such-containerd was not found" in words(), within=20, what="the reason is given")
+    until(lambda: "no-such-containerd was not found" in words(), what="the reason is given")
     assert bed.stop_daemon() == 0
 
 
@@ -72,9 +72,9 @@ def test_sigterm_lets_a_running_request_finish(fresh_bed: StartBed) -> None:
     config = pod_config()
     with ThreadPoolExecutor(2) as clients:
         running = clients.submit(run_pod, bed, config)
-        until(lambda: any(c["command"] == "ADD" for c in calls(str(plugins))), within=20, what="ADD is called")
+        until(lambda: any(c["command"] == "ADD" for c in calls(str(plugins))), what="ADD is called")
         stopping = clients.submit(bed.stop_daemon)
-        until(lambda: "shutting down" in bed.log_tail(), within=20, what="it is shutting down")
+        until(lambda: "shutting down" in bed.log_tail(), what="it is shutting down")
         (plugins / "go").touch()
         pod_id = running.result(timeout=60)
         assert stopping.result(timeout=60) == 0
@@ -88,7 +88,7 @@ def test_a_daemon_that_waits_for_containerd_stops_at_once(fresh_bed: StartBed) -
     bed = fresh_bed(daemon=False, network=False)
     nobody = {"managed": False, "socket": "/run/none.sock"}
     bed.start_daemon(ready=False, containerd=nobody, daemon={"drain_seconds": 1000.0})
-    until(lambda: "not ready yet" in bed.log_tail(), within=20, what="it has looked for containerd")
+    until(lambda: "not ready yet" in bed.log_tail(), what="it has looked for containerd")
     assert bed.stop_daemon() == 0  # which waits for less than the drain could take
 
 

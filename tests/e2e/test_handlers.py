@@ -69,7 +69,7 @@ def offered(bed: Testbed) -> dict[str, cri.RuntimeHandlerFeatures]:
 
 
 def exec_sync(bed: Testbed, container_id: str, script: str) -> str:
-    request = cri.ExecSyncRequest(container_id=container_id, cmd=["sh", "-c", script], timeout=20)
+    request = cri.ExecSyncRequest(container_id=container_id, cmd=["sh", "-c", script], timeout=60)
     return str(bed.runtime.ExecSync(request, timeout=60).stdout.decode())
 
 
@@ -96,7 +96,7 @@ def test_a_pod_lives_the_same_life_under_either_runtime(two: Testbed, handler: s
     limits = cri.LinuxContainerResources(memory_limit_in_bytes=64 * MIB, cpu_shares=512)
     config = shell(LIVES, linux=cri.LinuxContainerConfig(resources=limits))
     container_id = run_container(bed, pod_id, config)
-    until(lambda: log_lines(bed, container_id) == ["lives"], within=20, what="its first words")
+    until(lambda: log_lines(bed, container_id) == ["lives"], what="its first words")
     assert exec_sync(bed, container_id, "echo asked") == "asked\n"
     wanted = cri.LinuxContainerResources(memory_limit_in_bytes=96 * MIB)
     bed.runtime.UpdateContainerResources(
@@ -161,7 +161,7 @@ def test_a_handler_that_was_taken_out_of_the_configuration_still_lets_go_of_its_
     assert pod_status(bed, pod_id).runtime_handler == "old"
     assert exec_sync(bed, container_id, "echo asked") == "asked\n"
     start_container(bed, created)
-    until(lambda: exited(bed, created), within=20, what="it has ended")
+    until(lambda: exited(bed, created), what="it has ended")
     assert container_status(bed, created).exit_code == 4
     with pytest.raises(grpc.RpcError) as gone:
         create_container(bed, pod_id, shell("true"))
@@ -194,7 +194,7 @@ def test_handlers_stand_side_by_side_with_options_of_their_own(fresh_bed: StartB
     config = pod_config(annotations={"vendor.example/a": "1", "other.example/b": "2"})
     pod_id = run_pod(bed, config)
     container_id = run_container(bed, pod_id, shell("true"))
-    until(lambda: exited(bed, container_id), within=20, what="it has ended")
+    until(lambda: exited(bed, container_id), what="it has ended")
     recorded = bed.path("/run/recorded").read_text()
     assert "--root /run/recorded-root" in recorded
     assert recorded.count("features\n") == 1, "it was asked once, by the daemon that started"

@@ -209,7 +209,7 @@ def test_sigterm_ends_it_in_its_time_while_a_layer_is_examined(fresh_bed: StartB
             busy = clients.submit(pull, bed, publish(registry, "busy", much_work()))
         else:
             busy = clients.submit(load, bed, archive(tmp_path / "busy.tar", much_work()))
-        until(lambda: examining(bed), within=60, what="a thread is at work on it")
+        until(lambda: examining(bed), what="a thread is at work on it")
         assert bed.stop_daemon(within=DRAIN_SECONDS + 10) == 0
         with pytest.raises(grpc.RpcError):
             busy.result(timeout=60)
@@ -234,8 +234,8 @@ def test_sigterm_ends_it_although_a_thread_never_ends(fresh_bed: StartBed) -> No
     bed = fresh_bed(daemon=False, network=False)
     bed.run(["mkfifo", "/run/never"])
     bed.start_daemon(ready=False, runtime={"pause_binary": "/run/never"}, daemon={"drain_seconds": DRAIN_SECONDS})
-    until(bed.socket.exists, within=30, what="it has started")
-    until(lambda: opens_a_fifo(bed), within=30, what="a thread waits for the FIFO")
+    until(bed.socket.exists, what="it has started")
+    until(lambda: opens_a_fifo(bed), what="a thread waits for the FIFO")
     assert bed.stop_daemon(within=DRAIN_SECONDS + 15) == 0
     assert "exiting without it" in bed.log_tail()
 

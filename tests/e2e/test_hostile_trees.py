@@ -135,7 +135,7 @@ def test_a_removal_that_is_cut_off_is_finished_by_the_next(fresh_bed: StartBed, 
     top = volume_top(bed, container_id)
     bed.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=0), timeout=60)
     removing = bed.runtime.RemoveContainer.future(cri.RemoveContainerRequest(container_id=container_id), timeout=300)
-    until(lambda: files_in(top) < FILES, within=60, what="the removal has begun")
+    until(lambda: files_in(top) < FILES, what="the removal has begun")
     bed.kill_daemon()
     left = files_in(top)
     with pytest.raises(grpc.RpcError):

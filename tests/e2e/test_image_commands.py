@@ -126,7 +126,7 @@ def test_cri_and_sandboxctl_pull_together(place: Place) -> None:
 
     with ThreadPoolExecutor() as pool:
         theirs = pool.submit(place.pull, name)
-        until(lambda: blob_requests(place.proxy, image.layers[0]), within=20, what="the layer is asked for")
+        until(lambda: blob_requests(place.proxy, image.layers[0]), what="the layer is asked for")
         ours = place.ctl("pull", "-q", name)
 
     assert ours.strip() == theirs.result() == image.config
@@ -143,8 +143,8 @@ def test_an_interrupt_stops_the_pull_and_the_next_one_goes_on(place: Place) -> N
     # Who runs the tests in the background has them, and what they start, ignore an interrupt.
     argv = ["env", "--default-signal=INT", *place.ctl._argv, "pull", name]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: blob_requests(place.proxy, image.layers[0]), within=20, what="the layer is asked for")
-    until(lambda: any("MB" in line for line in place.ctr("content", "active")), within=20, what="a part is stored")
+    until(lambda: blob_requests(place.proxy, image.layers[0]), what="the layer is asked for")
+    until(lambda: any("MB" in line for line in place.ctr("content", "active")), what="a part is stored")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
 
@@ -152,7 +152,6 @@ def test_an_interrupt_stops_the_pull_and_the_next_one_goes_on(place: Place) -> N
     assert "kept for the next attempt" in said
     until(
         lambda: place.figure("sandboxd_image_pulls_total", outcome="cancelled") == before + 1,
-        within=20,
         what="the daemon has stopped the pull",
     )
     assert place.figure("sandboxd_image_pulls_in_flight") == 0
@@ -184,7 +183,7 @@ def test_a_registry_that_does_not_answer_is_not_taken_for_the_daemon(place: Plac
 def run_once(place: Place, name: str) -> str:
     """What a container of this image prints."""
     container = place.ctl("run", "-q", "--pull", "never", name, "--", "echo", "from the image").strip()
-    until(lambda: container in place.ctl("ps", "-a", "-q", "--state", "exited"), within=20, what="the container ends")
+    until(lambda: container in place.ctl("ps", "-a", "-q", "--state", "exited"), what="the container ends")
     try:
         return place.ctl("logs", container[:12])
     finally:
@@ -295,10 +294,9 @@ def test_a_save_that_nobody_reads_any_more_leaves_nothing(place: Place) -> None:
     assert next(call).total_bytes > 20_000_000
     call.cancel()
 
-    until(lambda: place.ctr("leases", "ls", "-q") == [], within=20, what="the lease ends")
+    until(lambda: place.ctr("leases", "ls", "-q") == [], what="the lease ends")
     until(
         lambda: place.figure("sandboxd_rpcs_total", method="sandboxd.host.v1.Host/SaveImage", code="CANCELLED") >= 1,
-        within=20,
         what="the call is counted",
     )
     place.ctl("rmi", name)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.e2e
 def finished(bed: Testbed, pod_id: str, config: cri.ContainerConfig) -> str:
     """Run a container to its end; its id."""
     container_id = run_container(bed, pod_id, config)
-    until(lambda: exited(bed, container_id), within=20, what="the container ends")
+    until(lambda: exited(bed, container_id), what="the container ends")
     return container_id
 
 
@@ -82,14 +82,14 @@ def test_a_container_that_ends_at_once_is_seen_to_have_ended(bed: Testbed, share
     """Its exit event may come before StartContainer has recorded that it runs."""
     for _ in range(20):
         container_id = run_container(bed, shared_pod, shell("exit 4"))
-        until(lambda: exited(bed, container_id), within=5, what="the container ends")  # noqa: B023
+        until(lambda: exited(bed, container_id), what="the container ends")  # noqa: B023
         assert container_status(bed, container_id).exit_code == 4
         remove(bed, container_id)
 
 
 def test_stop_sends_the_stop_signal_and_grants_the_grace_period(bed: Testbed, shared_pod: str) -> None:
     container_id = run_container(bed, shared_pod, shell("trap 'exit 7' TERM; while :; do sleep 0.05; done"))
-    until(lambda: container_info(bed, container_id)["pid"], within=10, what="it runs")
+    until(lambda: container_info(bed, container_id)["pid"], what="it runs")
     stop(bed, container_id, 30)
     assert container_status(bed, container_id).exit_code in (7, 143)
     remove(bed, container_id)
@@ -97,7 +97,7 @@ def test_stop_sends_the_stop_signal_and_grants_the_grace_period(bed: Testbed, sh
 
 def test_a_container_that_ignores_the_signal_is_killed_after_the_grace_period(bed: Testbed, shared_pod: str) -> None:
     container_id = run_container(bed, shared_pod, shell("trap '' TERM; echo ready; while :; do sleep 0.05; done"))
-    until(lambda: "ready" in log_lines(bed, container_id), within=10, what="it ignores TERM")
+    until(lambda: "ready" in log_lines(bed, container_id), what="it ignores TERM")
     stop(bed, container_id, 1)
     assert container_status(bed, container_id).exit_code == 128 + signal.SIGKILL
     remove(bed, container_id)
@@ -114,7 +114,7 @@ def test_removing_a_running_container_works(bed: Testbed, shared_pod: str) -> No
 def test_a_pod_whose_pause_is_killed_is_seen_as_not_ready_and_can_be_removed(bed: Testbed) -> None:
     pod_id = run_pod(bed)
     bed.run(["kill", "-9", str(pod_info(bed, pod_id)["pid"])])
-    until(lambda: pod_status(bed, pod_id).state == cri.SANDBOX_NOTREADY, within=10, what="the pod is not ready")
+    until(lambda: pod_status(bed, pod_id).state == cri.SANDBOX_NOTREADY, what="the pod is not ready")
     remove_pod(bed, pod_id)
 
 
@@ -141,12 +141,12 @@ def test_a_long_line_is_split_into_partial_entries(bed: Testbed, shared_pod: str
 def test_a_reopened_log_goes_on_in_a_new_file(bed: Testbed, shared_pod: str) -> None:
     container_id = run_container(bed, shared_pod, shell("while :; do echo tick; sleep 0.02; done"))
     path = bed.path(container_status(bed, container_id).log_path)
-    until(lambda: path.exists() and path.stat().st_size, within=10, what="the first line")
+    until(lambda: path.exists() and path.stat().st_size, what="the first line")
     old = path.rename(path.with_suffix(".1.log"))
     bed.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container_id))
-    until(lambda: path.stat().st_size, within=10, what="a line in the new file")
+    until(lambda: path.stat().st_size, what="a line in the new file")
     size = old.stat().st_size
-    until(lambda: path.stat().st_size > 200, within=10, what="more lines in the new file")
+    until(lambda: path.stat().st_size > 200, what="more lines in the new file")
     assert old.stat().st_size == size
     remove(bed, container_id)
 

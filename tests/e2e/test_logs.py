@@ -95,7 +95,7 @@ def grows(bed: Testbed, container_id: str) -> None:
     """Wait until the container's log has grown."""
     path = bed.path(container_status(bed, container_id).log_path)
     before = path.stat().st_size
-    until(lambda: path.stat().st_size > before, within=20, what="the log grows")
+    until(lambda: path.stat().st_size > before, what="the log grows")
 
 
 def ends(bed: Testbed, container_id: str, *, within: float = 60) -> cri.ContainerStatus:
@@ -115,7 +115,7 @@ def kill_logger(bed: Testbed) -> None:
     """SIGKILL the logger; returns when another one has taken its place."""
     before = logger_pid(bed)
     bed.run(["kill", "-9", before])
-    until(lambda: logger_pid(bed) not in ("", before), within=20, what="another logger")
+    until(lambda: logger_pid(bed) not in ("", before), what="another logger")
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["terminated", "killed"])
@@ -129,7 +129,7 @@ def test_an_application_that_writes_all_the_time_loses_nothing_when_the_daemon_g
     logger = logger_pid(bed)
     bed.kill_daemon() if kill else bed.stop_daemon()
     before = path.stat().st_size
-    until(lambda: path.stat().st_size > before + 2 * PIPE_BYTES, within=30, what="it goes on without the daemon")
+    until(lambda: path.stat().st_size > before + 2 * PIPE_BYTES, what="it goes on without the daemon")
     bed.relaunch_daemon()
     grows(bed, container_id)
     gate.open()
@@ -148,7 +148,7 @@ def test_the_last_lines_of_a_container_that_ended_while_the_daemon_was_down_are_
     path = bed.path(container_status(bed, container_id).log_path)
     bed.stop_daemon()
     gate.open()
-    until(lambda: path.read_bytes().endswith(b" P rest\n"), within=30, what="its last words are logged")
+    until(lambda: path.read_bytes().endswith(b" P rest\n"), what="its last words are logged")
     bed.relaunch_daemon()
 
     assert ends(bed, container_id).exit_code == 0
@@ -178,11 +178,11 @@ def test_a_container_that_ends_while_there_is_no_logger_keeps_its_last_lines(bed
     script = "echo line 1 end; wait_gate; echo line 2 end; echo total 2"
     container_id = run_container(bed, pod, gated(script, gate))
     path = bed.path(container_status(bed, container_id).log_path)
-    until(lambda: path.stat().st_size, within=10, what="its first line is logged")
+    until(lambda: path.stat().st_size, what="its first line is logged")
     bed.run(["kill", "-STOP", logger_pid(bed)])  # it reads no more, and dies with what the container writes unread
     gate.open()
     pid = container_info(bed, container_id)["pid"]
-    until(lambda: _over(bed, pid), within=20, what="the container's process has ended")
+    until(lambda: _over(bed, pid), what="the container's process has ended")
     bed.run(["kill", "-9", logger_pid(bed)])
     ends(bed, container_id)
 
@@ -258,9 +258,7 @@ def test_a_full_disk_never_blocks_the_container_and_is_told(bed: Testbed, images
         bed, pod_id, gated(f"{flood}; touch /gates/{gate.name}.flooded; wait_gate; {last}", gate)
     )
     path = container_status(bed, container_id).log_path
-    until(
-        bed.path(f"{GATES}/{gate.name}.flooded").exists, within=60, what="the flood passes although the disk is full"
-    )
+    until(bed.path(f"{GATES}/{gate.name}.flooded").exists, what="the flood passes although the disk is full")
     texts = raw_lines(bed, path)
     assert texts == [f"line {i} of the flood that nobody keeps" for i in range(1, len(texts) + 1)]
     assert "lines are lost" in bed.log_file.read_text(encoding="utf-8", errors="replace")
@@ -287,10 +285,10 @@ def test_a_removed_directory_never_blocks_the_container(bed: Testbed, images: tu
     )
     container_id = run_container(bed, pod_id, gated(script, gate))
     path = bed.path(container_status(bed, container_id).log_path)
-    until(lambda: path.stat().st_size, within=10, what="the first line is logged")
+    until(lambda: path.stat().st_size, what="the first line is logged")
     bed.run(["rm", "-r", "/var/lib/gone"])
     gate.open()
-    until(bed.path(f"{GATES}/{gate.name}.flooded").exists, within=60, what="the flood passes")
+    until(bed.path(f"{GATES}/{gate.name}.flooded").exists, what="the flood passes")
     reopen(bed, container_id)
     bed.path(f"{GATES}/{gate.name}.again").touch()
     assert ends(bed, container_id).exit_code == 0
@@ -342,7 +340,7 @@ def test_the_logger_ends_by_itself_when_the_daemon_does_not_come_back(fresh_bed:
     pid = logger_pid(bed)
     bed.kill_daemon()
 
-    until(lambda: not (bed.proc / pid).exists(), within=20, what="the logger ends")
+    until(lambda: not (bed.proc / pid).exists(), what="the logger ends")
     assert not bed.path(PID_FILE).exists()
 
 

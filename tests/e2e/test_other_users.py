@@ -143,7 +143,7 @@ def run(bed: Testbed, pod_id: str, *, mapped: bool) -> str:
     config = container_config("c", IMAGE, ["sh", "-c", script], mounts=mounts)
     config.envs.add(key="PASSWORD", value=b"hunter2-secret")
     container_id = run_container(bed, pod_id, config)
-    until(lambda: log_lines(bed, container_id) == ["ready"], within=30, what="the container has written")
+    until(lambda: log_lines(bed, container_id) == ["ready"], what="the container has written")
     return container_id
 
 

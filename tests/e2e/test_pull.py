@@ -129,7 +129,7 @@ def test_a_pulled_image_runs(site: Site) -> None:
     container_id = create_container(site.bed, pod_id, container, pod)
     start_container(site.bed, container_id)
 
-    until(lambda: exited(site.bed, container_id), within=20, what="the container ends")
+    until(lambda: exited(site.bed, container_id), what="the container ends")
     assert container_status(site.bed, container_id).exit_code == 7
     remove_pod(site.bed, pod_id)
 
@@ -149,7 +149,7 @@ def test_a_pause_image_that_is_configured_is_fetched_and_pinned(fresh_bed: Start
 
     publish_pause(registry.storage, "our/pause", "1")
     made: list[str] = []
-    until(lambda: runs(bed, made), within=30, what="it is fetched")
+    until(lambda: runs(bed, made), what="it is fetched")
     (pod_id,) = made
     assert bed.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=name))).image.pinned
     assert pod_info(bed, pod_id)["runtimeSpec"]["process"]["args"] == ["/pause", "-P"]
@@ -287,7 +287,7 @@ def test_every_layer_counts_however_many_there_are(site: Site, layers: int) -> N
     pod_id = run_pod(site.bed, pod)
     container_id = create_container(site.bed, pod_id, container_config("once", name, ["sh", "-c", script]), pod)
     start_container(site.bed, container_id)
-    until(lambda: exited(site.bed, container_id), within=20, what="the container ends")
+    until(lambda: exited(site.bed, container_id), what="the container ends")
     assert container_status(site.bed, container_id).exit_code == 0
     remove_pod(site.bed, pod_id)
     site.remove(name)

@@ -152,7 +152,7 @@ def test_a_client_that_goes_away_stops_the_pull_and_the_next_one_goes_on(site: S
 
     request = cri.PullImageRequest(image=cri.ImageSpec(image=name))
     call = site.bed.images.PullImage.future(request, timeout=60)
-    until(lambda: any("MB" in line for line in site.ctr("content", "active")), within=20, what="a part is stored")
+    until(lambda: any("MB" in line for line in site.ctr("content", "active")), what="a part is stored")
     call.cancel()
 
     assert site.status(name) is None
@@ -167,8 +167,8 @@ def test_a_pull_goes_on_after_the_daemon_was_killed(site: Site) -> None:
     site.proxy.rules({"path": image.layers[0], "do": "stall", "after": 2_000_000, "times": 1})
     with ThreadPoolExecutor() as pool:
         doomed = pool.submit(site.pull, name)
-        until(lambda: blob_requests(site.proxy, image.layers[0]), within=20, what="the layer is asked for")
-        until(lambda: any("MB" in line for line in site.ctr("content", "active")), within=20, what="a part is stored")
+        until(lambda: blob_requests(site.proxy, image.layers[0]), what="the layer is asked for")
+        until(lambda: any("MB" in line for line in site.ctr("content", "active")), what="a part is stored")
         site.bed.restart_daemon(kill=True)
         with pytest.raises(grpc.RpcError):
             doomed.result()

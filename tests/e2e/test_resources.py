@@ -141,7 +141,7 @@ def seen_inside(bed: Testbed, container_id: str) -> dict[str, str]:
     """The limits as the container itself sees them in the files of its cgroup, and its OOM score."""
     files = {limit.field: f"/sys/fs/cgroup/{limit.v2 if V2 else limit.v1}" for limit in LIMITS}
     script = "; ".join(f"cat {path}" for path in files.values())
-    request = cri.ExecSyncRequest(container_id=container_id, cmd=["sh", "-ec", script], timeout=20)
+    request = cri.ExecSyncRequest(container_id=container_id, cmd=["sh", "-ec", script], timeout=60)
     answer = bed.runtime.ExecSync(request, timeout=60)
     assert answer.exit_code == 0, answer.stderr
     pid = container_info(bed, container_id)["pid"]
@@ -322,7 +322,7 @@ def test_a_container_that_has_ended_or_never_was_has_no_limits_to_change(
 ) -> None:
     pod_id = run_pod(bed)
     container_id = run_container(bed, pod_id, container_config("c", "busybox", ["true"]))
-    until(lambda: exited(bed, container_id), within=20, what="it has ended")
+    until(lambda: exited(bed, container_id), what="it has ended")
     with pytest.raises(grpc.RpcError) as ended:
         update(bed, container_id, cpu_shares=512)
     assert refused(ended.value)[0] is grpc.StatusCode.FAILED_PRECONDITION
@@ -363,7 +363,7 @@ def test_a_container_that_ran_out_of_memory_says_so(bed: Testbed, images: tuple[
     # The process itself, and the child of a shell that ends with the child's code.
     ids = [run_container(bed, pod_id, small(f"direct-{i}", f"exec {HOG}")) for i in range(4)]
     ids += [run_container(bed, pod_id, small(f"shell-{i}", f"{HOG}; exit $?")) for i in range(4)]
-    until(lambda: all(exited(bed, each) for each in ids), within=60, what="all have ended")
+    until(lambda: all(exited(bed, each) for each in ids), what="all have ended")
     for container_id in ids:
         status = container_status(bed, container_id)
         assert (status.exit_code, status.reason) == (137, "OOMKilled")
@@ -379,7 +379,7 @@ def test_out_of_memory_while_the_daemon_was_down_is_known_too(bed: Testbed, imag
     pid = container_info(bed, container_id)["pid"]
     bed.kill_daemon()
     (data / "go").touch()
-    until(lambda: not _runs(bed, pid), within=20, what="it has ended")
+    until(lambda: not _runs(bed, pid), what="it has ended")
     bed.relaunch_daemon()
     status = container_status(bed, container_id)
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
@@ -398,7 +398,7 @@ def test_a_child_that_ran_out_of_memory_is_not_the_containers_end(bed: Testbed, 
     pod_id = run_pod(bed)
     well = run_container(bed, pod_id, small("well", f"{HOG}; echo child $?; exit 0"))
     badly = run_container(bed, pod_id, small("badly", f"{HOG}; exit 3"))
-    until(lambda: exited(bed, well) and exited(bed, badly), within=30, what="both have ended")
+    until(lambda: exited(bed, well) and exited(bed, badly), what="both have ended")
     assert "child 137" in log_lines(bed, well)
     status = container_status(bed, well)
     assert (status.exit_code, status.reason) == (0, "Completed")
@@ -411,7 +411,7 @@ def test_a_child_that_ran_out_of_memory_is_not_the_containers_end(bed: Testbed, 
 def test_our_own_sigkill_is_not_taken_for_an_oom(bed: Testbed, images: tuple[str, ...], how: str) -> None:
     pod_id = run_pod(bed)
     container_id = run_container(bed, pod_id, small("stays", f"{HOG}; echo child $?; while :; do sleep 0.1; done"))
-    until(lambda: "child 137" in log_lines(bed, container_id), within=30, what="the child was killed")
+    until(lambda: "child 137" in log_lines(bed, container_id), what="the child was killed")
     if how == "container":
         bed.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=0), timeout=60)
     else:

@@ -63,7 +63,7 @@ def test_an_exit_while_the_daemon_is_down_is_seen_with_its_code(bed: Testbed, im
     pid = container_info(bed, container_id)["pid"]
     bed.stop_daemon()
     (data / "go").touch()
-    until(lambda: not _alive(bed, pid), within=10, what="the container ends")
+    until(lambda: not _alive(bed, pid), what="the container ends")
     bed.relaunch_daemon()
     status = container_status(bed, container_id)
     assert (status.state, status.exit_code) == (cri.CONTAINER_EXITED, 5)
@@ -85,7 +85,7 @@ def test_output_written_while_the_daemon_is_down_is_logged_afterwards(bed: Testb
     script = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; sleep 0.01; done"
     container_id = run_container(bed, pod_id, container_config("writes", "busybox", ["sh", "-c", script]))
     bed.restart_daemon()
-    until(lambda: exited(bed, container_id), within=30, what="it has written all")
+    until(lambda: exited(bed, container_id), what="it has written all")
     assert log_lines(bed, container_id) == [f"line {i}" for i in range(1, 201)]
     remove_pod(bed, pod_id)
 
@@ -114,7 +114,7 @@ def test_a_pod_whose_creation_was_cut_off_is_gone_after_the_restart(fresh_bed: S
     adds = sum(call["command"] == "ADD" for call in calls(plugins))
     with ThreadPoolExecutor(1) as client:
         running = client.submit(run_pod, bed)
-        until(lambda: sum(c["command"] == "ADD" for c in calls(plugins)) > adds, within=10, what="ADD is called")
+        until(lambda: sum(c["command"] == "ADD" for c in calls(plugins)) > adds, what="ADD is called")
         bed.kill_daemon()
         assert isinstance(running.exception(timeout=30), grpc.RpcError)
     install(plugins, "scripted", {})
@@ -158,7 +158,7 @@ def test_containerd_may_be_killed_and_comes_back(bed: Testbed, images: tuple[str
     nginx = run_container(bed, pod_id, container_config("nginx", "nginx"))
     pid = bed.path("/run/sandboxd/containerd/containerd.pid").read_text().strip()
     bed.run(["kill", "-9", pid])
-    until(lambda: _creates(bed, pod_id), within=30, what="containers can be created again")
+    until(lambda: _creates(bed, pod_id), what="containers can be created again")
     assert container_status(bed, nginx).state == cri.CONTAINER_RUNNING
     assert bed.http_get(pod_status(bed, pod_id).network.ip)[0] == 200
     remove_pod(bed, pod_id)

@@ -60,7 +60,7 @@ def test_run_to_rm_without_a_json_file(bed: Testbed, ctl: Ctl, loaded: None) -> 
     assert bed.http_get(ip)[0] == 200
     assert bed.http_get("127.0.0.1", 8081)[0] == 200
     assert "web" in ctl("ps") and ip in ctl("ps")
-    until(lambda: "GET /" in ctl("logs", "web"), within=10, what="the access is logged")
+    until(lambda: "GET /" in ctl("logs", "web"), what="the access is logged")
     assert ctl("logs", "--tail", "1", "web").count("\n") == 1
     for fact in ("pod.netns.create", "bridge", "RunPodSandbox"):
         assert fact in ctl("explain", "web")
@@ -100,7 +100,7 @@ def test_what_is_started_by_hand_has_a_seccomp_filter_that_an_option_lifts(
 
     def said(name: str, *options: str) -> list[str]:
         ctl("run", "busybox", "--name", name, *options, "--", "sh", "-c", script)
-        until(lambda: "done" in ctl("logs", name), within=20, what="it has said what it may do")
+        until(lambda: "done" in ctl("logs", name), what="it has said what it may do")
         return [" ".join(line.split()) for line in ctl("logs", name).splitlines()]
 
     default = said("fenced")

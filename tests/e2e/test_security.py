@@ -73,7 +73,7 @@ def scripted(script: str, *, linux: dict[str, Any] | None = None, **changes: Any
 def output(bed: Testbed, pod_id: str, script: str, **changes: Any) -> list[str]:
     """What a container that runs the script prints, standard error included."""
     container_id = run_container(bed, pod_id, scripted(script, **changes))
-    until(lambda: exited(bed, container_id), within=30, what="the container ends")
+    until(lambda: exited(bed, container_id), what="the container ends")
     return log_lines(bed, container_id)
 
 
@@ -85,7 +85,7 @@ def idle(bed: Testbed, pod_id: str, **changes: Any) -> str:
 def ask(bed: Testbed, container_id: str, script: str) -> str:
     """What a script prints that is executed in a running container."""
     answer = bed.runtime.ExecSync(
-        cri.ExecSyncRequest(container_id=container_id, cmd=["sh", "-c", f"exec 2>&1; {script}"], timeout=20),
+        cri.ExecSyncRequest(container_id=container_id, cmd=["sh", "-c", f"exec 2>&1; {script}"], timeout=60),
         timeout=60,
     )
     return answer.stdout.decode()
@@ -121,7 +121,7 @@ def test_groups_of_the_image_are_merged_or_left_out_and_the_status_says_which(be
             },
         )
         container_id = run_container(bed, shared_pod, config)
-        until(lambda id_=container_id: exited(bed, id_), within=30, what="the container ends")  # type: ignore[misc]
+        until(lambda id_=container_id: exited(bed, id_), what="the container ends")  # type: ignore[misc]
         got = set(numbers(log_lines(bed, container_id)[0]))
         user = container_status(bed, container_id).user.linux
         assert got == set(user.supplemental_groups)
@@ -286,7 +286,7 @@ def test_a_created_container_starts_after_the_daemon_was_killed_and_nothing_is_l
     container_id = create_container(bed, pod_id, config)
     bed.restart_daemon(kill=True)
     start_container(bed, container_id)
-    until(lambda: len(log_lines(bed, container_id)) == 3, within=20, what="the container prints")
+    until(lambda: len(log_lines(bed, container_id)) == 3, what="the container prints")
     assert log_lines(bed, container_id) == ["0", "0", "/i/bin/sh"]
     remove_pod(bed, pod_id)
     assert_no_leaks(bed, before)

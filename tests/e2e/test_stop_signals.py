@@ -85,7 +85,7 @@ def stopped(bed: Testbed, pod: str, image: str, **changes: Any) -> list[str]:
     """What a container says when it is stopped."""
     config = container_config(f"c-{secrets.token_hex(4)}", image, ["sh", "-c", SCRIPT], **changes)
     container_id = run_container(bed, pod, config)
-    until(lambda: "ready" in log_lines(bed, container_id), within=20, what="it can be stopped")
+    until(lambda: "ready" in log_lines(bed, container_id), what="it can be stopped")
     bed.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=30), timeout=60)
     assert container_status(bed, container_id).exit_code == 0
     said = log_lines(bed, container_id)

@@ -93,7 +93,7 @@ def test_nginx_answers_at_the_pods_address(story: Story) -> None:
 
 def test_the_access_is_in_the_log(story: Story) -> None:
     story.bed.http_get(story.ip, path="/?marked")
-    until(lambda: "/?marked" in "\n".join(log_lines(story.bed, story.nginx)), within=10, what="the log entry")
+    until(lambda: "/?marked" in "\n".join(log_lines(story.bed, story.nginx)), what="the log entry")
 
 
 def test_the_pods_routes_are_those_of_the_configuration(story: Story) -> None:

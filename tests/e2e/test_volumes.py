@@ -52,7 +52,7 @@ def image(bed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
 def output(bed: Testbed, pod_id: str, image: str, script: str, **changes: Any) -> list[str]:
     name = f"sh-{secrets.token_hex(4)}"
     container_id = run_container(bed, pod_id, container_config(name, image, ["sh", "-c", script], **changes))
-    until(lambda: exited(bed, container_id), within=30, what="the container ends")
+    until(lambda: exited(bed, container_id), what="the container ends")
     return log_lines(bed, container_id)
 
 

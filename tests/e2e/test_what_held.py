@@ -137,7 +137,7 @@ def attempt(bed: Testbed, pod_id: str, archive: Path | None, name: str, script: 
         if archive is not None:
             bed.load_archive(archive)
         container = run_container(bed, pod_id, config)
-        until(lambda: exited(bed, container), within=60, what="the script ends")
+        until(lambda: exited(bed, container), what="the script ends")
         return Outcome(lines=log_lines(bed, container))
     except grpc.RpcError as exc:
         code, words = refused(exc)
@@ -244,10 +244,10 @@ def test_nor_does_it_for_a_process_that_is_executed_there(bed: Testbed, pod: str
             working_dir="/work",
         )
         container = run_container(bed, pod, config)
-        until(lambda c=container: log_lines(bed, c), within=30, what="the link is there")  # type: ignore[misc]
+        until(lambda c=container: log_lines(bed, c), what="the link is there")  # type: ignore[misc]
         try:
             answer = bed.runtime.ExecSync(
-                cri.ExecSyncRequest(container_id=container, cmd=["/bin/sh", "-c", LOOK], timeout=20), timeout=60
+                cri.ExecSyncRequest(container_id=container, cmd=["/bin/sh", "-c", LOOK], timeout=60), timeout=60
             )
             assert b"OUTSIDE" not in answer.stdout + answer.stderr
         except grpc.RpcError as exc:
@@ -476,7 +476,7 @@ def peers(bed: Testbed, pod: str, containerd_flavour: str) -> Iterator[tuple[Pee
     process = bed.popen([binary, "--config", "/etc/cni/plugin.toml"], stdout=log, stderr=log)
     socket = bed.path("/run/containerd/containerd.sock")
     try:
-        until(lambda: socket.exists() or process.poll() is not None, within=60, what="the plugin listens")
+        until(lambda: socket.exists() or process.poll() is not None, what="the plugin listens")
         with grpc.insecure_channel(f"unix:{socket}") as channel:
             runtime = RuntimeServiceStub(channel)
             runtime.Version(cri.VersionRequest(), timeout=60, wait_for_ready=True)

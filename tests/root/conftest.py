@@ -62,10 +62,10 @@ def private(containerd_bin: Path | None) -> Iterator[Private]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(timeout=20)
+                process.wait(timeout=60)
     assert not os.path.exists(base)
 
 

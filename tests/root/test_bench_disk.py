@@ -26,7 +26,7 @@ def test_the_disk_is_seen_in_the_bed_only_and_goes_with_it() -> None:
         assert not list(bed.path(DISK).glob("lost+found")), "the mount is seen outside"
         assert loop_devices(image)
 
-    until(lambda: not loop_devices(image), within=20, what="the loop device is let go")
+    until(lambda: not loop_devices(image), what="the loop device is let go")
 
 
 def loop_devices(image: Path) -> list[str]:
