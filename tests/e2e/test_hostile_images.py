@@ -6,6 +6,7 @@ its memory stays bounded, and it ends when it is asked to.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -84,9 +85,10 @@ def sparse() -> Iterable[bytes]:
     yield header("s", size=512) + bytes(512)
 
 
-def much_work() -> Iterable[bytes]:
-    """What is allowed and takes a while: a quarter of a million entries."""
-    return (header(f"{number:07}") for number in range(250_000))
+@functools.cache
+def much_work() -> tuple[bytes, str]:
+    """A layer that is allowed and takes a while, to make as well: a quarter of a million entries."""
+    return packed(header(f"{number:07}") for number in range(250_000))
 
 
 def documents(layer: bytes, diff_id: str) -> tuple[bytes, bytes]:
@@ -107,8 +109,8 @@ def documents(layer: bytes, diff_id: str) -> tuple[bytes, bytes]:
     return config, json.dumps(manifest).encode()
 
 
-def publish(registry: RegistryServer, name: str, parts: Iterable[bytes]) -> str:
-    layer, diff_id = packed(parts)
+def publish(registry: RegistryServer, name: str, packed_layer: tuple[bytes, str]) -> str:
+    layer, diff_id = packed_layer
     config, manifest = documents(layer, diff_id)
     for blob in (layer, config):
         registry.storage.blob(blob)
@@ -116,8 +118,8 @@ def publish(registry: RegistryServer, name: str, parts: Iterable[bytes]) -> str:
     return f"{registry.host}/{name}:v1"
 
 
-def archive(path: Path, parts: Iterable[bytes]) -> Path:
-    layer, diff_id = packed(parts)
+def archive(path: Path, packed_layer: tuple[bytes, str]) -> Path:
+    layer, diff_id = packed_layer
     config, manifest = documents(layer, diff_id)
     top = {
         "mediaType": OCI_MANIFEST,
@@ -153,7 +155,7 @@ def test_hostile_layers_are_refused_while_others_are_pulled(fresh_bed: StartBed)
     bed = fresh_bed(network=False)
     registry = start_registry(bed, 5000)
     hostile = {
-        publish(registry, name, parts): reason
+        publish(registry, name, packed(parts)): reason
         for name, parts, reason in (
             ("quadratic", deep_name(), "4095 bytes"),
             ("global", global_headers(), "global headers"),
@@ -161,7 +163,7 @@ def test_hostile_layers_are_refused_while_others_are_pulled(fresh_bed: StartBed)
             ("sparse", sparse(), "when unpacked"),
         )
     }
-    good = publish(registry, "good", [header("file", size=512), bytes(512)])
+    good = publish(registry, "good", packed([header("file", size=512), bytes(512)]))
     before = peak(bed)
 
     def refusal(name: str) -> tuple[grpc.StatusCode, str]:
