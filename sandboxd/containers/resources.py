@@ -12,7 +12,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from sandboxd.errors import NotFound, NotReady, SandboxdError, Unsupported
+from sandboxd.errors import NotFound, NotReady, Unsupported
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.oci import linux, validate
@@ -48,8 +48,15 @@ async def _update(held: Held, container_id: str, wanted: cri.LinuxContainerResou
     if container.state is ContainerState.RUNNING:
         _check_hugepages(container.config.linux.resources, config.linux.resources)
     limits = linux.resources(config.linux.resources, held.node.machine.facts)
-    async with held.effect("container.update", container=container.config.metadata.name):
-        await _apply(held.node, container, limits, wanted.oom_score_adj)
+    spec = await held.node.runtime.spec(container_id)
+    earlier: dict[int, str] = {}
+
+    async def undo(_: BaseException) -> None:
+        await asyncio.to_thread(_restore_oom_score_adj, earlier)
+        await held.node.runtime.set_spec(container_id, spec)
+
+    async with held.effect("container.update", undo=undo, container=container.config.metadata.name):
+        await _apply(held.node, container, spec, limits, wanted.oom_score_adj, earlier)
     held.node.ledger.update_container(container_id, config=config)
 
 
@@ -63,14 +70,20 @@ def _check_hugepages(before: cri.LinuxContainerResources, after: cri.LinuxContai
         raise Unsupported("linux.hugepage_limits: cannot be changed while the container runs")
 
 
-async def _apply(node: Node, container: ContainerRecord, limits: dict[str, Any], oom_score_adj: int) -> None:
-    before = await node.runtime.spec(container.id)
+async def _apply(
+    node: Node,
+    container: ContainerRecord,
+    spec: dict[str, Any],
+    limits: dict[str, Any],
+    oom_score_adj: int,
+    earlier: dict[int, str],
+) -> None:
+    """Change the stored spec, and the task if the container runs; `earlier` gets the OOM scores that change."""
     if oom_score_adj:
         oom_score_adj = linux.oom_score_adj(oom_score_adj, node.machine.facts)
-    await node.runtime.set_spec(container.id, updated_spec(before, limits, oom_score_adj))
+    await node.runtime.set_spec(container.id, updated_spec(spec, limits, oom_score_adj))
     if container.state is not ContainerState.RUNNING:
         return
-    earlier: dict[int, str] = {}
     try:
         if oom_score_adj:
             # The OCI runtime cannot change this; children of these processes inherit it.
@@ -79,15 +92,8 @@ async def _apply(node: Node, container: ContainerRecord, limits: dict[str, Any],
             await node.runtime.update(container.id, limits)
     except NotFound:
         pass  # it has just ended; settling will record that
-    except (SandboxdError, OSError) as exc:
-        await asyncio.to_thread(_restore_oom_score_adj, earlier)
-        try:
-            await node.runtime.set_spec(container.id, before)
-        except SandboxdError as left:
-            exc.add_note(f"putting the spec back: {left}")
-        if isinstance(exc, OSError):
-            raise NotReady(f"the OOM score of container {container.id} cannot be set: {exc.strerror}") from exc
-        raise
+    except OSError as exc:
+        raise NotReady(f"the OOM score of container {container.id} cannot be set: {exc.strerror}") from exc
 
 
 def merged(before: cri.LinuxContainerResources, wanted: cri.LinuxContainerResources) -> cri.LinuxContainerResources:
