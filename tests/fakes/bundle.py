@@ -63,6 +63,7 @@ class Bundle:
         self.images.add(APP, APP_FILES)
         self.logs = logs.Logs(self.points)
         self.directory = directory
+        self.patch = patch
         self.config = _config(directory)
         self.places = Places.of(self.config)
         private.prepare(self.places.root, self.places.state, closed=self.places.closed)

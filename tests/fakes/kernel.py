@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd import syscalls
+from sandboxd import mountinfo, mounts, syscalls
+from sandboxd.mountinfo import Mount
 from tests.fakes.points import Points
+
+FIRST_ID = 1 << 30  # of a mount; the kernel's are small
 
 
 class Kernel:
@@ -26,6 +29,7 @@ class Kernel:
         self._hidden = directory / "hidden"
         self._below = f"{directory}/"
         self._ismount = os.path.ismount
+        self._listed = mounts.listed
 
     def left(self) -> list[str]:
         """Everything that is mounted."""
@@ -36,10 +40,30 @@ class Kernel:
         for name in ("mount", "umount2", "open_tree", "mount_setattr", "move_mount"):
             patch.setattr(syscalls, name, getattr(self, name))
         patch.setattr(os.path, "ismount", self.ismount)
+        patch.setattr(mounts, "listed", self.listed)
 
     def ismount(self, path: str) -> bool:
         """os.path.ismount, for mounts of ours as well."""
         return str(path) in self.mounts or self._ismount(path)
+
+    def listed(self) -> list[Mount]:
+        """mounts.listed, with mounts of ours as well."""
+        found = self._listed()
+        for number, (target, kind) in enumerate(self.mounts.items(), start=FIRST_ID):
+            holding = mountinfo.holding(found, target)
+            mount = Mount(
+                id=number,
+                parent=holding.id if holding else 0,
+                root="/",
+                point=target,
+                options=("rw",),
+                propagation=(),
+                fstype=kind,
+                source=kind,
+                super_options=("rw",),
+            )
+            found.append(mount)
+        return found
 
     def mount(self, source: str, target: str, flags: int, fstype: str = "", data: str = "") -> None:
         with self._points.on("kernel.mount", _no_space):

@@ -13,10 +13,17 @@ run is told to `fail` or to `hang` at one of them: before its effect, or after i
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from types import GeneratorType
+from typing import Any
+
+import pytest
 
 MakeError = Callable[[str], Exception]
 """An error from what it says: an exception's class, or a function."""
@@ -75,23 +82,40 @@ class Points:
         """Let the point that hangs go on."""
         self._release.set()
 
+    def watch_threads(self, loop: asyncio.AbstractEventLoop, patch: pytest.MonkeyPatch) -> None:
+        """Make a point of each wait for a thread: `asyncio.to_thread`, and `jobs.in_pieces` with each piece."""
+        run = loop.run_in_executor
+
+        def pointed(executor: Executor | None, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+            async def waiting() -> Any:
+                async with self.at(f"thread.{_called(call, args)}", _broken):
+                    return await run(executor, call, *args)
+
+            return asyncio.ensure_future(waiting())
+
+        patch.setattr(loop, "run_in_executor", pointed)
+
     @asynccontextmanager
     async def at(self, name: str, *raises: MakeError) -> AsyncIterator[None]:
         """An awaited call whose real counterpart fails with one of `raises`."""
         point = self._reached(name, raises, waits=True)
         await self._pause(point, after=False)
         self._break(point, after=False)
-        yield
-        await self._pause(point, after=True)
-        self._break(point, after=True)
+        try:
+            yield
+        finally:  # also when the answer is an error, which can be lost as well
+            await self._pause(point, after=True)
+            self._break(point, after=True)
 
     @contextmanager
     def on(self, name: str, *raises: MakeError) -> Iterator[None]:
         """A call that is not awaited: it can fail, but not hang."""
         point = self._reached(name, raises, waits=False)
         self._break(point, after=False)
-        yield
-        self._break(point, after=True)
+        try:
+            yield
+        finally:
+            self._break(point, after=True)
 
     def _reached(self, name: str, raises: tuple[MakeError, ...], *, waits: bool) -> Point:
         point = Point(name, self._counts[name], raises, waits)
@@ -115,3 +139,17 @@ class Points:
             if not always:
                 self._failing = None
             raise error
+
+
+def _called(call: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """The name of what a thread is to do."""
+    if isinstance(call, partial):  # asyncio.to_thread: run the function in a copy of the context
+        (call, *rest), args = call.args, ()
+        args = tuple(rest)
+    if args and isinstance(args[0], GeneratorType):  # a piece of it
+        return args[0].__name__
+    return str(getattr(call, "__name__", call))
+
+
+def _broken(words: str) -> OSError:
+    return OSError(errno.EIO, words)
