@@ -94,6 +94,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 _BEDS = pytest.StashKey[list[Testbed]]()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the matrices have covered: how many calls of each verb failed or hung."""
+    properties = (item for report in terminalreporter.getreports("passed") for item in report.user_properties)
+    covered = [str(value) for name, value in properties if name == "covered"]
+    if covered:
+        terminalreporter.section("calls that failed or hung")
+        for line in covered:
+            terminalreporter.line(line)
+
+
 @pytest.fixture(scope="module", params=["debian", "current"])
 def containerd_flavour(request: pytest.FixtureRequest) -> str:
     """The containerd that the bed runs: the distribution's, or the current 2.x built from its Go module."""
