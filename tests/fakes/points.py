@@ -43,24 +43,31 @@ class Point:
 
 
 class Points:
-    """All points of one set of fakes. At most one of them fails, and at most one hangs."""
+    """All points of one set of fakes. Any of them fail, and at most one hangs."""
 
     def __init__(self) -> None:
         self.passed: list[Point] = []
         self._counts: Counter[str] = Counter()
-        self._failing: tuple[Point, Exception, bool] | None = None
+        self._failing: dict[tuple[Point, bool], Exception] = {}
+        self._broken: dict[str, Exception] = {}
         self._hanging: tuple[Point, bool] | None = None
         self._release = asyncio.Event()
         self.hangs = asyncio.Event()  # set once the point that was to hang was reached
-        self.failed = False  # the point that was to fail was reached
 
     def reset(self) -> None:
         """Count from 0 again; nothing fails or hangs any more."""
         self.release()
         self.passed.clear()
         self._counts.clear()
-        self._failing = self._hanging = None
-        self._release, self.hangs, self.failed = asyncio.Event(), asyncio.Event(), False
+        self._failing.clear()
+        self._broken.clear()
+        self._hanging = None
+        self._release, self.hangs = asyncio.Event(), asyncio.Event()
+
+    @property
+    def unreached(self) -> list[Point]:
+        """The points that were to fail and have not been reached."""
+        return [point for point, _ in self._failing]
 
     def count(self, name: str) -> int:
         """How often the point was reached."""
@@ -68,11 +75,11 @@ class Points:
 
     def fail(self, point: Point, error: Exception, *, after: bool = False) -> None:
         """Raise `error` at `point`, once, before its effect or after it."""
-        self._failing = (point, error, after)
+        self._failing[point, after] = error
 
     def fail_always(self, name: str, error: Exception) -> None:
         """Raise `error` at every point of this name until `reset`, before its effect."""
-        self._failing = (Point(name, -1), error, False)
+        self._broken[name] = error
 
     def hang(self, point: Point, *, after: bool = False) -> None:
         """Wait at `point` until `release`."""
@@ -130,14 +137,9 @@ class Points:
             await self._release.wait()
 
     def _break(self, point: Point, *, after: bool) -> None:
-        if self._failing is None:
-            return
-        failing, error, where = self._failing
-        always = failing.number < 0 and failing.name == point.name
-        if where is after and (always or failing == point):
-            self.failed = True
-            if not always:
-                self._failing = None
+        if not after and point.name in self._broken:
+            raise self._broken[point.name]
+        if error := self._failing.pop((point, after), None):
             raise error
 
 

@@ -17,6 +17,8 @@ from sandboxd.pods import recover
 from tests.fakes.points import MakeError, Point
 from tests.unit.matrix.verbs import VERBS, Verb, World, world
 
+UNDOING = ("RunPodSandbox", "CreateContainer", "CreateContainer with mounts", "StartContainer")
+AFTERWARDS = ("runtime.get",)  # when the verb has succeeded: its failure undoes nothing
 by_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 
 
@@ -55,7 +57,7 @@ async def attempt(verb: Verb, here: World) -> None:
     else:
         failed = False
     await here.fakes.settled()
-    assert here.fakes.points.failed, "the call that was to fail was not made"
+    assert not here.fakes.points.unreached, "the call that was to fail was not made"
     if verb.compared:
         await recover.compare(here.fakes.node)
     (verb.undone if failed else verb.done)(here)
@@ -86,4 +88,48 @@ async def test_a_call_that_fails_leaves_nothing_behind(
                 how = f"{point} fails {'after' if after else 'before'} its effect with {type(make('')).__name__}"
                 problems.append(f"--- {how}\n{traceback.format_exc(limit=-4)}")
     record_property("covered", f"{verb.name}: {len(points)} calls fail in {count} ways")
+    assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems)
+
+
+async def undoing(verb: Verb, directory: Path, point: Point) -> list[Point]:
+    """The calls that undo what had been done when `point` failed."""
+    async with world(verb, directory) as here:
+        here.fakes.points.fail(point, Unexpected("fails once"))
+        with pytest.raises((SandboxdError, Unexpected)):
+            await verb.call(here)
+        await here.fakes.settled()
+        passed = here.fakes.points.passed
+        return passed[passed.index(point) + 1 :]
+
+
+async def try_two(verb: Verb, directory: Path, point: Point, second: Point) -> None:
+    async with world(verb, directory) as here:
+        for failing in (point, second):
+            here.fakes.points.fail(failing, Unexpected("fails once"))
+        with pytest.raises((SandboxdError, Unexpected)):
+            await verb.call(here)
+        await here.fakes.settled()
+        assert not here.fakes.points.unreached
+        assert not here.without_owner()
+        assert all(record.failure for record in here.fakes.node.ledger.sandboxes.values() if not record.started_at)
+        await here.clear()
+        assert here.there() == []
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.name in UNDOING], ids=lambda verb: verb.name)
+async def test_when_undoing_fails_too_a_record_is_kept_and_removing_clears_all(
+    verb: Verb, in_memory: Path, record_property: Callable[[str, object], None]
+) -> None:
+    problems, count = [], 0
+    for point in await points_of(verb, in_memory):
+        if point.name in AFTERWARDS:
+            continue
+        for second in await undoing(verb, in_memory, point):
+            count += 1
+            try:
+                await try_two(verb, in_memory, point, second)
+            except Exception:
+                problems.append(f"--- {point} fails, then {second}\n{traceback.format_exc(limit=-4)}")
+    record_property("covered", f"{verb.name}: undoing fails in {count} ways")
+    assert count >= 10
     assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems)

@@ -49,6 +49,12 @@ class World:
         """Everything that is there, in the fakes, the directories and the ledger."""
         return sorted([*self.fakes.left(), *self.fakes.records()])
 
+    def without_owner(self) -> list[str]:
+        """What is there and belongs to no record: its name does not hold the id of one."""
+        ledger = self.fakes.node.ledger
+        owners = {*ledger.sandboxes, *ledger.containers, *(owed.sandbox_id for owed in ledger.attachments)}
+        return [item for item in self.there() if not any(owner[:16] in item for owner in owners)]
+
     async def run(self) -> str:
         return await run.run_sandbox(self.fakes.node, self.fakes.pause_image, self.pod, "")
 
