@@ -374,6 +374,7 @@ def _notify(message: str) -> None:
 
 
 def _log_step(record: steps.StepRecord) -> None:
+    """A pod's life is a few lines at `info`; the steps in between are `debug`. One that fails is a warning."""
     fields = {
         "operation": record.operation or None,
         "sandbox": record.sandbox_id[:12] or None,
@@ -384,5 +385,7 @@ def _log_step(record: steps.StepRecord) -> None:
     fields = {key: value for key, value in fields.items() if value is not None}
     if record.error:
         log.warning(record.name, error=record.error, **fields)
-    else:
+    elif record.name in steps.MILESTONES:
         log.info(record.name, **fields)
+    else:
+        log.debug(record.name, **fields)

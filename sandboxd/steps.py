@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 # A name begins with what the step is about: pod, container, image or cni. A test compares this table with the code.
 NAMES: Mapping[str, str] = {
     "pod.run": "RunPodSandbox, from the record to a running pod",
+    "pod.stop": "everything that the pod holds is freed, its records stay",
+    "pod.remove": "everything else goes",
     "pod.update": "new resources are noted",
     "pod.userns.create": "the user namespace, and the network namespace that it owns",
     "pod.netns.create": "the network namespace",
@@ -85,6 +87,13 @@ NAMES: Mapping[str, str] = {
     "cni.status": "a plugin's STATUS",
     "cni.gc": "a plugin's GC",
 }
+
+
+# Those that tell the life of a pod and of an image in a few lines; the others are the details.
+MILESTONES = frozenset(
+    {"pod.run", "pod.stop", "pod.remove", "pod.update", "image.name", "image.remove", "image.save"}
+    | {f"container.{verb}" for verb in ("create", "start", "stop", "remove", "update", "checkpoint")}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

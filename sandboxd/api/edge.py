@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn
@@ -173,6 +174,10 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
         raise AssertionError("abort raises")
 
 
+# What a client finds out by asking, and goes on; an operator should see all other refusals.
+_EXPECTED = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.CANCELLED})
+
+
 class _NotAdmitted(Exception):
     """The call is refused before it reaches its handler."""
 
@@ -193,7 +198,8 @@ def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
         return grpc.StatusCode.UNAVAILABLE, "sandboxd is shutting down"
     if isinstance(error, errors.SandboxdError):
         code = code_of(error)
-        log.info("request refused", method=_short(name), code=code.name, error=message_of(error))
+        level = logging.INFO if code in _EXPECTED else logging.WARNING
+        log.log(level, "request refused", method=_short(name), code=code.name, error=message_of(error))
         return code, message_of(error)
     log.error("request failed unexpectedly", method=_short(name), exc_info=error)
     for kind, answer in UNEXPECTED.items():

@@ -47,9 +47,11 @@ async def teardown(held: Held, *, remove: bool) -> None:
     try:
         with cleaning(f"pod {record.name} ({sandbox_id})"):
             if not record.stopped_at:
-                await _stop(held, record)
+                with steps.step("pod.stop", pod=record.name):
+                    await _stop(held, record)
             if remove:
-                await _remove(held)
+                with steps.step("pod.remove", pod=record.name):
+                    await _remove(held)
     except SandboxdError as exc:
         node.ledger.update_sandbox(sandbox_id, failure=disclosure.sentence(exc))
         if isinstance(exc, CleanupIncomplete | Unavailable):

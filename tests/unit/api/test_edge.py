@@ -214,6 +214,29 @@ async def test_a_lack_of_memory_or_of_stack_is_called_that(
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (errors.NotFound("no such pod"), "info"),
+        (errors.AlreadyExists("another has the name"), "info"),
+        (errors.NotReady("no network"), "warning"),
+        (errors.Unavailable("containerd does not answer"), "warning"),
+        (errors.InvalidRequest("a field"), "warning"),
+        (errors.Exhausted("the disk is full"), "warning"),
+    ],
+)
+async def test_a_refusal_that_an_operator_should_see_is_a_warning(
+    server: Server, how: str, error: errors.SandboxdError, level: str
+) -> None:
+    server.runtime.behaviour = failing(error)
+
+    with structlog.testing.capture_logs() as logged:
+        await server.refusal(how)
+
+    assert [entry["log_level"] for entry in logged if entry["event"] == "request refused"] == [level]
+
+
+@BOTH
 async def test_an_error_that_nobody_expected_is_internal_and_logged_with_its_traceback(
     server: Server, how: str
 ) -> None:

@@ -1,0 +1,33 @@
+"""What of the steps is in the log, and at which level."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+
+from sandboxd import steps
+from sandboxd.daemon import _log_step
+
+
+def level_of(name: str, *, error: str = "") -> str:
+    record = steps.StepRecord(
+        operation="RunPodSandbox", name=name, sandbox_id="s", container_id="", started_at=1, duration=1, error=error
+    )
+    with structlog.testing.capture_logs() as logs:
+        _log_step(record)
+    (entry,) = logs
+    return str(entry["log_level"])
+
+
+@pytest.mark.parametrize("name", sorted(steps.NAMES))
+def test_a_pods_life_is_a_few_lines_and_its_details_are_debug(name: str) -> None:
+    assert level_of(name) == ("info" if name in steps.MILESTONES else "debug")
+
+
+@pytest.mark.parametrize("name", ["pod.run", "cni.add"])
+def test_a_step_that_failed_is_a_warning(name: str) -> None:
+    assert level_of(name, error="no") == "warning"
+
+
+def test_the_milestones_are_steps() -> None:
+    assert set(steps.NAMES) >= steps.MILESTONES
