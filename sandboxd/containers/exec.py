@@ -66,8 +66,8 @@ class Process:
             await self._driven.enter_async_context(self._node.jobs.exclusive(_driven(self.id)))
             try:
                 spec = await self._node.runtime.spec(self._container_id)
-                fifos = make_fifos(self._directory, tuple(streams))
-                await self._open(fifos)
+                fifos = make_fifos(self._directory, needed(streams, tty=self._tty))
+                await self._open(fifos, streams)
                 await self._node.runtime.processes.add(
                     self._container_id,
                     self.id,
@@ -82,17 +82,18 @@ class Process:
                 await self.close()
                 raise
 
-    async def _open(self, fifos: dict[str, str]) -> None:
+    async def _open(self, fifos: dict[str, str], wanted: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
         for stream, path in fifos.items():
             if stream == "stdin":
                 self._stdin = Stdin(path, os.O_RDWR)
                 continue
             file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
-            reader = asyncio.StreamReader(limit=READ_BYTES)
-            protocol = asyncio.StreamReaderProtocol(reader)
+            protocol = asyncio.Protocol()  # reads and discards
+            if stream in wanted:
+                self._readers[stream] = asyncio.StreamReader(limit=READ_BYTES)
+                protocol = asyncio.StreamReaderProtocol(self._readers[stream])
             transport, _ = await loop.connect_read_pipe(functools.partial(_itself, protocol), file)
-            self._readers[stream] = reader
             self._pipes.append(transport)
 
     async def write_stdin(self, data: bytes) -> None:
@@ -234,8 +235,15 @@ def _driven(exec_id: str) -> str:
     return f"exec:{exec_id}"
 
 
-def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:
+def _itself(protocol: asyncio.Protocol) -> asyncio.Protocol:
     return protocol
+
+
+def needed(streams: Sequence[str], *, tty: bool) -> tuple[str, ...]:
+    """The streams to make for a client that wants these: the shim takes all outputs or none, as the program runs
+    although it reports a failure. A terminal has one output."""
+    outputs = ("stdout",) if tty else ("stdout", "stderr")
+    return tuple(dict.fromkeys((*streams, *outputs))) if streams else ()
 
 
 def process_spec(init: dict[str, Any], argv: Sequence[str], *, tty: bool) -> dict[str, Any]:

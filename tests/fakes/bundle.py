@@ -18,6 +18,8 @@ from sandboxd import private
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.config import Config, Daemon, Handler, Runtime
+from sandboxd.containers.create import create_container
+from sandboxd.containers.start import start_container
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
@@ -26,6 +28,7 @@ from sandboxd.node import Machine, Network, Node
 from sandboxd.oci.linux import ALL_CAPABILITIES, HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
+from sandboxd.pods.run import run_sandbox
 from tests.fakes import cni, images, kernel, logs, netns, runtime
 from tests.fakes.points import Points
 from tests.fakes.runtime import Program
@@ -86,6 +89,17 @@ class Bundle:
         """The image of every pod's first container."""
         async with self.points.at("images.pause", Unavailable):
             return PAUSE
+
+    async def ready_pod(self, config: cri.PodSandboxConfig | None = None) -> str:
+        """Run a pod; its id."""
+        return await run_sandbox(self.node, self.pause_image, config or pod_config(), "")
+
+    async def running_container(self, config: cri.ContainerConfig | None = None) -> str:
+        """Run a pod and a container in it; the container's id."""
+        container_id = await create_container(self.node, await self.ready_pod(), config or container_config())
+        await start_container(self.node, container_id)
+        await self.settled()
+        return container_id
 
     async def settled(self) -> None:
         """Return once no job runs any more, as after an operation that has started some."""

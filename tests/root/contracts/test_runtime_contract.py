@@ -55,7 +55,16 @@ def spec(argv: Sequence[str], name: str) -> dict[str, Any]:
         "ociVersion": "1.0.2",
         "process": process(argv),
         "root": {"path": "rootfs"},
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {
+                "destination": "/dev/pts",
+                "type": "devpts",
+                "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666"],
+            },
+        ],
         "linux": {"cgroupsPath": f"/sandboxd-{name}", "namespaces": [{"type": kind} for kind in kinds]},
     }
 
@@ -419,6 +428,18 @@ class Contract:
             with pytest.raises(NotReady, match=r"(?i)no such file"):
                 await processes.start(name, stream)
             await processes.delete(name, stream)
+
+    async def test_a_terminal_of_a_further_process_has_one_output_and_needs_it(self, bench: Bench) -> None:
+        name, processes = await bench.running(), bench.processes
+        terminal = {**process(FAILS), "terminal": True}
+        await processes.add(name, "a", terminal, terminal=True, **bench.fifos("stdin"))
+        with pytest.raises(NotReady, match=r"(?i)no such file"):
+            await processes.start(name, "a")
+        await processes.delete(name, "a")
+        await processes.add(name, "b", terminal, terminal=True, **bench.fifos("stdout"))
+        assert await processes.start(name, "b") > 0
+        assert (await processes.wait(name, "b")).code == 3
+        await processes.delete(name, "b")
 
     async def test_further_processes_end_with_the_first(self, bench: Bench) -> None:
         name, processes = await bench.running(), bench.processes

@@ -9,7 +9,9 @@ from typing import Any, cast
 import pytest
 
 from sandboxd.containers import exec as exec_
+from tests.fakes.bundle import Bundle
 from tests.fakes.node import CONTAINER, Faults, Resource, fake_node
+from tests.fakes.runtime import Program
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,26 @@ async def test_only_a_process_that_leads_a_group_of_its_own_takes_it_along(
     await exec_._kill(node, CONTAINER, "exec")
     assert found == signalled
     assert faults.calls["processes.kill"] == 1
+
+
+ECHO = ("echo", "said")
+
+
+@pytest.mark.parametrize("tty", [False, True])
+@pytest.mark.parametrize(
+    "streams", [(), ("stdin",), ("stdout",), ("stderr",), ("stdin", "stdout"), ("stdout", "stderr")]
+)
+async def test_a_client_gets_the_streams_that_it_wants_whatever_the_shim_needs(
+    fakes: Bundle, streams: tuple[str, ...], tty: bool
+) -> None:
+    fakes.runtime.programs[ECHO] = Program(output=b"said\n", code=3)
+    container_id = await fakes.running_container()
+    process = await exec_.start(fakes.node, container_id, ECHO, tty=tty, streams=streams)
+    try:
+        if "stdout" in streams:
+            assert [data async for data in process.stdout()] == [b"said\n"]
+        assert await process.wait() == 3
+    finally:
+        await process.close()
+    assert not fakes.runtime.tasks[container_id].execs
+    assert not os.listdir(fakes.places.execs(container_id))

@@ -19,7 +19,7 @@ from sandboxd.containers import checkpoint, create, exec, remove, resources, sta
 from sandboxd.model import ContainerRecord, ContainerState, SandboxState
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import recover, run, teardown
+from sandboxd.pods import recover, teardown
 from sandboxd.pods import resources as pod_resources
 from tests.fakes.bundle import Bundle, container_config, pod_config
 from tests.fakes.runtime import Program
@@ -56,7 +56,7 @@ class World:
         return [item for item in self.there() if not any(owner[:16] in item for owner in owners)]
 
     async def run(self) -> str:
-        return await run.run_sandbox(self.fakes.node, self.fakes.pause_image, self.pod, "")
+        return await self.fakes.ready_pod(self.pod)
 
     async def create(self) -> str:
         return await create.create_container(self.fakes.node, self.sandbox_id, self.config)
