@@ -50,13 +50,6 @@ OWED = words(
     images.pause
     insight.doctor
     machine.userns
-    pods.ending
-    pods.files
-    pods.follow
-    pods.network
-    pods.ports
-    pods.resources
-    pods.run
     registry.credential_helper
     registry.login
     """

@@ -1,0 +1,136 @@
+"""A pod is not ready any more once its pause container has ended; that is looked up, and recorded once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sandboxd.errors import Unavailable
+from sandboxd.model import SandboxRecord, SandboxState
+from sandboxd.pods.ending import settle_sandbox
+from tests.fakes.bundle import Bundle
+from tests.fakes.points import Point
+from tests.unit.pods.conftest import LogLines, RunPod
+
+LOOK = Point("runtime.get", 0)
+
+
+@pytest.fixture
+async def pod(run_pod: RunPod) -> str:
+    return await run_pod()
+
+
+def record(fakes: Bundle, pod: str) -> SandboxRecord:
+    return fakes.node.ledger.sandboxes[pod]
+
+
+async def test_a_pod_is_not_ready_when_its_pause_container_has_ended(
+    fakes: Bundle, pod: str, log_lines: LogLines
+) -> None:
+    pause = fakes.runtime.tasks[pod].init
+    pause.end(3)
+    assert pause.exit
+
+    await settle_sandbox(fakes.node, pod)
+
+    ended = record(fakes, pod)
+    assert (ended.state, ended.pid, ended.exited_at) == (SandboxState.NOTREADY, 0, pause.exit.at)
+    assert not ended.stopped_at, "what it holds is freed by StopPodSandbox"
+    assert [(line["event"], line["sandbox"], line["code"]) for line in log_lines] == [
+        ("pause container ended", pod, 3)
+    ]
+
+
+async def test_what_the_ended_task_held_is_freed_and_the_rest_stays_for_a_stop(fakes: Bundle, pod: str) -> None:
+    fakes.runtime.tasks[pod].init.end(0)
+
+    await settle_sandbox(fakes.node, pod)
+
+    assert not fakes.runtime.tasks
+    assert fakes.netns.pinned and fakes.kernel.mounts and fakes.cni.attached
+
+
+async def test_a_pod_whose_task_is_gone_has_ended_as_well(fakes: Bundle, pod: str) -> None:
+    fakes.runtime.tasks[pod].init.end(0)
+    del fakes.runtime.tasks[pod]
+
+    await settle_sandbox(fakes.node, pod)
+
+    assert record(fakes, pod).exited_at
+
+
+async def test_a_pod_that_runs_stays_as_it_is(fakes: Bundle, pod: str) -> None:
+    before = record(fakes, pod)
+
+    await settle_sandbox(fakes.node, pod)
+
+    assert record(fakes, pod) == before
+    assert pod in fakes.runtime.tasks
+
+
+async def test_a_pod_that_is_not_known_is_no_error(fakes: Bundle) -> None:
+    await settle_sandbox(fakes.node, "0" * 64)
+
+
+async def test_a_pod_that_is_still_being_made_is_left_alone(fakes: Bundle, pod: str) -> None:
+    """Its task is there before the pod has started, and its end is for whoever makes the pod to find."""
+    fakes.node.ledger.update_sandbox(pod, started_at=0)
+    fakes.runtime.tasks[pod].init.end(1)
+
+    await settle_sandbox(fakes.node, pod)
+
+    assert record(fakes, pod).state is SandboxState.CREATING
+    assert pod in fakes.runtime.tasks
+
+
+async def test_an_end_is_recorded_once(fakes: Bundle, pod: str, log_lines: LogLines) -> None:
+    fakes.runtime.tasks[pod].init.end(0)
+    await asyncio.gather(*(settle_sandbox(fakes.node, pod) for _ in range(3)))
+    first = record(fakes, pod)
+
+    await settle_sandbox(fakes.node, pod)
+
+    assert record(fakes, pod) == first
+    assert len(log_lines) == 1
+    assert fakes.points.count("runtime.get") == 1, "what is known is not looked up again"
+
+
+async def test_a_pod_that_is_removed_meanwhile_is_not_recorded_again(
+    fakes: Bundle, pod: str, log_lines: LogLines
+) -> None:
+    fakes.runtime.tasks[pod].init.end(0)
+    fakes.points.hang(LOOK)
+    settling = asyncio.ensure_future(settle_sandbox(fakes.node, pod))
+    await fakes.points.hangs.wait()
+    fakes.node.ledger.remove_sandbox(pod)
+    fakes.points.release()
+
+    await settling
+
+    assert not fakes.node.ledger.sandboxes
+    assert not log_lines
+
+
+async def test_an_end_that_a_stop_has_recorded_meanwhile_stays(fakes: Bundle, pod: str, log_lines: LogLines) -> None:
+    fakes.runtime.tasks[pod].init.end(0)
+    fakes.points.hang(LOOK)
+    settling = asyncio.ensure_future(settle_sandbox(fakes.node, pod))
+    await fakes.points.hangs.wait()
+    fakes.node.ledger.update_sandbox(pod, exited_at=5)
+    fakes.points.release()
+
+    await settling
+
+    assert record(fakes, pod).exited_at == 5
+    assert not log_lines
+
+
+async def test_what_cannot_be_looked_up_is_not_recorded(fakes: Bundle, pod: str) -> None:
+    fakes.runtime.tasks[pod].init.end(0)
+    fakes.points.fail(LOOK, Unavailable("containerd does not answer"))
+
+    with pytest.raises(Unavailable):
+        await settle_sandbox(fakes.node, pod)
+
+    assert record(fakes, pod).state is SandboxState.READY
