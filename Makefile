@@ -45,6 +45,8 @@ conformance-tools: setup ## build crictl and a current containerd from their Go 
 
 # For the unit tests: a bed does not hand it on to the daemons.
 test test-quick: export PYTHONASYNCIODEBUG ?= 1
+# Some environments set it. Every daemon of every bed would compile all of itself, and every worker all of the tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd" $(PYTEST_ARGS)
