@@ -319,7 +319,7 @@ async def test_a_pod_that_was_stopped_has_no_ports(bed: Testbed, pod: str) -> No
     client = await forwarder(bed, pod)
     bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=60)
     error, _ = await forwarded(client, 80)
-    assert b"does not run" in await client.all_of(error)
+    assert b"no longer running" in await client.all_of(error)
     await client.close()
     with pytest.raises(grpc.RpcError) as failed:
         forward_url(bed, pod)
