@@ -45,7 +45,7 @@ from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
 from sandboxd.logs.client import Logs
-from sandboxd.logs.process import Places as LoggerPlaces
+from sandboxd.logs.process import LoggerPaths
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers
 from sandboxd.node import Machine, Network, Node
@@ -96,7 +96,7 @@ async def serve(config: Config) -> None:
         stack.push_async_callback(client.close)
         jobs = Jobs()
         logs = Logs(
-            places=LoggerPlaces(state=config.daemon.state),
+            places=LoggerPaths(state=config.daemon.state),
             max_line_bytes=config.logs.max_line_bytes,
             idle_seconds=config.logs.idle_seconds,
             env=child_environment(),
@@ -238,10 +238,10 @@ async def _reach_containerd(config: Config, client: Containerd) -> str:
     return version.version
 
 
-def managed_places(config: Config) -> managed.Places:
+def managed_places(config: Config) -> managed.ManagedPaths:
     """Where the managed containerd keeps its things."""
     places = Places.of(config)
-    return managed.Places(
+    return managed.ManagedPaths(
         root=places.managed_root,
         state=places.managed_state,
         socket=config.containerd_socket,

@@ -30,7 +30,7 @@ def down(console: Console) -> None:
     with _daemon(console) as channel:
         _remove_pods(channel)
     _stop_daemon()
-    logger.Places(state=str(places.STATE)).process.end(STOP_SECONDS)  # the daemon may have been killed
+    logger.LoggerPaths(state=str(places.STATE)).process.end(STOP_SECONDS)  # the daemon may have been killed
     _containerd().process.end(STOP_SECONDS)
     left = before.restore(remembered)
     if left:
@@ -38,8 +38,8 @@ def down(console: Console) -> None:
     console.print("The demo is down; the machine is as it was.")
 
 
-def _containerd() -> managed.Places:
-    return managed.Places(
+def _containerd() -> managed.ManagedPaths:
+    return managed.ManagedPaths(
         root=str(places.ROOT / "containerd"),
         state=str(places.STATE / "containerd"),
         socket=str(places.STATE / "containerd" / "containerd.sock"),

@@ -43,7 +43,7 @@ _DISABLED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class ManagedPaths:
     """Where the private containerd keeps its things."""
 
     root: str  # content and snapshots, persistent
@@ -67,7 +67,7 @@ class Places:
         return Supervised(pid_file=self.pid_file, argument=self.config_file)
 
 
-def configuration(places: Places) -> str:
+def configuration(places: ManagedPaths) -> str:
     """The configuration file; version 2 is read by containerd 1.3 to 2.x."""
     disabled = ", ".join(_quoted(name) for name in _DISABLED)
     return (
@@ -89,7 +89,7 @@ def _quoted(text: str) -> str:
 
 
 async def ensure_running(
-    client: Containerd, binary: str, places: Places, timeout: float, env: Mapping[str, str]
+    client: Containerd, binary: str, places: ManagedPaths, timeout: float, env: Mapping[str, str]
 ) -> Version:
     """Use the containerd that answers on the socket, or start one; return its version.
 

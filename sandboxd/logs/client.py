@@ -54,7 +54,7 @@ class Logs:
     """The output of every running container."""
 
     def __init__(
-        self, *, places: process.Places, max_line_bytes: int, idle_seconds: float, env: Mapping[str, str]
+        self, *, places: process.LoggerPaths, max_line_bytes: int, idle_seconds: float, env: Mapping[str, str]
     ) -> None:
         self._places = places
         self._max_line = max_line_bytes

@@ -28,7 +28,7 @@ BACKLOG = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class LoggerPaths:
     """Where the logger of one daemon is."""
 
     state: str  # the daemon's directory
@@ -50,7 +50,7 @@ class Places:
         return Supervised(pid_file=self.pid_file, argument=self.socket)
 
 
-def start(places: Places, idle_seconds: float, env: Mapping[str, str]) -> None:
+def start(places: LoggerPaths, idle_seconds: float, env: Mapping[str, str]) -> None:
     """Start a logger; it can be connected to at once. The one before must have ended.
 
     Raises NotReady.

@@ -46,7 +46,7 @@ def private(containerd_bin: Path | None) -> Iterator[Private]:
     """A containerd in mount and network namespaces of its own, ended with the module."""
     path = f"{containerd_bin}:{os.environ['PATH']}" if containerd_bin else os.environ["PATH"]
     with tempfile.TemporaryDirectory(prefix="sbx-img-") as base:
-        places = managed.Places(root=f"{base}/root", state=f"{base}/state", socket=f"{base}/containerd.sock")
+        places = managed.ManagedPaths(root=f"{base}/root", state=f"{base}/state", socket=f"{base}/containerd.sock")
         Path(places.state).mkdir()
         Path(places.config_file).write_text(managed.configuration(places))
         with open(f"{base}/log", "wb") as log:

@@ -144,7 +144,7 @@ class TestLogger(Contract):
 
     @pytest.fixture
     async def logs(self, tmp_path: Path) -> AsyncIterator[Logs]:
-        places = process.Places(state=str(tmp_path / "state"))
+        places = process.LoggerPaths(state=str(tmp_path / "state"))
         os.mkdir(places.state)
         made = real.Logs(places=places, max_line_bytes=16384, idle_seconds=30.0, env=dict(os.environ))
         yield made

@@ -15,19 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.containerd.client import Containerd, Version
-from sandboxd.containerd.managed import Places, configuration, ensure_running
+from sandboxd.containerd.managed import ManagedPaths, configuration, ensure_running
 from sandboxd.errors import NotReady, TimedOut, Unavailable
 
 _PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20).map("/".__add__)
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(root=f"{tmp_path}/root", state=f"{tmp_path}/state", socket=f"{tmp_path}/state/c.sock")
+def places(tmp_path: Path) -> ManagedPaths:
+    return ManagedPaths(root=f"{tmp_path}/root", state=f"{tmp_path}/state", socket=f"{tmp_path}/state/c.sock")
 
 
 @pytest.fixture
-async def lookalike(places: Places) -> AsyncIterator[asyncio.subprocess.Process]:
+async def lookalike(places: ManagedPaths) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process with the command line of the private containerd, recorded as it."""
     Path(places.state).mkdir(parents=True)
     process = await asyncio.create_subprocess_exec(
@@ -61,7 +61,7 @@ class Answers(Containerd):
 VERSION = Version(version="2.0", revision="r")
 
 
-def test_the_configuration_says_where_everything_is_and_what_is_not_wanted(places: Places) -> None:
+def test_the_configuration_says_where_everything_is_and_what_is_not_wanted(places: ManagedPaths) -> None:
     parsed = tomllib.loads(configuration(places))
 
     assert parsed.pop("disabled_plugins")
@@ -74,7 +74,7 @@ def test_the_configuration_says_where_everything_is_and_what_is_not_wanted(place
     }
 
 
-def test_containerds_own_cri_plugin_is_off_in_every_version(places: Places) -> None:
+def test_containerds_own_cri_plugin_is_off_in_every_version(places: ManagedPaths) -> None:
     disabled = tomllib.loads(configuration(places))["disabled_plugins"]
 
     assert {"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"} <= set(
@@ -85,13 +85,13 @@ def test_containerds_own_cri_plugin_is_off_in_every_version(places: Places) -> N
 
 @given(root=_PATHS, state=_PATHS, socket=_PATHS)
 def test_any_path_is_written_so_that_it_is_read_back(root: str, state: str, socket: str) -> None:
-    parsed = tomllib.loads(configuration(Places(root=root, state=state, socket=socket)))
+    parsed = tomllib.loads(configuration(ManagedPaths(root=root, state=state, socket=socket)))
 
     assert (parsed["root"], parsed["state"], parsed["grpc"]["address"]) == (root, f"{state}/state", socket)
 
 
 async def test_the_private_containerd_is_told_by_its_command_line(
-    places: Places, lookalike: asyncio.subprocess.Process
+    places: ManagedPaths, lookalike: asyncio.subprocess.Process
 ) -> None:
     assert places.process.pid() == lookalike.pid
 
@@ -100,7 +100,7 @@ async def test_the_private_containerd_is_told_by_its_command_line(
     "content",
     [None, "", "no number", "-1", "0", "99999999999999999999", pytest.param(f"{os.getpid()}\n", id="our own")],
 )
-def test_a_missing_damaged_or_recycled_pid_is_nobody(places: Places, content: str | None) -> None:
+def test_a_missing_damaged_or_recycled_pid_is_nobody(places: ManagedPaths, content: str | None) -> None:
     Path(places.state).mkdir(parents=True)
     if content is not None:
         Path(places.pid_file).write_text(content)
@@ -109,9 +109,9 @@ def test_a_missing_damaged_or_recycled_pid_is_nobody(places: Places, content: st
 
 
 async def test_one_of_other_places_is_not_ours(
-    places: Places, lookalike: asyncio.subprocess.Process, tmp_path: Path
+    places: ManagedPaths, lookalike: asyncio.subprocess.Process, tmp_path: Path
 ) -> None:
-    other = Places(root=places.root, state=f"{tmp_path}/other", socket=places.socket)
+    other = ManagedPaths(root=places.root, state=f"{tmp_path}/other", socket=places.socket)
     Path(other.state).mkdir()
     Path(other.pid_file).write_text(f"{lookalike.pid}\n")
 
@@ -120,7 +120,7 @@ async def test_one_of_other_places_is_not_ours(
     assert lookalike.returncode is None
 
 
-async def test_one_that_has_ended_is_nobody(places: Places, lookalike: asyncio.subprocess.Process) -> None:
+async def test_one_that_has_ended_is_nobody(places: ManagedPaths, lookalike: asyncio.subprocess.Process) -> None:
     lookalike.kill()
     await lookalike.wait()
 
@@ -128,7 +128,7 @@ async def test_one_that_has_ended_is_nobody(places: Places, lookalike: asyncio.s
     assert places.process.end(1) is False
 
 
-async def test_stop_ends_it_and_forgets_its_pid(places: Places, lookalike: asyncio.subprocess.Process) -> None:
+async def test_stop_ends_it_and_forgets_its_pid(places: ManagedPaths, lookalike: asyncio.subprocess.Process) -> None:
     assert places.process.end(30) is True
 
     assert await lookalike.wait() == -signal.SIGTERM
@@ -136,7 +136,7 @@ async def test_stop_ends_it_and_forgets_its_pid(places: Places, lookalike: async
     assert places.process.end(30) is False
 
 
-async def test_one_that_does_not_listen_is_killed(places: Places) -> None:
+async def test_one_that_does_not_listen_is_killed(places: ManagedPaths) -> None:
     Path(places.state).mkdir(parents=True)
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
     process = await asyncio.create_subprocess_exec(
@@ -151,7 +151,7 @@ async def test_one_that_does_not_listen_is_killed(places: Places) -> None:
     assert await process.wait() == -signal.SIGKILL
 
 
-async def test_one_that_answers_is_used(places: Places) -> None:
+async def test_one_that_answers_is_used(places: ManagedPaths) -> None:
     client = Answers(VERSION)
 
     assert await ensure_running(client, "no-such-binary", places, 1, {}) == VERSION
@@ -160,7 +160,7 @@ async def test_one_that_answers_is_used(places: Places) -> None:
 
 @pytest.mark.parametrize("error", [Unavailable("no"), TimedOut("slow")])
 async def test_ours_that_does_not_answer_yet_is_waited_for_and_no_second_one_started(
-    places: Places, lookalike: asyncio.subprocess.Process, error: Exception
+    places: ManagedPaths, lookalike: asyncio.subprocess.Process, error: Exception
 ) -> None:
     client = Answers(error, VERSION)
 
@@ -168,17 +168,17 @@ async def test_ours_that_does_not_answer_yet_is_waited_for_and_no_second_one_sta
     assert client.waited == 1
 
 
-async def test_a_stranger_that_does_not_answer_in_time_is_not_challenged(places: Places) -> None:
+async def test_a_stranger_that_does_not_answer_in_time_is_not_challenged(places: ManagedPaths) -> None:
     with pytest.raises(TimedOut):
         await ensure_running(Answers(TimedOut("slow")), "no-such-binary", places, 1, {})
 
 
-async def test_a_missing_binary_says_what_to_install(places: Places) -> None:
+async def test_a_missing_binary_says_what_to_install(places: ManagedPaths) -> None:
     with pytest.raises(NotReady, match="no-such-binary was not found; install containerd"):
         await ensure_running(Answers(Unavailable("no")), "no-such-binary", places, 1, {})
 
 
-async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Places, tmp_path: Path) -> None:
+async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: ManagedPaths, tmp_path: Path) -> None:
     binary = tmp_path / "containerd"
     binary.write_text('#!/bin/sh\necho "$1 $2: no such plugin" >&2\nread -r _ < "$0.fifo"\n')
     binary.chmod(0o755)

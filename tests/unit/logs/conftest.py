@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd import private
-from sandboxd.logs.process import Places
+from sandboxd.logs.process import LoggerPaths
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +21,9 @@ def usual_umask() -> Iterator[None]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Iterator[Places]:
+def places(tmp_path: Path) -> Iterator[LoggerPaths]:
     """Where a logger may be started; it is ended with the test."""
-    made = Places(state=str(tmp_path / "state"))
+    made = LoggerPaths(state=str(tmp_path / "state"))
     os.mkdir(made.state)
     yield made
     made.process.end(10)

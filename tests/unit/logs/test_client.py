@@ -17,7 +17,7 @@ from sandboxd.errors import NotReady
 from sandboxd.logs import wire
 from sandboxd.logs.client import Logs, make_fifos
 from sandboxd.logs.control import Control
-from sandboxd.logs.process import Places
+from sandboxd.logs.process import LoggerPaths
 from sandboxd.logs.reader import read
 from sandboxd.supervised import Supervised
 from tests.unit.logs.shim import Writer, descriptors, texts
@@ -55,12 +55,12 @@ def output(tmp_path: Path) -> Any:
     made.end()
 
 
-def daemon(places: Places) -> Logs:
+def daemon(places: LoggerPaths) -> Logs:
     return Logs(places=places, max_line_bytes=100, idle_seconds=30.0, env=dict(os.environ))
 
 
 @pytest.fixture
-async def logs(places: Places) -> AsyncIterator[Logs]:
+async def logs(places: LoggerPaths) -> AsyncIterator[Logs]:
     made = daemon(places)
     yield made
     await made.leave()
@@ -75,7 +75,7 @@ def crash(logs: Logs) -> None:
         logs._forget(container_id)
 
 
-async def kill(logs: Logs, places: Places) -> None:
+async def kill(logs: Logs, places: LoggerPaths) -> None:
     """SIGKILL the logger; returns when the daemon has seen it."""
     assert logs._control is not None
     os.kill(places.process.pid(), signal.SIGKILL)
@@ -146,7 +146,7 @@ async def test_what_is_unknown_is_closed_and_drained_already(logs: Logs) -> None
 
 
 async def test_a_killed_daemons_successor_goes_on_and_nobody_noticed(
-    logs: Logs, output: Output, places: Places
+    logs: Logs, output: Output, places: LoggerPaths
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     output.write(b"one\nhalf of ")
@@ -165,7 +165,7 @@ async def test_a_killed_daemons_successor_goes_on_and_nobody_noticed(
 
 
 async def test_a_container_that_ended_while_no_daemon_was_there_is_drained(
-    logs: Logs, output: Output, places: Places
+    logs: Logs, output: Output, places: LoggerPaths
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     crash(logs)
@@ -180,7 +180,7 @@ async def test_a_container_that_ended_while_no_daemon_was_there_is_drained(
 
 
 async def test_a_killed_logger_is_started_again_and_loses_nothing_that_it_had_not_read(
-    logs: Logs, output: Output, places: Places
+    logs: Logs, output: Output, places: LoggerPaths
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     output.write(b"one\nhalf of ")
@@ -194,7 +194,7 @@ async def test_a_killed_logger_is_started_again_and_loses_nothing_that_it_had_no
 
 
 async def test_a_container_that_starts_while_the_logger_dies_is_logged(
-    logs: Logs, tmp_path: Path, places: Places
+    logs: Logs, tmp_path: Path, places: LoggerPaths
 ) -> None:
     """Its shim has not opened the FIFOs yet: they have no writer, and have not ended."""
     fifos = make_fifos(str(tmp_path / "io"), ("stdout",))
@@ -211,7 +211,7 @@ async def test_a_container_that_starts_while_the_logger_dies_is_logged(
 
 
 async def test_a_stuck_logger_is_killed_and_replaced(
-    logs: Logs, output: Output, places: Places, monkeypatch: pytest.MonkeyPatch
+    logs: Logs, output: Output, places: LoggerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     pid = places.process.pid()
@@ -240,7 +240,7 @@ async def test_a_stuck_logger_is_killed_and_replaced(
 
 
 async def test_a_logger_of_another_version_is_replaced_without_losing_or_splitting_a_line(
-    logs: Logs, output: Output, places: Places, monkeypatch: pytest.MonkeyPatch
+    logs: Logs, output: Output, places: LoggerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     output.write(b"one\nhalf of ")
@@ -268,7 +268,7 @@ async def test_a_logger_of_another_version_is_replaced_without_losing_or_splitti
 
 
 async def test_a_logger_that_stays_of_another_version_is_given_up(
-    logs: Logs, places: Places, monkeypatch: pytest.MonkeyPatch
+    logs: Logs, places: LoggerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "PROTOCOL", wire.PROTOCOL + 1)
     with pytest.raises(NotReady, match=r"ends as soon as it is started; see .*logger\.log"):
@@ -276,7 +276,7 @@ async def test_a_logger_that_stays_of_another_version_is_given_up(
 
 
 async def test_what_the_daemon_does_not_know_any_more_is_let_go(
-    logs: Logs, output: Output, tmp_path: Path, places: Places
+    logs: Logs, output: Output, tmp_path: Path, places: LoggerPaths
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     await logs.retain(["others"])
@@ -285,7 +285,7 @@ async def test_what_the_daemon_does_not_know_any_more_is_let_go(
         await logs.reopen("c")
 
 
-async def test_the_logger_ends_with_a_daemon_that_leaves_it_nothing_to_log(logs: Logs, places: Places) -> None:
+async def test_the_logger_ends_with_a_daemon_that_leaves_it_nothing_to_log(logs: Logs, places: LoggerPaths) -> None:
     await logs.connect()
     assert places.process.pid()
     await logs.leave()
@@ -296,7 +296,7 @@ async def test_the_logger_ends_with_a_daemon_that_leaves_it_nothing_to_log(logs:
 
 
 async def test_the_logger_stays_when_a_daemon_leaves_it_something_to_log(
-    logs: Logs, output: Output, places: Places
+    logs: Logs, output: Output, places: LoggerPaths
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     before = places.process.pid()
@@ -310,7 +310,7 @@ async def test_the_logger_stays_when_a_daemon_leaves_it_something_to_log(
     assert texts(output.log) == [b"one"]
 
 
-async def test_keeping_up_starts_it_again(logs: Logs, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keeping_up_starts_it_again(logs: Logs, places: LoggerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sandboxd.logs.client.STEADY_SECONDS", 0.0)
     await logs.connect()
     keeping = asyncio.gather(logs.keep_up())
@@ -325,7 +325,7 @@ async def test_keeping_up_starts_it_again(logs: Logs, places: Places, monkeypatc
 
 
 async def test_keeping_up_leaves_one_that_ends_at_once_to_whoever_can_wait(
-    logs: Logs, places: Places, monkeypatch: pytest.MonkeyPatch
+    logs: Logs, places: LoggerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sandboxd.logs.client.STEADY_SECONDS", 1000.0)
     await logs.connect()
@@ -345,7 +345,7 @@ async def follow(logs: Logs, output: Output) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "across the death of a logger"])
 async def test_a_follower_sees_each_line_as_it_comes_until_the_end(
-    logs: Logs, output: Output, places: Places, killed: bool
+    logs: Logs, output: Output, places: LoggerPaths, killed: bool
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     seen = follow(logs, output)
@@ -372,7 +372,7 @@ async def test_a_follower_ends_when_logging_is_closed(logs: Logs, output: Output
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "across the death of a logger"])
 async def test_an_attached_client_gets_the_output_unchanged_from_then_on(
-    logs: Logs, output: Output, places: Places, killed: bool
+    logs: Logs, output: Output, places: LoggerPaths, killed: bool
 ) -> None:
     await logs.open("c", output.fifos, output.log)
     output.write(b"before\n")
@@ -403,7 +403,9 @@ async def test_nothing_stays_open_when_all_is_done(logs: Logs, output: Output) -
     assert descriptors() == before
 
 
-async def test_a_pid_file_that_cannot_be_written_keeps_no_logger_from_running(places: Places, output: Output) -> None:
+async def test_a_pid_file_that_cannot_be_written_keeps_no_logger_from_running(
+    places: LoggerPaths, output: Output
+) -> None:
     os.mkdir(places.pid_file)
     logs = daemon(places)
     await logs.open("c", output.fifos, output.log)

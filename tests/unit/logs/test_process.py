@@ -11,13 +11,13 @@ import pytest
 
 from sandboxd.errors import NotReady
 from sandboxd.logs import wire
-from sandboxd.logs.process import Places, start
+from sandboxd.logs.process import LoggerPaths, start
 from sandboxd.supervised import ended
 
 ENV = dict(os.environ)
 
 
-def hello(places: Places) -> tuple[socket.socket, bytes]:
+def hello(places: LoggerPaths) -> tuple[socket.socket, bytes]:
     """Connect at once and wait for an answer; without a daemon a logger ends when it has been idle."""
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(30)
@@ -26,7 +26,7 @@ def hello(places: Places) -> tuple[socket.socket, bytes]:
     return client, client.recv(1 << 16)
 
 
-def test_a_started_logger_can_be_connected_to_at_once_and_is_found_by_its_pid(places: Places) -> None:
+def test_a_started_logger_can_be_connected_to_at_once_and_is_found_by_its_pid(places: LoggerPaths) -> None:
     start(places, 30.0, ENV)
     client, answer = hello(places)
     pid = places.process.pid()
@@ -38,7 +38,7 @@ def test_a_started_logger_can_be_connected_to_at_once_and_is_found_by_its_pid(pl
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 
-def test_it_is_small(places: Places) -> None:
+def test_it_is_small(places: LoggerPaths) -> None:
     """No asyncio, no grpc, nothing that the daemon is made of: it may have to live when memory is short."""
     start(places, 30.0, ENV)
     client, _ = hello(places)
@@ -51,7 +51,7 @@ def test_it_is_small(places: Places) -> None:
     assert rss < 20_000  # kB; what it is made of needs 14 MB, asyncio alone would add 7
 
 
-def test_sigterm_ends_it_and_takes_its_files_away(places: Places) -> None:
+def test_sigterm_ends_it_and_takes_its_files_away(places: LoggerPaths) -> None:
     start(places, 30.0, ENV)
     client, _ = hello(places)
     fd = places.process.pidfd()
@@ -64,7 +64,7 @@ def test_sigterm_ends_it_and_takes_its_files_away(places: Places) -> None:
     assert not places.process.end(30)
 
 
-def test_one_that_is_stuck_is_killed(places: Places) -> None:
+def test_one_that_is_stuck_is_killed(places: LoggerPaths) -> None:
     start(places, 30.0, ENV)
     client, _ = hello(places)
     pid = places.process.pid()
@@ -76,7 +76,7 @@ def test_one_that_is_stuck_is_killed(places: Places) -> None:
     os.close(fd)
 
 
-def test_it_ends_by_itself_when_nobody_comes(places: Places) -> None:
+def test_it_ends_by_itself_when_nobody_comes(places: LoggerPaths) -> None:
     start(places, 0.05, ENV)
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
@@ -86,7 +86,7 @@ def test_it_ends_by_itself_when_nobody_comes(places: Places) -> None:
     assert not os.path.exists(places.socket)
 
 
-def test_a_socket_that_a_killed_one_left_is_replaced(places: Places) -> None:
+def test_a_socket_that_a_killed_one_left_is_replaced(places: LoggerPaths) -> None:
     start(places, 30.0, ENV)
     client, _ = hello(places)
     client.close()
@@ -102,7 +102,7 @@ def test_a_socket_that_a_killed_one_left_is_replaced(places: Places) -> None:
     assert answer
 
 
-def test_a_recycled_pid_is_not_the_logger(places: Places) -> None:
+def test_a_recycled_pid_is_not_the_logger(places: LoggerPaths) -> None:
     Path(places.pid_file).write_text(f"{os.getpid()}\n")
     assert places.process.pid() == 0
     Path(places.pid_file).write_text("nonsense")
@@ -112,4 +112,4 @@ def test_a_recycled_pid_is_not_the_logger(places: Places) -> None:
 def test_a_directory_that_cannot_be_used_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotReady, match="the logger cannot be started"):
-        start(Places(state=str(tmp_path / "file")), 30.0, ENV)
+        start(LoggerPaths(state=str(tmp_path / "file")), 30.0, ENV)
