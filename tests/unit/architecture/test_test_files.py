@@ -41,7 +41,6 @@ OWED = words(
     """
     containerd.runtime
     containers.attach
-    containers.checkpoint
     containers.create
     containers.remove
     containers.start
