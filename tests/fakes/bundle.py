@@ -23,7 +23,7 @@ from sandboxd.containers.start import start_container
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.model import ImageRecord
+from sandboxd.model import Attachment, AttachmentState, ContainerRecord, ImageRecord, SandboxRecord
 from sandboxd.node import Machine, Network, Node
 from sandboxd.oci.linux import ALL_CAPABILITIES, HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -33,6 +33,7 @@ from tests.fakes import cni, images, kernel, logs, netns, runtime
 from tests.fakes.points import Points
 from tests.fakes.runtime import Program
 
+POD, CONTAINER = "pod", "container"  # the ids of records that were not made by an operation
 NETWORK = '{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}'
 PAUSE = images.record("pause", {"Entrypoint": ["/pause"]}, digit="f")
 APP = images.record("app", {"Cmd": ["/bin/app"], "User": "app"}, digit="a")
@@ -89,6 +90,52 @@ class Bundle:
         """The image of every pod's first container."""
         async with self.points.at("images.pause", Unavailable):
             return PAUSE
+
+    def with_records(self, *, started: bool = True) -> Node:
+        """The node, with records of a pod `POD`, of a container in it and of an attachment; nothing of them runs.
+
+        Each has a directory that holds something.
+        """
+        ledger, netns_path = self.node.ledger, self.places.network_namespace(POD)
+        ledger.add_sandbox(
+            SandboxRecord(
+                id=POD,
+                config=pod_config(),
+                runtime_handler="",
+                netns_path=netns_path,
+                created_at=1,
+                started_at=2 if started else 0,
+            )
+        )
+        ledger.add_container(
+            ContainerRecord(
+                id=CONTAINER,
+                sandbox_id=POD,
+                config=container_config(),
+                sandbox_name="",
+                image_ref="",
+                image_id="",
+                log_path="",
+                created_at=3,
+            )
+        )
+        ledger.put_attachment(
+            Attachment(
+                sandbox_id=POD,
+                network="pods",
+                ifname="eth0",
+                netns_path=netns_path,
+                state=AttachmentState.ADDED,
+                conf_file="10-pods.conflist",
+                config=NETWORK.encode(),
+                plugin_path="",
+                args="",
+                capability_args=b"{}",
+            )
+        )
+        for path in (self.places.sandbox(POD), self.places.pod_files(POD), self.places.container(CONTAINER)):
+            Path(path, "below").mkdir(parents=True)
+        return self.node
 
     async def ready_pod(self, config: cri.PodSandboxConfig | None = None) -> str:
         """Run a pod; its id."""

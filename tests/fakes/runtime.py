@@ -166,6 +166,19 @@ class Runtime:
             for process in (task.init, *task.execs.values()):
                 process.signal(signals.SIGKILL)
 
+    def put(self, container_id: str, exit: Exit | None = None, program: Program | None = None) -> Process:
+        """A container that was made elsewhere: its task runs `program`, or has ended so."""
+        self.containers[container_id] = Container(
+            spec=json.dumps({"process": {"args": []}}), labels={}, snapshot_key="", runtime=RuntimeOptions(type="")
+        )
+        init = Process(program or Program(), next(self._pids), {}, init=True, terminal=False)
+        self.tasks[container_id] = Running(init=init)
+        init.start()
+        if exit is not None:
+            init.end(exit.code)
+            init.exit = exit
+        return init
+
     def task(self, container_id: str) -> Running:
         """The task, which containerd finds by way of its container's record; raises NotFound."""
         if container_id not in self.containers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import structlog
@@ -24,14 +23,12 @@ from sandboxd.operations import (
     running_container,
     unstopped_sandbox,
 )
-from tests.fakes.node import CONTAINER, POD, Faults, fake_node, with_pod
+from tests.fakes.bundle import CONTAINER, POD, Bundle
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    made = fake_node(tmp_path, Faults())
-    with_pod(made)
-    return made
+def node(fakes: Bundle) -> Node:
+    return fakes.with_records()
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 from sandboxd.containers import exec as exec_
-from tests.fakes.bundle import Bundle
-from tests.fakes.node import CONTAINER, Faults, Resource, fake_node
+from tests.fakes.bundle import CONTAINER, Bundle
 from tests.fakes.runtime import Program
 
 
@@ -25,18 +23,20 @@ from tests.fakes.runtime import Program
     ],
 )
 async def test_only_a_process_that_leads_a_group_of_its_own_takes_it_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: int, group: int, signalled: list[int]
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, pid: int, group: int, signalled: list[int]
 ) -> None:
-    faults = Faults()
-    node = fake_node(tmp_path, faults)
-    cast(Any, node.runtime).processes = Resource(faults, "processes", pid=pid)
+    fakes.runtime.put(CONTAINER)
+    if pid:
+        await fakes.runtime.processes.add(CONTAINER, "exec", {"args": ["sleep"]})
+        await fakes.runtime.processes.start(CONTAINER, "exec")
+        fakes.runtime.tasks[CONTAINER].execs["exec"].pid = pid
     found: list[int] = []
     monkeypatch.setattr(Path, "read_text", lambda path, **_: f"0::/pods/{CONTAINER}\n")
     monkeypatch.setattr(os, "getpgid", lambda pid: group)
     monkeypatch.setattr(os, "killpg", lambda pgid, number: found.append(pgid))
-    await exec_._kill(node, CONTAINER, "exec")
+    await exec_._kill(fakes.node, CONTAINER, "exec")
     assert found == signalled
-    assert faults.calls["processes.kill"] == 1
+    assert fakes.points.count("processes.kill") == 1
 
 
 ECHO = ("echo", "said")

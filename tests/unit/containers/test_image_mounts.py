@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from sandboxd.containers import image_mounts
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.fakes.bundle import Bundle
+from tests.fakes.images import record
 
 
 @pytest.fixture
@@ -79,20 +78,13 @@ def test_the_options_of_many_layers_fit_into_a_page(tmp_path: Path) -> None:
     assert image_mounts._short("index=off", str(tmp_path)) == "index=off"
 
 
-class Images:
-    def resolve(self, text: str) -> SimpleNamespace:
-        if text == "models:1":
-            return SimpleNamespace(id="sha256:0123")
-        raise NotFound(text)
-
-
-def test_an_image_is_pinned_by_its_id_in_the_record() -> None:
-    node = cast(Node, SimpleNamespace(images=Images()))
-    asked = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a"), cri.Mount(image=cri.ImageSpec(image="models:1"))])
-    found = image_mounts.resolved(node, asked)
-    assert found.mounts[1].image == cri.ImageSpec(image="models:1", image_ref="sha256:0123")
+def test_an_image_is_pinned_by_its_id_in_the_record(fakes: Bundle) -> None:
+    models = fakes.images.add(record("models", digit="b"))
+    asked = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a"), cri.Mount(image=cri.ImageSpec(image="models"))])
+    found = image_mounts.resolved(fakes.node, asked)
+    assert found.mounts[1].image == cri.ImageSpec(image="models", image_ref=models.id)
     assert not asked.mounts[1].image.image_ref
     with pytest.raises(NotFound):
-        image_mounts.resolved(node, cri.ContainerConfig(mounts=[cri.Mount(image=cri.ImageSpec(image="x"))]))
+        image_mounts.resolved(fakes.node, cri.ContainerConfig(mounts=[cri.Mount(image=cri.ImageSpec(image="x"))]))
     plain = cri.ContainerConfig(mounts=[cri.Mount(host_path="/a", image=cri.ImageSpec())])
-    assert image_mounts.resolved(node, plain) is plain
+    assert image_mounts.resolved(fakes.node, plain) is plain

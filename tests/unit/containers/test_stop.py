@@ -2,70 +2,50 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+import signal as signals
 
 import pytest
 
-from sandboxd.containerd.tasks import Exit, Task, TaskState
+from sandboxd.containerd.tasks import Exit
 from sandboxd.containers.stop import signal_number, stop_container
-from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
-from sandboxd.jobs import Jobs
-from sandboxd.ledger import Ledger
+from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, Unavailable
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.fakes.bundle import Bundle
+from tests.fakes.runtime import Program
 
 
-class Runtime:
-    """One task that ends by SIGKILL, and by the stop signal unless `refuse` or `ignored`."""
+class Container:
+    """A running container, the signals that its task gets, and how its stop signal fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         self.signals: list[int] = []
         self.refuse: SandboxdError | None = None
-        self.ignored = False
-        self.exit: Exit | None = None
+        self._fakes = fakes
+        self._kill = fakes.runtime.kill
+        monkeypatch.setattr(fakes.runtime, "kill", self._noted)
 
-    async def kill(self, container_id: str, number: int) -> None:
-        self.signals.append(number)
-        if number != signal.SIGKILL and self.refuse is not None:
+    def run(self, record: ContainerRecord, *handled: int, exit: Exit | None = None) -> None:
+        """Its task ends by the signals `handled`, or has ended already."""
+        self._fakes.node.ledger.add_container(record)
+        self._fakes.runtime.put(record.id, exit, Program(handles={number: 128 + number for number in handled}))
+
+    async def _noted(self, container_id: str, signal: int) -> None:
+        self.signals.append(signal)
+        if signal != signals.SIGKILL and self.refuse is not None:
             raise self.refuse
-        if self.exit is None and (number == signal.SIGKILL or not self.ignored):
-            self.exit = Exit(code=128 + number, at=1)
-
-    async def wait(self, container_id: str, timeout: float | None = None) -> Exit:
-        if self.exit is None:
-            raise TimedOut("it runs on")
-        return self.exit
-
-    async def get(self, container_id: str) -> Task:
-        state = TaskState.STOPPED if self.exit else TaskState.RUNNING
-        return Task(id=container_id, pid=1, state=state, exit=self.exit)
-
-    async def delete(self, container_id: str) -> Exit | None:
-        return self.exit
-
-
-class Logs:
-    async def drain(self, container_id: str, timeout: float) -> None:
-        """Nothing to wait for."""
+        await self._kill(container_id, signal)
 
 
 @pytest.fixture
-def runtime() -> Runtime:
-    return Runtime()
+def container(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> Container:
+    return Container(fakes, monkeypatch)
 
 
 @pytest.fixture
-def node(runtime: Runtime, tmp_path: Path) -> Iterator[Node]:
-    ledger = Ledger(str(tmp_path / "ledger.db"))
-    config = SimpleNamespace(logs=SimpleNamespace(drain_seconds=1.0))
-    made: Any = SimpleNamespace(jobs=Jobs(), ledger=ledger, runtime=runtime, logs=Logs(), config=config)
-    yield cast(Node, made)
-    ledger.close()
+def node(fakes: Bundle) -> Node:
+    return fakes.node
 
 
 def running(stop_signal: str = "") -> ContainerRecord:
@@ -87,51 +67,49 @@ def running(stop_signal: str = "") -> ContainerRecord:
     ("name", "number"),
     [("", 15), ("SIGQUIT", 3), ("rtmin+3", 37), ("SIGRTMAX-1", 63), ("10", 10)],
 )
-async def test_the_stop_signal_ends_the_container(node: Node, runtime: Runtime, name: str, number: int) -> None:
-    node.ledger.add_container(running(name))
+async def test_the_stop_signal_ends_the_container(node: Node, container: Container, name: str, number: int) -> None:
+    container.run(running(name), number)
     await stop_container(node, "c", 10)
 
-    assert runtime.signals[0] == number
+    assert container.signals[0] == number
     assert node.ledger.containers["c"].exit_code == 128 + number
 
 
 @pytest.mark.parametrize("name", ["SIGNOPE", "99999", "-9", "SIGRTMAX+100", "0", "\u0663", " SIGTERM ", "9" * 5000])
 async def test_a_record_with_a_stop_signal_that_nobody_knows_is_stopped_with_sigterm(
-    node: Node, runtime: Runtime, name: str
+    node: Node, container: Container, name: str
 ) -> None:
-    node.ledger.add_container(running(name))
-    assert signal_number(running(name)) == signal.SIGTERM
+    container.run(running(name), signals.SIGTERM)
+    assert signal_number(running(name)) == signals.SIGTERM
     await stop_container(node, "c", 10)
 
-    assert runtime.signals[0] == signal.SIGTERM
+    assert container.signals[0] == signals.SIGTERM
     assert node.ledger.containers["c"].state is ContainerState.EXITED
 
 
 @pytest.mark.parametrize("error", [NotReady, Unavailable, CleanupIncomplete, SandboxdError])
 async def test_a_stop_signal_that_is_refused_is_followed_by_sigkill(
-    node: Node, runtime: Runtime, error: type[SandboxdError]
+    node: Node, container: Container, error: type[SandboxdError]
 ) -> None:
-    runtime.refuse = error("unknown signal")
-    node.ledger.add_container(running())
+    container.refuse = error("unknown signal")
+    container.run(running(), signals.SIGTERM)
     await stop_container(node, "c", 10)
 
-    assert runtime.signals == [signal.SIGTERM, signal.SIGKILL]
+    assert container.signals == [signals.SIGTERM, signals.SIGKILL]
     ended = node.ledger.containers["c"]
     assert (ended.state, ended.exit_code, ended.reason) == (ContainerState.EXITED, 137, "Error")
 
 
-async def test_a_stop_signal_that_finds_no_task_is_the_end(node: Node, runtime: Runtime) -> None:
-    runtime.refuse = NotFound("no task")
-    runtime.exit = Exit(code=0, at=1)
-    node.ledger.add_container(running())
+async def test_a_stop_signal_that_finds_no_task_is_the_end(node: Node, container: Container) -> None:
+    container.refuse = NotFound("no task")
+    container.run(running(), exit=Exit(code=0, at=1))
     await stop_container(node, "c", 10)
 
     assert node.ledger.containers["c"].reason == "Completed"
 
 
-async def test_a_stop_signal_that_is_ignored_is_followed_by_sigkill(node: Node, runtime: Runtime) -> None:
-    runtime.ignored = True
-    node.ledger.add_container(running())
+async def test_a_stop_signal_that_is_ignored_is_followed_by_sigkill(node: Node, container: Container) -> None:
+    container.run(running())
     await stop_container(node, "c", 10)
 
-    assert runtime.signals == [signal.SIGTERM, signal.SIGKILL]
+    assert container.signals == [signals.SIGTERM, signals.SIGKILL]

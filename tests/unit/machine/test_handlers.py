@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -15,6 +14,7 @@ from sandboxd.machine import handlers, programs, userns
 from sandboxd.machine.handlers import Abilities
 from sandboxd.node import Node
 from sandboxd.remembered import Remembered
+from tests.fakes.bundle import Bundle
 
 ANSWER = '{"mountOptions": ["ro", "rro"], "linux": {"namespaces": ["mount", "user"]}}'
 
@@ -30,8 +30,8 @@ def capable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def node() -> Node:
-    return cast(Node, SimpleNamespace(machine=SimpleNamespace(remembered=Remembered())))
+def node(fakes: Bundle) -> Node:
+    return fakes.node
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ async def test_a_runtime_that_does_not_answer_is_waited_for_once_and_asked_again
         raise TimeoutError
 
     now = 0.0
-    cast(Any, node).machine.remembered = Remembered(lambda: now)
+    node = replace(node, machine=replace(node.machine, remembered=Remembered(lambda: now)))
     with monkeypatch.context() as patch:
         patch.setattr(programs, "ask", silent)
         for _ in range(3):
@@ -138,7 +138,7 @@ async def test_those_who_ask_at_once_share_the_answer(node: Node, runtime: Path,
 
 async def test_all_handlers_are_known_before_anybody_asks(node: Node, runtime: Path, tmp_path: Path) -> None:
     config = Config(runtime=Runtime(default_handler="a", handlers={"a": Handler(binary=str(runtime))}))
-    cast(Any, node).config = config
+    node = replace(node, config=config)
     await handlers.ask_all(node)
     await handlers.features(node, Handler(binary=str(runtime)))
     assert (tmp_path / "asked").read_text() == "asked\n"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
+from dataclasses import replace
 
 import pytest
 
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.config import Config, Network
 from sandboxd.errors import InvalidRequest, NotReady
-from sandboxd.node import Node
 from sandboxd.pods.cidr import FILE_NAME, set_pod_cidr
+from tests.fakes.bundle import Bundle
 
 TEMPLATE = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "x", "ipam": {"subnet": "{{.PodCIDR}}"}}]}
 
@@ -21,16 +19,19 @@ TEMPLATE = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "x", "ipa
 class Machine:
     """A configuration directory and a template."""
 
-    def __init__(self, root: Path, template: str = json.dumps(TEMPLATE)) -> None:
-        self.directory = root / "net.d"
-        self.template = root / "net.template"
-        self.template.write_text(template)
+    def __init__(self, fakes: Bundle) -> None:
+        self._fakes = fakes
+        self.directory = fakes.directory / "empty.d"
+        self.template = fakes.directory / "net.template"
+        self.template.write_text(json.dumps(TEMPLATE))
         self.conf = ConfDir(str(self.directory))
 
     def set(self, cidr: str, *, configured: bool = True) -> None:
         network = Network(conf_dir=str(self.directory), conf_template=str(self.template) if configured else "")
-        node = SimpleNamespace(config=Config(network=network), network=SimpleNamespace(conf=self.conf))
-        set_pod_cidr(cast("Node", node), cidr)
+        node = self._fakes.node
+        set_pod_cidr(
+            replace(node, config=Config(network=network), network=replace(node.network, conf=self.conf)), cidr
+        )
 
     @property
     def files(self) -> list[str]:
@@ -43,16 +44,19 @@ class Machine:
         return str(config.plugins[0]["ipam"]["subnet"])
 
 
-def test_the_network_follows_the_cidr(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+@pytest.fixture
+def machine(fakes: Bundle) -> Machine:
+    return Machine(fakes)
+
+
+def test_the_network_follows_the_cidr(machine: Machine) -> None:
     machine.set("10.1.0.0/24")
     assert (machine.files, machine.subnet) == ([FILE_NAME], "10.1.0.0/24")
     machine.set("10.2.0.0/24")
     assert (machine.files, machine.subnet) == ([FILE_NAME], "10.2.0.0/24")
 
 
-def test_the_same_cidr_again_does_not_touch_the_file(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+def test_the_same_cidr_again_does_not_touch_the_file(machine: Machine) -> None:
     machine.set("10.1.0.0/24")
     before = (machine.directory / FILE_NAME).stat()
     machine.set("10.1.0.0/24")
@@ -60,22 +64,19 @@ def test_the_same_cidr_again_does_not_touch_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("cidr", "configured"), [("", True), ("10.1.0.0/24", False)])
-def test_nothing_to_say_or_nobody_to_tell_is_no_error(tmp_path: Path, cidr: str, configured: bool) -> None:
-    machine = Machine(tmp_path)
+def test_nothing_to_say_or_nobody_to_tell_is_no_error(machine: Machine, cidr: str, configured: bool) -> None:
     machine.set(cidr, configured=configured)
     assert machine.files == []
 
 
-def test_a_configuration_of_somebody_else_stays_in_force(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+def test_a_configuration_of_somebody_else_stays_in_force(machine: Machine) -> None:
     machine.directory.mkdir()
     (machine.directory / "99-other.conflist").write_text(json.dumps(TEMPLATE))
     machine.set("10.1.0.0/24")
     assert machine.files == ["99-other.conflist"]
 
 
-def test_what_is_wrong_with_the_request_and_with_the_machine_is_told_apart(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+def test_what_is_wrong_with_the_request_and_with_the_machine_is_told_apart(machine: Machine) -> None:
     with pytest.raises(InvalidRequest, match="pod_cidr"):
         machine.set("10.1.0.1/24")
     with pytest.raises(InvalidRequest, match="pod_cidr"):

@@ -14,7 +14,7 @@ from sandboxd.errors import NotReady, Unavailable
 from sandboxd.node import Node
 from sandboxd.pods import recover
 from sandboxd.pods.reconcile import Action, Repair
-from tests.fakes.node import CONTAINER, Faults, fake_node, with_pod
+from tests.fakes.bundle import CONTAINER, Bundle
 
 ERRORS = [
     MemoryError(),
@@ -36,15 +36,8 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-def faults() -> Faults:
-    return Faults()
-
-
-@pytest.fixture
-def node(tmp_path: Path, faults: Faults) -> Node:
-    made = fake_node(tmp_path, faults)
-    with_pod(made)
-    return made
+def node(fakes: Bundle) -> Node:
+    return fakes.with_records()
 
 
 @pytest.fixture
@@ -121,10 +114,10 @@ async def test_the_daemon_starts_and_goes_on_comparing_when_the_comparison_itsel
 
 
 async def test_without_containerd_a_start_is_told_so_and_a_comparison_waits_for_the_next(
-    node: Node, faults: Faults, applied: list[str], monkeypatch: pytest.MonkeyPatch
+    fakes: Bundle, node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, applied, ValueError())
-    faults.raised["runtime.list"] = Unavailable("containerd does not answer")
+    fakes.points.fail_always("runtime.list", Unavailable("containerd does not answer"))
     with pytest.raises(Unavailable):
         await recover.recover(node)
     await recover.compare(node)

@@ -17,7 +17,8 @@ from sandboxd.model import AttachmentState, SandboxState
 from sandboxd.node import Node
 from sandboxd.pods import files
 from sandboxd.pods.teardown import remove_sandbox, stop_sandbox
-from tests.fakes.node import CONTAINER, POD, Faults, fake_node, with_pod
+from tests.fakes.bundle import CONTAINER, POD, Bundle
+from tests.fakes.points import Points
 
 ERRORS = [
     MemoryError(),
@@ -57,21 +58,21 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    """What can fail of a host, and of the functions that a teardown uses besides."""
-    found = Faults()
+def points(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> Points:
+    """What can fail of a node, and of the functions that a teardown uses besides."""
+    found = fakes.points
 
     def spy(module: Any, name: str, *, waits: bool, real: bool = False) -> None:
         original = getattr(module, name)
         full = f"{module.__name__.rpartition('.')[2]}.{name}"
 
         def call(*args: Any) -> Any:
-            found.check(full)
-            return original(*args) if real else None
+            with found.on(full):
+                return original(*args) if real else None
 
         async def waiting(*args: Any) -> Any:
-            found.check(full)
-            return await original(*args) if real else None
+            async with found.at(full):
+                return await original(*args) if real else None
 
         monkeypatch.setattr(module, name, waiting if waits else call)
 
@@ -84,10 +85,8 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 
 @pytest.fixture
-def node(tmp_path: Path, faults: Faults) -> Node:
-    made = fake_node(tmp_path, faults)
-    with_pod(made)
-    return made
+def node(fakes: Bundle, points: Points) -> Node:
+    return fakes.with_records()
 
 
 def nothing_left(node: Node) -> bool:
@@ -95,21 +94,21 @@ def nothing_left(node: Node) -> bool:
     return not (node.ledger.sandboxes or node.ledger.containers or any(Path(path).exists() for path in directories))
 
 
-async def test_a_removed_pod_leaves_nothing_and_every_step_was_made(node: Node, faults: Faults) -> None:
+async def test_a_removed_pod_leaves_nothing_and_every_step_was_made(node: Node, points: Points) -> None:
     node.ledger.update_container(CONTAINER, started_at=4)
     await remove_sandbox(node, POD)
     assert nothing_left(node)
     assert not node.ledger.attachments
-    assert not [step for step in (*STOPPING, *REMOVING) if not faults.calls[step]]
+    assert not [step for step in (*STOPPING, *REMOVING) if not points.count(step)]
     await remove_sandbox(node, POD)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("step", [*STOPPING, *REMOVING])
 async def test_a_step_that_fails_keeps_the_record_with_the_reason_and_a_retry_leaves_nothing(
-    node: Node, faults: Faults, step: str, error: Exception
+    node: Node, points: Points, step: str, error: Exception
 ) -> None:
-    faults.raised[step] = error
+    points.fail_always(step, error)
     if step == "runtime.get":
         node.ledger.update_container(CONTAINER, started_at=4)  # else there is nothing to settle
     with pytest.raises((CleanupIncomplete, Unavailable)) as caught:
@@ -119,48 +118,48 @@ async def test_a_step_that_fails_keeps_the_record_with_the_reason_and_a_retry_le
     assert record.state is SandboxState.NOTREADY
     assert type(error).__name__ in record.failure or str(error) in record.failure
     assert record.failure in str(caught.value)
-    faults.raised.clear()
+    points.reset()
     await remove_sandbox(node, POD)
     assert nothing_left(node)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("step", STOPPING)
-async def test_the_same_for_a_stop(node: Node, faults: Faults, step: str, error: Exception) -> None:
-    faults.raised[step] = error
+async def test_the_same_for_a_stop(node: Node, points: Points, step: str, error: Exception) -> None:
+    points.fail_always(step, error)
     if step == "runtime.get":
         node.ledger.update_container(CONTAINER, started_at=4)
     with pytest.raises((CleanupIncomplete, Unavailable)):
         await stop_sandbox(node, POD)
     assert node.ledger.sandboxes[POD].failure
-    faults.raised.clear()
+    points.reset()
     await stop_sandbox(node, POD)
     assert not node.ledger.sandboxes[POD].failure
     assert node.ledger.sandboxes[POD].stopped_at
 
 
 @pytest.mark.parametrize("error", ERRORS[:3], ids=lambda error: type(error).__name__)
-async def test_the_cause_is_kept(node: Node, faults: Faults, error: Exception) -> None:
-    faults.raised["images.remove_rootfs"] = error
+async def test_the_cause_is_kept(node: Node, points: Points, error: Exception) -> None:
+    points.fail_always("images.remove_rootfs", error)
     with pytest.raises(CleanupIncomplete) as caught:
         await remove_sandbox(node, POD)
     assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_however_a_del_fails_the_pod_goes_and_owes_it(node: Node, faults: Faults, error: Exception) -> None:
-    faults.raised["cni.delete"] = error
+async def test_however_a_del_fails_the_pod_goes_and_owes_it(node: Node, points: Points, error: Exception) -> None:
+    points.fail_always("cni.delete", error)
     await remove_sandbox(node, POD)
     assert nothing_left(node)
     (debt,) = node.ledger.attachments
     assert (debt.state, bool(debt.error)) == (AttachmentState.OWED, True)
-    assert not faults.calls["netns.remove"], "it is kept for the next attempt"
+    assert not points.count("netns.remove"), "it is kept for the next attempt"
 
 
 @pytest.mark.parametrize("stopping", [stop_sandbox, remove_sandbox])
 async def test_an_error_of_one_container_does_not_keep_the_others_from_being_stopped(
-    node: Node, faults: Faults, stopping: Callable[..., Any]
+    node: Node, points: Points, stopping: Callable[..., Any]
 ) -> None:
-    faults.raised["runtime.kill"] = MemoryError()
+    points.fail_always("runtime.kill", MemoryError())
     with pytest.raises(CleanupIncomplete, match="unexpected MemoryError"):
         await stopping(node, POD)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.errors import NotReady
-from sandboxd.ledger import Ledger
-from sandboxd.model import ContainerRecord, FsInfo, SandboxRecord
-from sandboxd.node import Node
+from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
 from sandboxd.usage.cadvisor import list_pod_metrics
 from sandboxd.usage.records import Interface
 from sandboxd.usage.stats import Rates, Stats, network
 from sandboxd.usage.written import Layers
+from tests.fakes.bundle import Bundle
 
 S = 1_000_000_000
 
@@ -81,16 +80,18 @@ def test_the_interface_that_cni_made_first_is_the_default_one() -> None:
 
 
 async def test_the_kernels_files_are_never_read_on_the_event_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fakes: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel file can take its time; whoever asks for pods or events meanwhile is not to notice."""
-    group = tmp_path / "sandboxd" / "s" / "c"
+    cgroups = tmp_path / "cgroups"
+    group = cgroups / "sandboxd" / "s" / "c"
     group.mkdir(parents=True)
-    (tmp_path / "cgroup.controllers").touch()
+    (cgroups / "cgroup.controllers").touch()
     for directory in (group, group.parent):
         (directory / "memory.current").write_text("5\n")
     places = Places(root="/r", state="/s", netns="/n", cgroup_driver="cgroupfs", cgroup_parent="/sandboxd")
-    ledger = Ledger(":memory:")
+    node = replace(fakes.node, machine=replace(fakes.node.machine, cgroups=Cgroups(str(cgroups))), places=places)
+    ledger = node.ledger
     ledger.add_sandbox(
         SandboxRecord(
             id="s", config=cri.PodSandboxConfig(), runtime_handler="", netns_path="", created_at=1, started_at=2
@@ -102,11 +103,7 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
             log_path="", created_at=1, started_at=2,
         )
     )  # fmt: skip
-    images = SimpleNamespace(fs_info=lambda: FsInfo(directory=str(tmp_path), bytes=0, inodes=0, at=0))
-    node = SimpleNamespace(
-        ledger=ledger, places=places, machine=SimpleNamespace(cgroups=Cgroups(str(tmp_path))), images=images
-    )
-    stats = Stats(cast("Node", node), cast("Layers", SimpleNamespace(get=lambda container_id: None)))
+    stats = Stats(node, Layers(node))
     readers: set[int] = set()
     real = os.open
 
@@ -117,25 +114,19 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
     monkeypatch.setattr(os, "open", noting)
     (container,) = await stats.containers(ledger.containers.values())
     (pod,) = await stats.pods(ledger.sandboxes.values())
-    (metrics,) = await list_pod_metrics(cast("Node", node), stats)
+    (metrics,) = await list_pod_metrics(node, stats)
     for usage in (container, pod):
         assert usage.sample is not None and usage.sample.memory is not None and usage.sample.memory.usage == 5
     assert metrics.containers
     assert readers and threading.get_ident() not in readers
-    ledger.close()
 
 
-async def test_a_pod_that_does_not_run_uses_nothing_and_is_left_out_of_a_list(tmp_path: Path) -> None:
-    ledger = Ledger(":memory:")
+async def test_a_pod_that_does_not_run_uses_nothing_and_is_left_out_of_a_list(fakes: Bundle) -> None:
     stopped = SandboxRecord(
         id="s", config=cri.PodSandboxConfig(), runtime_handler="", netns_path="", created_at=1, stopped_at=3
     )
-    machine = SimpleNamespace(cgroups=Cgroups(str(tmp_path)))
-    places = Places(root="/r", state="/s", netns="/n", cgroup_driver="cgroupfs", cgroup_parent="/sandboxd")
-    node = SimpleNamespace(ledger=ledger, places=places, machine=machine)
-    stats = Stats(cast("Node", node), cast("Layers", None))
+    stats = Stats(fakes.node, Layers(fakes.node))
 
     with pytest.raises(NotReady, match="is notready: it uses nothing"):
         await stats.pod(stopped)
     assert await stats.pods([stopped]) == []
-    ledger.close()

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from sandboxd.containerd.snapshots import Usage
 from sandboxd.errors import NotFound, Unavailable
-from sandboxd.jobs import Jobs
-from sandboxd.ledger import Ledger
 from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.usage.written import Layers
+from tests.fakes import images as fake
+from tests.fakes.bundle import Bundle
 
 
-class Images:
+class Images(fake.Images):
     """Answers with the number of the question as the size, or with an error that was put in."""
 
-    def __init__(self) -> None:
+    def __init__(self, fakes: Bundle) -> None:
+        super().__init__(fakes.points, fakes.directory)
         self.asked: list[str] = []
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
@@ -42,15 +44,14 @@ def container(id_: str, **times: Any) -> ContainerRecord:
     )
 
 
-def run(body: Callable[[Ledger, Images, Node], Awaitable[None]]) -> None:
-    async def wrapped() -> None:
-        ledger, images = Ledger(":memory:"), Images()
-        node = cast("Node", SimpleNamespace(ledger=ledger, images=images, jobs=Jobs()))
-        await body(ledger, images, node)
-        await node.jobs.drain(5)
-        ledger.close()
+@pytest.fixture
+def images(fakes: Bundle) -> Images:
+    return Images(fakes)
 
-    asyncio.run(wrapped())
+
+@pytest.fixture
+def node(fakes: Bundle, images: Images) -> Node:
+    return replace(fakes.node, images=images)
 
 
 async def settled(node: Node) -> None:
@@ -59,80 +60,67 @@ async def settled(node: Node) -> None:
     await asyncio.sleep(0)
 
 
-def test_a_containers_first_figure_is_taken_when_it_starts() -> None:
-    async def body(ledger: Ledger, images: Images, node: Node) -> None:
-        layers = Layers(node)
-        ledger.add_container(container("c", created_at=1))
-        assert images.asked == []
-        ledger.update_container("c", started_at=2)
-        await settled(node)
-        layer = layers.get("c")
-        assert layer is not None and (layer.bytes, layer.inodes) == (1, 1)
-        await settled(node)
-        assert images.asked == ["c"], "it is fresh"
-
-    run(body)
+async def test_a_containers_first_figure_is_taken_when_it_starts(images: Images, node: Node) -> None:
+    layers = Layers(node)
+    node.ledger.add_container(container("c", created_at=1))
+    assert images.asked == []
+    node.ledger.update_container("c", started_at=2)
+    await settled(node)
+    layer = layers.get("c")
+    assert layer is not None and (layer.bytes, layer.inodes) == (1, 1)
+    await settled(node)
+    assert images.asked == ["c"], "it is fresh"
 
 
-def test_a_read_never_waits_and_has_a_stale_figure_measured_anew() -> None:
-    async def body(ledger: Ledger, images: Images, node: Node) -> None:
-        layers = Layers(node, fresh_seconds=0)
-        ledger.add_container(container("c", created_at=1))
+async def test_a_read_never_waits_and_has_a_stale_figure_measured_anew(images: Images, node: Node) -> None:
+    layers = Layers(node, fresh_seconds=0)
+    node.ledger.add_container(container("c", created_at=1))
+    assert layers.get("c") is None
+    await settled(node)
+    first = layers.get("c")
+    await settled(node)
+    second = layers.get("c")
+    assert first is not None and second is not None
+    assert (first.bytes, second.bytes) == (1, 2)
+
+
+async def test_one_layer_is_measured_at_a_time_and_asked_for_once(images: Images, node: Node) -> None:
+    layers = Layers(node)
+    images.gate = asyncio.Event()
+    for id_ in ("a", "b"):
+        node.ledger.add_container(container(id_, created_at=1))
+    for _ in range(3):
+        layers.get("a")
+        layers.get("b")
+    await asyncio.sleep(0)
+    assert images.asked == ["a"]
+    images.gate.set()
+    await settled(node)
+    assert images.asked[:2] == ["a", "b"]
+
+
+async def test_a_failure_is_no_figure_and_the_next_question_tries_again(images: Images, node: Node) -> None:
+    layers = Layers(node)
+    node.ledger.add_container(container("c", created_at=1))
+    for error in (Unavailable("containerd is away"), NotFound("no snapshot")):
+        images.error = error
         assert layers.get("c") is None
         await settled(node)
-        first = layers.get("c")
-        await settled(node)
-        second = layers.get("c")
-        assert first is not None and second is not None
-        assert (first.bytes, second.bytes) == (1, 2)
-
-    run(body)
+    images.error = None
+    assert layers.get("c") is None
+    await settled(node)
+    assert layers.get("c") is not None
 
 
-def test_one_layer_is_measured_at_a_time_and_asked_for_once() -> None:
-    async def body(ledger: Ledger, images: Images, node: Node) -> None:
-        layers = Layers(node)
-        images.gate = asyncio.Event()
-        for id_ in ("a", "b"):
-            ledger.add_container(container(id_, created_at=1))
-        for _ in range(3):
-            layers.get("a")
-            layers.get("b")
-        await asyncio.sleep(0)
-        assert images.asked == ["a"]
-        images.gate.set()
-        await settled(node)
-        assert images.asked[:2] == ["a", "b"]
-
-    run(body)
-
-
-def test_a_failure_is_no_figure_and_the_next_question_tries_again() -> None:
-    async def body(ledger: Ledger, images: Images, node: Node) -> None:
-        layers = Layers(node)
-        ledger.add_container(container("c", created_at=1))
-        for error in (Unavailable("containerd is away"), NotFound("no snapshot")):
-            images.error = error
-            assert layers.get("c") is None
-            await settled(node)
-        images.error = None
-        assert layers.get("c") is None
-        await settled(node)
-        assert layers.get("c") is not None
-
-    run(body)
-
-
-def test_a_removed_container_is_forgotten_also_when_it_was_just_being_measured() -> None:
-    async def body(ledger: Ledger, images: Images, node: Node) -> None:
-        layers = Layers(node)
-        images.gate = asyncio.Event()
-        ledger.add_container(container("c", created_at=1))
-        layers.get("c")
-        await asyncio.sleep(0)
-        ledger.remove_container("c")
-        images.gate.set()
-        await settled(node)
-        assert layers.get("c") is None
-
-    run(body)
+async def test_a_removed_container_is_forgotten_also_when_it_was_just_being_measured(
+    images: Images, node: Node
+) -> None:
+    layers = Layers(node)
+    images.gate = asyncio.Event()
+    node.ledger.add_container(container("c", created_at=1))
+    layers.get("c")
+    await asyncio.sleep(0)
+    node.ledger.remove_container("c")
+    images.gate.set()
+    await settled(node)
+    assert layers.get("c") is None
