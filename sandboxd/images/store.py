@@ -209,14 +209,17 @@ class ImageStore:
         changed: list[tuple[str, Image | None]] = []
         try:
             for image in wanted:
+                before, labels = None, dict(image.labels)
                 try:
                     before = await self.images.get(image.name)
                 except NotFound:
-                    labels = dict(image.labels)
-                else:
-                    labels = {**before.labels, **image.labels}
+                    pass
+                if before is not None:
+                    labels = {**before.labels, **labels}
                     await self.leases.add_content(lease, before.target.digest)
-                changed.append((image.name, await self.images.put(replace(image, labels=labels))))
+                # Noted first: when only the answer is lost, the name has changed.
+                changed.append((image.name, before))
+                changed[-1] = image.name, await self.images.put(replace(image, labels=labels))
         except BaseException:
             for name, earlier in reversed(changed):
                 try:
