@@ -11,7 +11,6 @@ import os
 import stat
 import sys
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +31,7 @@ from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor
 from sandboxd.steps import StepRecord
 from tests.root.conftest import Private
+from tests.root.holdings import NOTHING, held, pack, save
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -58,62 +58,6 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     spec.loader.exec_module(build)
     out = tmp_path_factory.mktemp("images")
     return {name: build.build(name, out) for name in ("nginx", "busybox")}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """Everything a namespace holds."""
-
-    images: frozenset[str]
-    content: frozenset[str]
-    snapshots: frozenset[str]
-    leases: frozenset[str]
-    transfers: str
-
-
-NOTHING = Held(images=frozenset(), content=frozenset(), snapshots=frozenset(), leases=frozenset(), transfers="")
-
-
-async def held(private: Private, store: ImageStore) -> Held:
-    """What is there after a whole garbage collection."""
-    await store.leases.create("collect", seconds=60)
-    await store.leases.delete("collect", sync=True)
-    return Held(
-        images=frozenset(image.name for image in await store.images.list()),
-        content=frozenset(info.digest for info in await store.content.list()),
-        snapshots=frozenset(snapshot.name for snapshot in await store.snapshots.list()),
-        leases=frozenset(await store.leases.ids()),
-        # The header line is not of interest.
-        transfers="\n".join(private.run_ctr(store.client.namespace, "content", "active").splitlines()[1:]),
-    )
-
-
-def pack(files: dict[str, bytes]) -> bytes:
-    output = io.BytesIO()
-    with tarfile.open(fileobj=output, mode="w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return output.getvalue()
-
-
-def save(path: Path, *images: tuple[str | None, list[bytes]]) -> Path:
-    """A `docker save` archive of (tag, layers)."""
-    files: dict[str, bytes] = {}
-    listed = []
-    platform = {"os": "linux", "architecture": oci.normal_architecture(os.uname().machine)}
-    for tag, layers in images:
-        diff_ids = [oci.digest(layer) for layer in layers]
-        document = {**platform, "config": {"User": "7"}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
-        config = json.dumps(document).encode()
-        files[f"{oci.digest(config)[7:]}.json"] = config
-        paths = [f"{diff_id[7:]}/layer.tar" for diff_id in diff_ids]
-        files |= dict(zip(paths, layers, strict=True))
-        name = f"{oci.digest(config)[7:]}.json"
-        listed.append({"Config": name, "RepoTags": [tag] if tag else None, "Layers": paths})
-    path.write_bytes(pack({**files, "manifest.json": json.dumps(listed).encode()}))
-    return path
 
 
 async def test_a_loaded_image_is_listed_unpacked_and_usable(
