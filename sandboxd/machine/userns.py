@@ -169,13 +169,14 @@ def unstage(node: Node, object_id: str) -> None:
     """Unmount and remove what is staged for a container. Idempotent. Raises CleanupIncomplete."""
     directory = node.places.stage(object_id)
     try:
-        for entry in os.scandir(directory):
-            mounts.unmount(entry.path)
-            if entry.is_dir(follow_symlinks=False):
-                os.rmdir(entry.path)
-            else:
-                # If something were still mounted on it, this would fail with EBUSY.
-                os.unlink(entry.path)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                mounts.unmount(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    os.rmdir(entry.path)
+                else:
+                    # If something were still mounted on it, this would fail with EBUSY.
+                    os.unlink(entry.path)
         os.rmdir(directory)
     except FileNotFoundError:
         pass
