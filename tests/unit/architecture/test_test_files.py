@@ -48,7 +48,6 @@ OWED = words(
     images.load
     images.pause
     insight.doctor
-    machine.userns
     registry.credential_helper
     registry.login
     """
