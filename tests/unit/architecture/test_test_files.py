@@ -40,10 +40,6 @@ NEVER_ELSEWHERE = ("pods.", "containers.", "images.", "machine.")
 OWED = words(
     """
     containerd.runtime
-    containers.attach
-    containers.create
-    containers.remove
-    containers.start
     images.fetch
     images.load
     images.pause
