@@ -40,9 +40,6 @@ NEVER_ELSEWHERE = ("pods.", "containers.", "images.", "machine.")
 OWED = words(
     """
     containerd.runtime
-    images.fetch
-    images.load
-    images.pause
     insight.doctor
     registry.credential_helper
     registry.login

@@ -1,0 +1,301 @@
+"""Archives and the pause image come in whole or not at all, and names are given last."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import structlog
+
+from sandboxd.errors import InvalidRequest, NotReady, Unavailable, Unsupported
+from sandboxd.images.load import PAUSE_NAME, Loaded, ensure_pause, full_names, load, pause_content
+from sandboxd.images.store import MANAGED, PINNED, ImageStore
+from sandboxd.model import Progress, Stage
+from sandboxd.oci.archive import ImageContent
+from tests.fakes.containerd import HOST, Containerd
+from tests.fakes.points import Point
+from tests.unit.images.parts import Parts, archive, digest, image, layer
+
+X = "docker.io/library/x:latest"
+Y = "docker.io/library/y:latest"
+ONE = image(layer("base"), layer("one"))
+TWO = image(layer("base"), layer("two"))
+# The header of a 64-bit ELF program (elf(5)), and one PT_LOAD segment: nothing that names a loader.
+PROGRAM = struct.pack("<16s16xQ14x2H6x", b"\x7fELF\x02\x01", 64, 56, 1) + struct.pack("<I52x", 1)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "catatonit"
+    path.write_bytes(PROGRAM)
+    return path
+
+
+def write(tmp_path: Path, *images: tuple[str, Parts]) -> Path:
+    path = tmp_path / "images.tar"
+    path.write_bytes(archive(*images))
+    return path
+
+
+def everything(containerd: Containerd) -> tuple[object, ...]:
+    return dict(containerd.blobs), dict(containerd.snapshots), dict(containerd.names), dict(containerd.leases)
+
+
+NOTHING: tuple[object, ...] = ({}, {}, {}, {})
+
+
+# Archives.
+
+
+async def test_every_image_of_an_archive_is_there_complete_and_unpacked(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    """Also once the lease has ended: what their names lead to is kept by labels."""
+    loaded = await load(store, write(tmp_path, (X, ONE), (Y, TWO.below(2))))
+
+    assert loaded == [
+        Loaded(
+            names=(name,),
+            image_id=digest(parts.config),
+            digest=digest(parts.manifest),
+            size=len(parts.manifest) + len(parts.config) + sum(map(len, parts.layers)),
+        )
+        for name, parts in ((X, ONE), (Y, TWO))
+    ]
+    assert not containerd.leases
+    assert containerd.blobs == ONE.blobs | TWO.below(2).blobs
+    assert len(containerd.snapshots) == 3, "the lowest layer is that of both"
+    assert [store.resolve(name).id for name in ("x", "y")] == [item.image_id for item in loaded]
+    assert all(MANAGED.items() <= image.labels.items() for image in containerd.names.values())
+
+
+async def test_the_same_archive_again_changes_nothing_and_answers_the_same(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    path = write(tmp_path, (X, ONE))
+    first = await load(store, path)
+    before = everything(containerd)
+
+    assert await load(store, path) == first
+    assert everything(containerd) == before
+
+
+async def test_an_image_without_a_name_is_named_by_its_id(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    """containerd keeps only what has a name."""
+    (loaded,) = await load(store, write(tmp_path, ("", ONE)))
+
+    assert loaded.names == ()
+    assert list(containerd.names) == [loaded.image_id]
+    assert store.resolve(loaded.image_id).repo_tags == ()
+    assert containerd.blobs == ONE.blobs
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "words"),
+    [
+        (replace(ONE, layers=ONE.layers[:1]), InvalidRequest, "the archive lacks 'blobs/sha256/"),
+        (image(b"this is no tar"), InvalidRequest, "is damaged"),
+        (image(layer("one"), media_type="application/x"), Unsupported, "unsupported type"),
+    ],
+    ids=["missing", "no-tar", "other-type"],
+)
+async def test_an_archive_that_is_refused_leaves_nothing_not_even_its_other_images(
+    store: ImageStore, containerd: Containerd, tmp_path: Path, parts: Parts, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        await load(store, write(tmp_path, (Y, TWO), (X, parts)))
+
+    assert everything(containerd) == NOTHING
+
+
+async def test_images_for_other_platforms_are_left_out_and_an_archive_of_nothing_else_is_refused(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    foreign = image(layer("foreign"), architecture="arm64").below(1, "arm64")
+    with pytest.raises(InvalidRequest, match="no image for linux/amd64"):
+        await load(store, write(tmp_path, (X, foreign)))
+    assert everything(containerd) == NOTHING
+
+    loaded = await load(store, write(tmp_path, (X, foreign), (Y, ONE)))
+    assert [item.names for item in loaded] == [(Y,)]
+    assert containerd.blobs == ONE.blobs
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point("content.write", 0),
+        Point("content.write", 3),
+        Point("snapshots.unpack_layer", 1),
+        Point("names.put", 0),
+        Point("names.put", 1),
+    ],
+    ids=str,
+)
+async def test_an_import_that_fails_leaves_nothing(
+    store: ImageStore, containerd: Containerd, tmp_path: Path, point: Point
+) -> None:
+    containerd.points.fail(point, Unavailable("containerd is away"))
+    with pytest.raises(Unavailable):
+        await load(store, write(tmp_path, (X, ONE), (Y, TWO)))
+
+    assert everything(containerd) == NOTHING
+
+
+async def test_a_name_that_had_moved_when_another_failed_is_put_back(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    await load(store, write(tmp_path, (X, ONE)))
+    before = everything(containerd)
+    containerd.points.reset()
+    containerd.points.fail(Point("names.put", 1), Unavailable("containerd is away"))
+    with pytest.raises(Unavailable):
+        await load(store, write(tmp_path, (X, TWO), (Y, TWO)))
+
+    assert everything(containerd) == before
+
+
+async def test_nothing_is_named_before_it_is_unpacked(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    await load(store, write(tmp_path, (X, ONE), (Y, TWO)))
+
+    names = [point.name for point in containerd.points.passed]
+    last = max(number for number, name in enumerate(names) if name in ("content.write", "snapshots.unpack_layer"))
+    assert last < names.index("names.put")
+
+
+async def test_progress_goes_through_the_stages_and_each_ends_with_all_of_it(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    await load(store, write(tmp_path, (X, ONE), (Y, TWO)), told.append)
+
+    stages = list(dict.fromkeys(progress.stage for progress in told))
+    assert stages == [Stage.VERIFY, Stage.STORE, Stage.UNPACK]
+    for stage in stages:
+        done = [progress.done for progress in told if progress.stage is stage]
+        assert done == sorted(done)
+        assert done[-1] == next(progress.total for progress in reversed(told) if progress.stage is stage)
+
+
+async def test_a_layer_that_images_share_is_written_once(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    await load(store, write(tmp_path, (X, ONE), (Y, TWO)))
+
+    assert containerd.points.count("content.write") == len(ONE.blobs | TWO.blobs)
+
+
+# Names.
+
+
+def named(*names: str) -> ImageContent:
+    return replace(pause_content(PROGRAM, HOST), names=names)
+
+
+TARGET = named().target.digest
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((), ()),
+        (("x",), (X,)),
+        (("x", "library/x:latest", X), (X,)),
+        (("x:1", "y"), ("docker.io/library/x:1", Y)),
+        ((f"x:1@{TARGET}",), ("docker.io/library/x:1",)),
+        ((f"x:1@sha256:{'0' * 64}",), ("docker.io/library/x:1",)),
+        ((f"x@{TARGET}",), (f"docker.io/library/x@{TARGET}",)),
+        ((f"x@sha256:{'0' * 64}",), ()),
+    ],
+)
+def test_names_are_completed_and_a_digest_is_kept_only_where_it_is_this_images(
+    names: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    assert full_names(named(*names)) == expected
+
+
+def test_an_archive_does_not_decide_what_sandboxds_own_names_mean() -> None:
+    with structlog.testing.capture_logs() as logged:
+        assert full_names(named(PAUSE_NAME, "x")) == (X,)
+    assert [(entry["log_level"], entry["name"]) for entry in logged] == [("warning", PAUSE_NAME)]
+
+
+def test_what_cannot_be_a_name_is_refused() -> None:
+    with pytest.raises(InvalidRequest):
+        full_names(named("x", "UPPER CASE"))
+
+
+# The pause image.
+
+
+def test_the_same_program_is_the_same_image_and_another_one_another() -> None:
+    first, again, other = (pause_content(binary, HOST) for binary in (PROGRAM, PROGRAM, PROGRAM + b"\0"))
+
+    assert first.target == again.target != other.target
+    assert first.names == (PAUSE_NAME,)
+    assert first.parsed.config["Entrypoint"] == ["/catatonit", "-P"]
+
+
+async def test_the_pause_image_is_made_once_and_pinned(
+    store: ImageStore, containerd: Containerd, program: Path
+) -> None:
+    record = await ensure_pause(store, str(program))
+    assert record.pinned and record.repo_tags == (PAUSE_NAME,)
+    assert record.chain_id in containerd.snapshots
+    before, written = everything(containerd), containerd.points.count("content.write")
+
+    assert await ensure_pause(store, str(program)) == record
+    assert everything(containerd) == before
+    assert containerd.points.count("content.write") == written
+
+
+async def test_another_program_is_another_pause_image_under_the_same_name(
+    store: ImageStore, containerd: Containerd, program: Path
+) -> None:
+    first = await ensure_pause(store, str(program))
+    program.write_bytes(PROGRAM + b"\0")
+    second = await ensure_pause(store, str(program))
+
+    assert second.id != first.id
+    assert store.resolve(PAUSE_NAME) == second
+    assert first.chain_id not in containerd.snapshots, "nothing keeps the former one"
+
+
+async def test_a_pause_image_that_has_lost_its_layer_or_its_pin_is_brought_again(
+    store: ImageStore, containerd: Containerd, program: Path
+) -> None:
+    record = await ensure_pause(store, str(program))
+    containerd.snapshots.clear()
+    assert await ensure_pause(store, str(program)) == record
+    assert record.chain_id in containerd.snapshots
+
+    (name,) = containerd.names
+    containerd.names[name] = replace(containerd.names[name], labels=MANAGED)
+    assert (await ensure_pause(store, str(program))).pinned
+    assert PINNED.items() <= containerd.names[name].labels.items()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, r"cannot be read \(No such file or directory\); install catatonit"),
+        (b"#!/bin/sh\n", "must be a static ELF program.*; install catatonit or set runtime.pause_binary"),
+    ],
+    ids=["missing", "script"],
+)
+async def test_a_pause_program_that_cannot_be_used_says_what_to_do(
+    store: ImageStore, containerd: Containerd, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    path = tmp_path / "program"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(NotReady, match=words):
+        await ensure_pause(store, str(path))
+    assert everything(containerd) == NOTHING
