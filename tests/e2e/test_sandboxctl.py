@@ -59,11 +59,13 @@ def test_run_to_rm_without_a_json_file(bed: Testbed, ctl: Ctl, loaded: None) -> 
     ip = next(word for word in pods.split() if word.startswith("10.0.10."))
     assert bed.http_get(ip)[0] == 200
     assert bed.http_get("127.0.0.1", 8081)[0] == 200
-    assert "web" in ctl("ps") and ip in ctl("ps")
+    listed = ctl("ps")
+    assert "web" in listed and ip in listed
     until(lambda: "GET /" in ctl("logs", "web"), what="the access is logged")
     assert ctl("logs", "--tail", "1", "web").count("\n") == 1
+    explained = ctl("explain", "web")
     for fact in ("pod.netns.create", "bridge", "RunPodSandbox"):
-        assert fact in ctl("explain", "web")
+        assert fact in explained
     ctl("stop", "web")
     assert "Running" not in ctl("ps", "-a")
     ctl("rm", "-f", "web")
@@ -100,8 +102,9 @@ def test_what_is_started_by_hand_has_a_seccomp_filter_that_an_option_lifts(
 
     def said(name: str, *options: str) -> list[str]:
         ctl("run", "busybox", "--name", name, *options, "--", "sh", "-c", script)
-        until(lambda: "done" in ctl("logs", name), what="it has said what it may do")
-        return [" ".join(line.split()) for line in ctl("logs", name).splitlines()]
+        lines = [" ".join(line.split()) for line in ctl("logs", "--follow", name).splitlines()]
+        assert lines[-1] == "done"
+        return lines
 
     default = said("fenced")
     assert {"Seccomp: 2", "NoNewPrivs: 0"} <= set(default)
