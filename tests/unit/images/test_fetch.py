@@ -222,6 +222,7 @@ async def test_a_layer_that_is_in_an_image_twice_is_fetched_once(shared: Shared,
     await Pull(shared, containerd, registry).layers(parts)
 
     assert sorted(registry.asked) == sorted((digest(data), 0) for data in parts.layers[:2])
+    assert (shared.counters.blobs_fetched, shared.counters.blobs_reused) == (2, 0)
     assert len(containerd.snapshots) == 3
 
 
@@ -256,15 +257,28 @@ async def test_a_layer_that_containerd_has_is_examined_unless_it_was(
     assert digest(parts.layers[0]) in containerd.leases[pull.hold.lease]
 
 
-async def test_a_layer_of_another_tool_that_is_unfit_is_not_unpacked(shared: Shared, containerd: Containerd) -> None:
-    junk = b"this is no tar" * 100
-    parts = image(junk)
-    containerd.add(junk)
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (image(b"this is no tar" * 100), "is damaged"),
+        (
+            image(layer("one"), diff_ids=["sha256:" + "0" * 64]),
+            "wrong digest: expected sha256:000",
+        ),
+        (image(layer("one"), compress=True, media_type=oci.OCI_LAYER), r"is compressed \(gzip\)"),
+    ],
+    ids=["no-tar", "other-diff-id", "compressed"],
+)
+async def test_a_layer_of_another_tool_that_is_unfit_is_not_unpacked(
+    shared: Shared, containerd: Containerd, parts: Parts, words: str
+) -> None:
+    (stored,) = parts.layers
+    containerd.add(stored)
 
-    with pytest.raises(InvalidRequest, match="is damaged"):
+    with pytest.raises(InvalidRequest, match=words):
         await Pull(shared, containerd, Registry(parts)).layers(parts)
     assert not containerd.snapshots
-    assert containerd.labels[digest(junk)] == {}
+    assert containerd.labels[digest(stored)] == {}
 
 
 async def test_what_is_unpacked_is_neither_examined_nor_unpacked_again(
@@ -302,9 +316,11 @@ async def test_a_layer_of_which_a_part_came_earlier_goes_on_from_there(
 async def test_a_part_that_was_wrong_is_fetched_again_from_its_beginning(
     shared: Shared, containerd: Containerd
 ) -> None:
+    """Also from the only server: it is not the one that was wrong."""
     parts = image(LARGE)
     containerd.parts[digest(LARGE)] = bytearray(b"x" * 100)
     registry = Registry(parts)
+    registry.mirrors = 0
     await Pull(shared, containerd, registry).layers(parts)
 
     assert registry.asked == [(digest(LARGE), 100), (digest(LARGE), 0)]
