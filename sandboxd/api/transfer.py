@@ -47,8 +47,11 @@ class Transfer:
         )
         # Whichever way the call ends, also in the middle of sending.
         context.add_done_callback(lambda _: waiting.cancel())
-        while not waiting.done():
+        ended = False
+        while not ended:
             await asyncio.wait((waiting,), timeout=PROGRESS_SECONDS)
+            # Asked before the last is taken: a pull that ends while that is being sent may have more to tell.
+            ended = waiting.done()
             for progress in latest.take():
                 yield host_pb2.PullImageResponse(layer=progress)
         record = waiting.result()

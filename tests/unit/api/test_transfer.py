@@ -234,3 +234,25 @@ async def test_an_archive_without_a_byte_is_refused(site: Site) -> None:
         _ = [answer async for answer in site.host.LoadImage(sent(), timeout=SECONDS)]
 
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_a_pull_tells_while_an_answer_is_sent_is_told_before_the_image() -> None:
+    jobs = Jobs()
+    pulls = Scripted(jobs)
+    context = SimpleNamespace(add_done_callback=lambda ended: None)
+    service = Transfer(cast(ImageStore, None), pulls, cast(Uploads, None), jobs)
+    answers = aiter(service.PullImage(host_pb2.PullImageRequest(image="web"), context))
+    first = asyncio.ensure_future(anext(answers))
+    await pulls.begun.wait()
+    assert pulls.tell is not None
+    pulls.tell(Progress(stage=Stage.FETCH, digest="sha256:a", done=1, total=2))
+    assert (await first).layer.stage == "fetch"
+
+    # The client has not taken it yet: the service is in the middle of sending.
+    pulls.tell(Progress(stage=Stage.DONE, digest="sha256:a", done=2, total=2))
+    pulls.release.set()
+    await pulls.ended.wait()
+    await jobs.drain(SECONDS)
+
+    assert (await anext(answers)).layer.stage == "done"
+    assert (await anext(answers)).image.image_id == RECORD.id
