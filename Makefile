@@ -10,7 +10,7 @@ CONFORMANCE_ARGS ?=
 BENCH_ARGS ?=
 DIRTY_ARGS ?=
 
-.PHONY: help setup setup-test proto proto-check style types layers images test test-second-containerd test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test proto proto-check style types layers images test test-second-containerd test-dirty test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test: setup-test proto-check style types layers images conformance-tools ## set 
 test-second-containerd: setup-test images conformance-tools ## run on the current containerd what `test` runs on Debian's alone
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m second_containerd $(PYTEST_ARGS)
 
+test-dirty: setup-test images ## run what a machine can spoil on one that others have used
+	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
+
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)
 
@@ -75,7 +78,3 @@ demo-down: setup ## end the demo and leave the machine as it was
 
 clean: ## remove what was built (not the demo: that is demo-down)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-
-.PHONY: test-dirty
-test-dirty: setup-test images ## run what a machine can spoil on one that many others have used
-	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
