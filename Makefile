@@ -51,7 +51,7 @@ unexport PYTHONDONTWRITEBYTECODE
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd" $(PYTEST_ARGS)
 
-test-second-containerd: setup-test images conformance-tools ## run on the current containerd what `test` runs on Debian's alone
+test-second-containerd: setup-test images conformance-tools ## run what can differ on a current containerd (PYTEST_ARGS=--every-containerd: everything)
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m second_containerd $(PYTEST_ARGS)
 
 test-dirty: setup-test images ## run what a machine can spoil on one that others have used

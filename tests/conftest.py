@@ -18,10 +18,8 @@ CURRENT_CONTAINERD = ROOT / "build" / "conformance" / "containerd" / "bin"
 StartBed = Callable[..., Testbed]
 
 # What is between us and containerd differs between its versions; what is between us and a client, a plugin or the
-# kernel does not. These modules hold our calls to containerd on both: the contracts of runtime and images, the root
+# kernel does not. `make test` holds our calls to containerd on both: the contracts of runtime and images, the root
 # file systems, what its shims do with processes and checkpoints, and one complete story for what nobody thought of.
-# `make test` runs everything else on the distribution's containerd alone; `make test-second-containerd`, which CI
-# runs too, has the same tests on the other.
 ON_BOTH = frozenset(
     {
         "tests/e2e/test_checkpoint.py",
@@ -35,6 +33,28 @@ ON_BOTH = frozenset(
         "tests/root/test_user_namespaces.py",
     }
 )
+# What else depends on its content, snapshots, tasks and metrics: on both too, but the second one has a target of its
+# own, `make test-second-containerd`, which CI runs.
+WHERE_IT_CAN_DIFFER = frozenset(
+    f"tests/e2e/test_{name}.py"
+    for name in (
+        "accounting",
+        "handlers",
+        "hostile_images",
+        "other_users",
+        "pull",
+        "pull_faults",
+        "pull_wrong_images",
+        "resources",
+        "restart",
+        "stats",
+        "streaming",
+    )
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-containerd", action="store_true", help="run every test that starts containerd on both")
 
 
 def pytest_configure() -> None:
@@ -44,13 +64,22 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what `make test` leaves out; side by side, run what takes a host of its own first.
+    """Leave the second containerd to where it can differ; side by side, run what takes a host of its own first.
 
     At the end, many short modules leave no worker idle.
     """
+    without = []
     for item in items:
-        if _flavour(item) == "current" and item.nodeid.partition("::")[0] not in ON_BOTH:
-            item.add_marker("second_containerd")
+        module = item.nodeid.partition("::")[0]
+        if _flavour(item) != "current" or module in ON_BOTH:
+            continue
+        item.add_marker("second_containerd")
+        if module not in WHERE_IT_CAN_DIFFER and not config.getoption("--every-containerd"):
+            without.append(item)
+    if without:
+        config.hook.pytest_deselected(items=without)
+        left_out = set(without)
+        items[:] = [item for item in items if item not in left_out]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("root", "e2e", "conformance")))
 
