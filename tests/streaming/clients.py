@@ -35,6 +35,7 @@ async def websocket(url: str, *protocols: str, **options: Any) -> ClientConnecti
         compression=None,
         max_size=None,
         **options,
+        ping_interval=None,  # else a client that does not read gives up by itself, after 40 s
     )
 
 
