@@ -28,7 +28,7 @@ from sandboxd.usage.records import (
 from sandboxd.usage.written import Layers
 
 _SECOND = 1_000_000_000
-SHORTEST = _SECOND // 2  # interval of a rate; several clients must not spoil each other's
+MIN_INTERVAL_NS = _SECOND // 2  # of a rate; several clients must not spoil each other's
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Rates:
         nanoseconds.
         """
         marks = self._marks.setdefault(key, _Marks((since, 0), (since, 0)))
-        if at - marks.newer[0] >= SHORTEST:
+        if at - marks.newer[0] >= MIN_INTERVAL_NS:
             marks.older, marks.newer = marks.newer, (at, value)
         span, grown = at - marks.older[0], value - marks.older[1]
         # A pod that is the sum of its containers shrinks when one is removed; clocks may be set back.

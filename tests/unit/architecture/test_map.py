@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -124,3 +125,10 @@ def test_a_line_about_one_of_a_layer_belongs_to_it() -> None:
     )
 
     assert inner == Line(names=("views", "withheld"), pure=True, layer=layer.names)
+
+
+@pytest.mark.parametrize("room", ["pods", "containers", "images", "machine", "usage"])
+def test_the_head_of_a_room_names_each_of_its_modules(room: str) -> None:
+    head = (PACKAGE / room / "__init__.py").read_text()
+
+    assert {name for name in children(room) if not re.search(rf"\b{name}\b", head)} == set()
