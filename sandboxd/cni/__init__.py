@@ -6,7 +6,8 @@ Reading order, one file per step of an attachment's life:
     conf_dir.py     the directory → which configuration is in force, and what is wrong with the others
     lookup.py       NetworkConfig → the plugin binaries, found before anything is created
     request.py   P  NetworkConfig + pod → model.Attachment; Attachment → environment and stdin of a plugin
-    invoker.py      Attachment → plugin executions (the only process spawn)
+    execution.py    one execution of one plugin (the only process spawn)
+    invoker.py      Attachment → the verbs, a chain of executions
     strict_json.py P  strict JSON, for both files and answers
     result.py    P  what a plugin printed → Result, or the error that it means
     gate.py         GC of a network never overlaps its ADDs and DELs

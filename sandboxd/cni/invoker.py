@@ -1,9 +1,4 @@
-"""The execution of plugins: the only place of this package that starts a process.
-
-Each execution runs in a session of its own, with the CNI_* variables and PATH as its whole environment, bounded
-in time and in output, and is recorded in full in its step. On timeout and on cancellation its process group is
-killed: delegates such as an IPAM plugin are children of the plugin, and would otherwise live on and hold the locks
-that the next pod waits for.
+"""The verbs of CNI: a chain of plugins, in order or in reverse, each execution recorded in full in its step.
 
 The caller guarantees one operation at a time per container; see the package for the other assumptions.
 """
@@ -11,23 +6,19 @@ The caller guarantees one operation at a time per container; see the package for
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
-import signal
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from sandboxd import remembered, steps
+from sandboxd.cni import execution
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, from_json
 from sandboxd.cni.gate import Gates
 from sandboxd.cni.lookup import find, preflight
 from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin, version_stdin
 from sandboxd.cni.result import (
     CONTAINER_UNKNOWN,
-    OUTPUT_LIMIT,
     Result,
     error_from,
     parse_result,
@@ -40,21 +31,19 @@ from sandboxd.model import Attachment
 from sandboxd.remembered import Remembered
 from sandboxd.steps import PluginExecution
 
-# Plugins look up iptables, nft and the like by name.
+# Plugins look up iptables, nft and the like by name. For a daemon that was itself started without a PATH.
 PLUGIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer is broken
-LINGER_SECONDS = 1.0  # for the rest of the output of a plugin that has exited
-REAP_SECONDS = 5.0  # for a killed plugin to exit
-BUSY_RETRIES = 5
-BUSY_SECONDS = 0.1  # between two retries
 
 
 class Invoker:
     """Runs plugins, at most `concurrency` at a time, each at most `timeout` seconds."""
 
-    def __init__(self, timeout: float, concurrency: int = 8) -> None:
+    def __init__(self, timeout: float, concurrency: int = 8, *, path: str = PLUGIN_PATH) -> None:
+        """`path` is the PATH of the plugins; the CNI_* variables are all that they get besides."""
         self._timeout = timeout
+        self._path = path
         self._slots = asyncio.Semaphore(concurrency)
         self._gates = Gates()
         self._remembered = Remembered()
@@ -219,7 +208,7 @@ class Invoker:
         if self._slots.locked():
             step.note(queued="yes")
         async with self._slots:
-            done = await self.exec(binary, env, stdin, limit)
+            done = await execution.run(binary, {"PATH": self._path, **env}, stdin, limit)
         step.plugin = done
         if done.timed_out or done.exit_code != 0:
             raise error_from(
@@ -232,95 +221,6 @@ class Invoker:
                 seconds=limit,
             )
         return done
-
-    async def exec(self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> PluginExecution:
-        """Run one plugin until it exits, for at most `timeout` seconds; never raises for how it ended.
-
-        Raises NotReady when it cannot be started at all.
-        """
-        began = time.perf_counter_ns()
-        transport, output = await _spawn(binary, env)
-        try:
-            feed = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
-            feed.write(stdin)
-            feed.write_eof()
-            timed_out = False
-            try:
-                async with asyncio.timeout(timeout):
-                    await output.exited.wait()
-            except TimeoutError:
-                timed_out = True
-                _kill(transport)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(REAP_SECONDS if timed_out else LINGER_SECONDS):
-                    await output.exited.wait()
-                    await output.ended.wait()
-        except BaseException:
-            _kill(transport)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(REAP_SECONDS):
-                    await output.exited.wait()
-            raise
-        finally:
-            # Stops reading from a child that the plugin left behind. The process itself is reaped by the loop.
-            transport.close()
-        code = transport.get_returncode()
-        return PluginExecution(
-            command=env.get("CNI_COMMAND", ""),
-            binary=binary,
-            env=dict(env),
-            stdin=stdin,
-            stdout=bytes(output.kept[1]),
-            stderr=bytes(output.kept[2]),
-            exit_code=-signal.SIGKILL if code is None else code,
-            duration=time.perf_counter_ns() - began,
-            timed_out=timed_out,
-        )
-
-
-class _Output(asyncio.SubprocessProtocol):
-    """Keeps the first bytes of stdout and stderr, and signals when the process and its output have ended."""
-
-    def __init__(self) -> None:
-        self.kept = {1: bytearray(), 2: bytearray()}
-        self.exited = asyncio.Event()
-        self.ended = asyncio.Event()
-        self._open = {1, 2}
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        # The rest is read and dropped: a plugin that talks too much must not block on a full pipe.
-        self.kept[fd] += data[: OUTPUT_LIMIT - len(self.kept[fd])]
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        self._open.discard(fd)
-        if not self._open:
-            self.ended.set()
-
-    def process_exited(self) -> None:
-        self.exited.set()
-
-
-async def _spawn(binary: str, env: Mapping[str, str]) -> tuple[asyncio.SubprocessTransport, _Output]:
-    loop = asyncio.get_running_loop()
-    for attempt in range(BUSY_RETRIES + 1):
-        try:
-            return await loop.subprocess_exec(
-                _Output, binary, env={"PATH": PLUGIN_PATH, **env}, cwd="/", start_new_session=True
-            )
-        except OSError as exc:
-            # An installer is still writing the binary and will be done in a moment.
-            if exc.errno == errno.ETXTBSY and attempt < BUSY_RETRIES:
-                await asyncio.sleep(BUSY_SECONDS)
-                continue
-            raise NotReady(f"CNI plugin {binary} cannot be executed: {exc.strerror or exc}") from exc
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _kill(transport: asyncio.SubprocessTransport) -> None:
-    """Kill the plugin's process group, unless the plugin was reaped: its pid may have been reused by then."""
-    if transport.get_returncode() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(transport.get_pid(), signal.SIGKILL)
 
 
 def _config(attachment: Attachment) -> NetworkConfig:

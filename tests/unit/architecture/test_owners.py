@@ -22,7 +22,7 @@ from tests.unit.architecture.source import MODULES, tree, users, uses, within
         ("sqlite3", {"ledger"}),
         ("aiohttp", {"registry.transport"}),
         # Whoever signals by number makes sure that it is neither 0, all of our own group, nor 1, everybody.
-        ("os.kill os.killpg", {"cgroups.removal", "cni.invoker", "containers.exec"}),
+        ("os.kill os.killpg", {"cgroups.removal", "cni.execution", "containers.exec"}),
         # What images and containers made is walked and removed without recursion, by descriptor.
         ("shutil.rmtree shutil.copytree os.walk os.fwalk os.removedirs glob", set()),
     ],
@@ -44,7 +44,7 @@ def test_processes_of_the_event_loop_are_started_in_four_places() -> None:
     }
 
     assert starting == {
-        "cni.invoker",
+        "cni.execution",
         "machine.programs",
         "netns",
         "registry.credential_helper",

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 import pytest
 
 from sandboxd import steps
-from sandboxd.cni import invoker as module
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.invoker import PLUGIN_PATH, Invoker
 from sandboxd.cni.request import plan
-from sandboxd.cni.result import OUTPUT_LIMIT
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, TimedOut, Unavailable
 from sandboxd.model import Attachment
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -276,66 +273,6 @@ async def test_cancellation_kills_the_plugin_with_its_children(plugins: Callable
     assert not is_alive(cni_plugin.calls(directory)[0]["pid"])
 
 
-async def test_a_child_left_behind_with_the_output_does_not_hold_up_the_plugin(
-    plugins: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LINGER_SECONDS", 0.05)
-    directory = plugins(bridge={"ADD": [{"grandchild": "child"}]})
-
-    try:
-        assert b"10.88.0.2" in await Invoker(60).add(attached(network("bridge"), directory))
-    finally:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(int((tmp_path / "child").read_text()), 9)
-
-
-async def test_a_binary_that_is_still_being_written_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel refuses to execute a file that is open for writing (ETXTBSY); installers write in place."""
-    binary = tmp_path / "true"
-    binary.write_bytes(Path("/bin/true").read_bytes())
-    binary.chmod(0o755)
-    writer = os.open(binary, os.O_WRONLY)
-    pauses = []
-
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 2:
-            os.close(writer)
-
-    monkeypatch.setattr(asyncio, "sleep", pause)
-
-    done = await Invoker(30).exec(str(binary), {"CNI_COMMAND": "ADD"}, b"", 30)
-
-    assert (done.exit_code, len(pauses)) == (0, 2)
-
-
-async def test_a_file_that_is_no_program_is_told_by_name(tmp_path: Path) -> None:
-    binary = tmp_path / "bridge"
-    binary.write_text("#!/nowhere/sh\n")
-    binary.chmod(0o755)
-
-    with pytest.raises(NotReady, match=f"{binary} cannot be executed: No such file or directory"):
-        await Invoker(30).exec(str(binary), {}, b"", 30)
-
-
-async def test_a_plugin_that_never_reads_stdin_is_no_problem(tmp_path: Path) -> None:
-    binary = tmp_path / "deaf"
-    binary.write_text("#!/bin/sh\nexit 0\n")
-    binary.chmod(0o755)
-
-    assert (await Invoker(30).exec(str(binary), {}, b"x" * (1 << 20), 30)).exit_code == 0
-
-
-async def test_output_beyond_the_limit_is_read_and_dropped(plugins: Callable[..., str]) -> None:
-    directory = plugins(bridge={"DEL": [{"stdout": "x" * (3 << 20), "stderr": "y" * (3 << 20)}]})
-
-    done = await Invoker(30).exec(f"{directory}/bridge", {"CNI_COMMAND": "DEL"}, b"{}", 30)
-
-    assert (done.exit_code, len(done.stdout), len(done.stderr)) == (0, OUTPUT_LIMIT, OUTPUT_LIMIT)
-
-
 async def test_no_more_plugins_run_at_once_than_allowed(plugins: Callable[..., str], tmp_path: Path) -> None:
     directory = plugins(bridge={"ADD": [{"wait_for": "go"}]})
     invoker = Invoker(60, concurrency=2)
@@ -422,15 +359,14 @@ async def test_status_and_gc_are_not_asked_where_the_spec_forbids_it(
     assert called(directory) == []
 
 
-class Held(Invoker):
+class Held:
     """Executes nothing: every execution lasts until it is let go."""
 
     def __init__(self) -> None:
-        super().__init__(60)
         self.began: list[str] = []
         self.let_go: asyncio.Queue[None] = asyncio.Queue()
 
-    async def exec(self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> steps.PluginExecution:
+    async def run(self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> steps.PluginExecution:
         self.began.append(env["CNI_COMMAND"])
         await self.let_go.get()
         return steps.PluginExecution(
@@ -451,24 +387,32 @@ class Held(Invoker):
         return self.began
 
 
-async def test_gc_never_overlaps_an_operation_on_its_network(plugins: Callable[..., str]) -> None:
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Executions that end when the test says so."""
+    held = Held()
+    monkeypatch.setattr("sandboxd.cni.execution.run", held.run)
+    return held
+
+
+async def test_gc_never_overlaps_an_operation_on_its_network(plugins: Callable[..., str], held: Held) -> None:
     directory = plugins(bridge={})
-    invoker, attachment = Held(), attached(network("bridge"), directory, result=b"{}")
+    invoker, attachment = Invoker(60), attached(network("bridge"), directory, result=b"{}")
 
     async with asyncio.TaskGroup() as group:
         for operation in (invoker.add, invoker.delete, invoker.check):
             group.create_task(operation(attachment))
-        assert await invoker.next() == ["ADD", "DEL", "CHECK"]
+        assert await held.next() == ["ADD", "DEL", "CHECK"]
         group.create_task(invoker.gc(network("bridge"), [directory], []))
         group.create_task(invoker.add(attachment))
         group.create_task(invoker.add(attached(network("bridge", name="other"), directory)))
-        assert await invoker.next() == ["ADD", "DEL", "CHECK", "ADD"]  # the last is the other network's
+        assert await held.next() == ["ADD", "DEL", "CHECK", "ADD"]  # the last is the other network's
         for _ in range(4):
-            invoker.let_go.put_nowait(None)
-        assert await invoker.next() == ["ADD", "DEL", "CHECK", "ADD", "GC"]
-        invoker.let_go.put_nowait(None)
-        assert await invoker.next() == ["ADD", "DEL", "CHECK", "ADD", "GC", "ADD"]
-        invoker.let_go.put_nowait(None)
+            held.let_go.put_nowait(None)
+        assert await held.next() == ["ADD", "DEL", "CHECK", "ADD", "GC"]
+        held.let_go.put_nowait(None)
+        assert await held.next() == ["ADD", "DEL", "CHECK", "ADD", "GC", "ADD"]
+        held.let_go.put_nowait(None)
 
 
 def test_the_scripted_plugin_can_be_executed_in_place() -> None:
