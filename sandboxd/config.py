@@ -19,6 +19,7 @@ from typing import Any
 from sandboxd.errors import InvalidRequest
 
 DEFAULT_FILE = "/etc/sandboxd/config.toml"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where the environment has none
 
 _MAX_NUMBER = 2**31 - 1  # TOML has infinity and huge integers, which timers and buffers do not accept
 
@@ -63,7 +64,10 @@ class Network:
     conf_template: str = ""  # rendered to a .conflist when UpdateRuntimeConfig gives this machine its pod CIDR
     plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
     netns_dir: str = "/run/netns"
-    plugin_seconds: float = 60.0  # after which a plugin's process group is killed
+    plugin_path: str = ""  # PATH of the plugins, which look up iptables and the like by name; "" is the daemon's own
+    plugin_seconds: float = (
+        240.0  # for one ADD, as a kubelet waits; then its process group is killed. DEL: half of it
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +326,7 @@ def _cross_checks(config: Config) -> list[str]:
         "api.socket": config.api.socket or "/",
         "containerd.socket": config.containerd.socket or "/",
         **{f"network.plugin_dirs[{i}]": d for i, d in enumerate(config.network.plugin_dirs)},
+        **{f"network.plugin_path[{i}]": d for i, d in enumerate((config.network.plugin_path or "/").split(":"))},
     }
     problems += [f"{key}: {path!r} is not an absolute path" for key, path in paths.items() if path[:1] != "/"]
     if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
@@ -378,6 +383,11 @@ def effective(config: Config) -> list[tuple[str, Any, str]]:
 def notify_socket() -> str:
     """systemd's notification socket (sd_notify(3)), "" when not started by systemd."""
     return os.environ.get("NOTIFY_SOCKET", "")
+
+
+def plugin_path(config: Config) -> str:
+    """PATH for the network's plugins: the configured one, or this process's own."""
+    return config.network.plugin_path or os.environ.get("PATH") or DEFAULT_PATH
 
 
 def child_environment() -> dict[str, str]:

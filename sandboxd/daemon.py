@@ -32,7 +32,7 @@ from sandboxd.api import services, withheld
 from sandboxd.api.edge import Edge
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.invoker import Invoker
-from sandboxd.config import Config, child_environment, host_and_port, notify_socket, proxy_variables
+from sandboxd.config import Config, child_environment, host_and_port, notify_socket, plugin_path, proxy_variables
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.runtime import ContainerdRuntime
@@ -108,7 +108,10 @@ async def serve(config: Config) -> None:
             jobs=jobs,
             ledger=ledger,
             netns=netns,
-            network=Network(conf=ConfDir(config.network.conf_dir), cni=Invoker(config.network.plugin_seconds)),
+            network=Network(
+                conf=ConfDir(config.network.conf_dir),
+                cni=Invoker(config.network.plugin_seconds, path=plugin_path(config)),
+            ),
             runtime=ContainerdRuntime(client),
             images=images,
             logs=logs,

@@ -26,13 +26,11 @@ from sandboxd.cni.result import (
     supported_versions,
 )
 from sandboxd.cni.strict_json import load_object
+from sandboxd.config import DEFAULT_PATH
 from sandboxd.errors import InvalidRequest, NotReady, PluginFailed, SandboxdError
 from sandboxd.model import Attachment
 from sandboxd.remembered import Remembered
 from sandboxd.steps import PluginExecution
-
-# Plugins look up iptables, nft and the like by name. For a daemon that was itself started without a PATH.
-PLUGIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer is broken
 
@@ -40,7 +38,7 @@ VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer
 class Invoker:
     """Runs plugins, at most `concurrency` at a time, each at most `timeout` seconds."""
 
-    def __init__(self, timeout: float, concurrency: int = 8, *, path: str = PLUGIN_PATH) -> None:
+    def __init__(self, timeout: float, concurrency: int = 8, *, path: str = DEFAULT_PATH) -> None:
         """`path` is the PATH of the plugins; the CNI_* variables are all that they get besides."""
         self._timeout = timeout
         self._path = path

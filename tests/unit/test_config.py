@@ -145,6 +145,8 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults() -> None:
         ({"network": {"netns_dir": "netns"}}, "network.netns_dir"),
         ({"network": {"plugin_dirs": ["/a", "b"]}}, "network.plugin_dirs[1]: 'b' is not an absolute path"),
         ({"network": {"plugin_dirs": []}}, "network.plugin_dirs: at least one directory is needed"),
+        ({"network": {"plugin_path": "/bin:bin"}}, "network.plugin_path[1]: 'bin' is not an absolute path"),
+        ({"network": {"plugin_path": "/bin:"}}, "network.plugin_path[1]: '' is not an absolute path"),
         ({"runtime": {"pause_binary": "catatonit"}}, "runtime.pause_binary"),
         ({"api": {"socket": "x.sock"}}, "api.socket: 'x.sock' is not an absolute path"),
         ({"containerd": {"socket": "x.sock"}}, "containerd.socket"),
@@ -326,3 +328,22 @@ def test_programs_that_outlive_us_get_nothing_that_ends_with_us_or_with_the_sess
 
     assert not passed.keys() & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR"}
     assert passed["HTTPS_PROXY"] == "/run/user/1000"
+
+
+@pytest.mark.parametrize(
+    ("configured", "own", "passed"),
+    [
+        ("/opt/tools:/bin", "/home/me/bin", "/opt/tools:/bin"),
+        ("", "/home/me/bin:/bin", "/home/me/bin:/bin"),
+        ("", "", config.DEFAULT_PATH),
+        ("", None, config.DEFAULT_PATH),
+    ],
+)
+def test_plugins_get_the_configured_path_or_the_daemons_own(
+    monkeypatch: pytest.MonkeyPatch, configured: str, own: str | None, passed: str
+) -> None:
+    monkeypatch.delenv("PATH")
+    if own is not None:
+        monkeypatch.setenv("PATH", own)
+
+    assert config.plugin_path(merged({"network": {"plugin_path": configured}})) == passed

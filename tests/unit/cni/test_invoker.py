@@ -15,7 +15,7 @@ import pytest
 
 from sandboxd import steps
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.cni.invoker import PLUGIN_PATH, Invoker
+from sandboxd.cni.invoker import Invoker
 from sandboxd.cni.request import plan
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, TimedOut, Unavailable
 from sandboxd.model import Attachment
@@ -82,13 +82,13 @@ async def test_the_environment_is_cni_and_path_only_and_the_process_leads_its_ow
     monkeypatch.setenv("SECRET_OF_THE_DAEMON", "x")
     directory = plugins(bridge={})
 
-    await Invoker(30).add(attached(network("bridge"), directory))
+    await Invoker(30, path="/opt/tools:/usr/bin:/bin").add(attached(network("bridge"), directory))
 
     env = cni_plugin.calls(directory)[0]["env"]
     assert {key for key in env if key not in ("LC_CTYPE", "PWD", "SHLVL", "_")} == {
         *("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "PATH")
     }
-    assert env["PATH"] == PLUGIN_PATH
+    assert env["PATH"] == "/opt/tools:/usr/bin:/bin"
 
 
 async def test_an_execution_is_recorded_whole(plugins: Callable[..., str], records: list[steps.StepRecord]) -> None:
