@@ -1,7 +1,7 @@
 """GC of a network excludes its ADDs, DELs and CHECKs, which may overlap each other (CNI spec 1.1, "GC").
 
-GC is waited for no longer than its plugins may run. A waiting GC holds back later operations, so that a busy
-network cannot postpone it forever.
+A waiting GC holds back later operations, so that a busy network cannot postpone it forever. It gives up soon, so that
+one plugin that hangs in an ADD holds up neither the GC nor, behind it, the network's other pods: GC can be repeated.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from sandboxd.errors import Unavailable
+
+PATIENCE_SECONDS = 2.0  # for which a GC holds back the network's other operations before it runs
 
 
 class Gates:
@@ -33,9 +37,16 @@ class Gates:
 
     @asynccontextmanager
     async def exclusive(self, network: str) -> AsyncIterator[None]:
-        """Wait until nothing runs on `network`, and hold off everything that comes later."""
+        """Wait until nothing runs on `network`, and hold off everything that comes later.
+
+        Raises Unavailable when what runs does not end soon.
+        """
         async with self._at(network) as gate, gate.turn:
-            await gate.empty.wait()
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await gate.empty.wait()
+            except TimeoutError:
+                raise Unavailable(f"network {network} is in use by {gate.inside} operations; repeat the GC") from None
             yield
 
     @asynccontextmanager

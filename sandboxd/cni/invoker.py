@@ -5,7 +5,6 @@ The caller guarantees one operation at a time per container; see the package for
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from sandboxd.cni.result import (
     pod_ips,
     supported_versions,
 )
+from sandboxd.cni.slots import Slots
 from sandboxd.cni.strict_json import load_object
 from sandboxd.config import DEFAULT_PATH
 from sandboxd.errors import InvalidRequest, NotReady, PluginFailed, SandboxdError
@@ -33,16 +33,24 @@ from sandboxd.remembered import Remembered
 from sandboxd.steps import PluginExecution
 
 VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer is broken
+GC_SECONDS = 30.0  # GC holds up the pods of its network
+TEARDOWN_SECONDS = 120.0  # a kubelet waits for half as long for StopPodSandbox as for RunPodSandbox
+SLOT_SECONDS = 2.0  # ten times what the slowest of the usual plugins takes
 
 
 class Invoker:
-    """Runs plugins, at most `concurrency` at a time, each at most `timeout` seconds."""
+    """Runs plugins: for each network `concurrency` ADDs and as many DELs at a time, without those that hang.
+
+    An ADD may take `timeout` seconds. Everything else may take two minutes, as far as an ADD may, or half of the
+    time of an ADD if that is more; GC and VERSION, for which others wait, less.
+    """
 
     def __init__(self, timeout: float, concurrency: int = 8, *, path: str = DEFAULT_PATH) -> None:
         """`path` is the PATH of the plugins; the CNI_* variables are all that they get besides."""
         self._timeout = timeout
+        self._teardown_timeout = max(min(timeout, TEARDOWN_SECONDS), timeout / 2)
         self._path = path
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = Slots(concurrency, SLOT_SECONDS)
         self._gates = Gates()
         self._remembered = Remembered()
 
@@ -75,13 +83,16 @@ class Invoker:
         capabilities = _capabilities(attachment)
         _check_netns(attachment.netns_path)
         binaries = [_find(plugin, attachment, config) for plugin in config.plugins]
+        queue = config.name, "ADD"
         result: Result | None = None
         async with self._gates.shared(config.name):
             for position, (plugin, binary) in enumerate(zip(config.plugins, binaries, strict=True), start=1):
                 previous = result.raw if result else None
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 with steps.step("cni.add", plugin=plugin["type"], network=config.name) as step:
-                    done = await self._run(step, binary, plugin_env("ADD", attachment), stdin)
+                    done = await self._run(
+                        step, binary, plugin_env("ADD", attachment), stdin, queue, limit=self._timeout
+                    )
                     result = parse_result(done.stdout, plugin["type"], version=config.cni_version)
                     if position == len(binaries):
                         _demand_address(result, plugin["type"], attachment.ifname)
@@ -101,13 +112,15 @@ class Invoker:
         # /proc) the namespace of another process. The spec allows DEL without a namespace.
         netns = attachment.netns_path if _is_foreign_netns(attachment.netns_path) else ""
         env = plugin_env("DEL", attachment, netns)
+        # A DEL that failed before, and may fail again, is not in the way of the first DEL of another pod.
+        queue = config.name, "DEL again" if attachment.attempts else "DEL"
         async with self._gates.shared(config.name):
             for plugin in reversed(config.plugins):
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 with steps.step("cni.del", plugin=plugin["type"], network=config.name) as step:
                     binary = _find(plugin, attachment, config)
                     try:
-                        await self._run(step, binary, env, stdin)
+                        await self._run(step, binary, env, stdin, queue)
                     except PluginFailed as exc:
                         if exc.code != CONTAINER_UNKNOWN:
                             raise
@@ -131,7 +144,7 @@ class Invoker:
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 with steps.step("cni.check", plugin=plugin["type"], network=config.name) as step:
                     binary = _find(plugin, attachment, config)
-                    await self._run(step, binary, env, stdin)
+                    await self._run(step, binary, env, stdin, (config.name, "CHECK"))
         return True
 
     async def status(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> bool:
@@ -146,7 +159,7 @@ class Invoker:
             stdin = plugin_stdin(config, plugin, {}, None, config.cni_version)
             with steps.step("cni.status", plugin=plugin["type"], network=config.name) as step:
                 binary = find(plugin["type"], plugin_dirs, network=config.name, source=config.source)
-                await self._run(step, binary, env, stdin)
+                await self._run(step, binary, env, stdin, (config.name, "STATUS"))
         return True
 
     async def gc(self, config: NetworkConfig, plugin_dirs: Sequence[str], valid: Iterable[tuple[str, str]]) -> bool:
@@ -168,7 +181,8 @@ class Invoker:
                     stdin = plugin_stdin(config, plugin, {}, None, config.cni_version, extra)
                     with steps.step("cni.gc", plugin=plugin["type"], network=config.name) as step:
                         binary = find(plugin["type"], plugin_dirs, network=config.name, source=config.source)
-                        await self._run(step, binary, env, stdin)
+                        limit = min(self._timeout, GC_SECONDS)
+                        await self._run(step, binary, env, stdin, (config.name, "GC"), limit=limit)
                 except SandboxdError as exc:
                     errors.append(exc)
         if errors:
@@ -190,7 +204,9 @@ class Invoker:
         limit = min(self._timeout, VERSION_SECONDS)
         with steps.step("cni.version", plugin=type_) as step:
             try:
-                done = await self._run(step, binary, {"CNI_COMMAND": "VERSION"}, version_stdin(), limit)
+                done = await self._run(
+                    step, binary, {"CNI_COMMAND": "VERSION"}, version_stdin(), ("", "VERSION"), limit=limit
+                )
             except PluginFailed as exc:
                 # 0.1.0 had no VERSION, and its plugins say so in these words.
                 if "unknown CNI_COMMAND" in f"{exc.msg} {exc.details}":
@@ -199,13 +215,20 @@ class Invoker:
             return supported_versions(done.stdout, type_)
 
     async def _run(
-        self, step: steps.Step, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float = 0.0
+        self,
+        step: steps.Step,
+        binary: str,
+        env: Mapping[str, str],
+        stdin: bytes,
+        queue: tuple[str, str],
+        *,
+        limit: float = 0.0,
     ) -> PluginExecution:
         """One execution, recorded on `step`; raises the error that its failure stands for."""
-        limit = timeout or self._timeout
-        if self._slots.locked():
+        limit = limit or self._teardown_timeout
+        if self._slots.full(queue):
             step.note(queued="yes")
-        async with self._slots:
+        async with self._slots.slot(queue):
             done = await execution.run(binary, {"PATH": self._path, **env}, stdin, limit)
         step.plugin = done
         if done.timed_out or done.exit_code != 0:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from sandboxd.cni import gate as module
 from sandboxd.cni.gate import Gates
+from sandboxd.errors import Unavailable
 
 
 class Visitor:
@@ -76,3 +80,20 @@ async def test_a_cancelled_wait_leaves_the_gate_usable_and_nothing_behind() -> N
     await first.leave()
 
     assert gates._gates == {}
+
+
+async def test_an_exclusive_visit_gives_up_on_what_does_not_end_and_lets_the_others_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    gates = Gates()
+    hangs = Visitor(gates, "a")
+    await settle()
+    gc, late = Visitor(gates, "a", alone=True), Visitor(gates, "a")
+
+    with pytest.raises(Unavailable, match="network a is in use by 1 operations; repeat the GC"):
+        await gc.task
+    async with asyncio.timeout(30):
+        await late.inside.wait()
+    await hangs.leave()
+    await late.leave()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sandboxd import steps
+from sandboxd.cni import invoker as module
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.invoker import Invoker
 from sandboxd.cni.request import plan
@@ -281,7 +282,7 @@ async def test_no_more_plugins_run_at_once_than_allowed(plugins: Callable[..., s
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(invoker.add(pod)) for pod in pods]
         await until(lambda: len(cni_plugin.calls(directory)) == 2)
-        assert invoker._slots.locked()
+        assert invoker._slots.full(("pods", "ADD"))
         (tmp_path / "go").touch()
 
     assert all(b"10.88.0.2" in task.result() for task in tasks)
@@ -364,10 +365,12 @@ class Held:
 
     def __init__(self) -> None:
         self.began: list[str] = []
+        self.limits: list[float] = []
         self.let_go: asyncio.Queue[None] = asyncio.Queue()
 
     async def run(self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> steps.PluginExecution:
         self.began.append(env["CNI_COMMAND"])
+        self.limits.append(timeout)
         await self.let_go.get()
         return steps.PluginExecution(
             command=env["CNI_COMMAND"],
@@ -393,6 +396,90 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     held = Held()
     monkeypatch.setattr("sandboxd.cni.execution.run", held.run)
     return held
+
+
+async def test_hanging_adds_hold_up_neither_another_network_nor_the_end_of_a_pod(
+    plugins: Callable[..., str], held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLOT_SECONDS", 1e6)
+    directory = plugins(bridge={})
+    invoker = Invoker(60)
+    on_other = attached(network("bridge", name="other"), directory)
+
+    async with asyncio.TaskGroup() as group:
+        for i in range(20):
+            group.create_task(invoker.add(attached(network("bridge"), directory, sandbox_id=f"c{i}")))
+        assert await held.next() == ["ADD"] * 8
+        for call in (
+            invoker.add(on_other),
+            invoker.delete(on_other),
+            invoker.delete(attached(network("bridge"), directory)),
+            invoker.check(attached(network("bridge"), directory, result=b"{}")),
+        ):
+            group.create_task(call)
+        assert (await held.next())[8:] == ["ADD", "DEL", "DEL", "CHECK"]
+        for _ in range(24):
+            held.let_go.put_nowait(None)
+
+
+async def test_dels_that_failed_before_do_not_hold_up_the_first_of_another_pod(
+    plugins: Callable[..., str], held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLOT_SECONDS", 1e6)
+    directory = plugins(bridge={})
+    invoker = Invoker(60)
+
+    async with asyncio.TaskGroup() as group:
+        for i in range(9):
+            group.create_task(invoker.delete(attached(network("bridge"), directory, sandbox_id=f"c{i}", attempts=3)))
+        assert await held.next() == ["DEL"] * 8
+        group.create_task(invoker.delete(attached(network("bridge"), directory, sandbox_id="c10")))
+        assert await held.next() == ["DEL"] * 9
+        for _ in range(10):
+            held.let_go.put_nowait(None)
+
+
+async def test_more_hanging_plugins_than_slots_do_not_stop_a_network(
+    plugins: Callable[..., str], held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLOT_SECONDS", 0.01)
+    directory = plugins(bridge={})
+    invoker = Invoker(60)
+
+    async with asyncio.TaskGroup() as group:
+        for i in range(20):
+            group.create_task(invoker.delete(attached(network("bridge"), directory, sandbox_id=f"c{i}")))
+        await until(lambda: len(held.began) == 20)
+        for _ in range(20):
+            held.let_go.put_nowait(None)
+
+
+@pytest.mark.parametrize(("seconds", "teardown"), [(5, 5), (120, 120), (240, 120), (600, 300)])
+def test_a_del_has_the_time_that_a_kubelet_waits_for_it_and_more_where_an_add_has(
+    seconds: float, teardown: float
+) -> None:
+    assert Invoker(seconds)._teardown_timeout == teardown
+
+
+@pytest.mark.parametrize(
+    ("operation", "limit"),
+    [
+        (lambda invoker, attachment, config: invoker.add(attachment), 240),
+        (lambda invoker, attachment, config: invoker.delete(attachment), 120),
+        (lambda invoker, attachment, config: invoker.check(attachment), 120),
+        (lambda invoker, attachment, config: invoker.status(config, attachment.plugin_path.split(":")), 120),
+        (lambda invoker, attachment, config: invoker.gc(config, attachment.plugin_path.split(":"), []), 30),
+    ],
+)
+async def test_each_verb_has_its_limit(
+    plugins: Callable[..., str], held: Held, operation: Callable[..., Awaitable[Any]], limit: float
+) -> None:
+    config, directory = network("bridge"), plugins(bridge={})
+    held.let_go.put_nowait(None)
+
+    await operation(Invoker(240), attached(config, directory, result=b"{}"), config)
+
+    assert held.limits == [limit]
 
 
 async def test_gc_never_overlaps_an_operation_on_its_network(plugins: Callable[..., str], held: Held) -> None:
