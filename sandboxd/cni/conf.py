@@ -1,7 +1,7 @@
 """Network configuration files: from bytes to a `NetworkConfig` (CNI spec 1.1, section 1).
 
-Strict about what the spec requires. Unknown keys belong to the plugins and reach them unchanged. Pure: `conf_dir`
-reads the files.
+Strict about what the spec requires and libcni checks, and no stricter: null is an absent key, a plugin's keys may be
+written in any case. Unknown keys belong to the plugins and reach them unchanged. Pure: `conf_dir` reads the files.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def parse(file_name: str, data: bytes, drop_ins: DropIns | None = None) -> Netwo
         plugin = _plugin(document, file_name, "")
         return NetworkConfig(name=name, versions=versions, plugins=(plugin,), source=file_name)
 
-    inlined = document.get("plugins", [])
+    inlined = document.get("plugins")
+    if inlined is None:
+        inlined = []
     if not isinstance(inlined, list):
         raise InvalidRequest(f"{file_name}: plugins: expected a list, got {kind(inlined)}")
     plugins = [_plugin(item, file_name, f"plugins[{i}].") for i, item in enumerate(inlined)]
@@ -182,7 +184,8 @@ def _object(data: bytes, file_name: str) -> dict[str, Any]:
 
 def _versions(document: Mapping[str, Any], file_name: str, name: str) -> tuple[str, ...]:
     """The allowed versions that we support, newest first; 0.1.0, the spec's default, if neither key is given."""
-    single, several = document.get("cniVersion", ""), document.get("cniVersions", [])
+    single = "" if document.get("cniVersion") is None else document["cniVersion"]
+    several = [] if document.get("cniVersions") is None else document["cniVersions"]
     if not isinstance(single, str):
         raise InvalidRequest(f'{file_name}: cniVersion: expected a string such as "1.0.0", got {kind(single)}')
     if not isinstance(several, list) or not all(isinstance(item, str) for item in several):
@@ -200,24 +203,35 @@ def _versions(document: Mapping[str, Any], file_name: str, name: str) -> tuple[s
 def _plugin(item: object, file_name: str, where: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise InvalidRequest(f"{file_name}: {where.rstrip('.')}: expected an object, got {kind(item)}")
+    item = _canonical(item)
     type_ = item.get("type")
     if not isinstance(type_, str) or not is_file_name(type_):
         raise InvalidRequest(
             f"{file_name}: {where}type: expected the file name of a plugin without path separators, "
             f"got {shown(type_)}"
         )
-    capabilities = item.get("capabilities", {})
-    if not isinstance(capabilities, dict) or not all(isinstance(on, bool) for on in capabilities.values()):
+    capabilities = item.get("capabilities")
+    if capabilities is None:
+        capabilities = {}
+    if not isinstance(capabilities, dict) or not all(
+        on is None or isinstance(on, bool) for on in capabilities.values()
+    ):
         raise InvalidRequest(f"{file_name}: {where}capabilities: expected an object of booleans")
     ipam = item.get("ipam")
     if isinstance(ipam, dict) and "type" in ipam:
         delegate = ipam["type"]
-        if not isinstance(delegate, str) or (delegate and not is_file_name(delegate)):
+        if delegate and (not isinstance(delegate, str) or not is_file_name(delegate)):
             raise InvalidRequest(
                 f"{file_name}: {where}ipam.type: expected the file name of a plugin without path separators, "
                 f"got {shown(delegate)}"
             )
     return item
+
+
+def _canonical(plugin: Mapping[str, Any]) -> dict[str, Any]:
+    """The plugin with the spec's spelling of the keys that we read, which Go reads in any case."""
+    spelling = {key.lower(): key for key in ("type", "capabilities", "ipam") if key not in plugin}
+    return {spelling.get(key.lower(), key): value for key, value in plugin.items()}
 
 
 def _dropped_in(files: Mapping[str, bytes | OSError]) -> Sequence[dict[str, Any]]:
@@ -233,9 +247,11 @@ def _dropped_in(files: Mapping[str, bytes | OSError]) -> Sequence[dict[str, Any]
 
 def _flag(document: Mapping[str, Any], key: str, file_name: str) -> bool:
     # The string forms are not in the spec, but libcni accepts them and files in the wild have them.
-    value = document.get(key, False)
-    if value in ("true", "false"):
-        return bool(value == "true")
+    value = document.get(key)
+    if value is None:
+        return False
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
     if not isinstance(value, bool):
         raise InvalidRequest(f"{file_name}: {key}: expected true or false, got {shown(value)}")
     return value

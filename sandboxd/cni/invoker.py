@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from sandboxd import remembered, steps
 from sandboxd.cni import execution
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, from_json
 from sandboxd.cni.gate import Gates
-from sandboxd.cni.lookup import find, preflight
+from sandboxd.cni.lookup import find, missing_delegates, preflight
 from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin, version_stdin
 from sandboxd.cni.result import (
     CONTAINER_UNKNOWN,
@@ -27,12 +29,15 @@ from sandboxd.cni.result import (
 from sandboxd.cni.slots import Slots
 from sandboxd.cni.strict_json import load_object
 from sandboxd.config import DEFAULT_PATH
-from sandboxd.errors import InvalidRequest, NotReady, PluginFailed, SandboxdError
+from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, SandboxdError, TimedOut, Unavailable
 from sandboxd.model import Attachment
 from sandboxd.remembered import Remembered
 from sandboxd.steps import PluginExecution
 
+log = structlog.get_logger(__name__)
+
 VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer is broken
+UNSAID_SECONDS = 300.0  # after which a plugin that did not answer VERSION is asked again
 GC_SECONDS = 30.0  # GC holds up the pods of its network
 TEARDOWN_SECONDS = 120.0  # a kubelet waits for half as long for StopPodSandbox as for RunPodSandbox
 SLOT_SECONDS = 2.0  # ten times what the slowest of the usual plugins takes
@@ -55,22 +60,30 @@ class Invoker:
         self._remembered = Remembered()
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
-        """Find every binary and settle the version, before anything is created.
+        """Find every binary of the chain and settle the version, before anything is created.
 
-        The version is the highest that the configuration allows and all its plugins, IPAM delegates included,
-        support. Raises NotReady when a binary is missing, InvalidRequest naming the plugin when no version is
-        common to all.
+        The version is the highest that the configuration allows and all its plugins support. What nobody can know
+        before ADD limits nothing: a plugin that does not answer VERSION, an IPAM delegate that is missing or too
+        old, for its plugin may not execute it. Raises NotReady when a binary of the chain is missing, InvalidRequest
+        naming the plugin when it says that it speaks none of the versions.
         """
+        chain = {plugin["type"] for plugin in config.plugins}
         common = frozenset(config.versions)
         for type_, binary in preflight(config, plugin_dirs).items():
-            speaks = await self.version(binary)
-            if not common & speaks:
+            try:
+                speaks = await self.version(binary)
+            except NotReady:
+                if type_ in chain:
+                    raise
+                continue
+            if common & speaks:
+                common &= speaks
+            elif type_ in chain:
                 raise InvalidRequest(
                     f'CNI plugin "{type_}" ({binary}) speaks {_list(speaks)}; network "{config.name}"'
                     f"{f', from {config.source}' if config.source else ''}, can use {_list(common)}; set its "
                     "cniVersion to one that all its plugins speak, or update the plugin"
                 )
-            common &= speaks
         return config.limited_to(common)
 
     async def add(self, attachment: Attachment) -> bytes:
@@ -90,10 +103,18 @@ class Invoker:
                 previous = result.raw if result else None
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 with steps.step("cni.add", plugin=plugin["type"], network=config.name) as step:
-                    done = await self._run(
-                        step, binary, plugin_env("ADD", attachment), stdin, queue, limit=self._timeout
-                    )
+                    try:
+                        done = await self._run(
+                            step, binary, plugin_env("ADD", attachment), stdin, queue, limit=self._timeout
+                        )
+                    except PluginFailed as exc:
+                        for problem in missing_delegates(config, attachment.plugin_path.split(":"), [plugin]):
+                            exc.add_note(str(problem))
+                        raise
                     result = parse_result(done.stdout, plugin["type"], version=config.cni_version)
+                    if result.remarks:
+                        step.note(dubious="; ".join(result.remarks))
+                        log.warning("a CNI plugin's result is dubious", plugin=binary, remarks=result.remarks)
                     if position == len(binaries):
                         _demand_address(result, plugin["type"], attachment.ifname)
         assert result is not None  # a configuration has at least one plugin
@@ -192,12 +213,21 @@ class Invoker:
         return True
 
     async def version(self, binary: str) -> frozenset[str]:
-        """The spec versions that a plugin speaks, remembered for as long as its file stays the same."""
+        """The spec versions that a plugin speaks, remembered for as long as its file stays the same.
+
+        Plugins that do not answer VERSION are many, and do well: they are taken to speak every version, and are
+        asked again later. Raises NotReady when the binary cannot be executed.
+        """
         try:
             file = remembered.version(binary)
         except OSError as exc:
             raise NotReady(f"CNI plugin {binary} cannot be read: {exc.strerror}") from exc
-        return await self._remembered.answer(binary, lambda: self._ask_version(binary), version=file)
+        try:
+            return await self._remembered.answer(
+                binary, lambda: self._ask_version(binary), version=file, error_seconds=UNSAID_SECONDS
+            )
+        except _Unsaid:
+            return frozenset(SUPPORTED)
 
     async def _ask_version(self, binary: str) -> frozenset[str]:
         type_ = os.path.basename(binary)
@@ -207,12 +237,16 @@ class Invoker:
                 done = await self._run(
                     step, binary, {"CNI_COMMAND": "VERSION"}, version_stdin(), ("", "VERSION"), limit=limit
                 )
-            except PluginFailed as exc:
-                # 0.1.0 had no VERSION, and its plugins say so in these words.
-                if "unknown CNI_COMMAND" in f"{exc.msg} {exc.details}":
-                    return frozenset({SUPPORTED[0]})
-                raise
-            return supported_versions(done.stdout, type_)
+                return supported_versions(done.stdout, type_)
+            except (PluginFailed, TimedOut, Unavailable, Exhausted) as exc:
+                step.note(unsaid=str(exc))
+                unsaid = exc
+        log.warning(
+            "a CNI plugin does not say which versions it speaks; the configuration decides",
+            plugin=binary,
+            error=str(unsaid),
+        )
+        raise _Unsaid from unsaid
 
     async def _run(
         self,
@@ -242,6 +276,10 @@ class Invoker:
                 seconds=limit,
             )
         return done
+
+
+class _Unsaid(Exception):
+    """The plugin does not say which versions it speaks."""
 
 
 def _config(attachment: Attachment) -> NetworkConfig:

@@ -1,4 +1,4 @@
-"""Finds the plugin binaries before anything is created.
+"""Finds the plugin binaries before anything is created: all of the chain, and the IPAM delegates that exist.
 
 Plugins look up their delegates in CNI_PATH themselves: the first directory that holds a regular file of that name
 decides, executable or not. With the same rule here, the binary that we find is the one that runs.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from sandboxd.cni.conf import NetworkConfig, delegate_type, is_file_name
 from sandboxd.errors import InvalidRequest, NotReady
@@ -24,16 +26,38 @@ PACKAGE = "containernetworking-plugins"
 
 
 def preflight(config: NetworkConfig, plugin_dirs: Sequence[str]) -> dict[str, str]:
-    """The path of every binary that `config` needs, IPAM delegates included, by plugin type.
+    """The path of every binary of `config`, by plugin type: those of the chain, then the IPAM delegates that exist.
 
     Raises NotReady naming the plugin, its network, where that is configured and the directories searched.
     """
-    binaries: dict[str, str] = {}
-    for plugin in config.plugins:
-        for type_ in (plugin["type"], delegate_type(plugin)):
-            if type_ and type_ not in binaries:
-                binaries[type_] = find(type_, plugin_dirs, network=config.name, source=config.source)
+    binaries = {
+        type_: find(type_, plugin_dirs, network=config.name, source=config.source)
+        for type_ in dict.fromkeys(plugin["type"] for plugin in config.plugins)
+    }
+    for type_ in _delegates(config.plugins):
+        with suppress(NotReady):
+            binaries.setdefault(type_, find(type_, plugin_dirs, network=config.name, source=config.source))
     return binaries
+
+
+def missing_delegates(
+    config: NetworkConfig, plugin_dirs: Sequence[str], plugins: Sequence[Mapping[str, Any]] | None = None
+) -> list[NotReady]:
+    """What is wrong with each IPAM delegate of `plugins`, by default all of `config`, that cannot be executed.
+
+    That is no reason to refuse the network: only the plugin knows whether it executes its delegate.
+    """
+    problems = []
+    for type_ in _delegates(config.plugins if plugins is None else plugins):
+        try:
+            find(type_, plugin_dirs, network=config.name, source=config.source)
+        except NotReady as exc:
+            problems.append(exc)
+    return problems
+
+
+def _delegates(plugins: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [type_ for type_ in dict.fromkeys(map(delegate_type, plugins)) if type_]
 
 
 def find(type_: str, plugin_dirs: Sequence[str], *, network: str, source: str) -> str:

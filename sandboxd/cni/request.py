@@ -136,7 +136,7 @@ def plugin_stdin(
     `runtimeConfig` holds only what the plugin declares; `capabilities` itself is not passed on. `extra` holds
     further runtime keys, such as those of GC.
     """
-    declared = plugin.get("capabilities", {})
+    declared = plugin.get("capabilities") or {}
     runtime_config = {key: value for key, value in capabilities.items() if declared.get(key)}
     document = {key: value for key, value in plugin.items() if key not in ("capabilities", "prevResult")}
     document |= {"cniVersion": version, "name": config.name}

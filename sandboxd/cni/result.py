@@ -1,7 +1,8 @@
 """Answers of plugins: a result in any version of the spec, or an error and what it means to us.
 
-Strict: a plugin that exits with success and prints anything but a result has broken its contract, and the pod's
-network is unknown. That is `PluginFailed`, naming the part that is wrong, never a guess.
+A result is read as libcni reads it, which is what plugins are tested with: keys in any case, null for nothing, no
+demand that a version states its own form. What libcni refuses breaks the plugin's contract, and the pod's network is
+unknown: that is `PluginFailed`, naming the part that is wrong, never a guess.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _EXHAUSTED = re.compile(
     r"|(?:address|ip) (?:range|pool) (?:is )?(?:exhausted|full)",
     re.IGNORECASE,
 )
+_KEYS = ("cniVersion", "interfaces", "ips", "routes", "dns", "ip4", "ip6")  # of a result, in any version
 _STDERR_SHOWN = 2000  # characters of stderr in a message; the timeline has all of it
 _MAX_OBJECTS = 64  # on stdout, tried in search of an error
 
@@ -75,7 +77,11 @@ class Dns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The result of ADD. `raw` is what the plugin printed, its version filled in; this is what is passed on."""
+    """The result of ADD.
+
+    `raw` is what is passed on: what the plugin printed, with its version and without nulls. `remarks` say what is
+    dubious in it, for people.
+    """
 
     cni_version: str
     interfaces: tuple[Interface, ...] = ()
@@ -83,6 +89,7 @@ class Result:
     routes: tuple[Route, ...] = ()
     dns: Dns = field(default_factory=Dns)
     raw: Mapping[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 class _Malformed(Exception):
@@ -111,19 +118,29 @@ def pod_ips(result: Result, ifname: str) -> tuple[str, ...]:
     inside = {i for i in named if result.interfaces[i].sandbox}
     own = inside or named
     addresses = [ip.address for ip in result.ips if ip.interface is None or ip.interface in own]
-    return tuple(dict.fromkeys(address.partition("/")[0] for address in addresses))
+    return tuple(dict.fromkeys(_plain(address) for address in addresses))
+
+
+def _plain(address: str) -> str:
+    """The address without its prefix length, as every runtime writes it: "FD00:0::2/64" is "fd00::2"."""
+    ip = ipaddress.ip_interface(address).ip
+    return str(ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else str(ip)
 
 
 def supported_versions(data: bytes, plugin: str) -> frozenset[str]:
-    """The answer to VERSION (spec section 5, "Version"). Raises PluginFailed when it is not one."""
+    """The answer to VERSION (spec section 5, "Version"). Raises PluginFailed when it says nothing."""
     try:
         document = _document(data)
-        versions = document.get("supportedVersions", [document.get("cniVersion")])
-        if not isinstance(versions, list) or not all(isinstance(version, str) for version in versions):
-            raise _Malformed("supportedVersions: expected a list of strings")
+        listed = _get(document, "supportedVersions")
+        versions = frozenset(v for v in listed if isinstance(v, str)) if isinstance(listed, list) else frozenset()
+        if not versions and _get(document, "cniVersion") == "0.2.0":
+            # The first with VERSION, whose answer had no list yet.
+            versions = frozenset({"0.1.0", "0.2.0"})
+        if not versions:
+            raise _Malformed("supportedVersions: expected a list of versions")
     except _Malformed as exc:
         raise PluginFailed(plugin=plugin, command="VERSION", code=0, msg=f"malformed answer: {exc}") from exc
-    return frozenset(versions)
+    return versions
 
 
 def error_from(
@@ -144,11 +161,13 @@ def error_from(
     """
     reported = error_object(stdout)
     last_words = stderr.decode(errors="replace").strip()[-_STDERR_SHOWN:]
+    if not last_words and b"{" not in stdout:
+        last_words = stdout.decode(errors="replace").strip()[-_STDERR_SHOWN:]  # of a shell script, for example
     if timed_out:
         failed = PluginFailed(
             plugin=plugin, command=command, code=0, msg=f"killed after {seconds:g} seconds", details=last_words
         )
-        suffix = f"; its stderr: {last_words}" if last_words else ""
+        suffix = f"; its last words: {last_words}" if last_words else ""
         return _caused(
             TimedOut(
                 f"CNI plugin {plugin} did not finish {command} within {seconds:g} seconds and was killed with its "
@@ -188,9 +207,12 @@ def error_object(stdout: bytes) -> tuple[int, str, str] | None:
         except (ValueError, RecursionError):
             position += 1
             continue
-        code = document.get("code")
-        if isinstance(code, int) and not isinstance(code, bool):
-            error = code, _words(document.get("msg")), _words(document.get("details"))
+        code, msg = _get(document, "code"), _words(_get(document, "msg"))
+        if not isinstance(code, int) or isinstance(code, bool):
+            if not msg or (error and error[0]):
+                continue
+            code = 0
+        error = code, msg, _words(_get(document, "details"))
     return error
 
 
@@ -225,21 +247,21 @@ def _document(data: bytes) -> dict[str, Any]:
 
 
 def _result(data: bytes, version: str) -> Result:
-    document = _document(data)
-    stated = document.get("cniVersion") or version
+    document = {key: value for key, value in _canonical(_document(data)).items() if value is not None}
+    stated = document.get("cniVersion")
+    if not isinstance(stated, str) or not stated:
+        stated = version
     if stated not in SUPPORTED:
         raise _Malformed(f"cniVersion {shown(stated)} is not one of {', '.join(SUPPORTED)}")
     routes: list[Route] = []
+    remarks: list[str] = []
     interfaces: tuple[Interface, ...] = ()
     if stated in ("0.1.0", "0.2.0"):
         ips = _old_ips(document, routes)
     else:
         interfaces = tuple(_interface(item, f"interfaces[{i}]") for i, item in _items(document, "interfaces"))
-        ips = [
-            _ip(item, f"ips[{i}]", len(interfaces), with_family=stated.startswith("0."))
-            for i, item in _items(document, "ips")
-        ]
-        routes += [_route(item, f"routes[{i}]") for i, item in _items(document, "routes")]
+        ips = [_ip(item, f"ips[{i}]", len(interfaces), remarks) for i, item in _items(document, "ips")]
+        routes += _routes(document, "")
     return Result(
         cni_version=stated,
         interfaces=interfaces,
@@ -247,73 +269,87 @@ def _result(data: bytes, version: str) -> Result:
         routes=tuple(routes),
         dns=_dns(document.get("dns")),
         raw={**document, "cniVersion": stated},
+        remarks=tuple(remarks),
     )
+
+
+def _get(item: Mapping[str, Any], key: str) -> Any:
+    """The value of `key` in any case, as Go's JSON reads it; None when it is missing."""
+    if key in item:
+        return item[key]
+    return next((value for other, value in item.items() if other.lower() == key.lower()), None)
+
+
+def _canonical(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same document with the spec's spelling of its keys: a plugin in any language may get it as prevResult."""
+    spelling = {key.lower(): key for key in _KEYS if key not in document}
+    return {spelling.get(key.lower(), key): value for key, value in document.items()}
 
 
 def _old_ips(document: Mapping[str, Any], routes: list[Route]) -> list[Address]:
     """ip4 and ip6 of versions 0.1.0 and 0.2.0, which include their routes."""
     ips = []
-    for key, family in (("ip4", 4), ("ip6", 6)):
+    for key in ("ip4", "ip6"):
         item = document.get(key)
         if item is None:
             continue
         if not isinstance(item, dict):
             raise _Malformed(f"{key}: not an object")
-        address = _cidr(item.get("ip"), f"{key}.ip", family)
-        ips.append(Address(address=address, gateway=_gateway(item.get("gateway"), f"{key}.gateway")))
-        routes += [_route(route, f"{key}.routes[{i}]") for i, route in _items(item, "routes", f"{key}.")]
+        gateway = _gateway(_get(item, "gateway"), f"{key}.gateway")
+        ips.append(Address(address=_cidr(_get(item, "ip"), f"{key}.ip"), gateway=gateway))
+        routes += _routes(item, f"{key}.")
     return ips
 
 
 def _items(document: Mapping[str, Any], key: str, where: str = "") -> Sequence[tuple[int, dict[str, Any]]]:
-    # Plugins written in Go print null for a list that they never filled.
-    items = document.get(key)
+    # Plugins written in Go print null for a list, or an entry of it, that they never filled.
+    items = _get(document, key)
     if items is None:
         return ()
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    if not isinstance(items, list) or not all(item is None or isinstance(item, dict) for item in items):
         raise _Malformed(f"{where}{key}: not a list of objects")
-    return tuple(enumerate(items))
+    return tuple((i, item or {}) for i, item in enumerate(items))
 
 
 def _interface(item: Mapping[str, Any], where: str) -> Interface:
-    name = _text(item, "name", where)
-    if not name:
-        raise _Malformed(f"{where}.name: missing")
-    return Interface(name=name, mac=_text(item, "mac", where), sandbox=_text(item, "sandbox", where))
+    return Interface(
+        name=_text(item, "name", where), mac=_text(item, "mac", where), sandbox=_text(item, "sandbox", where)
+    )
 
 
-def _ip(item: Mapping[str, Any], where: str, interfaces: int, *, with_family: bool) -> Address:
-    family = None
-    if with_family:
-        # Required from 0.3.0 to 0.4.0; 1.0.0 removed it.
-        family = {"4": 4, "6": 6}.get(item["version"]) if isinstance(item.get("version"), str) else None
-        if family is None:
-            raise _Malformed(f'{where}.version: expected "4" or "6", got {shown(item.get("version"))}')
-    index = item.get("interface")
+def _ip(item: Mapping[str, Any], where: str, interfaces: int, remarks: list[str]) -> Address:
+    # Required from 0.3.0 to 0.4.0, `version` repeats what the address says; no runtime ever looked at it.
+    index = _get(item, "interface")
     if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
         raise _Malformed(f"{where}.interface: expected an index into interfaces, got {shown(index)}")
     if index is not None and not 0 <= index < interfaces:
-        raise _Malformed(f"{where}.interface: {index} points to none of the {interfaces} interfaces")
+        # Into a list that the plugin, or the one after it, left out.
+        remarks.append(f"{where}.interface: {index} points to none of the {interfaces} interfaces")
+        index = None
     return Address(
-        address=_cidr(item.get("address"), f"{where}.address", family),
-        gateway=_gateway(item.get("gateway"), f"{where}.gateway"),
+        address=_cidr(_get(item, "address"), f"{where}.address"),
+        gateway=_gateway(_get(item, "gateway"), f"{where}.gateway"),
         interface=index,
     )
 
 
-def _route(item: Mapping[str, Any], where: str) -> Route:
-    return Route(dst=_cidr(item.get("dst"), f"{where}.dst", None), gw=_gateway(item.get("gw"), f"{where}.gw"))
+def _routes(item: Mapping[str, Any], where: str) -> list[Route]:
+    routes = []
+    for i, route in _items(item, "routes", where):
+        at = f"{where}routes[{i}]"
+        gw = _gateway(_get(route, "gw"), f"{at}.gw")
+        if "dst" in map(str.lower, route):
+            routes.append(Route(dst=_cidr(_get(route, "dst"), f"{at}.dst"), gw=gw))
+    return routes
 
 
-def _cidr(value: object, where: str, family: int | None) -> str:
+def _cidr(value: object, where: str) -> str:
     if not isinstance(value, str) or "/" not in value:
         raise _Malformed(f"{where}: expected an address with its prefix length, got {shown(value)}")
     try:
-        address = ipaddress.ip_interface(value)
+        ipaddress.ip_interface(value)
     except ValueError as exc:
         raise _Malformed(f"{where}: {exc}") from exc
-    if family is not None and address.version != family:
-        raise _Malformed(f"{where}: {value} is not an IPv{family} address")
     return value
 
 
@@ -334,15 +370,18 @@ def _dns(item: object) -> Dns:
         return Dns()
     if not isinstance(item, dict):
         raise _Malformed("dns: not an object")
-    lists = {key: item.get(key) or [] for key in ("nameservers", "search", "options")}
+    lists = {key: _get(item, key) or [] for key in ("nameservers", "search", "options")}
     for key, values in lists.items():
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        if not isinstance(values, list) or not all(value is None or isinstance(value, str) for value in values):
             raise _Malformed(f"dns.{key}: not a list of strings")
-    return Dns(domain=_text(item, "domain", "dns"), **{key: tuple(values) for key, values in lists.items()})
+    return Dns(
+        domain=_text(item, "domain", "dns"),
+        **{key: tuple(value for value in values if value) for key, values in lists.items()},
+    )
 
 
 def _text(item: Mapping[str, Any], key: str, where: str) -> str:
-    value = item.get(key)
+    value = _get(item, key)
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -1,7 +1,8 @@
-"""JSON objects as other programs write them, read without Python's leniency.
+"""JSON objects as other programs write them: strict where Python is lenient, lenient where Go is.
 
 What `load_object` returns can be written again for any plugin: it holds no NaN or infinity, which JSON cannot
-express, and does not nest so deeply that writing or showing it would overflow the stack.
+express, and does not nest so deeply that writing or showing it would overflow the stack. Bytes that are not UTF-8
+become U+FFFD, so a comment in Latin-1 spoils no network.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ DEPTH = 100
 
 
 def load_object(data: bytes) -> dict[str, Any]:
-    """Read one JSON object in UTF-8. Raises ValueError whose text says what is wrong."""
+    """Read one JSON object. Raises ValueError whose text says what is wrong."""
     if not data.strip():
         raise ValueError("empty")
     try:
-        document = json.loads(data.decode(), parse_constant=_refuse, parse_float=_finite)
-    except UnicodeDecodeError as exc:
-        raise ValueError("not UTF-8 text") from exc
+        document = json.loads(data.decode(errors="replace"), parse_constant=_refuse, parse_float=_finite)
     except RecursionError as exc:
         raise ValueError(f"nested deeper than {DEPTH} levels") from exc
     except ValueError as exc:

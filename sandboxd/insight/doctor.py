@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxd.cni.conf_dir import ConfDir
-from sandboxd.cni.lookup import preflight
+from sandboxd.cni.lookup import missing_delegates, preflight
 from sandboxd.config import Config
 from sandboxd.errors import SandboxdError
 
@@ -119,3 +119,5 @@ def _network(config: Config) -> Iterator[Finding]:
     else:
         types = ", ".join(plugin["type"] for plugin in choice.config.plugins)
         yield Finding(what="network", ok=True, words=f"{choice.config.name} ({types}) from {choice.config.source}")
+        for missing in missing_delegates(choice.config, config.network.plugin_dirs):
+            yield Finding(what="ipam", ok=True, words=f"{missing}; pods fail if a plugin of the network executes it")

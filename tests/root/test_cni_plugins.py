@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from sandboxd.cni.conf import NetworkConfig, parse
 from sandboxd.cni.invoker import Invoker
@@ -199,6 +200,56 @@ async def many_at_once(data_dir: str) -> None:
     assert reserved(data_dir) == set()
 
 
+# As people write them: no VERSION, an answer that is looser than the letter, output that goes to a log.
+SHELL_PLUGIN = r"""#!/bin/sh
+exec 3>&1 >>"$(dirname "$0")/shell.log" 2>&1
+cat
+case "$CNI_COMMAND" in
+ADD)
+    ip link add "$CNI_IFNAME" netns "${CNI_NETNS##*/}" type veth peer name vethshell
+    ip -n "${CNI_NETNS##*/}" addr add 10.123.0.5/24 dev "$CNI_IFNAME"
+    cat >&3 <<EOF
+
+  {"Interfaces": [{"name": "$CNI_IFNAME", "sandbox": "$CNI_NETNS", "mac": null}], "routes": null, "dns": null,
+   "ips": [{"address": "10.123.0.5/24", "gateway": "", "interface": 0, "interface": 0}], "ip6": null}
+
+EOF
+    ;;
+DEL) ip -n "${CNI_NETNS##*/}" link del "$CNI_IFNAME" || true ;;
+*) echo "Unknown command: $CNI_COMMAND" >&3; exit 1 ;;
+esac
+"""
+
+
+async def shell_plugin(data_dir: str) -> None:
+    """A plugin that every runtime takes, though it keeps to little of the spec, works with a real one behind it."""
+    directory = Path(data_dir, "bin")
+    directory.mkdir()
+    (directory / "shell").write_text(SHELL_PLUGIN)
+    (directory / "shell").chmod(0o755)
+    dirs = [str(directory), *DIRS]
+    document = {
+        "name": "test",
+        "cniVersion": "1.0.0",
+        "disableCheck": None,
+        "plugins": [
+            {"type": "shell", "capabilities": None, "dns": None, "ipam": {"type": "not-installed"}},
+            {"type": "tuning", "capabilities": {"mac": True}, "sysctl": {}},
+        ],
+    }
+    invoker = Invoker(60)
+    config = await invoker.prepare(parse("/etc/cni/net.d/10-test.conflist", json.dumps(document).encode()), dirs)
+    attachment = plan(config, pod(annotations={MAC: "02:00:00:00:00:77"}), "pod1", netns("pod1"), dirs)
+
+    result = await invoker.add(attachment)
+
+    assert pod_ips(parse_result(result, "tuning"), "eth0") == ("10.123.0.5",)
+    assert "02:00:00:00:00:77" in output("ip", "-n", "pod1", "link", "show", "dev", "eth0")
+    for _ in range(2):
+        await invoker.delete(added(attachment, result))
+        assert links(inside="pod1") == {"lo"}
+
+
 SCENARIOS: Sequence[Callable[[str], Coroutine[Any, Any, None]]] = (
     round_trip,
     capabilities,
@@ -206,6 +257,7 @@ SCENARIOS: Sequence[Callable[[str], Coroutine[Any, Any, None]]] = (
     exhausted,
     later_plugin_fails,
     many_at_once,
+    shell_plugin,
 )
 
 
@@ -226,6 +278,7 @@ def test_real_plugins(name: str, tmp_path: Path) -> None:
 
 
 def _child(name: str, data_dir: str) -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     output("mount", "-t", "tmpfs", "tmpfs", "/run")
     output("ip", "link", "set", "lo", "up")
     scenario = next(scenario for scenario in SCENARIOS if scenario.__name__ == name)

@@ -110,7 +110,47 @@ def test_what_the_spec_demands_is_demanded(file_name: str, data: bytes, wrong: s
         parse(file_name, data)
 
 
-@pytest.mark.parametrize(("value", "read"), [(True, True), ("true", True), ("false", False), (False, False)])
+NULLS = {"capabilities": None, "ipam": None, "dns": None, "args": None, "runtimeConfig": None, "prevResult": None}
+
+
+@pytest.mark.parametrize(
+    ("file_name", "data"),
+    [
+        ("x.conflist", document(plugins=[{"type": "bridge", **NULLS}])),
+        ("x.conflist", document(plugins=[{"type": "bridge", "capabilities": {"dns": None}, "ipam": {"type": None}}])),
+        ("x.conflist", document(plugins=[{"type": "bridge", "ipam": {}, "capabilities": {}}])),
+        ("x.conflist", document(plugins=[{"Type": "bridge", "CAPABILITIES": None, "IPAM": {"type": "x"}}])),
+        ("x.conflist", document(cniVersions=None, disableCheck=None, disableGC=None, loadOnlyInlinedPlugins=None)),
+        ("x.json", document(cniVersions=None)),
+        ("x.conf", document(plugins=..., type="bridge", **NULLS)),
+        ("x.json", document(plugins=..., type="bridge", cniVersions=None, **NULLS)),
+        ("x.conflist", document(comment="caf").replace(b"caf", b"caf\xe9")),
+    ],
+)
+def test_null_is_an_absent_key_and_a_plugins_keys_are_in_any_case(file_name: str, data: bytes) -> None:
+    parsed = parse(file_name, data)
+
+    assert [plugin["type"] for plugin in parsed.plugins] == ["bridge"]
+    assert (parsed.cni_version, parsed.disable_check, parsed.disable_gc) == ("1.0.0", False, False)
+    assert from_json(config_json(parsed), file_name) == parsed
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_version_of_null_is_none(nothing: object) -> None:
+    assert parse("x.conflist", document(cniVersion=nothing)).cni_version == "0.1.0"
+
+
+def test_plugins_of_null_leave_the_network_to_its_drop_ins() -> None:
+    assert [plugin["type"] for plugin in parse("/d/x.conflist", document(plugins=None), DROP_INS).plugins] == [
+        "portmap",
+        "tuning",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [(True, True), ("true", True), ("True", True), ("false", False), ("FALSE", False), (False, False)],
+)
 def test_flags_are_read_in_both_spellings(value: object, read: bool) -> None:
     parsed = parse("x.conflist", document(disableCheck=value, disableGC=value))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.cni.lookup import find, preflight
+from sandboxd.cni.lookup import find, missing_delegates, preflight
 from sandboxd.errors import InvalidRequest, NotReady
 
 
@@ -46,11 +46,23 @@ def test_a_missing_reference_plugin_is_told_with_where_it_was_sought_and_what_to
     )
 
 
-def test_a_missing_delegate_of_a_third_party_is_told_without_a_package(tmp_path: Path) -> None:
-    install(tmp_path, "bridge")
+def test_a_missing_plugin_of_a_third_party_is_told_without_a_package(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match=r'"calico" .* was not found; .*; put its binary in one of them'):
+        preflight(network({"type": "calico"}), [str(tmp_path)])
 
-    with pytest.raises(NotReady, match=r'"whereabouts" .* was not found; .*; put its binary in one of them'):
-        preflight(network({"type": "bridge", "ipam": {"type": "whereabouts"}}), [str(tmp_path)])
+
+def test_a_missing_delegate_is_no_reason_to_refuse_and_is_told_to_who_asks(tmp_path: Path) -> None:
+    """Only the plugin knows whether it executes its delegate."""
+    calico, directory = install(tmp_path, "calico"), [str(tmp_path)]
+    install(tmp_path, "unfit", 0o644)
+    other: dict[str, object] = {"type": "calico", "ipam": {"type": "unfit"}}
+    config = network({"type": "calico", "ipam": {"type": "calico-ipam"}}, other)
+
+    assert preflight(config, directory) == {"calico": calico}
+    first, second = missing_delegates(config, directory)
+    assert '"calico-ipam" (network "x", from /etc/cni/net.d/10-x.conflist) was not found' in str(first)
+    assert "unfit, which is not executable" in str(second)
+    assert list(map(str, missing_delegates(config, directory, [other]))) == [str(second)]
 
 
 def test_a_binary_that_is_not_executable_is_named_and_hides_later_ones_as_it_does_for_delegates(

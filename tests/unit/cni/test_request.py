@@ -239,6 +239,14 @@ def test_stdin_is_the_plugins_object_with_the_runtimes_keys(
     assert json.loads(request.plugin_stdin(CONFIG, plugin, capabilities, previous, "1.0.0")) == stdin
 
 
+def test_a_plugin_whose_capabilities_are_null_declares_none() -> None:
+    stdin = request.plugin_stdin(
+        CONFIG, {"type": "x", "capabilities": None, "ipam": None}, {"dns": {}}, None, "1.0.0"
+    )
+
+    assert json.loads(stdin) == {"type": "x", "ipam": None, "cniVersion": "1.0.0", "name": CONFIG.name}
+
+
 def test_the_environment_is_the_specs_and_nothing_else() -> None:
     planned = request.plan(CONFIG, pod(), POD_ID, "/run/netns/x", ["/opt/cni/bin"])
 

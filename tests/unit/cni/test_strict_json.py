@@ -16,7 +16,8 @@ from sandboxd.cni.strict_json import DEPTH, load_object
     [
         (b"", "empty"),
         (b" \n", "empty"),
-        (b"\xff\xfe", "not UTF-8 text"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"\xef\xbb\xbf{}", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b'{"a": 1} {"b": 2}', "not valid JSON"),
         (b"[1]", "expected a JSON object, got a list"),
@@ -30,6 +31,14 @@ from sandboxd.cni.strict_json import DEPTH, load_object
 def test_what_is_not_one_plain_object_is_refused_with_the_reason(data: bytes, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         load_object(data)
+
+
+def test_bytes_that_are_not_utf_8_are_replaced_as_go_does() -> None:
+    assert load_object(b'{"comment": "caf\xe9", "a": 1}') == {"comment": "caf\ufffd", "a": 1}
+
+
+def test_of_a_key_that_is_written_twice_the_last_counts_as_in_go() -> None:
+    assert load_object(b'{"a": 1, "a": null, "a": 2}') == {"a": 2}
 
 
 def test_the_deepest_object_allowed_is_read() -> None:
