@@ -86,6 +86,7 @@ NAMES: Mapping[str, str] = {
     "cni.check": "a plugin's CHECK",
     "cni.status": "a plugin's STATUS",
     "cni.gc": "a plugin's GC",
+    "cni.leftovers": "plugins that outlived an earlier daemon are ended before their pod's DEL",
 }
 
 

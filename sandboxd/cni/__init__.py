@@ -10,6 +10,7 @@ Reading order, one file per step of an attachment's life:
     invoker.py      Attachment → the verbs, a chain of executions
     strict_json.py P  strict JSON, for both files and answers
     result.py    P  what a plugin printed → Result, or the error that it means
+    leftovers.py    plugins that outlived an earlier daemon, ended before a DEL
     slots.py        how many plugins run at once, and who waits
     gate.py         GC of a network never overlaps its ADDs and DELs
 

@@ -107,8 +107,15 @@ async def _spawn(binary: str, env: Mapping[str, str]) -> tuple[asyncio.Subproces
     raise AssertionError("the last attempt returns or raises")
 
 
+def kill_group(group: int) -> None:
+    """Kill every process of a process group, if there is one; the caller knows that it is a plugin's."""
+    if group <= 1:
+        raise ValueError(f"{group} is no process group of a plugin")
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 def _kill(transport: asyncio.SubprocessTransport) -> None:
     """Kill the plugin's process group, unless the plugin was reaped: its pid may have been reused by then."""
     if transport.get_returncode() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(transport.get_pid(), signal.SIGKILL)
+        kill_group(transport.get_pid())

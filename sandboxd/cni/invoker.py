@@ -16,6 +16,7 @@ from sandboxd import remembered, steps
 from sandboxd.cni import execution
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, from_json
 from sandboxd.cni.gate import Gates
+from sandboxd.cni.leftovers import Leftovers
 from sandboxd.cni.lookup import find, missing_delegates, preflight
 from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin, version_stdin
 from sandboxd.cni.result import (
@@ -58,6 +59,7 @@ class Invoker:
         self._slots = Slots(concurrency, SLOT_SECONDS)
         self._gates = Gates()
         self._remembered = Remembered()
+        self._leftovers = Leftovers()
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
         """Find every binary of the chain and settle the version, before anything is created.
@@ -135,6 +137,7 @@ class Invoker:
         env = plugin_env("DEL", attachment, netns)
         # A DEL that failed before, and may fail again, is not in the way of the first DEL of another pod.
         queue = config.name, "DEL again" if attachment.attempts else "DEL"
+        await self._leftovers.end(attachment.sandbox_id)
         async with self._gates.shared(config.name):
             for plugin in reversed(config.plugins):
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
