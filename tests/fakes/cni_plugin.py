@@ -23,7 +23,7 @@ An action is an object; its keys are obeyed in this order, and none means succes
     "stderr": "text"        write it to stderr
     "touch": "path"         create this (empty) file; relative paths are beside the plugin, here and below
     "grandchild": "path"    start a child that lives until killed, holding stdout and stderr; its pid goes to path
-    "wait_for": "path"      wait until this file exists (at most 60 s)
+    "wait_for": "path"      wait until this file exists (at most 600 s)
     "hang": true            do not return until killed (at most 600 s)
     "stdout": "text"        print exactly this instead of a result or error
     "error": {…}            print this as the error object (cniVersion is filled in) and exit 1 unless "exit" is given
@@ -104,7 +104,7 @@ def _act(directory: str, action: dict[str, Any], command: str, stdin: str, scrip
         child = subprocess.Popen(["sleep", "600"])
         _write(os.path.join(directory, action["grandchild"]), str(child.pid))
     if "wait_for" in action:
-        _wait(lambda: os.path.exists(os.path.join(directory, action["wait_for"])), 60)
+        _wait(lambda: os.path.exists(os.path.join(directory, action["wait_for"])), 600)
     if action.get("hang"):
         _wait(lambda: False, 600)
     if "stdout" in action:
