@@ -6,12 +6,13 @@ Reading order, one file per step of an attachment's life:
     conf_dir.py     the directory → which configuration is in force, and what is wrong with the others
     lookup.py       NetworkConfig → the plugin binaries, found before anything is created
     request.py   P  NetworkConfig + pod → model.Attachment; Attachment → environment and stdin of a plugin
+    slots.py        how many plugins run at once, and who waits
     execution.py    one execution of one plugin (the only process spawn)
+    leftovers.py    plugins that outlived an earlier daemon, ended before a DEL
     invoker.py      Attachment → the verbs, a chain of executions
     strict_json.py P  strict JSON, for both files and answers
     result.py    P  what a plugin printed → Result, or the error that it means
-    leftovers.py    plugins that outlived an earlier daemon, ended before a DEL
-    slots.py        how many plugins run at once, and who waits
+    convert.py   P  Result → the same in another version of the spec, for the next plugin
     gate.py         GC of a network never overlaps its ADDs and DELs
 
 Assumptions:

@@ -15,6 +15,7 @@ import structlog
 from sandboxd import remembered, steps
 from sandboxd.cni import execution
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, from_json
+from sandboxd.cni.convert import in_version, read
 from sandboxd.cni.gate import Gates
 from sandboxd.cni.leftovers import Leftovers
 from sandboxd.cni.lookup import find, missing_delegates, preflight
@@ -102,7 +103,7 @@ class Invoker:
         result: Result | None = None
         async with self._gates.shared(config.name):
             for position, (plugin, binary) in enumerate(zip(config.plugins, binaries, strict=True), start=1):
-                previous = result.raw if result else None
+                previous = in_version(result, config.cni_version) if result else None
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 with steps.step("cni.add", plugin=plugin["type"], network=config.name) as step:
                     try:
@@ -120,7 +121,7 @@ class Invoker:
                     if position == len(binaries):
                         _demand_address(result, plugin["type"], attachment.ifname)
         assert result is not None  # a configuration has at least one plugin
-        return json.dumps(result.raw, separators=(",", ":")).encode()
+        return json.dumps(in_version(result, config.cni_version), separators=(",", ":")).encode()
 
     async def delete(self, attachment: Attachment) -> None:
         """Detach the pod: run the chain in reverse, each plugin with the final result of ADD.
@@ -301,13 +302,13 @@ def _capabilities(attachment: Attachment) -> dict[str, Any]:
         ) from exc
 
 
-def _previous(attachment: Attachment, config: NetworkConfig) -> dict[str, Any] | None:
+def _previous(attachment: Attachment, config: NetworkConfig) -> Mapping[str, Any] | None:
     """The final result, for the commands that take it: DEL and CHECK since 0.4.0."""
     if not attachment.result or not config.speaks("0.4.0"):
         return None
     try:
-        return load_object(attachment.result)
-    except ValueError:
+        return read(attachment.result, config.cni_version)
+    except PluginFailed:
         # A damaged result must not keep a pod forever: a DEL without one is still a DEL.
         return None
 

@@ -239,6 +239,8 @@ def _caused(error: SandboxdError, cause: PluginFailed) -> SandboxdError:
 def _document(data: bytes) -> dict[str, Any]:
     if len(data) >= OUTPUT_LIMIT:
         raise _Malformed(f"more than {OUTPUT_LIMIT} bytes on stdout")
+    if data.strip() == b"null":
+        return {}  # as libcni reads it
     try:
         return load_object(data)
     except ValueError as exc:

@@ -211,7 +211,8 @@ ADD)
     cat >&3 <<EOF
 
   {"Interfaces": [{"name": "$CNI_IFNAME", "sandbox": "$CNI_NETNS", "mac": null}], "routes": null, "dns": null,
-   "ips": [{"address": "10.123.0.5/24", "gateway": "", "interface": 0, "interface": 0}], "ip6": null}
+   "ips": [{"address": "10.123.0.5/24", "gateway": "", "interface": 0, "interface": 0}], "ip6": null,
+   "cniVersion": "0.3.1"}
 
 EOF
     ;;
