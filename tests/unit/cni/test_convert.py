@@ -13,12 +13,12 @@ from sandboxd.cni.result import parse_result, pod_ips
 from sandboxd.errors import PluginFailed
 
 ROUTES = [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}, {"dst": "10.9.0.0/16"}]
-OLD = {
+OLD: dict[str, Any] = {
     "ip4": {"ip": "10.1.0.5/16", "gateway": "10.1.0.1", "routes": ROUTES},
     "ip6": {"ip": "fd00::5/64", "routes": [{"dst": "::/0"}]},
     "dns": {"domain": "x"},
 }
-BARE = {
+BARE: dict[str, Any] = {
     "ips": [{"address": "10.1.0.5/16", "gateway": "10.1.0.1"}, {"address": "fd00::5/64"}],
     "routes": [*ROUTES, {"dst": "::/0"}],
     "dns": {"domain": "x"},
@@ -38,13 +38,13 @@ def test_a_result_has_the_form_of_its_version(stated: str, version: str) -> None
 
 
 def test_interfaces_indexes_and_keys_that_we_do_not_know_are_kept() -> None:
-    document = {
+    document: dict[str, Any] = {
         "interfaces": [{"name": "eth0", "sandbox": "/n", "mtu": 1400}],
         "ips": [{"address": "10.1.0.5/16", "interface": 0, "note": 1}],
         "extra": [1],
     }
 
-    expected = {**document, "ips": [{**document["ips"][0], "version": "4"}], "cniVersion": "0.4.0"}  # type: ignore[index]
+    expected = {**document, "ips": [{**document["ips"][0], "version": "4"}], "cniVersion": "0.4.0"}
     assert converted(document, "1.0.0", "0.4.0") == expected
     assert converted(expected, "0.4.0", "1.1.0") == {**document, "cniVersion": "1.1.0"}
 
