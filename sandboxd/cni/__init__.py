@@ -11,7 +11,8 @@ Reading order, one file per step of an attachment's life:
     leftovers.py    plugins that outlived an earlier daemon, ended before a DEL
     invoker.py      Attachment → the verbs, a chain of executions
     strict_json.py P  strict JSON, for both files and answers
-    result.py    P  what a plugin printed → Result, or the error that it means
+    result.py    P  what a plugin printed → Result
+    failures.py  P  how a plugin failed → the error that it means
     convert.py   P  Result → the same in another version of the spec, for the next plugin
     gate.py         GC of a network never overlaps its ADDs and DELs
 

@@ -16,18 +16,12 @@ from sandboxd import remembered, steps
 from sandboxd.cni import execution
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, from_json
 from sandboxd.cni.convert import in_version, read
+from sandboxd.cni.failures import CONTAINER_UNKNOWN, error_from
 from sandboxd.cni.gate import Gates
 from sandboxd.cni.leftovers import Leftovers
 from sandboxd.cni.lookup import find, missing_delegates, preflight
 from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin, version_stdin
-from sandboxd.cni.result import (
-    CONTAINER_UNKNOWN,
-    Result,
-    error_from,
-    parse_result,
-    pod_ips,
-    supported_versions,
-)
+from sandboxd.cni.result import Result, parse_result, pod_ips, supported_versions
 from sandboxd.cni.slots import Slots
 from sandboxd.cni.strict_json import load_object
 from sandboxd.config import DEFAULT_PATH

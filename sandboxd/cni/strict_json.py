@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 DEPTH = 100
@@ -29,6 +30,13 @@ def load_object(data: bytes) -> dict[str, Any]:
     if not _is_shallow(document):
         raise ValueError(f"nested deeper than {DEPTH} levels")
     return document
+
+
+def in_any_case(item: Mapping[str, Any], key: str) -> Any:
+    """The value of `key` in any case, as Go reads it; None when it is missing."""
+    if key in item:
+        return item[key]
+    return next((value for other, value in item.items() if other.lower() == key.lower()), None)
 
 
 def kind(value: object) -> str:

@@ -40,7 +40,6 @@ NEVER_ELSEWHERE = ("pods.", "containers.", "images.", "machine.")
 OWED = words(
     """
     containerd.runtime
-    insight.doctor
     registry.credential_helper
     registry.login
     """

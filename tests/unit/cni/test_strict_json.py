@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.cni.strict_json import DEPTH, load_object
+from sandboxd.cni.strict_json import DEPTH, in_any_case, load_object
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ def test_bytes_that_are_not_utf_8_are_replaced_as_go_does() -> None:
 
 def test_of_a_key_that_is_written_twice_the_last_counts_as_in_go() -> None:
     assert load_object(b'{"a": 1, "a": null, "a": 2}') == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("item", "value"), [({"CNIVersion": 1}, 1), ({"CNIVERSION": 1, "cniVersion": 2}, 2), ({"cni": 1}, None)]
+)
+def test_a_key_is_found_in_any_case_and_in_its_own_first(item: dict[str, int], value: int | None) -> None:
+    assert in_any_case(item, "cniVersion") == value
 
 
 def test_the_deepest_object_allowed_is_read() -> None:
