@@ -22,7 +22,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -31,7 +31,7 @@ import structlog
 
 from sandboxd import private
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
-from sandboxd.model import AnyRecord, Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.model import AnyRecord, Attachment, AttachmentState, ContainerRecord, Owed, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import PluginExecution, StepRecord
 
@@ -427,6 +427,7 @@ def _text(data: bytes) -> str:
 def _attachment_json(attachment: Attachment) -> str:
     values = {f.name: getattr(attachment, f.name) for f in fields(attachment)}
     values["state"] = attachment.state.value
+    values["owed"] = [asdict(each) for each in attachment.owed]
     for key in ("config", "capability_args", "result"):
         values[key] = _text(values[key])
     return json.dumps(values)
@@ -434,6 +435,7 @@ def _attachment_json(attachment: Attachment) -> str:
 
 def _attachment_from(values: dict[str, Any]) -> Attachment:
     values["state"] = AttachmentState(values["state"])
+    values["owed"] = tuple(Owed(**_known(Owed, each)) for each in values.get("owed", ()))
     for key in ("config", "capability_args", "result"):
         values[key] = base64.b64decode(values[key])
     return Attachment(**_known(Attachment, values))

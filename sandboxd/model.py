@@ -56,7 +56,7 @@ class AttachmentState(enum.Enum):
     ADDING = "adding"  # plugins may have run: a DEL is due whatever happens
     ADDED = "added"
     DELETING = "deleting"
-    OWED = "owed"  # a DEL failed: a debt, with its netns kept
+    OWED = "owed"  # the DEL of a plugin failed: a debt, with its netns kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +127,17 @@ class ContainerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Owed:
+    """A plugin of an attachment whose last DEL failed."""
+
+    position: int  # in the chain, from 0
+    plugin: str  # its type
+    error: str  # why it failed
+    attempts: int  # failed DELs so far
+    missing: str = ""  # the type whose binary is not there: its own or its delegate's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
     """A sandbox's connection to one network: exactly the input of ADD, so that DEL gets the same.
 
@@ -147,6 +158,9 @@ class Attachment:
     error: str = ""  # why the last attempt failed
     attempts: int = 0  # failed DELs so far
     tried_at: int = 0  # time of the last of them, unix nanoseconds
+    failed_at: int = 0  # time of the first of them, unix nanoseconds
+    owed: tuple[Owed, ...] = ()  # the plugins that still owe their DEL; all of them when empty
+    pod: str = ""  # "namespace/name", for people: the attachment can outlive its sandbox
 
 
 AnyRecord = SandboxRecord | ContainerRecord

@@ -18,7 +18,7 @@ from sandboxd.containerd.snapshots import Mount, Usage
 from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
-from sandboxd.model import Attachment, FsInfo, ImageRecord
+from sandboxd.model import Attachment, FsInfo, ImageRecord, Owed
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
 from sandboxd.remembered import Remembered
@@ -39,7 +39,7 @@ class Cni(Protocol):
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig: ...
     async def add(self, attachment: Attachment) -> bytes: ...
-    async def delete(self, attachment: Attachment) -> None: ...
+    async def delete(self, attachment: Attachment) -> tuple[Owed, ...]: ...
 
 
 class Conf(Protocol):

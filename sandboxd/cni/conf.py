@@ -66,6 +66,7 @@ class Choice:
 
     config: NetworkConfig | None
     problems: tuple[Problem, ...] = ()
+    empty: bool = False  # there is no file at all: no network is configured, as opposed to a broken file
 
 
 DropIns = Mapping[str, Mapping[str, bytes | OSError]]

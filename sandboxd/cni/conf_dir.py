@@ -45,7 +45,8 @@ class ConfDir:
         except OSError as exc:
             self._seen, self._good = None, None
             text = "no such directory" if isinstance(exc, FileNotFoundError) else f"cannot be listed: {exc.strerror}"
-            self._choice = Choice(config=None, problems=(Problem(path=self.path, text=text),))
+            missing = isinstance(exc, FileNotFoundError)
+            self._choice = Choice(config=None, problems=(Problem(path=self.path, text=text),), empty=missing)
             return self._choice
         if signature != self._seen:
             # The signature is taken before the files are read: a write in between shows as a difference next time.
@@ -102,7 +103,7 @@ class ConfDir:
         self._good = choice.config
         if not files:
             problems = (Problem(path=self.path, text="contains no .conf, .conflist or .json file"), *problems)
-        return Choice(config=choice.config, problems=problems)
+        return Choice(config=choice.config, problems=problems, empty=not files)
 
 
 def _content(path: str) -> bytes:

@@ -14,19 +14,19 @@ import structlog
 
 from sandboxd import remembered, steps
 from sandboxd.cni import execution
-from sandboxd.cni.conf import SUPPORTED, NetworkConfig, from_json
+from sandboxd.cni.conf import SUPPORTED, NetworkConfig, delegate_type, from_json
 from sandboxd.cni.convert import in_version, read
 from sandboxd.cni.failures import CONTAINER_UNKNOWN, error_from
 from sandboxd.cni.gate import Gates
 from sandboxd.cni.leftovers import Leftovers
-from sandboxd.cni.lookup import find, missing_delegates, preflight
+from sandboxd.cni.lookup import find, is_missing, missing_delegates, preflight
 from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin, version_stdin
 from sandboxd.cni.result import Result, parse_result, pod_ips, supported_versions
 from sandboxd.cni.slots import Slots
 from sandboxd.cni.strict_json import load_object
 from sandboxd.config import DEFAULT_PATH
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, SandboxdError, TimedOut, Unavailable
-from sandboxd.model import Attachment
+from sandboxd.model import Attachment, Owed
 from sandboxd.remembered import Remembered
 from sandboxd.steps import PluginExecution
 
@@ -117,11 +117,12 @@ class Invoker:
         assert result is not None  # a configuration has at least one plugin
         return json.dumps(in_version(result, config.cni_version), separators=(",", ":")).encode()
 
-    async def delete(self, attachment: Attachment) -> None:
-        """Detach the pod: run the chain in reverse, each plugin with the final result of ADD.
+    async def delete(self, attachment: Attachment) -> tuple[Owed, ...]:
+        """Detach the pod: run the plugins that owe their DEL, in reverse, each with the final result of ADD.
 
-        Idempotent: plugins succeed for what is already gone. Stops at the first error and raises it: the same DEL
-        is then still due.
+        Idempotent: plugins succeed for what is already gone. One that fails does not keep the others from theirs;
+        those that failed are returned, in the order of the chain. Raises InvalidRequest when the record is damaged;
+        no plugin has run then.
         """
         config = _config(attachment)
         capabilities = _capabilities(attachment)
@@ -133,17 +134,45 @@ class Invoker:
         # A DEL that failed before, and may fail again, is not in the way of the first DEL of another pod.
         queue = config.name, "DEL again" if attachment.attempts else "DEL"
         await self._leftovers.end(attachment.sandbox_id)
+        before = {owed.position: owed.attempts for owed in attachment.owed}
+        failed: list[Owed] = []
         async with self._gates.shared(config.name):
-            for plugin in reversed(config.plugins):
+            for position, plugin in reversed(tuple(enumerate(config.plugins))):
+                if before and position not in before:
+                    continue  # its DEL succeeded in an earlier attempt
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
-                with steps.step("cni.del", plugin=plugin["type"], network=config.name) as step:
-                    binary = _find(plugin, attachment, config)
-                    try:
-                        await self._run(step, binary, env, stdin, queue)
-                    except PluginFailed as exc:
-                        if exc.code != CONTAINER_UNKNOWN:
-                            raise
-                        step.note(already_gone=exc.msg)
+                try:
+                    await self._delete_one(attachment, config, plugin, env, stdin, queue)
+                except (SandboxdError, OSError) as exc:
+                    failed.insert(
+                        0,
+                        Owed(
+                            position=position,
+                            plugin=plugin["type"],
+                            error=str(exc),
+                            attempts=before.get(position, 0) + 1,
+                            missing=_missing(plugin, attachment, str(exc)),
+                        ),
+                    )
+        return tuple(failed)
+
+    async def _delete_one(
+        self,
+        attachment: Attachment,
+        config: NetworkConfig,
+        plugin: Mapping[str, Any],
+        env: Mapping[str, str],
+        stdin: bytes,
+        queue: tuple[str, str],
+    ) -> None:
+        with steps.step("cni.del", plugin=plugin["type"], network=config.name) as step:
+            binary = _find(plugin, attachment, config)
+            try:
+                await self._run(step, binary, env, stdin, queue)
+            except PluginFailed as exc:
+                if exc.code != CONTAINER_UNKNOWN:
+                    raise
+                step.note(already_gone=exc.msg)
 
     async def check(self, attachment: Attachment) -> bool:
         """Ask the plugins whether the pod is still attached as ADD left it; raises the first error.
@@ -310,6 +339,15 @@ def _previous(attachment: Attachment, config: NetworkConfig) -> Mapping[str, Any
 def _find(plugin: Mapping[str, Any], attachment: Attachment, config: NetworkConfig) -> str:
     dirs = attachment.plugin_path.split(":")
     return find(plugin["type"], dirs, network=config.name, source=config.source)
+
+
+def _missing(plugin: Mapping[str, Any], attachment: Attachment, error: str) -> str:
+    """The type whose missing binary is why the plugin failed: its own, or its IPAM plugin's; "" if neither is."""
+    dirs, delegate = attachment.plugin_path.split(":"), delegate_type(plugin)
+    if is_missing(plugin["type"], dirs):
+        return str(plugin["type"])
+    # Not every plugin runs the one that `ipam.type` names.
+    return delegate if delegate and f'"{delegate}"' in error and is_missing(delegate, dirs) else ""
 
 
 def _demand_address(result: Result, plugin: str, ifname: str) -> None:

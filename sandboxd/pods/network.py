@@ -3,6 +3,10 @@
 The attachment is in the ledger before the first plugin runs and leaves it after a DEL that succeeded. Everything
 that a plugin is given comes from that record, so a DEL uses exactly what its ADD used, even if the configuration
 directory has changed since.
+
+A debt is an attachment of which the DEL of some plugins failed. It keeps its netns, and a retry runs those plugins
+only. A plugin that was uninstalled is not waited for: its binary is gone, and the configuration in force does not
+name it.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.cni import conf, request, result
 from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
-from sandboxd.model import Attachment, AttachmentState, SandboxRecord
+from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.operations import Held
 
@@ -52,7 +56,8 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         ifname=IFNAME,
         cgroup_path=node.places.requested_parent(sandbox),
     )
-    adding = node.ledger.put_attachment(replace(planned, state=AttachmentState.ADDING))
+    pod = f"{sandbox.config.metadata.namespace}/{sandbox.config.metadata.name}"
+    adding = node.ledger.put_attachment(replace(planned, state=AttachmentState.ADDING, pod=pod))
     with steps.step("pod.network.attach", network=network.name, conf=network.source) as step:
         try:
             answer = await node.network.cni.add(adding)
@@ -75,17 +80,35 @@ async def detach(held: Held) -> list[Attachment]:
     return owed
 
 
+async def release(held: Held, netns_path: str) -> list[Attachment]:
+    """DEL every attachment of the pod, then remove its netns if nothing is owed; return the debts.
+
+    Raises CleanupIncomplete when the netns cannot be removed; what had been attached is then a debt, so that it is
+    tried again even if the pod has been removed.
+    """
+    node = held.node
+    before = node.ledger.attachments_of(held.sandbox_id)
+    debts = await detach(held)
+    paths = dict.fromkeys(path for path in (netns_path, *(each.netns_path for each in before)) if path)
+    for path in () if debts else paths:
+        try:
+            with steps.step("pod.netns.remove", path=path):
+                await node.netns.remove(path)
+        except Exception as exc:
+            for attachment in before:
+                _owe(held, replace(attachment, state=AttachmentState.DELETING), (), exc)
+            raise
+    return debts
+
+
 async def settle_debts(held: Held) -> None:
-    """Retry the DELs of a pod that has been removed; remove its netns when none is left.
+    """Retry the DELs that the pod owes; remove its netns when none is left.
 
     Raises CleanupIncomplete when one fails again.
     """
-    node = held.node
-    owed = await detach(held)
+    owed = await release(held, held.node.places.network_namespace(held.sandbox_id))
     if owed:
         raise CleanupIncomplete("; ".join(debt.error for debt in owed))
-    with steps.step("pod.netns.remove"):
-        await node.netns.remove(node.places.network_namespace(held.sandbox_id))
 
 
 async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
@@ -95,26 +118,76 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
         node.ledger.remove_attachment(attachment)
         return None
     deleting = node.ledger.put_attachment(replace(attachment, state=AttachmentState.DELETING))
+    owed = deleting.owed
     with steps.operation("recover", sandbox_id=attachment.sandbox_id):
         try:
-            with steps.step("pod.network.detach", network=attachment.network, attempt=attachment.attempts + 1):
-                await node.network.cni.delete(deleting)
+            with steps.step(
+                "pod.network.detach", network=attachment.network, attempt=attachment.attempts + 1
+            ) as step:
+                failed = await node.network.cni.delete(_findable(node, deleting))
+                owed = _without_uninstalled(node, deleting, failed, step)
+                if owed:
+                    raise CleanupIncomplete("; ".join(each.error for each in owed))
         except Exception as exc:  # a bug here must not keep the pod from being removed
-            log.warning(
-                "a network attachment could not be deleted; it is kept as a debt",
-                sandbox=attachment.sandbox_id,
-                network=attachment.network,
-                error=disclosure.sentence(exc),
-                exc_info=None if isinstance(exc, SandboxdError) else exc,
-            )
-            return node.ledger.put_attachment(
-                replace(
-                    deleting,
-                    state=AttachmentState.OWED,
-                    error=disclosure.sentence(exc),
-                    attempts=attachment.attempts + 1,
-                    tried_at=time.time_ns(),
-                )
-            )
+            return _owe(held, deleting, owed, exc)
     node.ledger.remove_attachment(deleting)
     return None
+
+
+def _owe(held: Held, attachment: Attachment, owed: tuple[Owed, ...], exc: Exception) -> Attachment:
+    """Keep an attachment that could not be deleted as a debt. It is logged once, not at each attempt."""
+    error, now = disclosure.sentence(exc), time.time_ns()
+    if error != attachment.error or not attachment.attempts:
+        log.warning(
+            "a network attachment could not be deleted; it is kept as a debt",
+            sandbox=attachment.sandbox_id,
+            pod=attachment.pod,
+            network=attachment.network,
+            error=error,
+            next_step="`sandboxctl debts` shows, retries and forgives it",
+            exc_info=None if isinstance(exc, SandboxdError) else exc,
+        )
+    return held.node.ledger.put_attachment(
+        replace(
+            attachment,
+            state=AttachmentState.OWED,
+            error=error,
+            attempts=attachment.attempts + 1,
+            tried_at=now,
+            failed_at=attachment.failed_at or now,
+            owed=owed,
+        )
+    )
+
+
+def _findable(node: Node, attachment: Attachment) -> Attachment:
+    """The attachment, its plugins also looked for where they are now: an upgrade may have moved them."""
+    recorded = attachment.plugin_path.split(":")
+    moved = [directory for directory in node.config.network.plugin_dirs if directory not in recorded]
+    return replace(attachment, plugin_path=":".join((*filter(None, recorded), *moved))) if moved else attachment
+
+
+def _without_uninstalled(
+    node: Node, attachment: Attachment, owed: tuple[Owed, ...], step: steps.Step
+) -> tuple[Owed, ...]:
+    """What is still waited for: not a plugin that is gone and that the configuration in force does not name.
+
+    A configuration that is broken, and not gone, says nothing about that.
+    """
+    choice = node.network.conf.current()
+    if not any(each.missing for each in owed) or (choice.config is None and not choice.empty):
+        return owed
+    plugins = choice.config.plugins if choice.config else ()
+    named = {type_ for plugin in plugins for type_ in (plugin["type"], conf.delegate_type(plugin))}
+    uninstalled = [each for each in owed if each.missing and each.missing not in named]
+    if uninstalled:
+        types = ", ".join(dict.fromkeys(each.missing for each in uninstalled))
+        step.note(uninstalled=types)
+        log.warning(
+            "a CNI plugin was uninstalled before its DEL; what it made for the pod may be left",
+            sandbox=attachment.sandbox_id,
+            pod=attachment.pod,
+            network=attachment.network,
+            plugin=types,
+        )
+    return tuple(each for each in owed if each not in uninstalled)

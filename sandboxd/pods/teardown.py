@@ -5,7 +5,8 @@
 
 Each step is idempotent. The first step that fails, even unexpectedly, ends the teardown; the record is kept with the
 reason, and a retry continues from there. One failure does not end it: a CNI DEL that fails is kept as a debt with its
-netns (invariant 6), so a broken plugin cannot make pods undeletable.
+netns (invariant 6), so a broken plugin cannot make pods undeletable. Another Stop or Remove tries it again, and so
+does the comparison. With `network.teardown = "strict"` it ends the teardown like any other failure.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ async def teardown(held: Held, *, remove: bool) -> None:
             if not record.stopped_at:
                 with steps.step("pod.stop", pod=record.name):
                     await _stop(held, record)
+            elif node.ledger.attachments_of(sandbox_id):
+                await _release(held, record)
             if remove:
                 with steps.step("pod.remove", pod=record.name):
                     await _remove(held)
@@ -74,16 +77,23 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
         await kill(node, sandbox_id)
         await free(node, sandbox_id)
     node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or time.time_ns())
-    debts = await network.detach(held)
-    if record.netns_path and not debts:
-        with steps.step("pod.netns.remove", path=record.netns_path):
-            await node.netns.remove(record.netns_path)
+    await _release(held, record)
     with steps.step("pod.files.unmount"):
         files.unmount(node, sandbox_id)
     await image_mounts.remove(held)
     if oci_userns.of(record.config) is not None:
         await userns.remove(node, sandbox_id)
     node.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
+
+
+async def _release(held: Held, record: SandboxRecord) -> None:
+    """Free the network. What a plugin keeps owing is an error in strict mode only."""
+    debts = await network.release(held, record.netns_path)
+    if debts and held.node.config.network.teardown == "strict":
+        raise CleanupIncomplete(
+            f"{'; '.join(debt.error for debt in debts)}; network.teardown is strict, so the pod stays until this"
+            " succeeds; `sandboxctl debts` retries or forgives it"
+        )
 
 
 async def _end_container(node: Node, container_id: str) -> None:

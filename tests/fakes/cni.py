@@ -12,8 +12,16 @@ from dataclasses import replace
 from sandboxd.cni.conf import NetworkConfig, from_json
 from sandboxd.cni.request import check_container_id, check_ifname
 from sandboxd.cni.strict_json import load_object
-from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, TimedOut, Unavailable
-from sandboxd.model import Attachment
+from sandboxd.errors import (
+    Exhausted,
+    InvalidRequest,
+    NotReady,
+    PluginFailed,
+    SandboxdError,
+    TimedOut,
+    Unavailable,
+)
+from sandboxd.model import Attachment, Owed
 from tests.fakes.points import Points
 
 VERSIONS = frozenset({"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"})
@@ -68,24 +76,32 @@ class Cni:
             }
             return json.dumps(document, separators=(",", ":")).encode()
 
-    async def delete(self, attachment: Attachment) -> None:
+    async def delete(self, attachment: Attachment) -> tuple[Owed, ...]:
+        """A failure is the first plugin's; one that is not in `plugins` is missing."""
+        config = self._config(attachment)
+        try:
+            async with self._points.at("cni.delete", _refusal, NotReady, TimedOut, Unavailable):
+                return self._deleted(attachment, config)
+        except SandboxdError as exc:
+            return (_owed(attachment, 0, config.plugins[0]["type"], str(exc)),)
+
+    def _deleted(self, attachment: Attachment, config: NetworkConfig) -> tuple[Owed, ...]:
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        async with self._points.at("cni.delete", _refusal, NotReady, TimedOut, Unavailable):
-            for plugin in self._config(attachment).plugins:
-                self._speaks(plugin["type"])
-            added = self.attached.get(key)
-            if added is not None:
-                given = replace(
-                    attachment,
-                    state=added.state,
-                    result=added.result,
-                    error=added.error,
-                    attempts=added.attempts,
-                    tried_at=added.tried_at,
-                )
-                assert given == added, f"DEL was given something else than its ADD: {given} instead of {added}"
+        owing = [each.position for each in attachment.owed] or range(len(config.plugins))
+        failed = [
+            _owed(attachment, position, type_, f'CNI plugin "{type_}" was not found', missing=type_)
+            for position in owing
+            if (type_ := config.plugins[position]["type"]) not in self.plugins
+        ]
+        added = self.attached.get(key)
+        if added is not None:
+            names = ("state", "result", "error", "attempts", "tried_at", "failed_at", "owed")
+            given = replace(attachment, **{name: getattr(added, name) for name in names})
+            assert given == added, f"DEL was given something else than its ADD: {given} instead of {added}"
+        if not failed:
             self.attached.pop(key, None)
             self.undeleted.discard(key)
+        return tuple(failed)
 
     def _config(self, attachment: Attachment) -> NetworkConfig:
         check_container_id(attachment.sandbox_id)
@@ -100,6 +116,12 @@ class Cni:
         if type_ not in self.plugins:
             raise NotReady(f'CNI plugin "{type_}" was not found')
         return self.plugins[type_]
+
+
+def _owed(attachment: Attachment, position: int, plugin: str, error: str, *, missing: str = "") -> Owed:
+    before = {each.position: each.attempts for each in attachment.owed}
+    attempts = before.get(position, 0) + 1
+    return Owed(position=position, plugin=plugin, error=error, attempts=attempts, missing=missing)
 
 
 def _refusal(words: str) -> PluginFailed:

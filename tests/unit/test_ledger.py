@@ -14,7 +14,7 @@ import structlog
 from sandboxd import ledger as module
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
 from sandboxd.ledger import SCHEMA_VERSION, Ledger
-from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.model import Attachment, AttachmentState, ContainerRecord, Owed, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import PluginExecution, StepRecord
 
@@ -61,6 +61,7 @@ def attachment(sandbox_id: str, network: str = "net", **changes: object) -> Atta
         result=bytes(range(256)),
         attempts=3,
         tried_at=2**62,
+        owed=(Owed(position=1, plugin="portmap", error="no", attempts=2, missing="portmap"),),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 

@@ -81,12 +81,13 @@ class Contract:
         await bench.cni.delete(bench.attachment())
         await bench.cni.add(bench.attachment())
 
-    async def test_a_del_that_fails_can_be_tried_again(self, bench: Bench) -> None:
+    async def test_a_del_that_fails_is_owed_and_can_be_tried_again(self, bench: Bench) -> None:
         await bench.cni.add(bench.attachment())
         bench.refuse("DEL")
-        with pytest.raises(PluginFailed, match="no luck"):
-            await bench.cni.delete(bench.attachment())
-        await bench.cni.delete(bench.attachment())
+        (owed,) = await bench.cni.delete(bench.attachment())
+        assert (owed.plugin, owed.position, owed.attempts, owed.missing) == ("bridge", 0, 1, "")
+        assert "no luck" in owed.error
+        assert await bench.cni.delete(replace(bench.attachment(), owed=(owed,))) == ()
 
     @pytest.mark.parametrize("damage", [{"config": b"{"}, {"capability_args": b"["}, {"sandbox_id": "not/an/id"}])
     async def test_a_damaged_record_is_refused(self, bench: Bench, damage: dict[str, object]) -> None:
@@ -97,9 +98,10 @@ class Contract:
     async def test_a_plugin_that_has_gone_is_missed_by_both(self, bench: Bench) -> None:
         config = replace(CONFIG, plugins=({"type": "nowhere"},))
         planned = plan(config, POD, "c1", NAMESPACE, [bench.directory], ifname="eth0", cgroup_path="")
-        for call in (bench.cni.add, bench.cni.delete):
-            with pytest.raises(SandboxdError, match="nowhere"):
-                await call(planned)
+        with pytest.raises(SandboxdError, match="nowhere"):
+            await bench.cni.add(planned)
+        (owed,) = await bench.cni.delete(planned)
+        assert owed.missing == "nowhere" and "nowhere" in owed.error
 
 
 class TestFake(Contract):

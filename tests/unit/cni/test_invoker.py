@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import stat
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -215,15 +216,75 @@ async def test_del_names_no_namespace_unless_a_foreign_one_lives_at_the_path(
     assert cni_plugin.calls(directory)[0]["env"]["CNI_NETNS"] == ""
 
 
-async def test_del_stops_at_the_first_error_and_may_be_repeated(plugins: Callable[..., str]) -> None:
-    directory = plugins(bridge={}, portmap={"DEL": [FAILS, {}]})
-    attachment = attached(network("bridge", "portmap"), directory)
+@pytest.mark.parametrize(
+    ("failing", "words"),
+    [
+        (FAILS, "portmap failed on DEL"),
+        ({"signal": 9, "stdout": ""}, "killed by SIGKILL"),
+        ({"hang": True}, "portmap did not finish DEL within 1 seconds"),
+        ({"error": {"code": 11, "msg": "busy"}}, "try again later"),
+    ],
+    ids=["refuses", "dies", "hangs", "is not ready"],
+)
+async def test_del_goes_on_past_a_plugin_that_fails_and_only_that_one_owes(
+    plugins: Callable[..., str], failing: dict[str, Any], words: str
+) -> None:
+    directory = plugins(bridge={}, portmap={"DEL": [failing, failing, {}]}, tuning={})
+    attachment = attached(network("bridge", "portmap", "tuning"), directory)
+    invoker = Invoker(1 if "hang" in failing else 30)
 
-    with pytest.raises(PluginFailed, match="portmap failed on DEL"):
-        await Invoker(30).delete(attachment)
-    await Invoker(30).delete(attachment)
+    (owed,) = await invoker.delete(attachment)
+    assert called(directory) == [("DEL", "tuning"), ("DEL", "portmap"), ("DEL", "bridge")]
+    assert (owed.plugin, owed.position, owed.attempts, owed.missing) == ("portmap", 1, 1, "")
+    assert words in owed.error
 
-    assert called(directory) == [("DEL", "portmap"), ("DEL", "portmap"), ("DEL", "bridge")]
+    (again,) = await invoker.delete(replace(attachment, owed=(owed,)))
+    assert again == replace(owed, attempts=2)
+    assert await invoker.delete(replace(attachment, owed=(again,))) == ()
+    assert called(directory)[3:] == [("DEL", "portmap"), ("DEL", "portmap")], "the others have done theirs"
+
+
+async def test_each_plugin_that_fails_owes_its_own_del(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={"DEL": [FAILS]}, portmap={"DEL": [FAILS]}, tuning={})
+
+    owed = await Invoker(30).delete(attached(network("bridge", "portmap", "tuning"), directory))
+
+    assert [(each.position, each.plugin) for each in owed] == [(0, "bridge"), (1, "portmap")]
+
+
+async def test_a_plugin_without_its_binary_owes_and_is_known_to_be_missing(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={})
+
+    (owed,) = await Invoker(30).delete(attached(network("bridge", "cilium-cni"), directory))
+
+    assert called(directory) == [("DEL", "bridge")]
+    assert (owed.plugin, owed.missing) == ("cilium-cni", "cilium-cni")
+
+
+async def test_a_plugin_that_cannot_be_executed_is_not_missing(plugins: Callable[..., str], tmp_path: Path) -> None:
+    directory = plugins(bridge={}, portmap={})
+    (tmp_path / "portmap").chmod(0o644)
+
+    (owed,) = await Invoker(30).delete(attached(network("bridge", "portmap"), directory))
+
+    assert (owed.plugin, owed.missing) == ("portmap", "")
+    assert "chmod +x" in owed.error
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [('failed to find plugin "whereabouts" in path [/opt/cni/bin]', "whereabouts"), ("it is busy", "")],
+)
+async def test_an_ipam_plugin_is_missing_when_its_plugin_says_so(
+    plugins: Callable[..., str], words: str, missing: str
+) -> None:
+    """Not every plugin runs what `ipam.type` names."""
+    directory = plugins(bridge={"DEL": [{"error": {"code": 999, "msg": words}}]})
+    config = replace(network("bridge"), plugins=({"type": "bridge", "ipam": {"type": "whereabouts"}},))
+
+    (owed,) = await Invoker(30).delete(attached(config, directory))
+
+    assert owed.missing == missing
 
 
 async def test_del_of_a_container_that_the_plugin_does_not_know_is_done(
@@ -249,8 +310,8 @@ async def test_a_timeout_kills_the_plugin_with_its_children_and_keeps_what_it_sa
 ) -> None:
     directory = plugins(bridge={"DEL": [{"stderr": "waiting for the lock\n", "grandchild": "child", "hang": True}]})
 
-    with pytest.raises(TimedOut, match=r"bridge did not finish DEL within 2 seconds .*: waiting for the lock"):
-        await Invoker(2).delete(attached(network("bridge"), directory))
+    (owed,) = await Invoker(2).delete(attached(network("bridge"), directory))
+    assert re.search(r"bridge did not finish DEL within 2 seconds .*: waiting for the lock", owed.error)
 
     execution = records[0].plugin
     assert execution is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 
 from sandboxd import steps
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady, PluginFailed, TimedOut
-from sandboxd.model import Attachment, AttachmentState, SandboxRecord
+from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
 from sandboxd.operations import Held, hold
 from sandboxd.pods import network
 from tests.fakes.bundle import Bundle, pod_config
@@ -110,6 +110,7 @@ async def test_the_addresses_are_what_the_plugins_gave(fakes: Bundle, held: Held
         network.IFNAME,
         "",
     )
+    assert added.pod == "default/web", "who it was must be known when the pod's record is gone"
     assert b"10.88.0.2/16" in added.result
 
 
@@ -260,13 +261,16 @@ async def test_what_no_plugin_has_run_for_is_forgotten_without_a_del(fakes: Bund
     assert not fakes.points.count("cni.delete")
 
 
+OWED = (Owed(position=0, plugin="bridge", error=str(REFUSED), attempts=1),)
+
+
 @pytest.mark.parametrize(
-    ("error", "words"),
-    [(REFUSED, str(REFUSED)), (ValueError("a fault of ours"), "unexpected ValueError: a fault of ours")],
+    ("error", "words", "owed"),
+    [(REFUSED, str(REFUSED), OWED), (ValueError("a fault of ours"), "unexpected ValueError: a fault of ours", ())],
     ids=["the plugin's", "unexpected"],
 )
 async def test_a_del_that_fails_is_a_debt_with_the_reason(
-    fakes: Bundle, held: Held, log_lines: LogLines, error: Exception, words: str
+    fakes: Bundle, held: Held, log_lines: LogLines, error: Exception, words: str, owed: tuple[Owed, ...]
 ) -> None:
     await attached(held)
     before = only(fakes)
@@ -275,10 +279,19 @@ async def test_a_del_that_fails_is_a_debt_with_the_reason(
     (debt,) = await network.detach(held)
 
     assert debt == only(fakes)
-    assert debt.tried_at
-    assert debt == replace(before, state=AttachmentState.OWED, error=words, attempts=1, tried_at=debt.tried_at)
+    assert debt.tried_at and debt.failed_at == debt.tried_at
+    assert debt == replace(
+        before,
+        state=AttachmentState.OWED,
+        error=words,
+        attempts=1,
+        tried_at=debt.tried_at,
+        failed_at=debt.failed_at,
+        owed=owed,
+    )
     assert held.node.netns.exists(debt.netns_path), "the next attempt needs it"
     (line,) = log_lines
+    assert line["pod"] == "default/web"
     assert (line["log_level"], line["sandbox"], line["network"], line["error"]) == ("warning", POD, "pods", words)
     assert line["exc_info"] is (error if isinstance(error, ValueError) else None), "whose fault is looked for"
 
@@ -289,6 +302,9 @@ async def test_each_attempt_is_counted_until_one_succeeds(fakes: Bundle, held: H
     for attempts in (1, 2, 3):
         (debt,) = await network.detach(held)
         assert debt.attempts == attempts
+        assert [each.attempts for each in debt.owed] == [attempts]
+    assert debt.failed_at <= debt.tried_at
+    assert len(log_lines) == 1, "the same failure is no news"
     fakes.points.reset()
 
     assert await network.detach(held) == []
@@ -339,6 +355,130 @@ async def test_detaching_is_a_step_that_says_which_attempt_it_is(
     ]
 
 
+# uninstalled plugins
+
+CHAIN = '{"cniVersion": "1.0.0", "name": "%s", "plugins": [%s]}'
+
+
+def configure(fakes: Bundle, *types: str, name: str = "pods") -> None:
+    """The configuration in force names these plugins."""
+    conf_file(fakes).write_text(CHAIN % (name, ", ".join(f'{{"type": "{type_}"}}' for type_ in types)))
+
+
+async def gone(fakes: Bundle, held: Held) -> None:
+    """A pod was attached by bridge and dataplane; then dataplane's binary was removed."""
+    configure(fakes, "bridge", "dataplane")
+    fakes.cni.plugins["dataplane"] = fakes.cni.plugins["bridge"]
+    await attached(held)
+    del fakes.cni.plugins["dataplane"]
+
+
+def remove(fakes: Bundle) -> None:
+    conf_file(fakes).unlink()
+
+
+def remove_directory(fakes: Bundle) -> None:
+    remove(fakes)
+    conf_file(fakes).parent.rmdir()
+
+
+@pytest.mark.parametrize(
+    "uninstall",
+    [
+        lambda fakes: configure(fakes, "bridge"),
+        lambda fakes: configure(fakes, "ptp", name="another"),
+        remove,
+        remove_directory,
+    ],
+    ids=[
+        "its entry is removed",
+        "another network takes its place",
+        "the file is removed",
+        "the directory is removed",
+    ],
+)
+async def test_a_plugin_that_was_uninstalled_is_not_waited_for(
+    fakes: Bundle, held: Held, log_lines: LogLines, uninstall: Callable[[Bundle], None]
+) -> None:
+    await gone(fakes, held)
+    uninstall(fakes)
+    records: list[steps.StepRecord] = []
+    stop = steps.subscribe(records.append)
+
+    assert await network.release(held, held.sandbox().netns_path) == []
+    stop()
+
+    assert not fakes.node.ledger.attachments and not fakes.netns.left()
+    (line,) = log_lines
+    assert (line["log_level"], line["plugin"], line["pod"]) == ("warning", "dataplane", "default/web")
+    (step,) = [each for each in records if each.name == "pod.network.detach"]
+    assert (step.detail["uninstalled"], step.error) == ("dataplane", "")
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda fakes: None,
+        lambda fakes: conf_file(fakes).write_text("{"),
+        lambda fakes: configure(fakes, "bridge", "dataplane", name="renamed"),
+    ],
+    ids=["the file names it", "the file is broken", "another network names it"],
+)
+async def test_a_binary_that_may_come_back_is_waited_for(
+    fakes: Bundle, held: Held, log_lines: LogLines, then: Callable[[Bundle], None]
+) -> None:
+    await gone(fakes, held)
+    then(fakes)
+
+    (debt,) = await network.detach(held)
+
+    assert [(each.plugin, each.missing) for each in debt.owed] == [("dataplane", "dataplane")]
+    assert fakes.netns.exists(debt.netns_path)
+    fakes.cni.plugins["dataplane"] = fakes.cni.plugins["bridge"]
+    assert await network.detach(held) == []
+
+
+async def test_a_debt_ends_when_its_plugin_is_uninstalled_later(
+    fakes: Bundle, held: Held, log_lines: LogLines
+) -> None:
+    await gone(fakes, held)
+    assert await network.detach(held)
+    configure(fakes, "bridge")
+
+    assert await network.release(held, held.sandbox().netns_path) == []
+
+    assert not fakes.node.ledger.attachments and not fakes.netns.left()
+
+
+async def test_a_plugin_that_is_there_and_refuses_is_waited_for_although_nothing_names_it(
+    fakes: Bundle, held: Held, log_lines: LogLines
+) -> None:
+    await attached(held)
+    remove(fakes)
+    fakes.points.fail_always("cni.delete", REFUSED)
+
+    (debt,) = await network.detach(held)
+
+    assert debt.error == str(REFUSED)
+
+
+async def test_plugins_are_also_looked_for_where_they_are_now(
+    fakes: Bundle, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attached(held)
+    fakes.node.ledger.put_attachment(replace(only(fakes), plugin_path="/opt/before"))
+    given = []
+
+    async def delete(attachment: Attachment) -> tuple[Owed, ...]:
+        given.append(attachment.plugin_path)
+        return ()
+
+    monkeypatch.setattr(fakes.cni, "delete", delete)
+    await network.detach(held)
+
+    assert given == [":".join(("/opt/before", *fakes.config.network.plugin_dirs))]
+
+
 # settle_debts
 
 
@@ -384,6 +524,7 @@ async def test_a_namespace_that_cannot_be_removed_is_left_for_another_try(fakes:
     fakes.points.fail(Point("netns.remove", 0), CleanupIncomplete("it is busy"))
     with pytest.raises(CleanupIncomplete, match="it is busy"):
         await network.settle_debts(owing)
+    assert (only(fakes).state, only(fakes).error) == (AttachmentState.OWED, "it is busy"), "or nobody would try again"
 
     await network.settle_debts(owing)
 

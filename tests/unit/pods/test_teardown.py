@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,53 @@ async def test_an_error_of_one_container_does_not_keep_the_others_from_being_sto
     points.fail_always("runtime.kill", MemoryError())
     with pytest.raises(CleanupIncomplete, match="unexpected MemoryError"):
         await stopping(node, POD)
+
+
+# What a stopped pod owes
+
+
+@pytest.mark.parametrize("again", [stop_sandbox, remove_sandbox])
+async def test_asked_again_it_tries_what_the_pod_owes(node: Node, points: Points, again: Callable[..., Any]) -> None:
+    points.fail_always("cni.delete", NotReady("not now"))
+    await stop_sandbox(node, POD)
+    assert node.ledger.attachments_of(POD)
+    points.reset()
+
+    await again(node, POD)
+
+    assert not node.ledger.attachments
+    assert points.count("netns.remove")
+
+
+async def test_a_pod_that_is_removed_at_once_is_asked_for_its_del_once(node: Node, points: Points) -> None:
+    points.fail_always("cni.delete", NotReady("not now"))
+    await remove_sandbox(node, POD)
+    assert points.count("cni.delete") == 1
+
+
+@pytest.fixture
+def strict(fakes: Bundle, node: Node) -> Node:
+    """A daemon with `network.teardown = "strict"`."""
+    network = replace(fakes.config.network, teardown="strict")
+    return replace(node, config=replace(fakes.config, network=network))
+
+
+@pytest.mark.parametrize("stopping", [stop_sandbox, remove_sandbox])
+async def test_a_strict_teardown_fails_as_long_as_a_del_does(
+    strict: Node, points: Points, stopping: Callable[..., Any]
+) -> None:
+    points.fail_always("cni.delete", NotReady("not now"))
+    for attempts in (1, 2):
+        with pytest.raises(CleanupIncomplete, match=r"not now; network\.teardown is strict"):
+            await stopping(strict, POD)
+        (debt,) = strict.ledger.attachments_of(POD)
+        assert (debt.state, debt.attempts) == (AttachmentState.OWED, attempts)
+    record = strict.ledger.sandboxes[POD]
+    assert (record.state, record.stopped_at) == (SandboxState.NOTREADY, 0)
+    assert "not now" in record.failure
+    assert not points.count("netns.remove")
+    points.reset()
+
+    await stopping(strict, POD)
+
+    assert not strict.ledger.attachments
