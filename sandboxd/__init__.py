@@ -47,11 +47,12 @@ modules: no IO, no clock, no environment, no async.
     mounts  supervised
         mounts               the mounts that this process sees, and taking them away
         supervised           processes that outlive the daemon: started, found again, ended
-    jobs  config  private  remembered  syscalls  complaints  foreign_json  trees  mountinfo
+    jobs  config  private  remembered  retries  syscalls  complaints  foreign_json  trees  mountinfo
         jobs                 background work with an owner
         config               the configuration, and every default
         private              who may reach our files
         remembered           answers that hold until a program, or the machine, changes
+        retries              when what failed is tried again, and how much at once
         syscalls             the system calls that Python lacks: the only ctypes
         complaints           what libraries, asyncio and uncaught errors would print, in our log and words
         foreign_json    P    JSON of images and registries, read within bounds

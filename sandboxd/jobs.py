@@ -5,7 +5,7 @@ Rules:
    only waits for it.
 2. A job that is requested again while it runs is joined, not repeated.
 3. A permanent loop (`watch`) is named, logged when it ends, and restarted with backoff.
-4. `drain` waits for jobs and never cancels them; loops are cancelled.
+4. `drain` waits for jobs and never cancels them; loops are cancelled, and so is what runs in the `background`.
 5. A key may hold a whole request. Logs and asyncio name a job by `described`, never by its key.
 6. Long work on files runs in threads, a piece at a time (`in_pieces`): it delays neither other work nor a shutdown.
 """
@@ -61,6 +61,7 @@ class Jobs:
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
         self._loops: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._locks: dict[str, _Turnstile] = {}
 
     async def run_to_end(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -77,6 +78,12 @@ class Jobs:
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Start a job in the background, unless one with this key is running; a failure is logged."""
         self._spawn(key, work, unobserved=True)
+
+    def background(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """`start` for work that the next start of the daemon takes up again: `drain` cancels it."""
+        task = self._spawn(key, work, unobserved=True)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _spawn(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], unobserved: bool) -> asyncio.Task[T]:
         task = self._running.get(key)
@@ -100,6 +107,10 @@ class Jobs:
     def in_flight(self) -> tuple[Hashable, ...]:
         """Keys of the running jobs."""
         return tuple(self._running)
+
+    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
+        """The running jobs, to be waited for."""
+        return tuple(self._running.values())
 
     def watch(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Keep `loop` running until `drain`: when it ends or fails, log it and start it again."""
@@ -148,9 +159,10 @@ class Jobs:
 
         Returns the keys of the jobs still running.
         """
-        for task in tuple(self._loops):
+        cancelled = (*self._loops, *self._background)
+        for task in cancelled:
             task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await asyncio.gather(*cancelled, return_exceptions=True)
         clock = asyncio.get_running_loop().time
         deadline = clock() + grace
         while self._running and (remaining := deadline - clock()) > 0:

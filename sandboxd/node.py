@@ -22,6 +22,7 @@ from sandboxd.model import Attachment, FsInfo, ImageRecord, Owed
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
 from sandboxd.remembered import Remembered
+from sandboxd.retries import Retries
 
 
 class Netns(Protocol):
@@ -176,3 +177,4 @@ class Node:
     runtime: Runtime
     images: Images
     logs: Logs
+    retries: Retries = field(default_factory=Retries)

@@ -28,7 +28,7 @@ from sandboxd.machine import programs
 from sandboxd.machine.handlers import RUNC_SHIM
 from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
-from sandboxd.operations import Held, hold, perform, running_container
+from sandboxd.operations import Held, perform, running_container
 
 log = structlog.get_logger(__name__)
 
@@ -223,29 +223,15 @@ async def undo(held: Held, container_id: str) -> None:
     await in_pieces(trees.remove(str(scratch)))
 
 
-async def undo_all(node: Node, seconds: float) -> None:
-    """`undo` every interrupted checkpoint, each in at most `seconds`.
-
-    A failure is logged, and retried by the next call.
-    """
+def interrupted(node: Node) -> list[tuple[str, str]]:
+    """(container id, the pod whose lock `undo` needs) of each checkpoint that was interrupted."""
     try:
         left = os.listdir(node.places.checkpoints)
     except FileNotFoundError:
-        return
-    for container_id in left:
-        container = node.ledger.containers.get(container_id)
-        owner = container.sandbox_id if container else container_id
-        if owner in node.jobs.held():
-            continue
-        log.warning("a checkpoint was interrupted, its container is resumed", container=container_id)
-        try:
-            async with asyncio.timeout(seconds), hold(node, owner) as held:
-                await undo(held, container_id)
-        except Exception as exc:
-            words = str(exc) or type(exc).__name__
-            log.error(
-                "a checkpoint could not be undone, it is tried again later", container=container_id, error=words
-            )
+        return []
+    containers, busy = node.ledger.containers, node.jobs.held()
+    owners = {id_: containers[id_].sandbox_id if id_ in containers else id_ for id_ in left}
+    return [(container_id, owner) for container_id, owner in owners.items() if owner not in busy]
 
 
 async def _criu_has_ended(scratch: Path) -> None:

@@ -2,7 +2,8 @@
 
 run        RunPodSandbox: record, netns, network and pause at once, start
 teardown   the one way back: failed runs, Stop, Remove and recovery are this code
-network    a pod's attachment: ADD, DEL, and the debts of DELs that failed
+network    a pod's attachment: ADD, DEL, and what of a DEL failed
+debts      DELs that failed: listed, tried again, forgiven
 ending     how pods end: with their pause container
 resources  limits that change after the creation
 files      hosts, hostname, resolv.conf, shared memory, the pod's cgroup

@@ -1,13 +1,20 @@
 """Gather, reconcile, apply: at start, whenever the event stream was lost, and periodically.
 
-Every repair is bounded in time and fails alone: neither a bad object nor a bug in one repair prevents the daemon from
-starting or stops the periodic comparison.
+Each repair is a job of its own: bounded in time, failing alone, and after a failure tried again by a later
+comparison, with pauses that grow. A comparison waits a moment for those that make records true. It does not wait for
+those that run plugins or end processes, so that none that is stuck holds up the start, another repair or the next
+comparison. They are in line for the pod's lock before it returns: requests for such a pod come after them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -17,21 +24,32 @@ from sandboxd.containers import checkpoint
 from sandboxd.containers.ending import settle_container
 from sandboxd.containers.exec import end_leftovers
 from sandboxd.containers.remove import remove_remains
-from sandboxd.errors import SandboxdError
+from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.logs.client import fifo_paths
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
-from sandboxd.operations import hold
-from sandboxd.pods import files, network
+from sandboxd.operations import Held, hold
+from sandboxd.pods import debts, files
 from sandboxd.pods.ending import settle_sandbox
-from sandboxd.pods.reconcile import Action, Repair, Seen, reconcile
-from sandboxd.pods.teardown import remove_sandbox
+from sandboxd.pods.reconcile import PROMPT, Action, Repair, Seen, reconcile
+from sandboxd.pods.teardown import remove_abandoned
 
 log = structlog.get_logger(__name__)
 
-REPAIR_SECONDS = 90.0  # a repair may have to wait for a plugin's own limit
+REPAIR_SECONDS = 90.0  # for a repair without limits of its own, once it has its turn
+PROMPT_SECONDS = 5.0  # that a comparison waits for the repairs that make records true
 
 _SEEN = {TaskState.CREATED: Seen.CREATED, TaskState.STOPPED: Seen.STOPPED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """A repair that can be done."""
+
+    key: tuple[str, str]  # what is done, the id of what it is done to
+    do: Callable[[], Awaitable[None]]
+    prompt: bool = False
+    quiet: bool = False  # who does it logs how it fails
 
 
 async def recover(node: Node) -> None:
@@ -63,39 +81,69 @@ async def compare_forever(node: Node, every: float) -> None:
 
 
 async def _round(node: Node, *, starting_up: bool) -> None:
-    await checkpoint.undo_all(node, REPAIR_SECONDS)
     tasks = {task_id: _seen(task) for task_id, task in (await node.runtime.list()).items()}
+    # What is not busy now is in no operation's hands; nothing changes before the repairs have begun.
     repairs = reconcile(
         node.ledger.sandboxes,
         node.ledger.containers,
         node.ledger.attachments,
         tasks,
-        busy=frozenset() if starting_up else node.jobs.held(),
+        busy=node.jobs.held(),
         starting_up=starting_up,
-        now=time.time_ns(),
     )
+    begun = [_begin(node, work) for work in _works(node, repairs) if node.retries.due(work.key)]
+    await asyncio.sleep(0)  # each gets in line for its lock
+    if prompt := [task for task in begun if task is not None]:
+        await asyncio.wait(prompt, timeout=PROMPT_SECONDS)
+
+
+def _works(node: Node, repairs: Iterable[Repair]) -> Iterator[_Work]:
     for repair in repairs:
-        log.info("repairing", repair=repair.describe())
-        try:
-            async with asyncio.timeout(REPAIR_SECONDS):
-                with steps.operation("recover"):
-                    await _apply(node, repair)
-        except Exception as exc:
-            _failed("a repair failed, it is tried again later", exc, repair=repair.describe())
-    for container in tuple(node.ledger.containers.values()):
+        yield _Work(
+            key=repair.key,
+            do=partial(_apply, node, repair),
+            prompt=repair.action in PROMPT,
+            quiet=repair.action is Action.PAY_DEBT,
+        )
+    for container_id, owner in checkpoint.interrupted(node):
+        yield _Work(key=("UNDO_CHECKPOINT", container_id), do=partial(_undo_checkpoint, node, container_id, owner))
+    for container in node.ledger.containers.values():
         if container.state is ContainerState.RUNNING:
-            try:
-                await end_leftovers(node, container.id)
-            except Exception as exc:
-                _failed("a process was left behind, it is tried again later", exc, container=container.id)
+            again = Repair(action=Action.REOPEN_LOG, id=container.id)
+            if node.retries.failing(again.key):
+                yield _Work(key=again.key, do=partial(_apply, node, again))
+            if os.path.isdir(node.places.execs(container.id)):
+                yield _Work(key=("END_PROCESSES", container.id), do=partial(_end_leftovers, node, container.id))
 
 
-def _failed(what: str, exc: Exception, **of: str) -> None:
-    """Log a failure, with a traceback if it was unexpected."""
-    if isinstance(exc, SandboxdError | OSError | TimeoutError):
-        log.error(what, error=str(exc) or type(exc).__name__, **of)
+def _begin(node: Node, work: _Work) -> asyncio.Task[None] | None:
+    """Start the repair, unless it is under way; the job, if it is one to wait for."""
+    key = ("repair", *work.key)
+    if work.prompt:
+        return node.jobs.spawn(key, lambda: _carried_out(node, work))
+    node.jobs.background(key, lambda: _carried_out(node, work))
+    return None
+
+
+async def _carried_out(node: Node, work: _Work) -> None:
+    """Do the repair, and note how it ended. A failure is logged once, with a traceback if it was unexpected."""
+    try:
+        with steps.operation("recover"):
+            await work.do()
+    except Exception as exc:
+        expected = isinstance(exc, SandboxdError | OSError | TimeoutError)
+        words = (str(exc) or type(exc).__name__) if expected else disclosure.sentence(exc)
+        news = node.retries.failed(work.key, words)
+        what, of = work.key
+        (log.error if news and not work.quiet else log.debug)(
+            "a repair failed, it is tried again later",
+            repair=what.lower().replace("_", " "),
+            of=of,
+            error=words,
+            exc_info=None if expected else exc,
+        )
     else:
-        log.error(what, error=disclosure.sentence(exc), exc_info=exc, **of)
+        node.retries.succeeded(work.key)
 
 
 def _seen(task: Task) -> Seen:
@@ -103,39 +151,80 @@ def _seen(task: Task) -> Seen:
 
 
 async def _apply(node: Node, repair: Repair) -> None:
+    (log.debug if node.retries.failing(repair.key) else log.info)("repairing", repair=repair.describe())
     match repair.action:
         case Action.REMOVE_SANDBOX:
-            await remove_sandbox(node, repair.id)
-        case Action.SETTLE_SANDBOX:
-            await settle_sandbox(node, repair.id)
-        case Action.REMOVE_CONTAINER:
-            async with hold(node, node.ledger.containers[repair.id].sandbox_id) as held:
-                await remove_remains(held, repair.id)
-        case Action.SETTLE_CONTAINER:
-            # What it wrote before it ended is still in its FIFOs, if its shim lives.
-            await _open_log(node, node.ledger.containers[repair.id])
-            await settle_container(node, repair.id)
-        case Action.CONFIRM_RUNNING:
-            task = await node.runtime.get(repair.id)
-            await _open_log(node, node.ledger.containers[repair.id])
-            node.ledger.update_container(repair.id, pid=task.pid, started_at=time.time_ns())
-            await settle_container(node, repair.id)
-        case Action.UNDO_START:
-            await node.runtime.kill(repair.id, 9)
-            await node.runtime.delete(repair.id)
-        case Action.REOPEN_LOG:
-            await _open_log(node, node.ledger.containers[repair.id])
+            await remove_abandoned(node, repair.id)
         case Action.PAY_DEBT:
-            await _pay(node, repair.id)
+            await debts.pay(node, repair.id)
+        case Action.SETTLE_SANDBOX:
+            async with _bounded(node):
+                await settle_sandbox(node, repair.id)
+        case Action.SETTLE_CONTAINER:
+            async with _bounded(node):
+                # What it wrote before it ended is still in its FIFOs, if its shim lives.
+                await _open_log(node, repair.id)
+                await settle_container(node, repair.id)
+        case Action.REOPEN_LOG:
+            async with _bounded(node):
+                await _open_log(node, repair.id)
+        case Action.REMOVE_CONTAINER:
+            async with _held(node, repair.id, ContainerState.CREATING) as held:
+                if held:
+                    await remove_remains(held, repair.id)
+        case Action.CONFIRM_RUNNING | Action.UNDO_START:
+            async with _held(node, repair.id, ContainerState.CREATED) as held:
+                if held:
+                    await _decide_start(node, repair.id)
 
 
-async def _open_log(node: Node, container: ContainerRecord) -> None:
-    fifos = fifo_paths(node.places.streams(container.id))
-    if fifos:
+@asynccontextmanager
+async def _bounded(node: Node) -> AsyncIterator[None]:
+    """A turn, and a limit of its own."""
+    async with node.retries.lane(""), asyncio.timeout(REPAIR_SECONDS):
+        yield
+
+
+@asynccontextmanager
+async def _held(node: Node, container_id: str, state: ContainerState) -> AsyncIterator[Held | None]:
+    """The lock on the container's pod, if the container is still in this state."""
+    container = node.ledger.containers.get(container_id)
+    if container is None:
+        yield None
+        return
+    async with hold(node, container.sandbox_id) as held, _bounded(node):
+        now = node.ledger.containers.get(container_id)
+        yield held if now is not None and now.state is state else None
+
+
+async def _decide_start(node: Node, container_id: str) -> None:
+    """A start was cut off: record that the container runs, or undo what had not begun to run."""
+    try:
+        task = await node.runtime.get(container_id)
+    except NotFound:
+        return
+    if task.state is TaskState.CREATED:
+        await node.runtime.kill(container_id, 9)
+        await node.runtime.delete(container_id)
+        return
+    await _open_log(node, container_id)
+    node.ledger.update_container(container_id, pid=task.pid, started_at=time.time_ns())
+    await settle_container(node, container_id)
+
+
+async def _open_log(node: Node, container_id: str) -> None:
+    container: ContainerRecord | None = node.ledger.containers.get(container_id)
+    fifos = fifo_paths(node.places.streams(container_id)) if container else {}
+    if container and fifos:
         await node.logs.open(container.id, fifos, container.log_path, resume=True)
 
 
-async def _pay(node: Node, sandbox_id: str) -> None:
-    async with hold(node, sandbox_id) as held:
-        await network.settle_debts(held)
-    log.info("network debt paid", sandbox=sandbox_id)
+async def _undo_checkpoint(node: Node, container_id: str, owner: str) -> None:
+    log.warning("a checkpoint was interrupted, its container is resumed", container=container_id)
+    async with hold(node, owner) as held, _bounded(node):
+        await checkpoint.undo(held, container_id)
+
+
+async def _end_leftovers(node: Node, container_id: str) -> None:
+    async with _bounded(node):
+        await end_leftovers(node, container_id)

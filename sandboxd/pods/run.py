@@ -35,7 +35,7 @@ from sandboxd.operations import Held, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import files, network
 from sandboxd.pods.ending import settle_sandbox
-from sandboxd.pods.teardown import teardown
+from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, teardown
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +65,9 @@ async def _run(
     held: Held, pause_image: Callable[[], Awaitable[ImageRecord]], config: cri.PodSandboxConfig, handler: str
 ) -> str:
     node = held.node
-    existing = node.ledger.sandbox_named(sandbox_name(config.metadata))
+    name = sandbox_name(config.metadata)
+    await _wait_for_name(node, name)
+    existing = node.ledger.sandbox_named(name)
     if existing is not None:
         return _again(existing, config, handler)
     pause = await pause_image()
@@ -89,6 +91,18 @@ async def _run(
     # If pause exited at once, its exit event came before the pod was recorded as running and was ignored.
     node.jobs.start(("started", record.id), lambda: settle_sandbox(node, record.id))
     return record.id
+
+
+async def _wait_for_name(node: Node, name: str) -> None:
+    """If the name is that of a pod whose creation was cut off, see that this is undone."""
+    left = node.ledger.sandbox_named(name)
+    if left is None or left.started_at:
+        return
+    if left.id not in node.jobs.held() or being_abandoned(node, left.id):
+        try:
+            await remove_abandoned(node, left.id)
+        except SandboxdError as exc:
+            log.warning("the name of a new pod is still taken", pod=name, sandbox=left.id, error=str(exc))
 
 
 async def _check_user_namespace(node: Node, config: cri.PodSandboxConfig, handler: str) -> None:
@@ -201,6 +215,6 @@ async def _roll_back(held: Held, cause: BaseException) -> None:
     try:
         await teardown(held, remove=True)
     except SandboxdError as left:
-        failure = f"{disclosure.words(cause)}; cleaning up: {left}"
+        failure = f"{disclosure.words(cause)}{UNDOING}{left}"
         held.node.ledger.update_sandbox(held.sandbox_id, failure=failure)
         raise

@@ -28,6 +28,8 @@ from sandboxd.oci import userns as oci_userns
 from sandboxd.operations import Held, cleaning, perform
 from sandboxd.pods import files, network
 
+UNDOING = "; cleaning up: "  # in a record's failure: between why its creation failed and why that was not undone
+
 
 async def stop_sandbox(node: Node, sandbox_id: str) -> None:
     """StopPodSandbox: free what the pod holds, keep its records. No error if there is no such pod."""
@@ -37,6 +39,40 @@ async def stop_sandbox(node: Node, sandbox_id: str) -> None:
 async def remove_sandbox(node: Node, sandbox_id: str) -> None:
     """RemovePodSandbox: leave nothing. No error if there is no such pod."""
     await perform(node, "RemovePodSandbox", sandbox_id, lambda held: teardown(held, remove=True))
+
+
+async def remove_abandoned(node: Node, sandbox_id: str) -> None:
+    """Remove a pod that never came to be: its creation was cut off, or could not be undone.
+
+    Joined by who wants its name meanwhile. No error if there is no such pod, or if it has come to be.
+    """
+
+    async def work(held: Held) -> None:
+        record = node.ledger.sandboxes.get(sandbox_id)
+        if record is None or record.started_at:
+            return
+        networks = [attachment.network for attachment in node.ledger.attachments_of(sandbox_id)]
+        cause, undoing, _ = record.failure.partition(UNDOING)
+        try:
+            async with node.retries.lane(networks[0] if networks else ""):
+                await teardown(held, remove=True)
+        except SandboxdError as exc:
+            if undoing:  # why the creation failed is still to be known
+                node.ledger.update_sandbox(sandbox_id, failure=f"{cause}{UNDOING}{exc}")
+            raise
+
+    verb, *key = _abandoning(sandbox_id)
+    await perform(node, verb, sandbox_id, work, key=tuple(key))
+
+
+def being_abandoned(node: Node, sandbox_id: str) -> bool:
+    """Whether `remove_abandoned` is at work on it."""
+    return _abandoning(sandbox_id) in node.jobs.in_flight()
+
+
+def _abandoning(sandbox_id: str) -> tuple[str, ...]:
+    """The name of its job."""
+    return "recover", "abandoned", sandbox_id
 
 
 async def teardown(held: Held, *, remove: bool) -> None:

@@ -7,6 +7,7 @@ or hang.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -147,6 +148,12 @@ class Bundle:
         await start_container(self.node, container_id)
         await self.settled()
         return container_id
+
+    async def repaired(self) -> None:
+        """Return once no job runs any more, repairs in the background included, which `settled` ends."""
+        async with asyncio.timeout(JOBS_SECONDS):
+            while running := self.node.jobs.tasks():
+                await asyncio.wait(running)
 
     async def settled(self) -> None:
         """Return once no job runs any more, as after an operation that has started some."""

@@ -321,6 +321,33 @@ async def test_drain_ends_the_loops_and_waits_for_the_jobs() -> None:
     assert await draining == ()
 
 
+async def test_drain_ends_what_runs_in_the_background_but_not_what_that_has_asked_for() -> None:
+    jobs, work, asked = Jobs(), Work(), Work()
+    jobs.background("a", work)
+    jobs.background("a", work)
+    jobs.background("b", lambda: jobs.run_to_end("c", asked))
+    await settle()
+    assert (work.runs, jobs.in_flight()) == (1, ("a", "b", "c"))
+
+    draining = asyncio.create_task(jobs.drain(3600))
+    await settle()
+    assert jobs.in_flight() == ("c",)
+    asked.outcome.set_result("")
+    assert await draining == ()
+
+
+async def test_the_background_work_that_fails_is_logged() -> None:
+    jobs, work = Jobs(), Work()
+    jobs.background("a", work)
+    await settle()
+
+    with structlog.testing.capture_logs() as logged:
+        work.outcome.set_exception(ValueError("no"))
+        await settle()
+
+    assert [entry["job"] for entry in logged] == ["a"]
+
+
 async def test_drain_waits_for_what_a_job_starts_too() -> None:
     jobs, first, second = Jobs(), Work(), Work()
 

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from sandboxd.containerd.tasks import TaskState
-from sandboxd.containers.checkpoint import checkpoint_container, undo, undo_all
+from sandboxd.containers.checkpoint import checkpoint_container, interrupted, undo
 from sandboxd.containers.remove import remove_container
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.operations import hold
@@ -112,7 +111,7 @@ async def test_without_criu_that_is_what_is_missing(fakes: Bundle, running: str)
         await checkpoint_container(fakes.node, running, str(fakes.directory / "c.tar"), 60)
 
 
-async def interrupted(fakes: Bundle, container_id: str) -> Path:
+async def cut_off(fakes: Bundle, container_id: str) -> Path:
     """What a daemon leaves that dies while it writes the archive; the archive so far."""
     scratch = Path(fakes.places.checkpoint(container_id))
     (scratch / "work").mkdir(parents=True)
@@ -124,27 +123,29 @@ async def interrupted(fakes: Bundle, container_id: str) -> Path:
 
 
 async def test_an_interrupted_one_is_undone_and_the_container_runs_on(fakes: Bundle, running: str) -> None:
-    half = await interrupted(fakes, running)
+    half = await cut_off(fakes, running)
+    owner = fakes.node.ledger.containers[running].sandbox_id
 
-    with structlog.testing.capture_logs() as logs:
-        await undo_all(fakes.node, 10)
+    assert interrupted(fakes.node) == [(running, owner)]
+    async with hold(fakes.node, owner) as held:
+        await undo(held, running)
 
     assert state(fakes, running) is TaskState.RUNNING
     assert not half.exists() and gathered(fakes) == []
-    assert [entry["log_level"] for entry in logs] == ["warning"]
+    assert interrupted(fakes.node) == []
 
 
 async def test_one_that_is_being_taken_is_left_alone(fakes: Bundle, running: str) -> None:
-    half = await interrupted(fakes, running)
+    half = await cut_off(fakes, running)
 
     async with hold(fakes.node, fakes.node.ledger.containers[running].sandbox_id):
-        await undo_all(fakes.node, 10)
+        assert interrupted(fakes.node) == []
 
     assert half.exists() and state(fakes, running) is TaskState.PAUSED
 
 
 async def test_undoing_is_idempotent(fakes: Bundle, running: str) -> None:
-    await interrupted(fakes, running)
+    await cut_off(fakes, running)
     async with hold(fakes.node, fakes.node.ledger.containers[running].sandbox_id) as held:
         await undo(held, running)
         await undo(held, running)
@@ -152,7 +153,7 @@ async def test_undoing_is_idempotent(fakes: Bundle, running: str) -> None:
 
 
 async def test_removing_the_container_removes_what_its_checkpoint_gathered(fakes: Bundle, running: str) -> None:
-    half = await interrupted(fakes, running)
+    half = await cut_off(fakes, running)
 
     await remove_container(fakes.node, running)
 

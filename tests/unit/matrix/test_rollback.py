@@ -60,6 +60,7 @@ async def attempt(verb: Verb, here: World) -> None:
     assert not here.fakes.points.unreached, "the call that was to fail was not made"
     if verb.compared:
         await recover.compare(here.fakes.node)
+        await here.fakes.repaired()
     (verb.undone if failed else verb.done)(here)
 
 

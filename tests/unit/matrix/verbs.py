@@ -19,7 +19,7 @@ from sandboxd.containers import checkpoint, create, exec, remove, resources, sta
 from sandboxd.model import ContainerRecord, ContainerState, SandboxState
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import recover, teardown
+from sandboxd.pods import debts, teardown
 from sandboxd.pods import resources as pod_resources
 from tests.fakes.bundle import Bundle, container_config, pod_config
 from tests.fakes.runtime import Program
@@ -52,7 +52,11 @@ class World:
     def without_owner(self) -> list[str]:
         """What is there and belongs to no record: its name does not hold the id of one."""
         ledger = self.fakes.node.ledger
-        owners = {*ledger.sandboxes, *ledger.containers, *(owed.sandbox_id for owed in ledger.attachments)}
+        owners = {
+            *ledger.sandboxes,
+            *ledger.containers,
+            *(each.sandbox_id for each in ledger.attachments),
+        }
         return [item for item in self.there() if not any(owner[:16] in item for owner in owners)]
 
     async def run(self) -> str:
@@ -69,7 +73,7 @@ class World:
         for sandbox_id in tuple(node.ledger.sandboxes):
             await teardown.remove_sandbox(node, sandbox_id)
         for attachment in node.ledger.attachments:
-            await recover._pay(node, attachment.sandbox_id)
+            await debts.pay(node, attachment.sandbox_id)
         await self.fakes.settled()
 
 
@@ -232,7 +236,7 @@ async def pod_with_containers(world: World) -> None:
     await create.create_container(world.fakes.node, world.sandbox_id, container_config("idle"))
 
 
-def debts(world: World) -> list[str]:
+def owed(world: World) -> list[str]:
     return [attachment.error for attachment in world.fakes.node.ledger.attachments]
 
 
@@ -242,8 +246,8 @@ def pod_stopped(world: World) -> None:
     assert not world.fakes.runtime.tasks
     assert not world.fakes.kernel.mounts
     assert not world.fakes.logs.opened
-    if debts(world):
-        assert all(debts(world))
+    if owed(world):
+        assert all(owed(world))
     else:
         assert not world.fakes.netns.pinned
         assert not world.fakes.cni.left()
@@ -251,8 +255,8 @@ def pod_stopped(world: World) -> None:
 
 def pod_gone(world: World) -> None:
     assert not world.fakes.node.ledger.sandboxes
-    if debts(world):
-        assert all(debts(world))
+    if owed(world):
+        assert all(owed(world))
         return
     assert world.there() == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,8 @@ from sandboxd.model import (
     SandboxState,
 )
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods.reconcile import DEBT_FIRST_NS, DEBT_MAX_NS, Action, Repair, Seen, due, reconcile
+from sandboxd.pods.reconcile import Action, Repair, Seen, reconcile
 
-NOW = 10**18
 _TIMES: dict[SandboxState, dict[str, Any]] = {
     SandboxState.CREATING: {},
     SandboxState.READY: {"started_at": 2},
@@ -61,20 +61,18 @@ def container(state: ContainerState, id_: str = "c", sandbox_id: str = "s") -> C
     return record
 
 
-def debt(sandbox_id: str, network: str = "net", *, attempts: int = 1, tried_at: int = 0) -> Attachment:
+def debt(sandbox_id: str, network: str = "net", state: AttachmentState = AttachmentState.OWED) -> Attachment:
     return Attachment(
         sandbox_id=sandbox_id,
         network=network,
         ifname="eth0",
         netns_path="",
-        state=AttachmentState.OWED,
+        state=state,
         conf_file="",
         config=b"",
         plugin_path="",
         args="",
         capability_args=b"",
-        attempts=attempts,
-        tried_at=tried_at,
     )
 
 
@@ -83,7 +81,6 @@ def repairs(
     tasks: dict[str, Seen] | None = None,
     busy: frozenset[str] = frozenset(),
     starting_up: bool = True,
-    now: int = NOW,
 ) -> list[tuple[Action, str]]:
     """What is to be done, as (action, id)."""
     found = reconcile(
@@ -93,7 +90,6 @@ def repairs(
         tasks or {},
         busy=busy,
         starting_up=starting_up,
-        now=now,
     )
     return [(repair.action, repair.id) for repair in found]
 
@@ -106,7 +102,7 @@ ANY = (None, Seen.CREATED, Seen.RUNNING, Seen.STOPPED)
 @pytest.mark.parametrize("state", list(SandboxState))
 def test_what_is_done_about_a_sandbox(state: SandboxState, task: Seen | None, starting_up: bool) -> None:
     expected = None
-    if state is SandboxState.CREATING and starting_up:
+    if state is SandboxState.CREATING:
         expected = Action.REMOVE_SANDBOX
     if state is SandboxState.READY and task is not Seen.RUNNING:
         expected = Action.SETTLE_SANDBOX
@@ -119,14 +115,14 @@ def test_what_is_done_about_a_sandbox(state: SandboxState, task: Seen | None, st
 @pytest.mark.parametrize(
     ("state", "task", "at_start", "later"),
     [
-        (ContainerState.CREATING, None, Action.REMOVE_CONTAINER, None),
-        (ContainerState.CREATING, Seen.CREATED, Action.REMOVE_CONTAINER, None),
-        (ContainerState.CREATING, Seen.RUNNING, Action.REMOVE_CONTAINER, None),
-        (ContainerState.CREATING, Seen.STOPPED, Action.REMOVE_CONTAINER, None),
+        (ContainerState.CREATING, None, Action.REMOVE_CONTAINER, Action.REMOVE_CONTAINER),
+        (ContainerState.CREATING, Seen.CREATED, Action.REMOVE_CONTAINER, Action.REMOVE_CONTAINER),
+        (ContainerState.CREATING, Seen.RUNNING, Action.REMOVE_CONTAINER, Action.REMOVE_CONTAINER),
+        (ContainerState.CREATING, Seen.STOPPED, Action.REMOVE_CONTAINER, Action.REMOVE_CONTAINER),
         (ContainerState.CREATED, None, None, None),
-        (ContainerState.CREATED, Seen.CREATED, Action.UNDO_START, None),
-        (ContainerState.CREATED, Seen.RUNNING, Action.CONFIRM_RUNNING, None),
-        (ContainerState.CREATED, Seen.STOPPED, Action.CONFIRM_RUNNING, None),
+        (ContainerState.CREATED, Seen.CREATED, Action.UNDO_START, Action.UNDO_START),
+        (ContainerState.CREATED, Seen.RUNNING, Action.CONFIRM_RUNNING, Action.CONFIRM_RUNNING),
+        (ContainerState.CREATED, Seen.STOPPED, Action.CONFIRM_RUNNING, Action.CONFIRM_RUNNING),
         (ContainerState.RUNNING, None, Action.SETTLE_CONTAINER, Action.SETTLE_CONTAINER),
         (ContainerState.RUNNING, Seen.CREATED, Action.SETTLE_CONTAINER, Action.SETTLE_CONTAINER),
         (ContainerState.RUNNING, Seen.RUNNING, Action.REOPEN_LOG, None),
@@ -191,43 +187,35 @@ def test_sandboxes_come_before_containers_and_both_before_debts() -> None:
     ]
 
 
-def test_an_attachment_of_a_living_sandbox_is_no_debt() -> None:
-    assert repairs(sandbox(SandboxState.NOTREADY), debt("s")) == []
+@pytest.mark.parametrize("state", list(AttachmentState))
+def test_what_a_stopped_pod_owes_is_tried_again_and_what_a_pod_uses_is_left(state: AttachmentState) -> None:
+    owes = state in (AttachmentState.OWED, AttachmentState.DELETING)
+
+    found = repairs(sandbox(SandboxState.NOTREADY), debt("s", state=state), starting_up=False)
+
+    assert found == ([(Action.PAY_DEBT, "s")] if owes else [])
+
+
+@pytest.mark.parametrize("state", list(AttachmentState))
+def test_whatever_is_left_of_a_removed_pod_is_owed(state: AttachmentState) -> None:
+    assert repairs(debt("gone", state=state), starting_up=False) == [(Action.PAY_DEBT, "gone")]
+
+
+def test_the_debt_of_a_pod_that_never_came_to_be_goes_with_it() -> None:
+    assert repairs(sandbox(SandboxState.CREATING), debt("s")) == [(Action.REMOVE_SANDBOX, "s")]
+
+
+@pytest.mark.parametrize("starting_up", [True, False])
+def test_a_pod_whose_creation_could_not_be_undone_is_removed(starting_up: bool) -> None:
+    """No client was given its id, and its name must not stay taken."""
+    failed = replace(sandbox(SandboxState.CREATING), failure="no address; cleaning up: containerd does not answer")
+    assert failed.state is SandboxState.NOTREADY
+
+    assert repairs(failed, starting_up=starting_up) == [(Action.REMOVE_SANDBOX, "s")]
 
 
 def test_two_debts_of_a_sandbox_are_one_repair() -> None:
     assert repairs(debt("gone", "a"), debt("gone", "b")) == [(Action.PAY_DEBT, "gone")]
-
-
-def test_at_start_a_debt_is_tried_without_waiting() -> None:
-    fresh = debt("gone", attempts=9, tried_at=NOW)
-
-    assert repairs(fresh, starting_up=True) == [(Action.PAY_DEBT, "gone")]
-    assert repairs(fresh, starting_up=False) == []
-
-
-@pytest.mark.parametrize(
-    ("attempts", "wait"),
-    [
-        (0, DEBT_FIRST_NS),
-        (1, DEBT_FIRST_NS),
-        (2, DEBT_FIRST_NS * 2),
-        (3, DEBT_FIRST_NS * 4),
-        (6, DEBT_FIRST_NS * 32),
-        (7, DEBT_MAX_NS),
-        (60, DEBT_MAX_NS),
-        (10**9, DEBT_MAX_NS),
-    ],
-)
-def test_the_pause_before_the_next_attempt_doubles_up_to_a_limit(attempts: int, wait: int) -> None:
-    attachment = debt("gone", attempts=attempts, tried_at=NOW)
-
-    assert not due(attachment, NOW + wait - 1)
-    assert due(attachment, NOW + wait)
-
-
-def test_a_debt_that_was_never_tried_is_due() -> None:
-    assert due(debt("gone", attempts=0, tried_at=0), NOW)
 
 
 @pytest.mark.parametrize("action", list(Action))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,16 @@ import pytest
 import structlog
 
 from sandboxd.containers import checkpoint
-from sandboxd.errors import NotReady, Unavailable
+from sandboxd.errors import AlreadyExists, NotReady, Unavailable
+from sandboxd.model import Attachment, AttachmentState, SandboxState, sandbox_name
 from sandboxd.node import Node
 from sandboxd.pods import recover
 from sandboxd.pods.reconcile import Action, Repair
-from tests.fakes.bundle import CONTAINER, Bundle
+from sandboxd.pods.teardown import stop_sandbox
+from sandboxd.retries import Retries
+from tests.fakes.bundle import CONTAINER, POD, Bundle, pod_config
+from tests.fakes.points import Point
+from tests.unit.pods.requests import turns
 
 ERRORS = [
     MemoryError(),
@@ -70,9 +77,10 @@ async def test_after_a_repair_that_fails_the_next_is_made(
 
 @BY_TYPE
 async def test_leftovers_that_cannot_be_ended_do_not_end_the_round(
-    node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception
+    fakes: Bundle, node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     node.ledger.update_container(CONTAINER, started_at=4)
+    Path(node.places.execs(CONTAINER), "left").mkdir(parents=True)
     asked = []
 
     async def end_leftovers(node: Node, container_id: str) -> None:
@@ -82,13 +90,19 @@ async def test_leftovers_that_cannot_be_ended_do_not_end_the_round(
     monkeypatch.setattr(recover, "end_leftovers", end_leftovers)
     monkeypatch.setattr(recover, "reconcile", lambda *_, **__: [])
     await recover.recover(node)
+    await fakes.repaired()
     await recover.compare(node)
+    assert asked == [CONTAINER], "it failed a moment ago"
+
+    node.retries.hurry()
+    await recover.compare(node)
+    await fakes.repaired()
     assert asked == [CONTAINER] * 2
 
 
 @BY_TYPE
 async def test_a_checkpoint_that_cannot_be_undone_does_not_end_the_round(
-    node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+    fakes: Bundle, node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     Path(node.places.checkpoints, CONTAINER).mkdir(parents=True)
 
@@ -98,7 +112,9 @@ async def test_a_checkpoint_that_cannot_be_undone_does_not_end_the_round(
     monkeypatch.setattr(checkpoint, "undo", undo)
     failing(monkeypatch, applied, ValueError())
     await recover.recover(node)
+    await fakes.repaired()
     assert applied == ["first", "bad", "last"]
+    assert node.retries.failing(("UNDO_CHECKPOINT", CONTAINER))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RecursionError(), TypeError("a fault of ours")])
@@ -122,3 +138,183 @@ async def test_without_containerd_a_start_is_told_so_and_a_comparison_waits_for_
         await recover.recover(node)
     await recover.compare(node)
     assert applied == []
+
+
+# What is slow, or stuck
+
+
+async def test_a_failure_is_logged_once_and_tried_again_later(
+    fakes: Bundle, node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, applied, NotReady("not now"))
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            await recover.compare(node)
+            node.retries.hurry()
+    assert applied.count("bad") == 3
+    assert [line["log_level"] for line in lines if line["event"].startswith("a repair failed")] == [
+        "error",
+        "debug",
+        "debug",
+    ]
+    await recover.compare(node)
+    await recover.compare(node)
+    assert applied.count("bad") == 4, "the pauses grow"
+
+
+async def test_a_repair_that_is_stuck_is_not_waited_for_and_not_begun_again(
+    fakes: Bundle, node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = asyncio.Event()
+
+    async def apply(node: Node, repair: Repair) -> None:
+        applied.append(repair.id)
+        if repair.id == "bad":
+            await stuck.wait()
+
+    monkeypatch.setattr(recover, "_apply", apply)
+    monkeypatch.setattr(recover, "PROMPT_SECONDS", 0.01)
+    await recover.recover(node)
+    await recover.compare(node)
+    assert applied == ["first", "bad", "last", "first", "last"]
+
+    stuck.set()
+    await fakes.repaired()
+
+
+def owing(fakes: Bundle, number: int, **changes: Any) -> Attachment:
+    """The debt of a pod that has been removed."""
+    (pattern,) = fakes.node.ledger.attachments_of(POD)
+    id_ = f"{number:064x}"
+    owed = replace(pattern, sandbox_id=id_, state=AttachmentState.OWED, attempts=1, **changes)
+    return fakes.node.ledger.put_attachment(owed)
+
+
+async def test_neither_a_start_nor_a_pod_nor_another_debt_waits_for_a_debt_that_hangs(
+    fakes: Bundle, node: Node
+) -> None:
+    debts = [owing(fakes, number) for number in range(3)]
+    fakes.points.hang(Point("cni.delete", 1))
+    await recover.recover(node)
+    await fakes.points.hangs.wait()
+    await turns()
+
+    assert fakes.points.count("cni.delete") == 3
+    assert [each.sandbox_id for each in node.ledger.attachments] == [POD, debts[1].sandbox_id]
+    assert (await fakes.ready_pod(pod_config("another"))) in node.ledger.sandboxes
+    await recover.compare(node)
+    assert fakes.points.count("cni.delete") == 3, "it is under way"
+
+    fakes.points.release()
+    await fakes.repaired()
+    assert [each.sandbox_id for each in node.ledger.attachments if each.state is AttachmentState.OWED] == []
+
+
+async def test_the_debt_of_a_stopped_pod_is_paid_and_the_pod_stays(fakes: Bundle, node: Node) -> None:
+    fakes.points.fail_always("cni.delete", NotReady("not now"))
+    await stop_sandbox(node, POD)
+    fakes.points.reset()
+
+    await recover.compare(node)
+    await fakes.repaired()
+
+    assert not node.ledger.attachments and fakes.points.count("netns.remove") == 1
+    assert node.ledger.sandboxes[POD].stopped_at
+
+
+async def test_a_debt_is_tried_with_pauses_that_no_clock_stalls_and_at_once_after_a_restart(
+    fakes: Bundle, node: Node
+) -> None:
+    debt = owing(fakes, 1, tried_at=2**62)  # the clock was ahead
+    fakes.points.fail_always("cni.delete", NotReady("not now"))
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            await recover.compare(node)
+            await fakes.repaired()
+    assert fakes.points.count("cni.delete") == 1
+    assert not [line for line in lines if line["log_level"] == "error"]
+
+    fakes.points.reset()
+    again = replace(node, retries=Retries())  # of the next daemon
+    await recover.recover(again)
+    await fakes.repaired()
+    assert not node.ledger.attachments_of(debt.sandbox_id)
+
+
+async def test_a_del_that_a_restart_cut_off_is_tried_again_for_a_stopped_pod(fakes: Bundle, node: Node) -> None:
+    fakes.points.hang(Point("cni.delete", 0))
+    stopping = asyncio.ensure_future(stop_sandbox(node, POD))
+    await fakes.points.hangs.wait()
+    (attachment,) = node.ledger.attachments
+    assert attachment.state is AttachmentState.DELETING
+    assert not [work for work in node.jobs.in_flight() if "repair" in str(work)]
+    await recover.compare(node)
+    assert not [work for work in node.jobs.in_flight() if "repair" in str(work)], "the pod is busy"
+    fakes.points.release()
+    await stopping
+
+    node.ledger.put_attachment(attachment)  # as if the daemon had died there
+    await recover.recover(node)
+    await fakes.repaired()
+    assert not node.ledger.attachments
+
+
+# Pods that never came to be
+
+
+async def interrupted(fakes: Bundle) -> str:
+    """A pod whose creation a daemon's death cut off."""
+    node = fakes.with_records(started=False)
+    node.ledger.remove_container(CONTAINER)
+    assert node.ledger.sandboxes[POD].state is SandboxState.CREATING
+    return POD
+
+
+async def test_an_interrupted_pod_is_removed_behind_the_start_and_its_name_waits_for_that(fakes: Bundle) -> None:
+    await interrupted(fakes)
+    node = fakes.node
+    fakes.points.hang(Point("cni.delete", 0))
+    await recover.recover(node)
+    await fakes.points.hangs.wait()
+    assert POD in node.jobs.held()
+
+    asked = asyncio.ensure_future(fakes.ready_pod(pod_config()))
+    await turns()
+    assert not asked.done()
+    fakes.points.release()
+
+    assert await asked != POD
+    assert [record.name for record in node.ledger.sandboxes.values()] == [sandbox_name(pod_config().metadata)]
+    assert fakes.points.count("cni.delete") == 1
+
+
+async def test_a_name_that_an_interrupted_pod_holds_is_freed_by_who_wants_it(fakes: Bundle) -> None:
+    await interrupted(fakes)
+    assert await fakes.ready_pod(pod_config()) != POD
+    assert POD not in fakes.node.ledger.sandboxes
+
+
+async def test_a_name_that_cannot_be_freed_is_taken_and_the_reason_is_said(fakes: Bundle) -> None:
+    await interrupted(fakes)
+    fakes.points.fail_always("runtime.kill", Unavailable("containerd does not answer"))
+    with pytest.raises(AlreadyExists, match="containerd does not answer"):
+        await fakes.ready_pod(pod_config())
+    fakes.points.reset()
+
+    await recover.compare(fakes.node)
+    await fakes.repaired()
+
+    assert not fakes.node.ledger.sandboxes, "it is nobody's, and not kept for a restart"
+
+
+async def test_a_start_that_was_cut_off_is_decided_under_the_lock_as_things_are_then(
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may have started the container between the comparison and the repair."""
+    node = fakes.with_records()
+    node.ledger.update_container(CONTAINER, started_at=4)
+    for action in (Action.UNDO_START, Action.CONFIRM_RUNNING, Action.REMOVE_CONTAINER):
+        await recover._apply(node, Repair(action=action, id=CONTAINER))
+        await recover._apply(node, Repair(action=action, id="gone"))
+    assert not fakes.points.count("runtime.kill") and not fakes.points.count("runtime.delete_container")
+    assert CONTAINER in node.ledger.containers
