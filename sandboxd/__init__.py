@@ -15,7 +15,8 @@ modules: no IO, no clock, no environment, no async.
         containers  inside   containers, what is run or reached inside of them,
         usage  events        what they use, what happens to them
         images               CRI's ImageService
-        host  transfer       our own Host service: reading, and images in and out
+        host  transfer       our own Host service: reading, images in and out,
+        debts                and networks that pods still owe a DEL
         lookup               which records a request is about: ids, filters
         views           P    records to messages
         usage_views     P    the same for records of use

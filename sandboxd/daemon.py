@@ -52,7 +52,7 @@ from sandboxd.node import Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
 from sandboxd.places import Places
-from sandboxd.pods import follow
+from sandboxd.pods import debts, follow
 from sandboxd.pods.recover import compare_forever, recover
 from sandboxd.registry import credential_helper
 from sandboxd.registry.client import Ranges, Registries
@@ -122,7 +122,7 @@ async def serve(config: Config) -> None:
         streaming = _streaming(config, jobs)
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
         pause = PauseImage(images, pulls, jobs, config.runtime)
-        metrics = Metrics(pulls, sandboxd.__version__)
+        metrics = Metrics(pulls, sandboxd.__version__, lambda: [debt.attachment for debt in debts.listed(node)])
         stack.callback(steps.subscribe(metrics.step))
         server = _server(config, node, images, pause, pulls, client, streaming, condition, metrics)
         await server.start()

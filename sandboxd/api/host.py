@@ -8,11 +8,10 @@ from typing import Any
 
 from sandboxd.api import views
 from sandboxd.api.lookup import Lookup
-from sandboxd.cni import result as cni_result
-from sandboxd.errors import InvalidRequest, NotReady, PluginFailed
+from sandboxd.errors import InvalidRequest, NotReady
 from sandboxd.ledger import Ledger
 from sandboxd.logs import reader
-from sandboxd.model import Attachment, ContainerState
+from sandboxd.model import ContainerState
 from sandboxd.node import Logs, Netns
 from sandboxd.pb.host.v1 import host_pb2
 
@@ -39,7 +38,7 @@ class Host:
             pid=record.pid,
             netns_inode=self._netns.inode(record.netns_path) if record.netns_path else 0,
             steps=[views.step(step) for step in self._ledger.timeline(record.id)],
-            attachments=[views.attachment(a, _ips(a)) for a in self._ledger.attachments_of(record.id)],
+            attachments=[views.attachment(a) for a in self._ledger.attachments_of(record.id)],
         )
 
     async def ReadLogs(
@@ -62,12 +61,3 @@ class Host:
                         for e in batch
                     ]
                 )
-
-
-def _ips(attachment: Attachment) -> tuple[str, ...]:
-    if not attachment.result:
-        return ()
-    try:
-        return cni_result.pod_ips(cni_result.parse_result(attachment.result, attachment.network), attachment.ifname)
-    except PluginFailed:
-        return ()  # the raw result is shown beside it

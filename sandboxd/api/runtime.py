@@ -12,7 +12,7 @@ from sandboxd.config import effective
 from sandboxd.machine import handlers
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import cidr
+from sandboxd.pods import cidr, debts
 
 # What CRI clients compare with; it is the version of the kubelet's runtime API, not of sandboxd.
 KUBE_API_VERSION = "0.1.0"
@@ -84,7 +84,7 @@ class Runtime:
         )
 
     def _info(self, choice: Choice) -> dict[str, str]:
-        debts = [a for a in self._node.ledger.attachments if a.sandbox_id not in self._node.ledger.sandboxes]
+        owed = [debt.attachment for debt in debts.listed(self._node)]
         return {
             "config": json.dumps({name: value for name, value, _ in effective(self._node.config)}),
             "network": json.dumps(
@@ -94,8 +94,14 @@ class Runtime:
                     "plugins": [p["type"] for p in choice.config.plugins] if choice.config else [],
                     "problems": [f"{p.path}: {p.text}" for p in choice.problems],
                     "debts": [
-                        {"sandbox": a.sandbox_id, "network": a.network, "error": a.error, "attempts": a.attempts}
-                        for a in debts
+                        {
+                            "sandbox": a.sandbox_id,
+                            "pod": a.pod,
+                            "network": a.network,
+                            "error": a.error,
+                            "attempts": a.attempts,
+                        }
+                        for a in owed
                     ],
                 }
             ),

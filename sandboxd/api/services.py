@@ -14,6 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from sandboxd.announce import Announcer
 from sandboxd.api.containers import Containers
+from sandboxd.api.debts import Debts
 from sandboxd.api.events import Events
 from sandboxd.api.host import Host
 from sandboxd.api.images import Images
@@ -103,6 +104,7 @@ def host_service(
     composed = compose(
         host_pb2.DESCRIPTOR.services_by_name["Host"],
         Host(node.ledger, node.netns, node.logs, exposition),
+        Debts(node),
         Transfer(images, pulls, Uploads(images, node.jobs, node.places.uploads), node.jobs),
     )
     return cast(host_pb2_grpc.HostServicer, composed)

@@ -8,6 +8,8 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from sandboxd.cni import result as cni_result
+from sandboxd.errors import PluginFailed
 from sandboxd.model import Attachment, ContainerRecord, ContainerState, ImageRecord, SandboxRecord, SandboxState
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
@@ -186,7 +188,7 @@ def _execution(plugin: PluginExecution) -> host_pb2.PluginExecution:
     )
 
 
-def attachment(record: Attachment, ips: Iterable[str]) -> host_pb2.Attachment:
+def attachment(record: Attachment) -> host_pb2.Attachment:
     """A network attachment of the host API."""
     return host_pb2.Attachment(
         network=record.network,
@@ -197,5 +199,35 @@ def attachment(record: Attachment, ips: Iterable[str]) -> host_pb2.Attachment:
         result=record.result,
         error=record.error,
         attempts=record.attempts,
-        ips=ips,
+        ips=_ips(record),
     )
+
+
+def debt(record: Attachment, next_at: int, *, exists: bool) -> host_pb2.Debt:
+    """A debt of the host API. `exists`: the pod's record is there."""
+    return host_pb2.Debt(
+        pod_sandbox_id=record.sandbox_id,
+        pod=record.pod,
+        pod_exists=exists,
+        network=record.network,
+        ifname=record.ifname,
+        netns_path=record.netns_path,
+        ips=_ips(record),
+        plugins=[
+            host_pb2.OwedPlugin(plugin=each.plugin, error=each.error, attempts=each.attempts) for each in record.owed
+        ],
+        error=record.error,
+        attempts=record.attempts,
+        failed_at=record.failed_at,
+        tried_at=record.tried_at,
+        next_at=next_at,
+    )
+
+
+def _ips(attachment: Attachment) -> tuple[str, ...]:
+    if not attachment.result:
+        return ()
+    try:
+        return cni_result.pod_ips(cni_result.parse_result(attachment.result, attachment.network), attachment.ifname)
+    except PluginFailed:
+        return ()  # the raw result is shown beside it

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from sandboxd.cli import (
+    commands_debts,
     commands_images,
     commands_inside,
     commands_life,
@@ -141,6 +142,7 @@ for _command in (
     commands_pods.ps,
     commands_pods.inspect_one,
     commands_pods.explain,
+    commands_debts.debts,
     commands_life.start,
     commands_life.stop,
     commands_life.rm,

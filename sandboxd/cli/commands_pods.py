@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import click
+import grpc
 
 from sandboxd.cli import names, render, timeline
+from sandboxd.cli.client import Failure
 from sandboxd.cli.session import (
     PAIR,
     Session,
     emit,
+    note,
     now,
     output_option,
     pass_session,
@@ -70,8 +73,12 @@ def pods(
     statuses = session.pod_statuses(pod.id for pod in listed)
     if form:
         emit({"items": [with_network(pod, statuses.get(pod.id)) for pod in listed]}, form)
-    else:
-        show(render.pods_table(listed, statuses, now()))
+        return
+    owing = _owing(session)
+    show(render.pods_table(listed, statuses, now(), owing))
+    if owing:
+        who = "1 pod owes its network a DEL" if len(owing) == 1 else f"{len(owing)} pods owe their networks DELs"
+        note(f"sandboxctl: {who}; `sandboxctl debts` shows what and why")
 
 
 @click.command()
@@ -176,6 +183,16 @@ def explain(session: Session, reference: str, form: str | None) -> None:
         emit(render.explain_dict(answer), form)
     else:
         show(timeline.story(answer, names.pod_name(pod)))
+
+
+def _owing(session: Session) -> set[str]:
+    """The ids of the pods that owe, removed ones included; none when the daemon is older than the question."""
+    try:
+        return {debt.pod_sandbox_id for debt in session.debts()}
+    except Failure as failure:
+        if failure.code is grpc.StatusCode.UNIMPLEMENTED:
+            return set()
+        raise
 
 
 def _echo_ids(ids: list[str]) -> None:

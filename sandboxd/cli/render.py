@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -204,8 +204,13 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     return made
 
 
-def pods_table(pods: Iterable[cri.PodSandbox], statuses: Mapping[str, cri.PodSandboxStatus], now: int) -> Table:
-    """The output of `pods`."""
+def pods_table(
+    pods: Iterable[cri.PodSandbox],
+    statuses: Mapping[str, cri.PodSandboxStatus],
+    now: int,
+    owing: Collection[str] = (),
+) -> Table:
+    """The output of `pods`; `owing` are the ids of those that owe their network a DEL."""
     return table(
         ("POD ID", "NAME", "NAMESPACE", "STATE", "IP", "CREATED", "RUNTIME"),
         (
@@ -213,7 +218,7 @@ def pods_table(pods: Iterable[cri.PodSandbox], statuses: Mapping[str, cri.PodSan
                 pod.id[:SHORT_ID],
                 pod.metadata.name,
                 pod.metadata.namespace,
-                pod_state(pod.state),
+                pod_state(pod.state) + (" (owes DEL)" if pod.id in owing else ""),
                 address(statuses.get(pod.id)),
                 age(pod.created_at, now),
                 pod.runtime_handler or "(default)",
@@ -246,6 +251,36 @@ def containers_table(
             for container in containers
         ),
     )
+
+
+def debts_table(debts: Iterable[host.Debt], now: int) -> Table:
+    """The output of `debts`: a line for each plugin that owes."""
+    rows = [
+        (
+            debt.pod_sandbox_id[:SHORT_ID],
+            debt.pod + ("" if debt.pod_exists else " (removed)"),
+            debt.network,
+            owed.plugin,
+            ", ".join(debt.ips),
+            age(debt.failed_at, now),
+            str(owed.attempts),
+            _coming(debt.next_at, now),
+            owed.error,
+        )
+        for debt in debts
+        for owed in debt.plugins or [host.OwedPlugin(plugin="(all)", error=debt.error, attempts=debt.attempts)]
+    ]
+    return table(("POD ID", "POD", "NETWORK", "PLUGIN", "IP", "SINCE", "ATTEMPTS", "NEXT TRY", "ERROR"), rows)
+
+
+def _coming(moment: int, now: int) -> str:
+    """The time until `moment`: "in 40s", "in 3m", "due" when it has come, "now" for 0."""
+    seconds = -((now - moment) // 10**9)
+    if not moment:
+        return "now"
+    if seconds <= 0:
+        return "due"
+    return f"in {seconds}s" if seconds < 120 else f"in {seconds // 60}m"
 
 
 def images_table(images: Iterable[cri.Image], *, digests: bool = False) -> Table:
@@ -300,6 +335,11 @@ def info_facts(
     handlers = [each.name or "(default)" for each in status.runtime_handlers]
     rows.append(("Handlers", ", ".join(handlers)))
     rows.append(("CgroupDriver", cri.CgroupDriver.Name(config.linux.cgroup_driver).lower()))
+    network = details.get("network")
+    if isinstance(network, Mapping) and isinstance(network.get("debts"), list):
+        count = len(network["debts"])
+        rows.append(("NetworkDebts", f"{count}: `sandboxctl debts` shows them" if count else "0"))
+        details = {**details, "network": {key: value for key, value in network.items() if key != "debts"}}
     return rows + [line for name, value in sorted(details.items()) for line in _flat(name, value)]
 
 

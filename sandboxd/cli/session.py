@@ -19,6 +19,7 @@ from rich.text import Text
 from sandboxd.cli import names, parse, render
 from sandboxd.cli.client import Daemon, Exit, Failure
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2 as host
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -61,6 +62,10 @@ class Session:
         requests = [cri.ContainerStatusRequest(container_id=container_id) for container_id in ids]
         answers = self.daemon.each(self.daemon.runtime.ContainerStatus, requests, "look at the containers")
         return {answer.status.id: answer.status for answer in answers if answer is not None}
+
+    def debts(self) -> list[host.Debt]:
+        """What stopped and removed pods owe their networks, oldest first."""
+        return list(self.daemon.call(self.daemon.host.ListDebts, host.ListDebtsRequest(), "list the debts").debts)
 
     def image(self, reference: str) -> cri.Image | None:
         """The image with this name or id; None if there is none."""

@@ -3,6 +3,9 @@
     sandboxd_image_…                          the counters of pulls, read on each scrape
     sandboxd_step_seconds{step,outcome}       every step of every operation; outcome is "ok" or "error"
     sandboxd_rpcs_total{method,code}          every answered RPC
+    sandboxd_network_debts                    networks of stopped and removed pods for which a DEL failed
+    sandboxd_network_debt_oldest_seconds      how long ago the oldest of them failed first, 0 without one
+    sandboxd_network_debt_retries{outcome}    further attempts; outcome is "paid" or "failed"
     sandboxd_build_info, process_…            the version, and what the process uses
 
 The registry is our own, because prometheus_client's global one is shared with every other importer. Label values
@@ -11,7 +14,8 @@ come from the code (steps, methods, codes), never from requests, so that their n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,6 +23,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from sandboxd.images.pull import Pulls
+from sandboxd.model import Attachment
 from sandboxd.steps import StepRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,7 +35,8 @@ BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.
 class Metrics:
     """All metrics of one daemon."""
 
-    def __init__(self, pulls: Pulls, version: str) -> None:
+    def __init__(self, pulls: Pulls, version: str, debts: Callable[[], Sequence[Attachment]] = tuple) -> None:
+        """`debts` gives the attachments that are owed."""
         # A creation time for each series would double the answer, and process_start_time_seconds is enough.
         disable_created_metrics()  # type: ignore[no-untyped-call, unused-ignore]
         self._registry = CollectorRegistry()
@@ -42,14 +48,25 @@ class Metrics:
             registry=self._registry,
         )
         self._rpcs = Counter("sandboxd_rpcs", "RPCs that were answered.", ("method", "code"), registry=self._registry)
+        self._retries = Counter(
+            "sandboxd_network_debt_retries",
+            "Further attempts at DELs that had failed.",
+            ("outcome",),
+            registry=self._registry,
+        )
+        for outcome in ("paid", "failed"):
+            self._retries.labels(outcome=outcome)
         Info("sandboxd_build", "Version of sandboxd.", registry=self._registry).info({"version": version})
         ProcessCollector(registry=self._registry)
         self._registry.register(_PullFigures(pulls))
+        self._registry.register(_DebtFigures(debts))
 
     def step(self, record: StepRecord) -> None:
         """Count a step that has ended; for `steps.subscribe`."""
         outcome = "error" if record.error else "ok"
         self._steps.labels(step=record.name, outcome=outcome).observe(record.duration / 1e9)
+        if record.name == "pod.network.detach" and record.detail.get("attempt") != "1":
+            self._retries.labels(outcome="failed" if record.error else "paid").inc()
 
     def rpc(self, method: str, code: str) -> None:
         """Count an RPC that has ended with `code`, the name of a gRPC status."""
@@ -87,4 +104,20 @@ class _PullFigures(Collector):
             yield CounterMetricFamily(f"sandboxd_image_{name}", words, value=value)
         yield GaugeMetricFamily(
             "sandboxd_image_pulls_in_flight", "Pulls that are in progress.", value=len(self._pulls.in_flight())
+        )
+
+
+class _DebtFigures(Collector):
+    """Networks that pods owe a DEL, read on each scrape."""
+
+    def __init__(self, debts: Callable[[], Sequence[Attachment]]) -> None:
+        self._debts = debts
+
+    def collect(self) -> Iterator[Metric]:
+        owed = self._debts()
+        yield GaugeMetricFamily("sandboxd_network_debts", "Networks of pods for which a DEL failed.", value=len(owed))
+        first = min((debt.failed_at for debt in owed if debt.failed_at), default=0)
+        age = max(0.0, (time.time_ns() - first) / 1e9) if first else 0.0
+        yield GaugeMetricFamily(
+            "sandboxd_network_debt_oldest_seconds", "How long ago the oldest of them failed first.", value=age
         )

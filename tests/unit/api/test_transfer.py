@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from sandboxd.api.debts import Debts
 from sandboxd.api.edge import Edge
 from sandboxd.api.host import Host
 from sandboxd.api.services import compose
@@ -78,7 +79,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     transfer = Transfer(store, pulls, Uploads(store, jobs, str(tmp_path / "uploads")), jobs)
     reading = Host(cast(Any, None), cast(Any, None), cast(Any, None), lambda: b"")
     server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
-    service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading)
+    service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading, Debts(cast(Any, None)))
     host_pb2_grpc.add_HostServicer_to_server(cast(Any, service), server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

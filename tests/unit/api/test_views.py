@@ -328,7 +328,7 @@ def test_an_attachment_of_the_host_api(state: AttachmentState) -> None:
         attempts=2,
     )
 
-    assert views.attachment(record, ("10.0.0.2",)) == host_pb2.Attachment(
+    assert views.attachment(record) == host_pb2.Attachment(
         network="net",
         ifname="eth0",
         state=state.value,
@@ -337,5 +337,4 @@ def test_an_attachment_of_the_host_api(state: AttachmentState) -> None:
         result=b"\xff",
         error="no",
         attempts=2,
-        ips=["10.0.0.2"],
     )

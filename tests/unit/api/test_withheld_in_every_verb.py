@@ -111,6 +111,9 @@ REQUESTS: dict[str, Message] = {
     "Host.Explain": host_pb2.ExplainRequest(pod_sandbox_id=POD),
     "Host.ReadLogs": host_pb2.ReadLogsRequest(container_id=RUNNING, follow=True),
     "Host.Metrics": host_pb2.MetricsRequest(),
+    "Host.ListDebts": host_pb2.ListDebtsRequest(),
+    "Host.RetryDebt": host_pb2.RetryDebtRequest(pod_sandbox_id=POD),
+    "Host.ForgiveDebt": host_pb2.ForgiveDebtRequest(pod_sandbox_id=POD),
 }
 NOTHING_TO_FAIL_AT = {"Version", "ListMetricDescriptors", "Host.LoadImage"}  # the last takes archives, no secrets
 NOTHING_BREAKS = {"RuntimeConfig", "UpdateRuntimeConfig"}

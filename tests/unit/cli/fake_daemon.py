@@ -37,6 +37,8 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.logs: dict[str, list[host.LogLine]] = {}
         self.steps: list[host.Step] = []
         self.attachments: list[host.Attachment] = []
+        self.debts: list[host.Debt] = []
+        self.info = {"config": json.dumps({"state": "/run/sandboxd", "workers": 2})}
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.calls: list[str] = []
         self.requests: dict[str, Any] = {}
@@ -156,7 +158,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
 
     def Status(self, request: cri.StatusRequest, context: grpc.ServicerContext) -> cri.StatusResponse:
         self._enter("Status", request, context)
-        answer = cri.StatusResponse(info={"config": json.dumps({"state": "/run/sandboxd", "workers": 2})})
+        answer = cri.StatusResponse(info=self.info)
         answer.status.conditions.add(type="RuntimeReady", status=True)
         answer.status.conditions.add(type="NetworkReady", reason="NoConf", message="no conf in /etc/cni/net.d")
         return answer
@@ -379,6 +381,26 @@ class FakeHost(host_grpc.HostServicer):
             yield host.SaveImageResponse(chunk=chunk, total_bytes=total)
         if "SaveImage later" in self._daemon.fail:
             context.abort(*self._daemon.fail["SaveImage later"])
+
+    def ListDebts(self, request: host.ListDebtsRequest, context: grpc.ServicerContext) -> host.ListDebtsResponse:
+        self._daemon._enter("ListDebts", request, context)
+        return host.ListDebtsResponse(debts=self._daemon.debts)
+
+    def RetryDebt(self, request: host.RetryDebtRequest, context: grpc.ServicerContext) -> host.RetryDebtResponse:
+        self._daemon._enter("RetryDebt", request, context)
+        self._settle(request.pod_sandbox_id)
+        return host.RetryDebtResponse()
+
+    def ForgiveDebt(
+        self, request: host.ForgiveDebtRequest, context: grpc.ServicerContext
+    ) -> host.ForgiveDebtResponse:
+        self._daemon._enter("ForgiveDebt", request, context)
+        return host.ForgiveDebtResponse(forgiven=self._settle(request.pod_sandbox_id))
+
+    def _settle(self, pod_id: str) -> list[host.Debt]:
+        settled = [debt for debt in self._daemon.debts if debt.pod_sandbox_id == pod_id]
+        self._daemon.debts = [debt for debt in self._daemon.debts if debt not in settled]
+        return settled
 
     def Metrics(self, request: host.MetricsRequest, context: grpc.ServicerContext) -> host.MetricsResponse:
         self._daemon._enter("Metrics", request, context)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import time
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sandboxd.images.fetch import Counters
 from sandboxd.images.pull import Pulls
 from sandboxd.insight.metrics import Metrics
+from sandboxd.model import Attachment
 from sandboxd.steps import StepRecord
 
 
@@ -22,7 +24,8 @@ class Figures:
         self.counters = Counters()
         self.flying: tuple[str, ...] = ()
         pulls = SimpleNamespace(counters=self.counters, in_flight=lambda: self.flying)
-        self.metrics = Metrics(cast(Pulls, pulls), "1.2.3")
+        self.owed: list[Attachment] = []
+        self.metrics = Metrics(cast(Pulls, pulls), "1.2.3", lambda: self.owed)
 
     def value(self, name: str, **labels: str) -> float:
         return self.samples()[name, frozenset(labels.items())]
@@ -108,3 +111,16 @@ def test_each_daemon_has_figures_of_its_own() -> None:
     one.metrics.rpc("m", "OK")
 
     assert "sandboxd_rpcs_total" not in {name for name, _ in other.samples()}
+
+
+def test_debts_are_counted_with_their_age_and_each_further_attempt_with_its_outcome(figures: Figures) -> None:
+    assert figures.value("sandboxd_network_debts") == figures.value("sandboxd_network_debt_oldest_seconds") == 0
+    past = time.time_ns() - 3600 * 10**9
+    figures.owed = [cast(Attachment, SimpleNamespace(failed_at=at)) for at in (0, past, past + 10**9)]
+    assert figures.value("sandboxd_network_debts") == 3
+    assert figures.value("sandboxd_network_debt_oldest_seconds") >= 3600
+
+    for attempt, error in (("1", "no"), ("2", "no"), ("3", "no"), ("4", "")):
+        figures.metrics.step(replace(step("pod.network.detach", 0.1, error), detail={"attempt": attempt}))
+    assert figures.value("sandboxd_network_debt_retries_total", outcome="failed") == 2
+    assert figures.value("sandboxd_network_debt_retries_total", outcome="paid") == 1

@@ -5,7 +5,8 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage and PullImage are the calls that write.
+Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt and ForgiveDebt are the calls that
+write.
 
 Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
 is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
@@ -628,3 +629,183 @@ class MetricsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
 
 global___MetricsResponse = MetricsResponse
+
+@typing.final
+class ListDebtsRequest(google.protobuf.message.Message):
+    """---- ListDebts, RetryDebt, ForgiveDebt"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListDebtsRequest = ListDebtsRequest
+
+@typing.final
+class ListDebtsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEBTS_FIELD_NUMBER: builtins.int
+    @property
+    def debts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Debt]: ...
+    def __init__(
+        self,
+        *,
+        debts: collections.abc.Iterable[global___Debt] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["debts", b"debts"]) -> None: ...
+
+global___ListDebtsResponse = ListDebtsResponse
+
+@typing.final
+class Debt(google.protobuf.message.Message):
+    """A network that a stopped or removed pod is still attached to."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    POD_FIELD_NUMBER: builtins.int
+    POD_EXISTS_FIELD_NUMBER: builtins.int
+    NETWORK_FIELD_NUMBER: builtins.int
+    IFNAME_FIELD_NUMBER: builtins.int
+    NETNS_PATH_FIELD_NUMBER: builtins.int
+    IPS_FIELD_NUMBER: builtins.int
+    PLUGINS_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    FAILED_AT_FIELD_NUMBER: builtins.int
+    TRIED_AT_FIELD_NUMBER: builtins.int
+    NEXT_AT_FIELD_NUMBER: builtins.int
+    pod_sandbox_id: builtins.str
+    """The full id of the pod, which may have been removed."""
+    pod: builtins.str
+    """Its name, "namespace/name"; empty when an older daemon made the record."""
+    pod_exists: builtins.bool
+    """Whether the pod's record is there still."""
+    network: builtins.str
+    """The network, and the interface inside the pod."""
+    ifname: builtins.str
+    netns_path: builtins.str
+    """The namespace that is kept for the next attempt."""
+    error: builtins.str
+    """Why the last attempt failed."""
+    attempts: builtins.int
+    """Failed attempts so far."""
+    failed_at: builtins.int
+    """When the first of them failed, and the last."""
+    tried_at: builtins.int
+    next_at: builtins.int
+    """When the daemon tries again; 0 while it is doing so."""
+    @property
+    def ips(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The addresses that the pod had, and that an IPAM plugin may still hold for it."""
+
+    @property
+    def plugins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OwedPlugin]:
+        """The plugins that owe their DEL, in the order of the chain; empty when all of them do."""
+
+    def __init__(
+        self,
+        *,
+        pod_sandbox_id: builtins.str = ...,
+        pod: builtins.str = ...,
+        pod_exists: builtins.bool = ...,
+        network: builtins.str = ...,
+        ifname: builtins.str = ...,
+        netns_path: builtins.str = ...,
+        ips: collections.abc.Iterable[builtins.str] | None = ...,
+        plugins: collections.abc.Iterable[global___OwedPlugin] | None = ...,
+        error: builtins.str = ...,
+        attempts: builtins.int = ...,
+        failed_at: builtins.int = ...,
+        tried_at: builtins.int = ...,
+        next_at: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "error", b"error", "failed_at", b"failed_at", "ifname", b"ifname", "ips", b"ips", "netns_path", b"netns_path", "network", b"network", "next_at", b"next_at", "plugins", b"plugins", "pod", b"pod", "pod_exists", b"pod_exists", "pod_sandbox_id", b"pod_sandbox_id", "tried_at", b"tried_at"]) -> None: ...
+
+global___Debt = Debt
+
+@typing.final
+class OwedPlugin(google.protobuf.message.Message):
+    """A plugin of which the last DEL failed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLUGIN_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    plugin: builtins.str
+    """Its type in the network configuration."""
+    error: builtins.str
+    attempts: builtins.int
+    def __init__(
+        self,
+        *,
+        plugin: builtins.str = ...,
+        error: builtins.str = ...,
+        attempts: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "error", b"error", "plugin", b"plugin"]) -> None: ...
+
+global___OwedPlugin = OwedPlugin
+
+@typing.final
+class RetryDebtRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    pod_sandbox_id: builtins.str
+    """The full id, as ListDebts gives it."""
+    def __init__(
+        self,
+        *,
+        pod_sandbox_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pod_sandbox_id", b"pod_sandbox_id"]) -> None: ...
+
+global___RetryDebtRequest = RetryDebtRequest
+
+@typing.final
+class RetryDebtResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___RetryDebtResponse = RetryDebtResponse
+
+@typing.final
+class ForgiveDebtRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    pod_sandbox_id: builtins.str
+    """The full id, as ListDebts gives it."""
+    def __init__(
+        self,
+        *,
+        pod_sandbox_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pod_sandbox_id", b"pod_sandbox_id"]) -> None: ...
+
+global___ForgiveDebtRequest = ForgiveDebtRequest
+
+@typing.final
+class ForgiveDebtResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FORGIVEN_FIELD_NUMBER: builtins.int
+    @property
+    def forgiven(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Debt]:
+        """What was forgiven."""
+
+    def __init__(
+        self,
+        *,
+        forgiven: collections.abc.Iterable[global___Debt] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["forgiven", b"forgiven"]) -> None: ...
+
+global___ForgiveDebtResponse = ForgiveDebtResponse

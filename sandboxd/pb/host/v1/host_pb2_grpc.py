@@ -44,6 +44,21 @@ class HostStub(object):
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsResponse.FromString,
                 )
+        self.ListDebts = channel.unary_unary(
+                '/sandboxd.host.v1.Host/ListDebts',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListDebtsRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListDebtsResponse.FromString,
+                )
+        self.RetryDebt = channel.unary_unary(
+                '/sandboxd.host.v1.Host/RetryDebt',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.RetryDebtRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.RetryDebtResponse.FromString,
+                )
+        self.ForgiveDebt = channel.unary_unary(
+                '/sandboxd.host.v1.Host/ForgiveDebt',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtResponse.FromString,
+                )
 
 
 class HostServicer(object):
@@ -105,6 +120,32 @@ class HostServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDebts(self, request, context):
+        """Lists the debts: networks of stopped and removed pods for which a CNI DEL failed, oldest first. What a debt
+        holds (its namespace, and what its plugins keep, such as addresses) is free once it is paid. The daemon
+        tries them again by itself, with pauses that grow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDebt(self, request, context):
+        """Tries the DELs that a pod owes again, now. FAILED_PRECONDITION with the plugins' words when one fails again,
+        NOT_FOUND when the pod owes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgiveDebt(self, request, context):
+        """Gives up the DELs that a pod owes: removes its namespace and forgets the debts. What the plugins made outside
+        of the namespace, such as addresses and rules, is not freed by that. For a debt that can never be paid, as
+        its plugin is lost or refuses the recorded configuration. NOT_FOUND when the pod owes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +178,21 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.Metrics,
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsRequest.FromString,
                     response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsResponse.SerializeToString,
+            ),
+            'ListDebts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDebts,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListDebtsRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListDebtsResponse.SerializeToString,
+            ),
+            'RetryDebt': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDebt,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.RetryDebtRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.RetryDebtResponse.SerializeToString,
+            ),
+            'ForgiveDebt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgiveDebt,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,5 +303,56 @@ class Host(object):
         return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Metrics',
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsRequest.SerializeToString,
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.MetricsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListDebts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/ListDebts',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListDebtsRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListDebtsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RetryDebt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/RetryDebt',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.RetryDebtRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.RetryDebtResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ForgiveDebt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/ForgiveDebt',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

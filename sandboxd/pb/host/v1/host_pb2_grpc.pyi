@@ -5,7 +5,8 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage and PullImage are the calls that write.
+Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt and ForgiveDebt are the calls that
+write.
 
 Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
 is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
@@ -88,6 +89,32 @@ class HostStub:
     HTTP if [metrics] address is set. The names of metrics are part of this contract, which only grows.
     """
 
+    ListDebts: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ListDebtsRequest,
+        sandboxd.pb.host.v1.host_pb2.ListDebtsResponse,
+    ]
+    """Lists the debts: networks of stopped and removed pods for which a CNI DEL failed, oldest first. What a debt
+    holds (its namespace, and what its plugins keep, such as addresses) is free once it is paid. The daemon
+    tries them again by itself, with pauses that grow.
+    """
+
+    RetryDebt: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.RetryDebtRequest,
+        sandboxd.pb.host.v1.host_pb2.RetryDebtResponse,
+    ]
+    """Tries the DELs that a pod owes again, now. FAILED_PRECONDITION with the plugins' words when one fails again,
+    NOT_FOUND when the pod owes nothing.
+    """
+
+    ForgiveDebt: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ForgiveDebtRequest,
+        sandboxd.pb.host.v1.host_pb2.ForgiveDebtResponse,
+    ]
+    """Gives up the DELs that a pod owes: removes its namespace and forgets the debts. What the plugins made outside
+    of the namespace, such as addresses and rules, is not freed by that. For a debt that can never be paid, as
+    its plugin is lost or refuses the recorded configuration. NOT_FOUND when the pod owes nothing.
+    """
+
 class HostAsyncStub(HostStub):
     LoadImage: grpc.aio.StreamStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
@@ -143,6 +170,32 @@ class HostAsyncStub(HostStub):
     ]
     """The daemon's own metrics in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
     HTTP if [metrics] address is set. The names of metrics are part of this contract, which only grows.
+    """
+
+    ListDebts: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ListDebtsRequest,
+        sandboxd.pb.host.v1.host_pb2.ListDebtsResponse,
+    ]
+    """Lists the debts: networks of stopped and removed pods for which a CNI DEL failed, oldest first. What a debt
+    holds (its namespace, and what its plugins keep, such as addresses) is free once it is paid. The daemon
+    tries them again by itself, with pauses that grow.
+    """
+
+    RetryDebt: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.RetryDebtRequest,
+        sandboxd.pb.host.v1.host_pb2.RetryDebtResponse,
+    ]
+    """Tries the DELs that a pod owes again, now. FAILED_PRECONDITION with the plugins' words when one fails again,
+    NOT_FOUND when the pod owes nothing.
+    """
+
+    ForgiveDebt: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ForgiveDebtRequest,
+        sandboxd.pb.host.v1.host_pb2.ForgiveDebtResponse,
+    ]
+    """Gives up the DELs that a pod owes: removes its namespace and forgets the debts. What the plugins made outside
+    of the namespace, such as addresses and rules, is not freed by that. For a debt that can never be paid, as
+    its plugin is lost or refuses the recorded configuration. NOT_FOUND when the pod owes nothing.
     """
 
 class HostServicer(metaclass=abc.ABCMeta):
@@ -212,6 +265,38 @@ class HostServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.MetricsResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.MetricsResponse]]:
         """The daemon's own metrics in Prometheus' text format: pulls, steps, RPCs and the process. The same as over
         HTTP if [metrics] address is set. The names of metrics are part of this contract, which only grows.
+        """
+
+    @abc.abstractmethod
+    def ListDebts(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.ListDebtsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.ListDebtsResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.ListDebtsResponse]]:
+        """Lists the debts: networks of stopped and removed pods for which a CNI DEL failed, oldest first. What a debt
+        holds (its namespace, and what its plugins keep, such as addresses) is free once it is paid. The daemon
+        tries them again by itself, with pauses that grow.
+        """
+
+    @abc.abstractmethod
+    def RetryDebt(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.RetryDebtRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.RetryDebtResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.RetryDebtResponse]]:
+        """Tries the DELs that a pod owes again, now. FAILED_PRECONDITION with the plugins' words when one fails again,
+        NOT_FOUND when the pod owes nothing.
+        """
+
+    @abc.abstractmethod
+    def ForgiveDebt(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.ForgiveDebtRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.ForgiveDebtResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.ForgiveDebtResponse]]:
+        """Gives up the DELs that a pod owes: removes its namespace and forgets the debts. What the plugins made outside
+        of the namespace, such as addresses and rules, is not freed by that. For a debt that can never be paid, as
+        its plugin is lost or refuses the recorded configuration. NOT_FOUND when the pod owes nothing.
         """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
