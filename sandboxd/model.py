@@ -162,6 +162,11 @@ class Attachment:
     owed: tuple[Owed, ...] = ()  # the plugins that still owe their DEL; all of them when empty
     pod: str = ""  # "namespace/name", for people: the attachment can outlive its sandbox
 
+    @property
+    def owes(self) -> bool:
+        """Whether a DEL of it has failed."""
+        return self.state is AttachmentState.OWED or self.attempts > 0
+
 
 AnyRecord = SandboxRecord | ContainerRecord
 

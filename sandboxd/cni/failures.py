@@ -69,7 +69,7 @@ def error_from(
     if command == "STATUS" and failed.code in NOT_AVAILABLE:
         return _caused(NotReady(str(failed)), failed)
     if command == "ADD" and _EXHAUSTED.search(f"{failed.msg} {failed.details}"):
-        return _caused(Exhausted(f"{failed}; remove pods of this network or widen its address range"), failed)
+        return _caused(Exhausted(str(failed)), failed)
     return failed
 
 

@@ -44,11 +44,7 @@ def listed(node: Node) -> list[Debt]:
 
 def is_debt(node: Node, attachment: Attachment) -> bool:
     """Whether a DEL of it failed, or its pod has gone without one."""
-    return (
-        attachment.state is AttachmentState.OWED
-        or attachment.attempts > 0
-        or attachment.sandbox_id not in node.ledger.sandboxes
-    )
+    return attachment.owes or attachment.sandbox_id not in node.ledger.sandboxes
 
 
 def repair(sandbox_id: str) -> Repair:

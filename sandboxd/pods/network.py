@@ -18,10 +18,11 @@ import structlog
 
 from sandboxd import disclosure, steps
 from sandboxd.cni import conf, request, result
-from sandboxd.errors import CleanupIncomplete, NotReady, SandboxdError
+from sandboxd.errors import CleanupIncomplete, Exhausted, NotReady, SandboxdError
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.operations import Held
+from sandboxd.pods import holders
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +64,8 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
             answer = await node.network.cni.add(adding)
         except SandboxdError as exc:
             node.ledger.put_attachment(replace(adding, error=str(exc)))
+            if isinstance(exc, Exhausted):
+                raise Exhausted(f"{exc}; {await holders.told(node, network, sandbox.id)}") from exc
             raise
         node.ledger.put_attachment(replace(adding, state=AttachmentState.ADDED, result=answer))
         ips = result.pod_ips(result.parse_result(answer, network.plugins[-1]["type"]), IFNAME)

@@ -210,6 +210,9 @@ def test_host_api_streams_archives_in_and_out_and_logs_and_progress_out() -> Non
         ("PullImage", False, True),
         ("SaveImage", False, True),
         ("Metrics", False, False),
+        ("ListDebts", False, False),
+        ("RetryDebt", False, False),
+        ("ForgiveDebt", False, False),
     ]
 
 

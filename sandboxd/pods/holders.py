@@ -1,0 +1,61 @@
+"""Who holds the addresses of a network that has none left, in a sentence that says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from sandboxd.cni import conf, reservations
+from sandboxd.model import Attachment, SandboxState
+from sandboxd.node import Node
+
+SHOWN = 5  # names in each group
+
+
+async def told(node: Node, network: conf.NetworkConfig, newcomer: str) -> str:
+    """The sentence. `newcomer` is the id of the pod that got no address."""
+    mine = [each for each in node.ledger.attachments if each.network == network.name and each.sandbox_id != newcomer]
+    known = {each.sandbox_id for each in mine} | {newcomer}
+    strangers: dict[str, str] = {}
+    where = await asyncio.to_thread(reservations.directories, network)
+    for directory in where:
+        held = await asyncio.to_thread(reservations.holders, directory)
+        strangers |= {owner: directory for owner in held.values() if owner not in known}
+    groups = [*_groups(node, mine)]
+    if strangers:
+        ids = sorted(owner[:12] for owner in strangers)
+        groups.append(
+            f"{_count(ids, 'container')} that sandboxd does not know ({_some(ids)}; see {', '.join(where)}: if it is"
+            " no other runtime's, remove the files that name it)"
+        )
+    if not groups:
+        return "sandboxd knows of nothing that holds its addresses: widen its range, or ask its IPAM plugin"
+    return f"its addresses are held by {', '.join(groups)}; or widen its range"
+
+
+def _groups(node: Node, attachments: Sequence[Attachment]) -> Iterator[str]:
+    ready, ended, owed = [], [], []
+    for each in attachments:
+        record = node.ledger.sandboxes.get(each.sandbox_id)
+        name = each.pod or each.sandbox_id[:12]
+        if record is None or each.owes:
+            owed.append(name)
+        elif record.state is SandboxState.NOTREADY:
+            ended.append(name)
+        else:
+            ready.append(name)
+    if ready:
+        yield f"{_count(ready, 'running pod')} ({_some(ready)})"
+    if ended:
+        yield f"{_count(ended, 'pod')} that ended and were not stopped ({_some(ended)}: remove them)"
+    if owed:
+        yield f"{_count(owed, 'pod')} whose DEL failed ({_some(owed)}: see `sandboxctl debts`)"
+
+
+def _count(names: Sequence[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
