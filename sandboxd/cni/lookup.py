@@ -58,6 +58,8 @@ def missing_delegates(
 
 def _delegates(plugins: Sequence[Mapping[str, Any]]) -> list[str]:
     return [type_ for type_ in dict.fromkeys(map(delegate_type, plugins)) if type_]
+
+
 def is_missing(type_: str, plugin_dirs: Sequence[str]) -> bool:
     """Whether no directory has anything of that name. A file that cannot be executed is there."""
     return is_file_name(type_) and not any(

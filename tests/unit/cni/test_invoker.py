@@ -19,7 +19,7 @@ from sandboxd.cni import invoker as module
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.invoker import Invoker
 from sandboxd.cni.request import plan
-from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, TimedOut, Unavailable
+from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, Unavailable
 from sandboxd.model import Attachment
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.fakes import cni_plugin
