@@ -124,6 +124,7 @@ class Invoker:
         those that failed are returned, in the order of the chain. Raises InvalidRequest when the record is damaged;
         no plugin has run then.
         """
+        await self._leftovers.end(attachment.sandbox_id)
         config = _config(attachment)
         capabilities = _capabilities(attachment)
         previous = _previous(attachment, config)
@@ -133,7 +134,6 @@ class Invoker:
         env = plugin_env("DEL", attachment, netns)
         # A DEL that failed before, and may fail again, is not in the way of the first DEL of another pod.
         queue = config.name, "DEL again" if attachment.attempts else "DEL"
-        await self._leftovers.end(attachment.sandbox_id)
         before = {owed.position: owed.attempts for owed in attachment.owed}
         failed: list[Owed] = []
         async with self._gates.shared(config.name):
