@@ -83,10 +83,10 @@ class SandboxRecord:
 
     @property
     def state(self) -> SandboxState:
-        """READY while the pause container runs."""
-        if self.stopped_at or self.exited_at or self.failure:
-            return SandboxState.NOTREADY
-        return SandboxState.READY if self.started_at else SandboxState.CREATING
+        """READY while the pause container runs; CREATING, also while that is undone, until it ran or has failed."""
+        if not self.started_at and not self.failure:
+            return SandboxState.CREATING
+        return SandboxState.NOTREADY if self.stopped_at or self.exited_at or self.failure else SandboxState.READY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

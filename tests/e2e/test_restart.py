@@ -120,9 +120,9 @@ def test_a_pod_whose_creation_was_cut_off_is_gone_after_the_restart(fresh_bed: S
     install(plugins, "scripted", {})
     bed.relaunch_daemon()
     assert not bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
+    until(lambda: calls(plugins)[-1]["command"] == "DEL", what="what was begun is undone, behind readiness")
     (cut_off,) = {c["env"]["CNI_CONTAINERID"] for c in calls(plugins)[-1:]}
-    assert calls(plugins)[-1]["command"] == "DEL"
-    assert not bed.path(f"/run/netns/{cut_off}").exists()
+    until(lambda: not bed.path(f"/run/netns/{cut_off}").exists(), what="the namespace goes")
     assert not _hanging(bed)
     assert_no_leaks(bed, before)
 
@@ -182,11 +182,15 @@ def test_a_failed_del_is_a_debt_that_is_paid_later_and_the_pod_is_gone(fresh_bed
     pod_id = run_pod(bed)
     remove_pod(bed, pod_id)
     assert not bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
-    status = bed.runtime.Status(cri.StatusRequest(verbose=True))
-    (debt,) = json.loads(status.info["network"])["debts"]
+    (debt,) = _debts(bed)
     assert debt["sandbox"] == pod_id and "not today" in debt["error"]
     assert bed.path(f"/run/netns/{pod_id}").exists()
     install(plugins, "scripted", {})
     bed.restart_daemon()
-    assert not json.loads(bed.runtime.Status(cri.StatusRequest(verbose=True)).info["network"])["debts"]
+    until(lambda: not _debts(bed), what="the debt is paid, behind readiness")
     assert_no_leaks(bed, before)
+
+
+def _debts(bed: Testbed) -> list[dict[str, str]]:
+    status = bed.runtime.Status(cri.StatusRequest(verbose=True))
+    return list(json.loads(status.info["network"])["debts"])

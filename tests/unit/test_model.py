@@ -47,7 +47,8 @@ CONTAINER = ContainerRecord(
         ({"started_at": 2, "exited_at": 3, "stopped_at": 4}, SandboxState.NOTREADY),
         ({"failure": "bridge: no"}, SandboxState.NOTREADY),
         ({"started_at": 2, "failure": "DEL failed"}, SandboxState.NOTREADY),
-        ({"stopped_at": 3}, SandboxState.NOTREADY),
+        # What never came to be is undone unseen.
+        ({"exited_at": 3, "stopped_at": 3}, SandboxState.CREATING),
     ],
 )
 def test_a_sandbox_is_ready_exactly_while_its_pause_container_runs(
