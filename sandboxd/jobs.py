@@ -85,6 +85,12 @@ class Jobs:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    def interrupt(self, key: Hashable) -> None:
+        """Cancel what runs in the background under this key, for who is about to do the same or undo it."""
+        task = self._running.get(key)
+        if task in self._background:
+            task.cancel()
+
     def _spawn(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], unobserved: bool) -> asyncio.Task[T]:
         task = self._running.get(key)
         if task is None:

@@ -59,11 +59,12 @@ async def pay(node: Node, sandbox_id: str) -> None:
 
 
 async def retry(node: Node, sandbox_id: str) -> None:
-    """`pay`, as an operator's request: not joined with the attempt in flight, but made after it.
+    """`pay`, as an operator's request: in place of an attempt of the comparison's that is under way.
 
     Raises NotFound when the pod owes nothing.
     """
     _owing(node, sandbox_id)
+    node.jobs.interrupt(repair(sandbox_id).job)
     key = repair(sandbox_id).key
     try:
         await perform(node, "RetryDebt", sandbox_id, _pay)
@@ -80,6 +81,7 @@ async def forgive(node: Node, sandbox_id: str) -> list[Attachment]:
     owes nothing, CleanupIncomplete when the netns cannot be removed; nothing is forgiven then.
     """
     _owing(node, sandbox_id)
+    node.jobs.interrupt(repair(sandbox_id).job)
     return await perform(node, "ForgiveDebt", sandbox_id, _forgive)
 
 

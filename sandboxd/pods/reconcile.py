@@ -46,8 +46,13 @@ class Repair:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is called among the jobs and the retries."""
+        """Its name among the retries."""
         return self.action.name, self.id
+
+    @property
+    def job(self) -> tuple[str, str, str]:
+        """Its name among the jobs."""
+        return "repair", *self.key
 
     def describe(self) -> str:
         """A sentence for the log."""

@@ -27,18 +27,26 @@ from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
 from sandboxd.operations import Held, cleaning, perform
 from sandboxd.pods import files, network
+from sandboxd.pods.reconcile import Action, Repair
 
 UNDOING = "; cleaning up: "  # in a record's failure: between why its creation failed and why that was not undone
 
 
 async def stop_sandbox(node: Node, sandbox_id: str) -> None:
     """StopPodSandbox: free what the pod holds, keep its records. No error if there is no such pod."""
+    node.jobs.interrupt(_paying(sandbox_id))
     await perform(node, "StopPodSandbox", sandbox_id, lambda held: teardown(held, remove=False))
 
 
 async def remove_sandbox(node: Node, sandbox_id: str) -> None:
     """RemovePodSandbox: leave nothing. No error if there is no such pod."""
+    node.jobs.interrupt(_paying(sandbox_id))
     await perform(node, "RemovePodSandbox", sandbox_id, lambda held: teardown(held, remove=True))
+
+
+def _paying(sandbox_id: str) -> tuple[str, str, str]:
+    """The comparison's attempt at a DEL that the pod owes: the same is done here, and not after one that hangs."""
+    return Repair(action=Action.PAY_DEBT, id=sandbox_id).job
 
 
 async def remove_abandoned(node: Node, sandbox_id: str) -> None:

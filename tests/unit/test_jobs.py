@@ -336,6 +336,19 @@ async def test_drain_ends_what_runs_in_the_background_but_not_what_that_has_aske
     assert await draining == ()
 
 
+async def test_background_work_can_be_interrupted_and_jobs_cannot() -> None:
+    jobs, work, job = Jobs(), Work(), Work()
+    jobs.background("a", work)
+    jobs.start("b", job)
+    await settle()
+    for key in ("a", "b", "none"):
+        jobs.interrupt(key)
+    await settle()
+    assert jobs.in_flight() == ("b",)
+    job.outcome.set_result("")
+    await jobs.drain(3600)
+
+
 async def test_the_background_work_that_fails_is_logged() -> None:
     jobs, work = Jobs(), Work()
     jobs.background("a", work)

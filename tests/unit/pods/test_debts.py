@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -143,3 +144,25 @@ async def test_forgiving_waits_for_the_attempt_in_flight_and_paid_there_is_nothi
     with pytest.raises(NotFound):
         await forgiving
     assert owed.state is AttachmentState.OWED
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [debts.forgive, debts.retry, stop_sandbox, remove_sandbox],
+    ids=["forgive", "retry", "stop", "remove"],
+)
+async def test_no_request_waits_for_an_attempt_of_the_daemons_that_hangs(
+    fakes: Bundle, run_pod: RunPod, log_lines: LogLines, ask: Any
+) -> None:
+    stopped = await run_pod()
+    fakes.points.fail_always("cni.delete", REFUSED)
+    await stop_sandbox(fakes.node, stopped)
+    fakes.points.reset()
+    fakes.points.hang(Point("cni.delete", 0))
+    await recover.compare(fakes.node)
+    await fakes.points.hangs.wait()
+
+    await ask(fakes.node, stopped)
+
+    assert not fakes.node.ledger.attachments
+    assert not fakes.netns.left()
