@@ -55,11 +55,12 @@ from sandboxd.places import Places
 from sandboxd.pods import debts, follow
 from sandboxd.pods.recover import compare_forever, recover
 from sandboxd.registry import credential_helper
-from sandboxd.registry.client import Ranges, Registries
+from sandboxd.registry.client import Registries
 from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts_dir import HostsDir
 from sandboxd.registry.patience import Limits
 from sandboxd.registry.proxies import Proxies
+from sandboxd.registry.ranges import Ranges
 from sandboxd.streaming.link import Limits as StreamLimits
 from sandboxd.streaming.server import StreamingServer
 from sandboxd.usage.stats import Stats

@@ -7,6 +7,7 @@ docker_config      the machine's own credentials; credential_helper runs the pro
 proxies            the proxy for a URL (pure)
 patience           how often and how long a transfer is retried
 transport          HTTP, redirects and TLS: the only module that imports aiohttp
+ranges             parts of blobs
 login              authentication to one endpoint, and tokens
 client             a repository: manifests and blobs from the first endpoint that has them
 """

@@ -134,11 +134,14 @@ def basic(credentials: Credentials) -> str:
     return "Basic " + base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
 
 
-def token_request(challenge: Challenge, credentials: Credentials, scope: str, *, plain_allowed: bool) -> TokenRequest:
+def token_request(
+    challenge: Challenge, credentials: Credentials, scope: str, *, plain_allowed: bool, other: bool = False
+) -> TokenRequest:
     """The request for the token of a Bearer challenge. `scope` is the default for a challenge without one.
 
-    `plain_allowed`: the registry itself is reached without TLS, so its realm may be too. Raises AccessDenied for a
-    realm to which a password must not be sent.
+    A password goes with GET and an identity token with POST, or the `other` way around, for servers that offer only
+    one of the two. `plain_allowed`: the registry itself is reached without TLS, so its realm may be too. Raises
+    AccessDenied for a realm to which a password must not be sent.
     """
     parts = urlsplit(challenge.parameters.get("realm", ""))
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
@@ -149,10 +152,15 @@ def token_request(challenge: Challenge, credentials: Credentials, scope: str, *,
     parameters = {"scope": challenge.parameters.get("scope") or scope}
     if service := challenge.parameters.get("service"):
         parameters["service"] = service
-    if credentials.identity_token:
-        fields = {"grant_type": "refresh_token", "client_id": CLIENT_ID, **parameters}
-        form = urlencode({**fields, "refresh_token": credentials.identity_token}).encode()
+    if bool(credentials.identity_token) != other:
+        if credentials.identity_token:
+            grant = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token}
+        else:
+            grant = {"grant_type": "password", "username": credentials.username, "password": credentials.password}
+        form = urlencode({"client_id": CLIENT_ID, **parameters, **grant}).encode()
         return TokenRequest(realm=realm, url=realm, form=form)
+    if credentials.identity_token:
+        credentials = Credentials(password=credentials.identity_token)
     scopes = [("scope", item) for item in parameters.pop("scope").split(" ") if item]
     query = [*parse_qsl(parts.query), *parameters.items(), *scopes]
     if credentials.username:
@@ -160,7 +168,7 @@ def token_request(challenge: Challenge, credentials: Credentials, scope: str, *,
     return TokenRequest(
         realm=realm,
         url=urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query), "")),
-        authorization=basic(credentials) if credentials.username else "",
+        authorization="" if credentials.anonymous else basic(credentials),
     )
 
 

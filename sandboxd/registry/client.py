@@ -14,11 +14,22 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import structlog
+
 from sandboxd import foreign_json
-from sandboxd.errors import AccessDenied, Exhausted, InvalidRequest, NotFound, SandboxdError, Unavailable
+from sandboxd.errors import (
+    AccessDenied,
+    Exhausted,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    SandboxdError,
+    TimedOut,
+    Unavailable,
+)
 from sandboxd.registry import auth
 from sandboxd.registry.auth import Credentials
 from sandboxd.registry.docker_config import DockerConfig
@@ -27,84 +38,39 @@ from sandboxd.registry.hosts_dir import HostsDir
 from sandboxd.registry.login import Login
 from sandboxd.registry.patience import Broken, Limits, Patience, Stalled, retry_after
 from sandboxd.registry.proxies import Proxies
+from sandboxd.registry.ranges import Probe, Ranges, Sink, TooSlow, WrongRange, body_start
 from sandboxd.registry.reference import Reference
 from sandboxd.registry.transport import Answer, Request, Transport
 
+log = structlog.get_logger(__name__)
+
 MAX_MANIFEST_BYTES = 4 << 20  # what registries accept
+HEAD_SECONDS = 10.0  # after which GET is asked
 MAX_ERROR_BYTES = 64 << 10
 MAX_EXPLANATION_CHARACTERS = 200  # of a registry's own error message
 
-Sink = Callable[[bytes], Awaitable[None]]
 T = TypeVar("T")
 
 _TRY_AGAIN = (429, 500, 502, 503, 504)
-# With a limit on the digits: Python refuses to convert thousands of them.
-_LENGTH = re.compile(r"[0-9]{1,20}")
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20}|\*)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranges:
-    """Fetching one blob over several connections. `count` 1 turns it off; it takes `count` times `bytes` of memory.
-
-    It starts where one connection proves too slow: where most of the time is spent waiting for it.
-    """
-
-    count: int = 1
-    bytes: int = 4 << 20
-    least: int = 64 << 20  # bytes; smaller blobs are not worth it
-    probe: int = 8 << 20  # bytes of one connection after which to decide, again and again; 0: widen at once
-    waiting: float = 0.6  # the share of time spent waiting that is too much
-    fast: int = 64 << 20  # bytes a second at which one connection is enough in any case
+_UNSPECIFIC = ("", "application/json", "application/octet-stream", "text/plain")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A manifest or index as the registry serves it, with the `media_type` of its Content-Type."""
+    """A manifest or index as the registry serves it; `media_type` is its Content-Type, "" for one of no use."""
 
     data: bytes
     digest: str
     media_type: str
 
 
-class _RangeIgnored(SandboxdError):
-    """The server did not answer a range request with that range."""
+class _RangeRefused(SandboxdError):
+    """The server did not answer a range request with that range; without a range it may."""
 
 
-class TooSlow(Exception):
-    """Most of the time is spent waiting for a single connection."""
-
-
-class Probe:
-    """Wraps a sink and measures where the time goes; raises TooSlow when it is the connection."""
-
-    def __init__(self, ranges: Ranges, sink: Sink, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`size` is how many bytes are to come."""
-        self._ranges = ranges
-        self._sink = sink
-        self._size = size
-        self._clock = clock
-        self.passed = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._since = self._left = self._clock()
-        self._bytes = 0
-        self._waited = 0.0
-
-    async def take(self, data: bytes) -> None:
-        """Pass the next bytes on, also when this raises TooSlow."""
-        self._waited += self._clock() - self._left
-        await self._sink(data)
-        self._left = self._clock()
-        self.passed += len(data)
-        self._bytes += len(data)
-        if self._bytes >= self._ranges.probe:
-            seconds = self._left - self._since
-            slow = self._waited >= self._ranges.waiting * seconds and self._bytes < self._ranges.fast * seconds
-            if slow and self._size - self.passed >= self._ranges.least:
-                raise TooSlow
-            self._begin()
+# What may be wrong with a range, or with one of several connections, and not with the blob.
+_OF_ONE_RANGE = (_RangeRefused, Unavailable, TimedOut, Exhausted, AccessDenied, NotFound)
 
 
 class Registries:
@@ -133,26 +99,35 @@ class Registries:
     ) -> AsyncIterator[Repository]:
         """Open the reference's repository; `accept` lists the supported media types of manifests.
 
-        Raises InvalidRequest for an invalid configuration file.
+        Raises InvalidRequest for an invalid hosts.toml. Credentials of the machine that cannot be read are missed
+        only where the registry asks for some.
         """
         endpoints = self._hosts.endpoints(reference.domain)
         async with Transport(self._proxies, self._user_agent) as transport:
             logins = {}
             for endpoint in endpoints:
+                found, missing = await self._credentials(endpoint, reference, credentials)
                 logins[endpoint] = Login(
                     transport=transport,
                     endpoint=endpoint,
                     scope=f"repository:{reference.path}:pull",
-                    credentials=await self._credentials(endpoint, reference.domain, credentials),
+                    credentials=found,
+                    missing=missing,
                 )
             yield Repository(reference, logins, transport, accept, self.limits, self.ranges)
 
-    async def _credentials(self, endpoint: Endpoint, domain: str, given: Credentials) -> Credentials:
-        """The credentials for the endpoint: the request's if they apply to it, else the machine's."""
-        names = (domain, endpoint.host) if endpoint.upstream else (endpoint.host,)
+    async def _credentials(
+        self, endpoint: Endpoint, reference: Reference, given: Credentials
+    ) -> tuple[Credentials, SandboxdError | None]:
+        """The credentials for the endpoint, the request's if they apply to it, else the machine's; and why none."""
+        names = (reference.domain, endpoint.host) if endpoint.upstream else (endpoint.host,)
         if not given.anonymous and auth.applies(given, names, own=endpoint.upstream):
-            return given
-        return await self._docker_config.credentials(names) or Credentials()
+            return given, None
+        try:
+            return await self._docker_config.credentials(names, reference.path) or Credentials(), None
+        except (InvalidRequest, NotReady) as exc:
+            log.warning("the machine's credentials cannot be used", registry=endpoint.host, error=str(exc))
+            return Credentials(), exc
 
 
 class Repository:
@@ -174,45 +149,63 @@ class Repository:
         self._limits = limits
         self._ranges = ranges
         self._distrusted: set[Endpoint] = set()
+        self._narrow: set[Endpoint] = set()  # one connection for a blob, please
         self._no_ranges: set[Endpoint] = set()
+        self._fetched: dict[str, Manifest] = {}  # while resolving
         self.retries = 0  # attempts beyond the first ones
 
     # --- manifests ---------------------------------------------------------------------------------------------
 
     async def resolve(self, name: str) -> str:
-        """The digest that a tag (or digest) refers to now, without fetching it; "" when the server omits it.
+        """The digest that a tag (or digest) refers to now.
 
-        Raises NotFound, AccessDenied, Unavailable and so on when the request fails.
+        HEAD saves fetching the manifest, and only that: where it fails or does not tell, GET decides, and `manifest`
+        has its answer. Raises what `manifest` raises.
         """
 
         async def ask(endpoint: Endpoint) -> str:
-            answer = await self._request(endpoint, "HEAD", f"manifests/{name}", self._patience())
-            digest = answer.header("Docker-Content-Digest")
-            answer.close()
-            return digest
+            if digest := await self._headed(endpoint, name):
+                return digest
+            self._fetched[name] = await self._manifest(endpoint, name)
+            return self._fetched[name].digest
 
         return await self._first(self._manifest_endpoints(name), ask)
+
+    async def _headed(self, endpoint: Endpoint, name: str) -> str:
+        """The digest in the answer to HEAD, "" without a usable one."""
+        limits = replace(self._limits, attempts=1, stall_seconds=min(self._limits.stall_seconds, HEAD_SECONDS))
+        try:
+            answer = await self._request(endpoint, "HEAD", f"manifests/{name}", Patience(limits))
+        except SandboxdError as exc:
+            self._logins[endpoint].conceal(exc)
+            log.info("a registry does not answer HEAD, GET is used", registry=endpoint.host, error=str(exc))
+            return ""
+        # Some servers send a body, which would be taken for the next answer.
+        answer.close(reuse=False)
+        digest = answer.header("Docker-Content-Digest").strip()
+        return digest if _DIGEST.fullmatch(digest) else ""
 
     async def manifest(self, name: str) -> Manifest:
         """The manifest or index with this tag or digest.
 
         Raises NotFound; AccessDenied; InvalidRequest when it is too large, is not a manifest or has a wrong digest.
         """
+        if name in self._fetched:
+            return self._fetched[name]
+        return await self._first(self._manifest_endpoints(name), lambda endpoint: self._manifest(endpoint, name))
 
-        async def fetch(endpoint: Endpoint) -> Manifest:
-            patience = self._patience()
-            while True:
-                answer = await self._request(endpoint, "GET", f"manifests/{name}", patience)
-                try:
-                    data = await answer.read(MAX_MANIFEST_BYTES)
-                except (Broken, Stalled) as exc:
-                    await self._again(patience, exc)
-                    continue
-                finally:
-                    answer.close()
-                return self._verified(name, data, answer)
-
-        return await self._first(self._manifest_endpoints(name), fetch)
+    async def _manifest(self, endpoint: Endpoint, name: str) -> Manifest:
+        patience = self._patience()
+        while True:
+            answer = await self._request(endpoint, "GET", f"manifests/{name}", patience)
+            try:
+                data = await answer.read(MAX_MANIFEST_BYTES)
+            except (Broken, Stalled) as exc:
+                await self._again(patience, exc)
+                continue
+            finally:
+                answer.close()
+            return self._verified(name, data, answer)
 
     def _verified(self, name: str, data: bytes, answer: Answer) -> Manifest:
         computed = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -223,10 +216,11 @@ class Repository:
                 f"{answer.where}: the manifest has a wrong digest: expected {expected}, computed {computed}"
             )
         media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
-        if media_type in ("", "application/json", "application/octet-stream", "text/plain"):
-            media_type = ""  # the server does not know; the document itself decides
-        elif media_type not in self._accept.split(", ") and not media_type.startswith("application/vnd."):
-            raise InvalidRequest(f"{answer.where}: {media_type!r} is not a manifest; is this a registry?")
+        if media_type not in self._accept.split(", "):
+            # Registries and proxies call manifests all kinds of things; then the document itself decides.
+            if media_type not in _UNSPECIFIC and not _like_a_manifest(data):
+                raise InvalidRequest(f"{answer.where}: {media_type!r} is not a manifest; is this a registry?")
+            media_type = ""
         return Manifest(data=data, digest=computed, media_type=media_type)
 
     # --- blobs -------------------------------------------------------------------------------------------------
@@ -267,7 +261,7 @@ class Repository:
 
     async def _fetch(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> None:
         """The rest of a blob from one endpoint."""
-        if self._ranges.count > 1 and size - offset >= self._ranges.least and endpoint not in self._no_ranges:
+        if self._ranges.count > 1 and size - offset >= self._ranges.least and endpoint not in self._narrow:
             probe = Probe(self._ranges, sink, size - offset)
             try:
                 if self._ranges.probe:
@@ -284,13 +278,19 @@ class Repository:
         at = start
         patience = self._patience()
         while at < end:
-            partial = at > 0 or end < size
+            partial = (at > 0 or end < size) and (strict or endpoint not in self._no_ranges)
             headers = {"Range": f"bytes={at}-{end - 1}"} if partial else {}
-            answer = await self._request(endpoint, "GET", f"blobs/{digest}", patience, headers)
             try:
-                skip = _body_start(answer, digest, size, at) if partial else _whole(answer, digest, size)
+                answer = await self._request(endpoint, "GET", f"blobs/{digest}", patience, headers)
+            except _RangeRefused:
+                if strict:
+                    raise
+                self._no_ranges.add(endpoint)
+                continue
+            try:
+                skip = body_start(answer, digest, size, at)
                 if strict and answer.status != 206:
-                    raise _RangeIgnored(f"{answer.where}: a range was ignored")
+                    raise _RangeRefused(f"{answer.where}: a range was ignored")
                 while at < end:
                     data = await answer.chunk(patience.seconds)
                     if not data:
@@ -307,15 +307,21 @@ class Repository:
                 if end == size and not partial and await answer.chunk(patience.seconds):
                     raise InvalidRequest(f"{answer.where}: the blob is larger than the {size} bytes announced")
             except (Broken, Stalled) as exc:
+                if isinstance(exc, WrongRange):
+                    self._no_ranges.add(endpoint)
                 if at < end:
                     await self._again(patience, exc)
             finally:
                 answer.close()
 
     async def _fetch_wide(self, endpoint: Endpoint, digest: str, size: int, offset: int, sink: Sink) -> int:
-        """Fetch several ranges at once, passed on in order; return the offset reached when a range was ignored."""
+        """Fetch several ranges at once, passed on in order; return the offset that was reached.
+
+        That is not the end where ranges, or several connections, are refused: one connection has to do then.
+        """
         starts = deque(range(offset, size, self._ranges.bytes))
         at = offset
+        passing = False
 
         async def segment(start: int) -> list[bytes]:
             pieces: list[bytes] = []
@@ -328,12 +334,14 @@ class Repository:
             return pieces
 
         async def pass_on(pieces: list[bytes]) -> None:
-            nonlocal at
+            nonlocal at, passing
             pieces.reverse()
+            passing = True
             while pieces:
                 piece = pieces.pop()
                 await sink(piece)
                 at += len(piece)
+            passing = False
 
         try:
             # The first one alone: a server without range support would send the whole blob on each connection.
@@ -351,11 +359,13 @@ class Repository:
                     pieces = await ahead.popleft()
                     fill()
                     await pass_on(pieces)
-        except (_RangeIgnored, BaseExceptionGroup) as exc:
+        except (SandboxdError, BaseExceptionGroup) as exc:
             cause = first_cause(exc) if isinstance(exc, BaseExceptionGroup) else exc
-            if not isinstance(cause, _RangeIgnored):
+            if not isinstance(cause, _OF_ONE_RANGE) or passing:
                 raise cause from exc
-            self._no_ranges.add(endpoint)
+            self._logins[endpoint].conceal(cause)
+            log.info("a blob is fetched over one connection", registry=endpoint.host, error=str(cause))
+            self._narrow.add(endpoint)
         return at
 
     # --- requests ----------------------------------------------------------------------------------------------
@@ -372,7 +382,7 @@ class Repository:
                 return await ask(endpoint)
             except SandboxdError as exc:
                 self._logins[endpoint].conceal(exc)
-                failed.append(exc)
+                failed.append(self._logins[endpoint].explained(exc))
         if not failed:
             raise InvalidRequest(
                 f"no endpoint in hosts.toml for {self._reference.domain} has the capability for this"
@@ -415,6 +425,8 @@ class Repository:
             finally:
                 answer.close()
             if answer.status not in _TRY_AGAIN:
+                if "Range" in request.headers and answer.status not in (401, 404):
+                    raise _RangeRefused(str(error)) from error
                 raise error
             await self._again(patience, error, wait)
 
@@ -463,6 +475,14 @@ def explanation(body: bytes, concealed: Callable[[str], str] = str) -> str:
     return "".join(c if c.isprintable() else " " for c in concealed(words))[:MAX_EXPLANATION_CHARACTERS].strip()
 
 
+def _like_a_manifest(data: bytes) -> bool:
+    try:
+        document = foreign_json.parse_object(data, "manifest", repeated=True)
+    except InvalidRequest:
+        return False
+    return not {"schemaVersion", "manifests", "config", "layers"}.isdisjoint(document)
+
+
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error to report for a task group: one with a reason rather than a cancellation."""
     leaves: list[BaseException] = []
@@ -474,23 +494,3 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(error)
     return next((error for error in leaves if isinstance(error, SandboxdError)), leaves[0])
-
-
-def _whole(answer: Answer, digest: str, size: int) -> int:
-    length = answer.header("Content-Length")
-    if _LENGTH.fullmatch(length) and int(length) != size:
-        raise InvalidRequest(f"{answer.where}: blob {digest} has {length} bytes there, the manifest says {size}")
-    return 0
-
-
-def _body_start(answer: Answer, digest: str, size: int, at: int) -> int:
-    """How many bytes of the answer to a range request precede `at`: `at` itself if the range was ignored."""
-    if answer.status == 200:
-        _whole(answer, digest, size)
-        return at
-    match = _CONTENT_RANGE.fullmatch(answer.header("Content-Range").strip())
-    if match is None or int(match[1]) != at:
-        raise Broken(f"{answer.where}: the answer has another range than the one requested")
-    if match[3] != "*" and int(match[3]) != size:
-        raise InvalidRequest(f"{answer.where}: blob {digest} has {match[3]} bytes there, the manifest says {size}")
-    return 0

@@ -23,11 +23,21 @@ MAX_TOKEN_BYTES = 1 << 20
 class Login:
     """One endpoint, one repository, one pull."""
 
-    def __init__(self, *, transport: Transport, endpoint: Endpoint, scope: str, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        endpoint: Endpoint,
+        scope: str,
+        credentials: Credentials,
+        missing: SandboxdError | None = None,
+    ) -> None:
+        """`missing` is why there are no credentials although the machine may have some."""
         self._transport = transport
         self._endpoint = endpoint
         self._scope = scope
         self._credentials = credentials
+        self._missing = missing
         self._renewing = asyncio.Lock()
         token = credentials.registry_token
         self.authorization = f"Bearer {token}" if token else ""
@@ -36,6 +46,12 @@ class Login:
     def conceal(self, error: SandboxdError) -> None:
         """Remove secrets from an error: it quotes the server, and servers echo what they were sent."""
         error.args = tuple(self.concealed(arg) if isinstance(arg, str) else arg for arg in error.args)
+
+    def explained(self, error: SandboxdError) -> SandboxdError:
+        """The error to report for `error`: where access is denied, why the machine's credentials were missing."""
+        if self._missing is None or not isinstance(error, AccessDenied):
+            return error
+        return type(self._missing)(f"{self._missing}; without it: {error}")
 
     def concealed(self, text: str) -> str:
         """A server's message without the secrets that it was sent."""
@@ -47,6 +63,8 @@ class Login:
         yield from (own.password, own.identity_token, own.registry_token)
         if own.username and own.password:
             yield auth.basic(own).partition(" ")[2]
+        if own.identity_token:
+            yield auth.basic(Credentials(password=own.identity_token)).partition(" ")[2]
         yield from self._tokens
         yield from (value for _, value in self._endpoint.headers)
         # Also only the token of "Bearer TOKEN".
@@ -85,16 +103,21 @@ class Login:
             return True
 
     async def _token(self, challenge: auth.Challenge, patience: Patience) -> str:
-        token = auth.token_request(
-            challenge, self._credentials, self._scope, plain_allowed=self._endpoint.scheme == "http"
-        )
-        request = Request(
-            method="POST" if token.form else "GET",
-            url=token.url,
-            private=(("Authorization", token.authorization),) if token.authorization else (),
-            form=token.form,
-        )
+        other = False
         while True:
+            token = auth.token_request(
+                challenge,
+                self._credentials,
+                self._scope,
+                plain_allowed=self._endpoint.scheme == "http",
+                other=other,
+            )
+            request = Request(
+                method="POST" if token.form else "GET",
+                url=token.url,
+                private=(("Authorization", token.authorization),) if token.authorization else (),
+                form=token.form,
+            )
             error: SandboxdError
             try:
                 answer = await self._transport.send(self._endpoint, request, patience.seconds)
@@ -107,8 +130,13 @@ class Login:
             except (Broken, Stalled) as exc:
                 await patience.again(exc)
                 continue
+            if status in (404, 405) and not other and not self._credentials.anonymous:
+                other = True
+                continue
             if status in (400, 401, 403):
-                who = self._credentials.username or ("the identity token" if token.form else "anonymous")
+                who = self._credentials.username or (
+                    "the identity token" if self._credentials.identity_token else "anonymous"
+                )
                 raise AccessDenied(f"{token.realm} gives no token for {self._scope} to {who} (HTTP status {status})")
             error = Unavailable(f"{token.realm}: HTTP status {status} instead of a token")
             if status not in (429, 500, 502, 503, 504):

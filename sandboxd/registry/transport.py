@@ -80,9 +80,9 @@ class Answer:
                 raise InvalidRequest(f"{self.where}: the answer is larger than the {most} bytes allowed")
         return bytes(data)
 
-    def close(self) -> None:
-        """Release the connection: it is reused if the whole body was read, and closed if not."""
-        self._response.close() if not self._response.content.at_eof() else self._response.release()
+    def close(self, *, reuse: bool = True) -> None:
+        """Release the connection: it is reused if the whole body was read and `reuse` is set, and closed if not."""
+        self._response.release() if reuse and self._response.content.at_eof() else self._response.close()
 
 
 class Transport:

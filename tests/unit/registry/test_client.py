@@ -23,10 +23,11 @@ from sandboxd.errors import (
 )
 from sandboxd.registry import reference
 from sandboxd.registry.auth import Credentials
-from sandboxd.registry.client import Probe, Ranges, Registries, Repository, TooSlow, explanation, first_cause
+from sandboxd.registry.client import Registries, Repository, explanation, first_cause
 from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts_dir import HostsDir
 from sandboxd.registry.patience import Limits
+from sandboxd.registry.ranges import Ranges
 from tests.fakes.http_server import Asked, Reply, Script, Server, serving
 
 KIND = "application/vnd.oci.image.manifest.v1+json"
@@ -122,6 +123,89 @@ async def test_a_manifest_that_is_too_large_is_refused() -> None:
             await repository.manifest("v1")
 
 
+IMAGE = b'{"schemaVersion": 2}'
+DESCRIBED = {"Content-Type": KIND, "Docker-Content-Digest": digest(IMAGE)}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(Reply(status=status) for status in (400, 401, 403, 404, 405, 418, 429, 500, 501, 502, 503)),
+        Reply(status=429, headers={"Retry-After": "1000"}),
+        Reply(status=302, headers={"Location": "ftp://elsewhere"}),
+        Reply(status=200),
+        Reply(headers={"Docker-Content-Digest": "sha512:" + "0" * 128}),
+        Reply(headers={"Docker-Content-Digest": "sha256:xyz"}),
+    ],
+    ids=lambda reply: f"{reply.status} {' '.join(reply.headers.values())[:20]}".strip(),
+)
+async def test_where_head_fails_get_decides_and_is_asked_once(head: Reply) -> None:
+    """To resolve a tag without fetching it saves something; it never fails a pull."""
+
+    def script(asked: Asked) -> Reply:
+        return head if asked.method == "HEAD" else Reply(body=IMAGE, headers=DESCRIBED)
+
+    async with serving(script) as server, opened(server.host) as repository:
+        assert await repository.resolve("v1") == digest(IMAGE)
+        assert (await repository.manifest("v1")).data == IMAGE
+
+    assert [asked.method for asked in server.asked] == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize("fault", ["silent", "closed", "body"])
+async def test_a_server_that_cannot_do_head_at_all_is_asked_with_get(fault: str) -> None:
+    """It says nothing, closes the connection, or sends the manifest after all."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                while (await reader.readline()).strip():
+                    pass
+                if line.startswith(b"HEAD") and fault == "silent":
+                    await reader.read()
+                if line.startswith(b"GET") or fault == "body":
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(IMAGE), IMAGE))
+                else:
+                    break
+        finally:
+            writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener, opened(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}") as repository:
+        assert await repository.resolve("v1") == digest(IMAGE)
+
+
+async def test_who_may_not_have_an_image_is_refused_by_get_too() -> None:
+    async with serving(lambda asked: Reply(status=403)) as server, opened(server.host) as repository:
+        with pytest.raises(AccessDenied):
+            await repository.resolve("v1")
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "",
+        "text/plain; charset=utf-8",
+        "application/json",
+        "binary/octet-stream",
+        "text/html",
+        "application/vnd.x+json",
+    ],
+)
+async def test_a_manifest_is_one_whatever_the_server_calls_it(media_type: str) -> None:
+    reply = Reply(body=IMAGE, headers={"Content-Type": media_type} if media_type else {})
+    async with serving(lambda asked: reply) as server, opened(server.host) as repository:
+        assert (await repository.manifest("v1")).media_type == ""
+
+
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"[]", b"{}", b'{"errors": []}'])
+async def test_a_page_is_not_taken_for_a_manifest(body: bytes) -> None:
+    reply = Reply(body=body, headers={"Content-Type": "text/html"})
+    async with serving(lambda asked: reply) as server, opened(server.host) as repository:
+        with pytest.raises(InvalidRequest, match="is this a registry"):
+            await repository.manifest("v1")
+
+
 # Blobs.
 
 
@@ -212,6 +296,42 @@ async def test_ranges_are_given_up_when_they_are_ignored() -> None:
     assert len(server.asked) == 3
 
 
+@pytest.mark.parametrize("status", [400, 403, 405, 416, 501])
+async def test_where_ranges_are_refused_a_blob_comes_whole(status: int) -> None:
+    """Going on where an attempt stopped, or over several connections, never fails a pull."""
+
+    def script(asked: Asked) -> Reply:
+        return Reply(status=status) if "range" in asked.headers else Reply(body=BLOB)
+
+    ranges = Ranges(count=3, bytes=9000, least=10_000, probe=0)
+    async with serving(script) as server, opened(server.host) as repository:
+        assert await read(repository, offset=5) == BLOB
+    async with serving(script) as server, opened(server.host, ranges=ranges) as repository:
+        assert await read(repository) == BLOB
+
+
+async def test_where_another_range_comes_than_was_asked_for_a_blob_comes_whole() -> None:
+    wrong = Reply(status=206, body=BLOB[:10], headers={"Content-Range": f"bytes 0-9/{len(BLOB)}"})
+
+    def script(asked: Asked) -> Reply:
+        return wrong if "range" in asked.headers else Reply(body=BLOB)
+
+    async with serving(script) as server, opened(server.host) as repository:
+        assert await read(repository, offset=5) == BLOB
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+async def test_where_several_connections_are_refused_one_will_do(status: int) -> None:
+    def script(asked: Asked) -> Reply:
+        start, _, end = asked.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
+        several = int(start) >= 27000 and end != str(len(BLOB) - 1)
+        return Reply(status=status) if several else blob(asked)
+
+    ranges = Ranges(count=3, bytes=9000, least=10_000, probe=0)
+    async with serving(script) as server, opened(server.host, ranges=ranges) as repository:
+        assert await read(repository) == BLOB
+
+
 async def test_a_range_that_is_ignored_in_the_middle_loses_nothing() -> None:
     def script(asked: Asked) -> Reply:
         return Reply(body=BLOB) if "bytes=27000" in asked.headers.get("range", "") else blob(asked)
@@ -229,61 +349,6 @@ async def test_a_fault_in_one_of_several_ranges_is_the_error() -> None:
     async with serving(script) as server, opened(server.host, ranges=ranges) as repository:
         with pytest.raises(NotFound):
             await read(repository)
-
-
-class Clock:
-    """Time that passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-async def passing(probe: Probe, clock: Clock, *, pieces: int, waiting: float) -> None:
-    for _ in range(pieces):
-        clock.now += waiting
-        await probe.take(bytes(100))
-
-
-@pytest.mark.parametrize(("waiting", "taking"), [(1.0, 2.0), (0.00001, 0.0)], ids=["slow sink", "fast enough"])
-async def test_one_connection_will_do_when_it_is_not_what_is_waited_for(waiting: float, taking: float) -> None:
-    clock = Clock()
-
-    async def sink(data: bytes) -> None:
-        clock.now += taking
-
-    probe = Probe(Ranges(count=2, least=500, probe=300, fast=1_000_000), sink, 100_000, clock=clock)
-
-    await passing(probe, clock, pieces=20, waiting=waiting)
-
-    assert probe.passed == 2000
-
-
-async def test_a_connection_that_becomes_slow_is_found_out() -> None:
-    clock = Clock()
-    taken: list[bytes] = []
-
-    async def sink(data: bytes) -> None:
-        clock.now += 1.0
-        taken.append(data)
-
-    probe = Probe(Ranges(count=2, least=500, probe=300), sink, 100_000, clock=clock)
-    await passing(probe, clock, pieces=9, waiting=0.1)
-
-    with pytest.raises(TooSlow):
-        await passing(probe, clock, pieces=3, waiting=9.0)
-
-    assert (len(taken), probe.passed) == (12, 1200)
-
-
-async def test_the_little_that_is_left_is_not_worth_more_connections() -> None:
-    clock = Clock()
-
-    async def sink(data: bytes) -> None: ...
-
-    await passing(Probe(Ranges(count=2, least=500, probe=300), sink, 700, clock=clock), clock, pieces=7, waiting=9.0)
 
 
 async def test_more_connections_go_on_where_the_one_was() -> None:
@@ -501,6 +566,74 @@ async def test_an_identity_token_is_posted_to_the_token_server() -> None:
 
     (asked,) = [asked for asked in server.asked if asked.path.startswith("/token")]
     assert (asked.method, b"refresh_token=refresh" in asked.body) == ("POST", True)
+
+
+@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize(
+    ("credentials", "method"), [(ME, "POST"), (Credentials(identity_token="refresh"), "GET")], ids=["GET", "POST"]
+)
+async def test_a_token_server_that_refuses_a_method_is_asked_with_the_other(
+    credentials: Credentials, method: str, status: int
+) -> None:
+    tokens: list[str] = []
+    inner = token_script(tokens)
+
+    def script(asked: Asked) -> Reply:
+        refused = asked.path.startswith("/token") and asked.method != method
+        return Reply(status=status) if refused else inner(asked)
+
+    async with serving(script) as server, opened(server.host, credentials=credentials) as repository:
+        assert await read(repository) == BLOB
+
+    assert len(tokens) == 1
+
+
+async def test_nobody_asks_a_token_server_twice_as_nobody() -> None:
+    def script(asked: Asked) -> Reply:
+        realm = f'Bearer realm="http://{asked.headers["host"]}/token"'
+        return Reply(status=404 if asked.path.startswith("/token") else 401, headers={"WWW-Authenticate": realm})
+
+    async with serving(script) as server, opened(server.host) as repository:
+        with pytest.raises(Unavailable, match="404 instead of a token"):
+            await read(repository)
+
+    assert len(server.asked) == 2
+
+
+BROKEN_CONFIGS = [
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"auths": null, "credHelpers": null, "credsStore": null}',
+    '{"auths": {"HOST": null}}',
+    '{"auths": {"HOST": {"auth": null, "username": null}}}',
+    '{"auths": {"HOST": {"auth": "!"}}}',
+    '{"auths": {"HOST": 1, "other.example": {"auth": "!"}}}',
+    '{"auths": []}',
+    '{"credsStore": "absent"}',
+    '{"credHelpers": {"HOST": 5}}',
+]
+
+
+@pytest.mark.parametrize("text", BROKEN_CONFIGS)
+async def test_what_everybody_may_have_needs_no_good_docker_config(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.json"
+    async with serving(lambda asked: Reply(body=IMAGE)) as server:
+        file.write_text(text.replace("HOST", server.host))
+        async with opened(server.host, docker_config=str(file)) as repository:
+            assert (await repository.manifest("v1")).data == IMAGE
+
+
+async def test_where_access_is_denied_a_broken_docker_config_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    async with serving(lambda asked: Reply(status=401)) as server:
+        file.write_text(json.dumps({"auths": {server.host: {"auth": "secret!"}}}))
+        async with opened(server.host, docker_config=str(file)) as repository:
+            with pytest.raises(InvalidRequest, match=rf"{file}: auths.*base64.*401") as caught:
+                await repository.manifest("v1")
+
+    assert "secret" not in str(caught.value)
 
 
 async def test_a_registry_token_is_shown_at_once_and_never_replaced() -> None:

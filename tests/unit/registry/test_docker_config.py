@@ -58,6 +58,130 @@ async def test_docker_io_goes_by_all_its_names(tmp_path: Path, key: str) -> None
     assert found is not None
 
 
+NULLS: list[Any] = [
+    None,
+    {"auths": None},
+    {"auths": None, "credHelpers": None, "credsStore": None},
+    {"auths": {"registry.test": None}},
+    {"auths": {"registry.test": {"auth": None, "username": None, "password": None, "identitytoken": None}}},
+    {"auths": {"registry.test": {"auth": ""}}},
+    {"auths": {"registry.test": {"email": None, "other": 1}}},
+    {"auths": {}, "credHelpers": {"registry.test": None}, "credsStore": ""},
+    "",
+    " \n",
+]
+
+
+@pytest.mark.parametrize("document", NULLS)
+async def test_null_and_nothing_are_no_credentials(tmp_path: Path, document: Any) -> None:
+    text = document if isinstance(document, str) else json.dumps(document)
+    assert await config(tmp_path, text).credentials(["registry.test"]) is None
+
+
+async def test_null_beside_credentials_changes_nothing(tmp_path: Path) -> None:
+    entries = {"other.test": None, "registry.test": {"auth": AUTH, "identitytoken": None, "email": None}}
+    document = {"auths": entries, "credHelpers": None, "credsStore": None, "HttpHeaders": None}
+
+    assert await config(tmp_path, document).credentials(["registry.test"]) is not None
+
+
+def entry(name: str) -> dict[str, str]:
+    return {"username": name, "password": "secret"}
+
+
+ENTRIES = {
+    "registry.test": entry("host"),
+    "https://registry.test/team/": entry("team"),
+    "registry.test/team/project": entry("project"),
+    "registry.test/team/project/deep": entry("deep"),
+    "registry.test:5000/team": entry("port"),
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "repository", "user"),
+    [
+        ("registry.test", "team/project/deep/er", "deep"),
+        ("registry.test", "team/project/deep", "deep"),
+        ("registry.test", "team/project/deeper", "project"),
+        ("registry.test", "team/projects", "team"),
+        ("registry.test", "team", "team"),
+        ("registry.test", "teams/project", "host"),
+        ("registry.test", "", "host"),
+        ("registry.test:5000", "team/project", "port"),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1], ids=["as written", "reversed"])
+async def test_the_longest_path_that_fits_wins(
+    tmp_path: Path, host: str, repository: str, user: str, order: int
+) -> None:
+    entries = dict(list(ENTRIES.items())[::order])
+    found = await config(tmp_path, {"auths": entries}).credentials([host], repository)
+
+    assert found is not None and found.username == user
+
+
+async def test_a_path_that_does_not_fit_gives_nothing(tmp_path: Path) -> None:
+    settings = config(tmp_path, {"auths": {"registry.test/team": entry("team"), "registry.test:5000": entry("port")}})
+
+    assert await settings.credentials(["registry.test"], "other/project") is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "https://registry.test/v1/",
+        "https://registry.test/v2/",
+        "registry.test/v2",
+        "http://registry.test",
+        "REGISTRY.test/",
+        "https://registry.test/v2/team/",
+    ],
+)
+async def test_a_host_is_written_in_many_ways(tmp_path: Path, key: str) -> None:
+    assert (
+        await config(tmp_path, {"auths": {key: {"auth": AUTH}}}).credentials(["registry.test"], "team/x") is not None
+    )
+
+
+async def test_docker_io_has_paths_too(tmp_path: Path) -> None:
+    entries = {"https://index.docker.io/v1/": entry("hub"), "docker.io/team": entry("team")}
+    settings = config(tmp_path, {"auths": entries})
+    found = [await settings.credentials(["docker.io"], path) for path in ("team/x", "library/nginx")]
+
+    assert [each.username for each in found if each] == ["team", "hub"]
+
+
+@pytest.mark.parametrize("broken", [1, "secret", [], {"auth": "secret!"}, {"auth": 1}])
+async def test_what_is_wrong_with_an_entry_spoils_only_that_entry(tmp_path: Path, broken: Any) -> None:
+    entries = {"registry.test/team": broken, "other.test": broken, "registry.test": {"auth": AUTH}}
+    settings = config(tmp_path, {"auths": entries})
+
+    assert await settings.credentials(["registry.test"], "team/x") is not None
+    assert await settings.credentials(["third.test"], "team/x") is None
+    with pytest.raises(InvalidRequest):
+        await settings.credentials(["other.test"], "team/x")
+
+
+async def test_a_helper_that_fails_leaves_it_to_the_file(tmp_path: Path) -> None:
+    """Docker Desktop's store is named in many files that were copied to other machines."""
+
+    async def absent(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
+        raise NotReady("the credential helper cannot be run")
+
+    document = {"credsStore": "desktop", "auths": {"registry.test": {"auth": AUTH}, "other.test": {}}}
+    settings = config(tmp_path, document, absent)
+
+    assert await settings.credentials(["registry.test"]) is not None
+    with pytest.raises(NotReady):
+        await settings.credentials(["other.test"])
+
+
+async def test_a_base64_text_may_be_wrapped(tmp_path: Path) -> None:
+    wrapped = f"{AUTH[:5]}\n {AUTH[5:]}\n"
+    assert await config(tmp_path, {"auths": {"registry.test": {"auth": wrapped}}}).credentials(["registry.test"])
+
+
 async def test_another_server_gets_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path, {"auths": {"registry.test": {"auth": AUTH}}})
 
