@@ -185,7 +185,8 @@ class ImageRecord:
     pinned: bool  # kubelet's image garbage collection must spare it
     chain_id: str  # the committed snapshot of all layers, "" without layers
     config: Mapping[str, Any]  # Entrypoint, Cmd, Env, User, WorkingDir, StopSignal, Volumes, Labels
-    digest: str  # of the manifest for this platform
+    digest: str  # of the manifest for this platform; of the first if the same config is in several
+    digests: tuple[str, ...] = ()  # of all of them: gzip and zstd, OCI and docker
     records: tuple[str, ...] = ()  # containerd's names for it
 
     @property

@@ -92,5 +92,7 @@ def _load_response(event: Progress | Loaded) -> host_pb2.LoadImageResponse:
     if isinstance(event, Progress):
         progress = host_pb2.Progress(stage=event.stage, done_bytes=event.done, total_bytes=event.total)
         return host_pb2.LoadImageResponse(progress=progress)
-    loaded = host_pb2.LoadedImage(names=event.names, image_id=event.image_id, digest=event.digest, size=event.size)
+    loaded = host_pb2.LoadedImage(
+        names=event.names, image_id=event.image_id, digest=event.digest, size=event.size, remarks=event.remarks
+    )
     return host_pb2.LoadImageResponse(loaded=loaded)

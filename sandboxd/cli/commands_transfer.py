@@ -85,6 +85,8 @@ def load(session: Session, file: BinaryIO, quiet: bool, form: str | None) -> Non
             if unreadable:
                 raise Failure(f"cannot read {source}: {unreadable[0].strerror}") from unreadable[0]
             raise
+    for remark in dict.fromkeys(remark for image in loaded for remark in image.remarks):
+        click.echo(f"note: {render.printable(remark)}", err=True)
     if form:
         emit({"images": [render.as_dict(image) for image in loaded]}, form)
         return

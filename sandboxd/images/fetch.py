@@ -24,13 +24,14 @@ from sandboxd.containerd.content import CHILD_LABEL, child_labels, snapshot_labe
 from sandboxd.containerd.ingest import Ingest
 from sandboxd.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, Unclassified, Unsupported
 from sandboxd.images.examine import Backlog, LayerCheck, WholeCheck
-from sandboxd.images.store import ImageStore
+from sandboxd.images.store import ImageStore, carried_out
 from sandboxd.images.unpack import SMALL_BYTES, Memory, Unpacking
 from sandboxd.jobs import Jobs
 from sandboxd.model import Progress, Report, Stage
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest
 from sandboxd.oci.layers import Scan
+from sandboxd.oci.selection import Selected, Wanted, search
 from sandboxd.registry.client import Manifest as Served
 from sandboxd.registry.client import Repository, first_cause
 from sandboxd.registry.hosts import Endpoint
@@ -40,7 +41,6 @@ log = structlog.get_logger(__name__)
 CHECKED = {"sandboxd.io/layer": "checked"}
 ACCEPT = (*oci.MANIFESTS, *oci.INDEXES)
 SMALL_AT_ONCE = 8  # small layers of one pull: what they take is round trips, not bandwidth
-MAX_NESTING = 4  # indexes in indexes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,10 +82,19 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a reference turned out to be. `chain` leads from the topmost document to the manifest."""
+    """What a reference turned out to be. `chain` leads from the topmost document to the manifest.
+
+    `config` is the image's config if it had to be read to choose it, else b"".
+    """
 
     chain: tuple[tuple[Descriptor, bytes], ...]
-    manifest: Manifest
+    selected: Selected
+    config: bytes = b""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest for this machine."""
+        return self.selected.manifest
 
     @property
     def target(self) -> Descriptor:
@@ -114,30 +123,50 @@ async def find(store: ImageStore, repository: Repository, served: Served) -> Fou
     Raises Unsupported when there is none, InvalidRequest if it is malformed.
     """
     document = _parsed(served)
-    descriptor = Descriptor(media_type=document.media_type, digest=served.digest, size=len(served.data))
-    chain = [(descriptor, served.data)]
-    while isinstance(document, Index):
-        if len(chain) > MAX_NESTING:
-            raise InvalidRequest(f"indexes are nested more than {MAX_NESTING} deep")
-        fitting = oci.choose(document.manifests, store.platform)
-        if not fitting:
-            there = ", ".join(sorted({str(item.platform) for item in document.manifests if item.platform}))
-            raise Unsupported(f"the image is not made for {store.platform} (platforms: {there or 'none named'})")
-        data = await _document(store, repository, fitting[0])
-        document = oci.parse_manifest(data, fitting[0].media_type)
-        chain.append((fitting[0], data))
-    return Found(chain=tuple(chain), manifest=document)
+    target = Descriptor(media_type=document.media_type, digest=served.digest, size=len(served.data))
+    seen = {served.digest: served.data}
+
+    async def read(wanted: Wanted) -> bytes:
+        digest = wanted.descriptor.digest
+        if digest not in seen:
+            seen[digest] = await _document(store, repository, wanted)
+        return seen[digest]
+
+    selected = await carried_out(search(target, store.platform), read)
+    for word in selected.skipped:
+        log.info("an entry of an index is passed over", image=served.digest, reason=word)
+    return Found(
+        chain=tuple((descriptor, seen[descriptor.digest]) for descriptor in selected.chain),
+        selected=selected,
+        config=seen.get(selected.manifest.config.digest, b""),
+    )
 
 
-async def _document(store: ImageStore, repository: Repository, descriptor: Descriptor) -> bytes:
-    """A manifest that an index names, from the content store or the registry."""
+async def _document(store: ImageStore, repository: Repository, wanted: Wanted) -> bytes:
+    """What an index leads to, from the content store or the registry."""
+    descriptor = wanted.descriptor
     try:
-        return await store.content.read(descriptor.digest, oci.MAX_MANIFEST_BYTES)
+        return await store.content.read(descriptor.digest, wanted.most)
     except NotFound:
+        if wanted.is_config:
+            return await _small_blob(repository, descriptor)
         data = (await repository.manifest(descriptor.digest)).data
     if len(data) != descriptor.size:
         raise InvalidRequest(f"{descriptor.digest}: expected {descriptor.size} bytes, found {len(data)}")
     return data
+
+
+async def _small_blob(repository: Repository, descriptor: Descriptor) -> bytes:
+    """A blob of the registry that fits into memory, verified."""
+    data = bytearray()
+
+    async def collect(piece: bytes) -> None:
+        data.extend(piece)
+
+    await repository.blob(descriptor.digest, descriptor.size, 0, collect)
+    if (computed := oci.digest(bytes(data))) != descriptor.digest:
+        raise InvalidRequest(f"the blob has a wrong digest: expected {descriptor.digest}, computed {computed}")
+    return bytes(data)
 
 
 class Fetch:
@@ -160,32 +189,25 @@ class Fetch:
 
     # Documents.
 
-    async def config(self, manifest: Manifest) -> tuple[ImageConfig, bytes]:
-        """The image's config. Raises InvalidRequest when it does not fit the manifest or this machine."""
-        descriptor = manifest.config
-        try:
-            data = await self._content.read(descriptor.digest, oci.MAX_CONFIG_BYTES)
-        except NotFound:
-            data = await self._small_blob(descriptor)
+    async def config(self, found: Found) -> tuple[ImageConfig, bytes]:
+        """The image's config. Raises InvalidRequest when it does not fit the manifest, or no machine of this kind."""
+        descriptor = found.manifest.config
+        data = found.config
+        if not data:
+            try:
+                data = await self._content.read(descriptor.digest, oci.MAX_CONFIG_BYTES)
+            except NotFound:
+                data = await _small_blob(self._repository, descriptor)
+                self._shared.counters.bytes_fetched += len(data)
+                self._shared.counters.blobs_fetched += 1
         parsed = oci.parse_config(data)
-        if len(parsed.diff_ids) != len(manifest.layers):
-            raise InvalidRequest(f"image config: {len(parsed.diff_ids)} diff_ids for {len(manifest.layers)} layers")
-        if not oci.runs_on(parsed.platform, self._store.platform):
-            raise Unsupported(f"the image is for {parsed.platform}, this machine is {self._store.platform}")
+        if len(parsed.diff_ids) != len(found.manifest.layers):
+            raise InvalidRequest(
+                f"image config: {len(parsed.diff_ids)} diff_ids for {len(found.manifest.layers)} layers"
+            )
+        if words := found.selected.objection(parsed.platform, self._store.platform):
+            log.warning("the image may not run here", image=found.target.digest, reason=words)
         return parsed, data
-
-    async def _small_blob(self, descriptor: Descriptor) -> bytes:
-        data = bytearray()
-
-        async def collect(piece: bytes) -> None:
-            data.extend(piece)
-            self._shared.counters.bytes_fetched += len(piece)
-
-        await self._repository.blob(descriptor.digest, descriptor.size, 0, collect)
-        if (computed := oci.digest(bytes(data))) != descriptor.digest:
-            raise InvalidRequest(f"the blob has a wrong digest: expected {descriptor.digest}, computed {computed}")
-        self._shared.counters.blobs_fetched += 1
-        return bytes(data)
 
     async def keep_documents(self, found: Found, config: ImageConfig, data: bytes) -> None:
         """Store config (`data`), manifest and indexes, the lowest first, with the labels that keep what they name.
@@ -339,7 +361,15 @@ class Fetch:
             await writer.write(piece)
 
         if at < blob.size:
-            served += await self._repository.blob(blob.digest, blob.size, at, take)
+            try:
+                served += await self._repository.blob(blob.digest, blob.size, at, take)
+            except NotFound as exc:
+                if not blob.foreign:
+                    raise
+                raise NotFound(
+                    f"layer {blob.digest} is marked as not distributable, and the registry does not have it ({exc});"
+                    " other places are not asked: push the image with all of its layers"
+                ) from exc
         if isinstance(check, LayerCheck):
             await self._commit_meanwhile(writer, blob, diff_id, check)
             return

@@ -48,13 +48,15 @@ class Loaded:
     image_id: str
     digest: str
     size: int
+    remarks: tuple[str, ...] = ()  # about the archive: what of it was passed over, and why
 
 
 async def load(store: ImageStore, path: Path, report: Report = unreported) -> list[Loaded]:
     """Import every image of the archive at `path` that this machine can run; all of them or none.
 
-    The same archive again changes nothing and answers the same. Raises InvalidRequest or Unsupported for what is
-    wrong with the archive; no image record is left behind then that was not there before.
+    What else the archive holds is passed over, with remarks that each of the images has. The same archive again
+    changes nothing and answers the same. Raises InvalidRequest or Unsupported for what is wrong with the archive; no
+    image record is left behind then that was not there before.
     """
     loop = asyncio.get_running_loop()
     stopped = threading.Event()
@@ -70,6 +72,8 @@ async def load(store: ImageStore, path: Path, report: Report = unreported) -> li
         with steps.step("image.read", bytes=path.stat().st_size) as step:
             contents = await loop.run_in_executor(executor, _read, opened, store.platform, from_thread)
             contents = [replace(content, names=full_names(content)) for content in contents]
+            for remark in opened.remarks:
+                log.warning("of an archive, a part is passed over or may not run here", reason=remark)
             step.note(images=", ".join(content.names[0] if content.names else "untagged" for content in contents))
         await _bring_in(store, contents, MANAGED, report)
     finally:
@@ -82,6 +86,7 @@ async def load(store: ImageStore, path: Path, report: Report = unreported) -> li
             image_id=content.config.descriptor.digest,
             digest=content.manifest.descriptor.digest,
             size=content.size,
+            remarks=tuple(opened.remarks),
         )
         for content in contents
     ]
@@ -113,14 +118,18 @@ async def ensure_pause(store: ImageStore, binary_path: str) -> ImageRecord:
 
 
 def full_names(content: ImageContent) -> tuple[str, ...]:
-    """The archive's names for the image, completed. Raises InvalidRequest for one that cannot be a name.
+    """The archive's names for the image, completed; what cannot be a name is left out.
 
     A digest in a name says what the name's owner published; only that of what is named here is kept. Names that are
     sandboxd's own names are left out: an archive must not decide what every pod starts with.
     """
     names = []
     for text in content.names:
-        name = reference.parse(text)
+        try:
+            name = reference.parse(text)
+        except InvalidRequest as exc:
+            log.warning("an archive's name for its image is not one, it is left out", reason=str(exc))
+            continue
         if name.domain == OWN_DOMAIN:
             log.warning("an archive's name for its image is sandboxd's own, it is left out", name=str(name))
         elif name.tag:
@@ -161,7 +170,7 @@ def _present(store: ImageStore, content: ImageContent) -> ImageRecord | None:
         record = store.resolve(content.names[0])
     except NotFound:
         return None
-    same = record.digest == content.manifest.descriptor.digest
+    same = content.manifest.descriptor.digest in (record.digest, *record.digests)
     return record if same and record.pinned else None
 
 

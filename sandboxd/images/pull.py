@@ -225,6 +225,9 @@ class Pulls:
         if f"{name.repository}@{digest}" not in record.repo_digests:
             return None
         try:
+            # The same image may be known by several digests: the tag has to be at this one.
+            if not name.digest and (await self._store.images.get(str(name))).target.digest != digest:
+                return None
             await self._store.ensure_unpacked(record)
         except NotFound:
             return None
@@ -237,7 +240,7 @@ class Pulls:
             before = replace(self.counters)
             total = sum(layer.size for layer in found.manifest.layers)
             with steps.step("image.content", image=str(name), bytes=total) as step:
-                config, data = await fetch.config(found.manifest)
+                config, data = await fetch.config(found)
                 async with asyncio.TaskGroup() as group:
                     group.create_task(fetch.keep_documents(found, config, data))
                     group.create_task(fetch.layers(found.manifest, config))

@@ -24,10 +24,10 @@ from sandboxd.oci import image as oci
 from sandboxd.oci import layout
 from sandboxd.oci.image import Descriptor, Index, Manifest
 from sandboxd.oci.layout import Named
+from sandboxd.oci.selection import MAX_NESTING
 from sandboxd.registry import reference
 
 LEASE_SECONDS = 24 * 3600.0
-MAX_NESTING = 4  # indexes in indexes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +78,13 @@ async def saving(store: ImageStore, references: Sequence[str]) -> AsyncIterator[
         raise InvalidRequest("no image is named")
     with steps.step("image.save", images=", ".join(map(reference.shown, references))) as step:
         listed = {image.name: image for image in await store.images.list()}
-        chosen = merge(choice for text in references for choice in choose(text, store.resolve(text), listed))
+        wanted = [choose(text, store.resolve(text), listed) for text in references]
         async with store.leases.held("save", seconds=LEASE_SECONDS) as lease:
-            for choice in chosen:
+            for choice in merge(choice for choices in wanted for choice in choices):
                 await store.leases.add_content(lease, choice.target.digest)
             collected = _Collected(have={info.digest: info.size for info in await store.content.list()})
-            images = [await collected.add(store, choice) for choice in chosen]
+            complete = [choice for choices in wanted for choice in await collected.complete(store, choices)]
+            images = [await collected.add(store, choice) for choice in merge(complete)]
             archive = Outgoing(store, layout.documents(images), collected.blobs)
             step.note(bytes=archive.size)
             yield archive
@@ -139,18 +140,30 @@ class _Collected:
     blobs: dict[str, int] = field(default_factory=dict)
     known: dict[str, list[tuple[Descriptor, Manifest | Index]]] = field(default_factory=dict)
 
+    async def complete(self, store: ImageStore, choices: Sequence[Chosen]) -> list[Chosen]:
+        """Those of the choices for one reference that are here as a whole; all of them when none is.
+
+        The same image may be in several manifests, packed in several ways, and of one of them a part may be gone.
+        """
+        there = [choice for choice in choices if await self._manifest(store, choice) is not None]
+        return there or list(choices)
+
     async def add(self, store: ImageStore, choice: Chosen) -> Named:
         """Take in all that this image leads to, as far as it is here."""
-        manifest: Manifest | None = None
         for descriptor, found in await self._below(store, choice.target, MAX_NESTING):
             parts = (found.config, *found.layers) if isinstance(found, Manifest) else ()
             for part in (*parts, descriptor):
                 self.blobs[part.digest] = self.have[part.digest]
-            if isinstance(found, Manifest) and descriptor.digest == choice.record.digest:
-                manifest = found
+        manifest = await self._manifest(store, choice)
         if manifest is None:
             raise NotReady(f"image {choice.record.id}: the content for {store.platform} is not here; pull it again")
         return Named(names=choice.names, target=choice.target, manifest=manifest)
+
+    async def _manifest(self, store: ImageStore, choice: Chosen) -> Manifest | None:
+        """The manifest below the choice's target that has the image's config."""
+        documents = [document for _, document in await self._below(store, choice.target, MAX_NESTING)]
+        manifests = (document for document in documents if isinstance(document, Manifest))
+        return next((each for each in manifests if each.config.digest == choice.record.id), None)
 
     async def _below(
         self, store: ImageStore, descriptor: Descriptor, depth: int

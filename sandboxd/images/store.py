@@ -25,7 +25,9 @@ from sandboxd.containerd.snapshots import ROOT_LABEL, Kind, Mount, Snapshots, Us
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError
 from sandboxd.model import FsInfo, ImageRecord
 from sandboxd.oci import image as oci
-from sandboxd.oci.image import Descriptor, ImageConfig, Index, Manifest, Platform
+from sandboxd.oci import platforms
+from sandboxd.oci.image import Descriptor, ImageConfig, Manifest, Platform
+from sandboxd.oci.selection import Search, Selected, Wanted, search
 from sandboxd.registry import reference
 
 log = structlog.get_logger(__name__)
@@ -69,7 +71,7 @@ def host_platform() -> Platform:
     """What images must be for to run here."""
     machine = os.uname().machine
     variant = {"armv7l": "v7", "armv6l": "v6", "aarch64": "v8"}.get(machine, "")
-    return Platform(os="linux", architecture=oci.normal_architecture(machine), variant=variant)
+    return Platform(os="linux", architecture=platforms.normal_architecture(machine), variant=variant)
 
 
 class ImageStore:
@@ -139,26 +141,14 @@ class ImageStore:
 
     async def _parse(self, target: Descriptor) -> _Parsed:
         """Read the manifest for this platform that `target` is or leads to, and its config."""
-        candidates = [target]
-        for _ in range(16):
-            if not candidates:
-                break
-            descriptor = candidates.pop(0)
-            try:
-                data = await self.content.read(descriptor.digest, oci.MAX_MANIFEST_BYTES)
-            except NotFound:
-                if not candidates:
-                    raise
-                continue
-            document = oci.parse_manifest(data, descriptor.media_type)
-            if isinstance(document, Index):
-                candidates = [*oci.choose(document.manifests, self.platform), *candidates]
-                continue
-            config = oci.parse_config(await self.content.read(document.config.digest, oci.MAX_CONFIG_BYTES))
-            if not oci.runs_on(config.platform, self.platform):
-                raise InvalidRequest(f"the image is for {config.platform}")
-            return _Parsed(descriptor=descriptor, manifest=document, config=config)
-        raise NotFound(f"no manifest for {self.platform} in {target.digest}")
+
+        async def read(wanted: Wanted) -> bytes:
+            return await self.content.read(wanted.descriptor.digest, wanted.most)
+
+        found = await carried_out(search(target, self.platform), read)
+        config = oci.parse_config(await self.content.read(found.manifest.config.digest, oci.MAX_CONFIG_BYTES))
+        found.objection(config.platform, self.platform)
+        return _Parsed(descriptor=found.chain[-1], manifest=found.manifest, config=config)
 
     async def measure(self) -> None:
         """Sum what images take, if anything has changed. Raises Unavailable."""
@@ -240,9 +230,21 @@ class ImageStore:
         """Unpack the image unless it is; raises NotFound when its content is gone."""
         if not image.chain_id or await self.snapshots.exists(image.chain_id):
             return
-        parsed = next((p for p in self._view.parsed.values() if p.manifest.config.digest == image.id), None)
-        if parsed is None:
-            raise NotFound(f"image {image.id} was removed; load or pull it again")
+        # The same files may be packed in several ways, and of one of them a part may be gone.
+        manifests = {
+            p.descriptor.digest: p for p in self._view.parsed.values() if p.manifest.config.digest == image.id
+        }
+        missing = NotFound(f"image {image.id} was removed; load or pull it again")
+        for parsed in manifests.values():
+            try:
+                await self._unpack(image, parsed)
+            except NotFound as exc:
+                missing = exc
+            else:
+                return
+        raise missing
+
+    async def _unpack(self, image: ImageRecord, parsed: _Parsed) -> None:
         with steps.step("image.unpack", image=image.id, layers=len(parsed.manifest.layers)):
             async with self.leases.held("unpack", seconds=UNPACK_LEASE_SECONDS) as lease:
                 leased = self.under(lease).snapshots
@@ -307,6 +309,22 @@ class ImageStore:
         await self.leases.delete(_changes_lease(key), sync=True)
 
 
+async def carried_out(searching: Search, read: Callable[[Wanted], Awaitable[bytes]]) -> Selected:
+    """Carry out a search for an image's manifest. `read` raises NotFound or InvalidRequest for what is not there."""
+    try:
+        wanted = next(searching)
+        while True:
+            try:
+                data = await read(wanted)
+            except (NotFound, InvalidRequest) as exc:
+                wanted = searching.throw(exc)
+            else:
+                wanted = searching.send(data)
+    except StopIteration as done:
+        found: Selected = done.value
+        return found
+
+
 def _changes_lease(key: str) -> str:
     return f"sandboxd-changes-{key}"
 
@@ -328,7 +346,7 @@ def find(records: Sequence[ImageRecord], text: str) -> ImageRecord:
     fitting = [record for record in records if record.id.startswith(f"sha256:{prefix[1]}")]
     if len(fitting) > 1:
         raise InvalidRequest(f"{text!r} is the beginning of {len(fitting)} image ids; give more digits")
-    fitting = fitting or [record for record in records if record.digest == f"sha256:{prefix[1]}"]
+    fitting = fitting or [record for record in records if f"sha256:{prefix[1]}" in (record.digest, *record.digests)]
     if not fitting:
         raise missing
     return fitting[0]
@@ -387,5 +405,6 @@ def _record(image_id: str, images: Sequence[Image], parsed: Mapping[str, _Parsed
         chain_id=first.config.chain_id,
         config=first.config.config,
         digest=first.descriptor.digest,
+        digests=tuple(sorted({parsed[image.target.digest].descriptor.digest for image in images})),
         records=tuple(sorted(image.name for image in images)),
     )

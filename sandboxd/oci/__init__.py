@@ -13,6 +13,7 @@
     container   ContainerConfig    -> runtime spec of a workload
     files       the texts of a pod's /etc/hosts, /etc/hostname and /etc/resolv.conf
     image, layers                  manifests and configs; scanning a layer and computing its digests
+    platforms, selection           which manifest is for a machine, and what leads to it
     tar, links, compression        the parts of a layer, read within bounds
     recording                      small layers held in memory
     archive, archive_files, layout image archives: reading untrusted ones, writing our own

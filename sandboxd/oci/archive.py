@@ -1,5 +1,8 @@
 """Image archives on disk: an OCI layout or a `docker save`, as one tar, plain or compressed as a whole.
 
+What an archive holds beside images that can be run here is passed over, with a word: signatures, charts, images for
+other machines, entries that cannot be read. What is damaged or hostile is refused, with all of the archive.
+
 The archive is untrusted. Every byte is hashed and every layer is scanned (`oci.layers`) before it is handed out.
 A part that is listed several times is read once, so that the work is linear in the archive's size.
 `oci.archive_files` sets the limits.
@@ -14,17 +17,17 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sandboxd import foreign_json
-from sandboxd.errors import InvalidRequest, Unsupported
+from sandboxd.errors import InvalidRequest, NotFound, Unsupported
 from sandboxd.foreign_json import shown
 from sandboxd.model import Progress, Report, Stage, unreported
-from sandboxd.oci import image, layers
+from sandboxd.oci import image, layers, platforms
 from sandboxd.oci.archive_files import Files, Opener, inside
 from sandboxd.oci.image import (
     NAME_ANNOTATION,
@@ -36,10 +39,11 @@ from sandboxd.oci.image import (
     Platform,
 )
 from sandboxd.oci.layers import Stopped
+from sandboxd.oci.selection import Known, NotForHost, Selected, Wanted, drive, search
 
 MAX_IMAGES = 1_000
 MAX_NAMES = 10_000  # of all images
-MAX_NESTING = 4  # indexes in indexes
+MAX_REMARKS = 20
 
 _HEX_IN_PATH = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?$")
 
@@ -87,7 +91,8 @@ class Archive:
         # Keyed by offset in the file, since several paths may lead to one.
         self._scans: dict[int, layers.Scan] = {}
         self._configs: dict[int, tuple[ImageConfig, str]] = {}
-        self._resolved: dict[str, _Resolved | None] = {}
+        self._known = Known()
+        self.remarks: list[str] = []  # what `images` passed over and why, and what may not run here
         self._done = 0
         self._report: Report = unreported
 
@@ -109,10 +114,11 @@ class Archive:
         self._files.close()
 
     def images(self, host: Platform, report: Report = unreported) -> tuple[ImageContent, ...]:
-        """Every image of the archive that `host` can run, verified to the last byte.
+        """Every image of the archive that `host` can run, verified to the last byte; `remarks` tells of the rest.
 
-        Raises InvalidRequest for a digest that does not match, a missing part, an entry that points outside the
-        archive, and when no image is for this platform; Unsupported for layers or formats that cannot be read here.
+        Images for another machine are given when there is nothing else, and nothing but their config says so. Raises
+        InvalidRequest for a digest that does not match, a missing part, an entry that points outside the archive, and
+        when no image is for this platform; Unsupported for layers or formats that cannot be read here.
         """
         self._report = report
         if "index.json" in self._files:
@@ -160,57 +166,61 @@ class Archive:
         if not isinstance(top, Index):
             raise InvalidRequest("index.json: must be an image index")
         docker_names = self._docker_names()
-        names_of = _Names()
+        for word in top.skipped:
+            self._remark(f"index.json: {word}")
+        offers = _Offers(host)
         for descriptor in top.manifests:
-            resolved = self._resolve(descriptor, host, MAX_NESTING)
-            if resolved is not None:
-                _, manifest = resolved
-                names_of.add(descriptor.digest, _names(descriptor) or docker_names.get(manifest.config.digest, ()))
-        if not names_of.images:
-            platforms = sorted({str(item.platform) for item in top.manifests if item.platform})
-            listed = ", ".join(platforms[:10]) or "none named"
-            raise InvalidRequest(f"the archive holds no image for {host} (platforms: {listed})")
+            if not platforms.choose((descriptor,), host):
+                offers.elsewhere(descriptor)
+                continue
+            try:
+                found = drive(search(descriptor, host, self._known), self._seen)
+                parsed = self._config_of(found.manifest)
+                words = found.objection(parsed.platform, host)
+            except (InvalidRequest, NotFound) as exc:
+                offers.failed.append(exc)
+                self._remark(f"{descriptor.digest}: {exc}")
+                continue
+            for word in found.skipped:
+                self._remark(word)
+            names = _names(descriptor) or docker_names.get(found.manifest.config.digest, ())
+            offers.add(descriptor.digest, names, found, words)
+        return self._made(offers, self._oci_image)
+
+    def _made(
+        self, offers: _Offers, make: Callable[[tuple[str, ...], Any], ImageContent]
+    ) -> tuple[ImageContent, ...]:
+        """The images that are offered, whole; those of a kind that cannot be read here are passed over."""
+        for word in offers.passed_over():
+            self._remark(word)
         images = []
-        for digest, names in names_of.images.items():
-            resolved = self._resolved[digest]
-            assert resolved is not None
-            images.append(self._oci_image(tuple(names), *resolved, host))
+        for names, offer in offers.chosen():
+            try:
+                images.append(make(names, offer))
+            except Unsupported as exc:
+                offers.failed.append(exc)
+                self._remark(f"{', '.join(names) or 'an image without a name'}: {exc}")
+        if not images:
+            raise offers.nothing()
         return tuple(images)
 
-    def _resolve(self, descriptor: Descriptor, host: Platform, depth: int) -> _Resolved | None:
-        """The descriptors from `descriptor` down to a manifest for `host`, and that manifest; None without one.
+    def _remark(self, word: str) -> None:
+        if len(self.remarks) < MAX_REMARKS and word not in self.remarks:
+            self.remarks.append(word)
 
-        A document that several indexes list is parsed once.
-        """
-        if not image.choose((descriptor,), host):
-            return None
-        if descriptor.digest not in self._resolved:
-            self._resolved[descriptor.digest] = self._looked_up(descriptor, host, depth)
-        return self._resolved[descriptor.digest]
+    def _seen(self, wanted: Wanted) -> bytes:
+        return self._blob(wanted.descriptor, wanted.most)
 
-    def _looked_up(self, descriptor: Descriptor, host: Platform, depth: int) -> _Resolved | None:
-        if _blob_path(descriptor.digest) not in self._files and depth < MAX_NESTING:
-            # An archive for one platform keeps the whole index and omits the other platforms' blobs.
-            return None
-        data = self._blob(descriptor, image.MAX_MANIFEST_BYTES)
-        document = image.parse_manifest(data, descriptor.media_type)
-        if isinstance(document, Manifest):
-            return (descriptor,), document
-        if depth == 0:
-            raise InvalidRequest(f"indexes are nested more than {MAX_NESTING} deep")
-        for candidate in image.choose(document.manifests, host):
-            if (resolved := self._resolve(candidate, host, depth - 1)) is not None:
-                chain, manifest = resolved
-                return (descriptor, *chain), manifest
-        return None
-
-    def _oci_image(
-        self, names: tuple[str, ...], chain: tuple[Descriptor, ...], manifest: Manifest, host: Platform
-    ) -> ImageContent:
+    def _config_of(self, manifest: Manifest) -> ImageConfig:
         path = _blob_path(manifest.config.digest)
-        parsed, digest = self._config(path, len(manifest.layers), host)
+        parsed, digest = self._config(path, len(manifest.layers))
         _check_digest("the blob", manifest.config.digest, digest)
         _check_size(manifest.config, self._files.find(path).size)
+        return parsed
+
+    def _oci_image(self, names: tuple[str, ...], found: Selected) -> ImageContent:
+        manifest, chain = found.manifest, found.chain
+        parsed = self._config_of(manifest)
         blobs = []
         for layer, diff_id in zip(manifest.layers, parsed.diff_ids, strict=True):
             path = _blob_path(layer.digest)
@@ -231,7 +241,7 @@ class Archive:
     def _small(self, descriptor: Descriptor) -> Blob:
         return Blob(descriptor=descriptor, open=self._files.opener(self._files.find(_blob_path(descriptor.digest))))
 
-    def _config(self, path: str, layer_count: int, host: Platform) -> tuple[ImageConfig, str]:
+    def _config(self, path: str, layer_count: int) -> tuple[ImageConfig, str]:
         """The config at `path` and its digest. A config that several images share is read once."""
         entry = self._files.find(path)
         config = self._configs.get(entry.offset)
@@ -241,8 +251,6 @@ class Archive:
         parsed, _ = config
         if len(parsed.diff_ids) != layer_count:
             raise InvalidRequest(f"image config: {len(parsed.diff_ids)} diff_ids for {layer_count} layers")
-        if not image.runs_on(parsed.platform, host):
-            raise InvalidRequest(f"the image is for {parsed.platform}, this machine is {host}")
         return config
 
     # --- docker save -------------------------------------------------------------------------------------------
@@ -250,40 +258,57 @@ class Archive:
     def _docker_list(self) -> list[dict[str, Any]]:
         data = self._files.read("manifest.json", image.MAX_MANIFEST_BYTES)
         items = foreign_json.parse(data, "manifest.json")
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        if not isinstance(items, list):
             raise InvalidRequest("manifest.json: must be a list of images")
-        for item in items:
-            tags = item.get("RepoTags") or []
-            paths = item.get("Layers") or []
-            for member, values in (("RepoTags", tags), ("Layers", paths), ("Config", [item.get("Config")])):
-                if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-                    raise InvalidRequest(f"manifest.json: {member} is missing or not made of strings")
-        return items
+        good = []
+        for number, item in enumerate(items):
+            if word := _wrong_item(item):
+                self._remark(f"manifest.json[{number}]: {word}")
+            else:
+                good.append(item)
+        if items and not good:
+            raise InvalidRequest(f"manifest.json: {_wrong_item(items[0])}")
+        return good
 
     def _docker_names(self) -> dict[str, tuple[str, ...]]:
         """Config digest to names, of an archive in both formats."""
         if "manifest.json" not in self._files:
             return {}
+        try:
+            items = self._docker_list()
+        except InvalidRequest as exc:
+            self._remark(str(exc))
+            return {}
         return {
             f"sha256:{match[1]}": tuple(item.get("RepoTags") or ())
-            for item in self._docker_list()
+            for item in items
             if (match := _HEX_IN_PATH.search(item["Config"]))
         }
 
     def _docker_images(self, host: Platform) -> tuple[ImageContent, ...]:
-        # Items with the same config and layers but different names are one image.
-        names_of = _Names()
-        parts: dict[str, tuple[str, tuple[str, ...]]] = {}
-        for item in self._docker_list():
-            paths = item.get("Layers") or ()
-            if len(paths) > image.MAX_LAYERS:
-                raise Unsupported(f"manifest.json: {len(paths)} layers, at most {image.MAX_LAYERS} can be stacked")
-            key = "\0".join((item["Config"], *paths))
-            parts[key] = (item["Config"], tuple(paths))
-            names_of.add(key, item.get("RepoTags") or ())
-        if not parts:
+        items = self._docker_list()
+        if not items:
             raise InvalidRequest("manifest.json: the archive holds no image")
-        images = [self._docker_image(*parts[key], tuple(names), host) for key, names in names_of.images.items()]
+        offers = _Offers(host)
+        for item in items:
+            # Items with the same config and layers but different names are one image.
+            paths = tuple(item.get("Layers") or ())
+            key = "\0".join((item["Config"], *paths))
+            try:
+                if len(paths) > image.MAX_LAYERS:
+                    raise Unsupported(
+                        f"manifest.json: {len(paths)} layers, at most {image.MAX_LAYERS} can be stacked"
+                    )
+                inner = [inside(path, "", path) for path in (item["Config"], *paths)]
+                parsed, digest = self._config(inner[0], len(paths))
+                _check_path("the config", inner[0], digest)
+                words = platforms.objection(parsed.platform, host)
+            except InvalidRequest as exc:
+                offers.failed.append(exc)
+                self._remark(f"{shown(item['Config'])}: {exc}")
+                continue
+            offers.add(key, item.get("RepoTags") or (), inner, words)
+        images = self._made(offers, self._docker_image)
         # Different paths may be links to the same files, and so give the same image.
         merged = _Names()
         for content in images:
@@ -291,15 +316,11 @@ class Archive:
         by_digest = {content.target.digest: content for content in images}
         return tuple(replace(by_digest[digest], names=tuple(names)) for digest, names in merged.images.items())
 
-    def _docker_image(
-        self, config_at: str, layers_at: tuple[str, ...], names: tuple[str, ...], host: Platform
-    ) -> ImageContent:
-        config_path = inside(config_at, "", config_at)
-        paths = [inside(path, "", path) for path in layers_at]
-        parsed, digest = self._config(config_path, len(paths), host)
+    def _docker_image(self, names: tuple[str, ...], inner: list[str]) -> ImageContent:
+        config_path, *paths = inner
+        parsed, digest = self._config(config_path, len(paths))
         entry = self._files.find(config_path)
         config = Descriptor(media_type=image.OCI_CONFIG, digest=digest, size=entry.size)
-        _check_path("the config", config_path, config.digest)
         blobs = []
         for path, diff_id in zip(paths, parsed.diff_ids, strict=True):
             scan = self._scan(path)
@@ -316,9 +337,6 @@ class Archive:
             layers=tuple(blobs),
             parsed=parsed,
         )
-
-
-_Resolved = tuple[tuple[Descriptor, ...], Manifest]
 
 
 class _Names:
@@ -339,6 +357,55 @@ class _Names:
             raise InvalidRequest(f"the archive has more than {MAX_NAMES} names")
 
 
+class _Offers:
+    """The images that an archive offers, before their layers are read: those to take, and why not the others."""
+
+    def __init__(self, host: Platform) -> None:
+        self._host = host
+        self._names = _Names()
+        self._offers: dict[str, Any] = {}
+        self._objections: dict[str, str] = {}
+        self._platforms: set[str] = set()
+        self.failed: list[InvalidRequest | NotFound] = []
+
+    def add(self, key: str, names: Iterable[str], offer: Any, objection: str) -> None:
+        """An image; with an `objection` in words it is taken only when there is none without."""
+        self._names.add(key, names)
+        self._offers[key] = offer
+        if objection:
+            self._objections[key] = objection
+
+    def elsewhere(self, descriptor: Descriptor) -> None:
+        """An entry that is for another machine, or describes another one."""
+        if descriptor.platform is not None:
+            self._platforms.add(str(descriptor.platform))
+
+    def chosen(self) -> list[tuple[tuple[str, ...], Any]]:
+        """The names of each image to take, and what was offered."""
+        fitting = [key for key in self._offers if key not in self._objections] or list(self._offers)
+        return [(tuple(self._names.images[key]), self._offers[key]) for key in fitting]
+
+    def passed_over(self) -> list[str]:
+        """What is not taken because it is for another machine, in words; or what is, for want of another."""
+        listed = ", ".join(sorted(self._platforms)[:MAX_REMARKS])
+        elsewhere = [f"entries for other platforms: {listed}"] if listed else []
+        named = [
+            f"{', '.join(self._names.images[key]) or 'an image without a name'}: {words}"
+            for key, words in self._objections.items()
+        ]
+        return [*named, *elsewhere]
+
+    def nothing(self) -> InvalidRequest | NotFound:
+        """The error for an archive that offers nothing."""
+        first = self.failed[0] if self.failed else None
+        if first is not None and not isinstance(first, Unsupported):
+            return first
+        listed = ", ".join(sorted(self._platforms)[:MAX_REMARKS]) or "none named"
+        reason = f": {first}" if first else f" (platforms: {listed})"
+        kind = InvalidRequest if first is None or isinstance(first, NotForHost) else Unsupported
+        return kind(f"the archive holds no image for {self._host}{reason}")
+
+
 def manifest_blob(config: Descriptor, layer_list: list[Descriptor]) -> Blob:
     """An OCI manifest for parts that came without one. The same parts give the same bytes."""
     document = {
@@ -352,6 +419,17 @@ def manifest_blob(config: Descriptor, layer_list: list[Descriptor]) -> Blob:
     data = json.dumps(document, separators=(",", ":")).encode()
     descriptor = Descriptor(media_type=image.OCI_MANIFEST, digest=image.digest(data), size=len(data))
     return Blob(descriptor=descriptor, open=lambda: io.BytesIO(data))
+
+
+def _wrong_item(item: object) -> str:
+    """What is wrong with an item of docker's manifest.json, in words; "" if nothing is."""
+    if not isinstance(item, dict):
+        return "must be an object"
+    tags, paths = item.get("RepoTags") or [], item.get("Layers") or []
+    for member, values in (("RepoTags", tags), ("Layers", paths), ("Config", [item.get("Config")])):
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            return f"{member} is missing or not made of strings"
+    return ""
 
 
 def _blob_path(digest: str) -> str:

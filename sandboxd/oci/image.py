@@ -1,9 +1,14 @@
-"""The documents of an image: descriptors, manifests, indexes and configs, parsed strictly.
+"""The documents of an image: descriptors, manifests, indexes and configs.
 
 An image is a manifest that names one config and the layers, lowest first; an index names manifests for several
 platforms. Both the OCI image format (https://github.com/opencontainers/image-spec) and docker's schema 2 are
 read, and the members that they share are kept. Malformed documents raise InvalidRequest; well-formed ones with a
 feature that sandboxd does not offer raise Unsupported.
+
+What a document is, its content decides; it is exactly one thing, and no name that it has may deny that. Between
+names of one kind nothing depends on which it has: registries, proxies and tools mix them up. Null is the same as
+absent, as it is where Go wrote an empty list. In an index only what is wrong with all of it is an error; an entry
+that cannot be read is left out, with a word.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sandboxd.errors import InvalidRequest, Unsupported
@@ -29,7 +34,9 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
 INDEXES = (OCI_INDEX, DOCKER_INDEX)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
-CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
+OCI_FOREIGN_LAYER = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+DOCKER_FOREIGN_LAYER = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+
 LAYERS = tuple(
     f"{base}{compression}"
     for base, compressions in (
@@ -38,6 +45,21 @@ LAYERS = tuple(
     )
     for compression in compressions
 )
+
+# The layers that their owner marked as not for other registries, as what they are apart from that.
+_FOREIGN = {
+    layer.replace(base, foreign): layer
+    for base, foreign in ((OCI_LAYER, OCI_FOREIGN_LAYER), (DOCKER_LAYER, DOCKER_FOREIGN_LAYER))
+    for layer in LAYERS
+    if layer.startswith(base)
+}
+# What says nothing about a document. Old tools and some registries know no other types.
+UNSPECIFIC = ("", "application/octet-stream", "binary/octet-stream", "application/json", "text/plain", "text/html")
+_PACKED = ("tar", "x-tar", "x-gtar", "gzip", "x-gzip", "tar+gzip", "x-tar+gzip", "x-tgz", "zstd", "x-zstd")
+# Types of layers that are looked into to see what they are, as containerd does with this one.
+_SNIFFED = DOCKER_LAYER
+_LAYER_FAMILIES = (OCI_LAYER, OCI_FOREIGN_LAYER, DOCKER_LAYER, DOCKER_FOREIGN_LAYER)
+_IMAGE_FAMILIES = ("application/vnd.oci.image.", "application/vnd.docker.container.image.")
 
 # Annotations of an entry in an archive's index.
 NAME_ANNOTATION = "io.containerd.image.name"  # a name in full
@@ -48,6 +70,7 @@ MAX_CONFIG_BYTES = 8 << 20
 MAX_LAYERS = 500  # overlayfs stacks no more
 MAX_BLOB_BYTES = 512 << 30
 MAX_MEMBERS = 10_000  # of a list or an object in a config, except for ports: images expose whole ranges of them
+MAX_SKIPPED = 10  # words about entries that are left out; who needs more has other troubles
 MAX_PLATFORM_CHARACTERS = 100  # of each part of a platform's name
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -72,13 +95,14 @@ class Platform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """Points at a blob. `size` is in bytes."""
+    """Points at a blob. `size` is in bytes; `media_type` may be "" where a document is not described further."""
 
     media_type: str
     digest: str
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
+    foreign: bool = False  # a layer that is marked as not distributable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +116,11 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """Manifests, or further indexes, to choose from."""
+    """Manifests, or further indexes, to choose from. `skipped` says which entries cannot be read, and why."""
 
     media_type: str
     manifests: tuple[Descriptor, ...]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +159,11 @@ def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(chain)
 
 
+def plain_type(media_type: object) -> str:
+    """A media type without parameters, in lower case; "" for what is not text."""
+    return media_type.partition(";")[0].strip().lower() if isinstance(media_type, str) else ""
+
+
 def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
     """Parse a manifest or an index. `media_type` is the type in the descriptor that points at it, "" if unknown.
 
@@ -144,36 +174,66 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidRequest(f"{what}: larger than {MAX_MANIFEST_BYTES} bytes")
     document = parse_object(data, what)
-    if document.get("schemaVersion") != 2:
-        if document.get("schemaVersion") == 1:
-            raise Unsupported(f"{what}: docker's schema 1 is not supported; save the image again with a newer tool")
-        raise InvalidRequest(f"{what}: schemaVersion must be 2, not {shown(document.get('schemaVersion'))}")
-    own_type = document.get("mediaType", "")
-    if own_type and media_type and own_type != media_type:
-        raise InvalidRequest(f"{what}: calls itself {shown(own_type)}, but is listed as {shown(media_type)}")
-    is_index, is_manifest = "manifests" in document, "config" in document or "layers" in document
-    if is_index == is_manifest:
-        raise InvalidRequest(f"{what}: neither a manifest (config, layers) nor an index (manifests)")
-    kind = own_type or media_type or (OCI_INDEX if is_index else OCI_MANIFEST)
-    if kind not in (INDEXES if is_index else MANIFESTS):
-        raise InvalidRequest(f"{what}: {shown(kind)} does not match its content")
-    if is_index:
-        manifests = _descriptors(document, "manifests", f"{what}: manifests")
-        return Index(media_type=kind, manifests=manifests)
+    version = document.get("schemaVersion")
+    if version == 1 or "fsLayers" in document:
+        raise Unsupported(f"{what}: docker's schema 1 is not supported; push the image again with a newer tool")
+    if version not in (None, 2, "2"):
+        raise InvalidRequest(f"{what}: schemaVersion must be 2, not {shown(version)}")
+    own, listed = plain_type(document.get("mediaType")), plain_type(media_type)
+    kinds = INDEXES if _is_index(document, own or listed, what) else MANIFESTS
+    for name, words in ((own, "calls itself"), (listed, "is listed as")):
+        if name in (*INDEXES, *MANIFESTS) and name not in kinds:
+            raise InvalidRequest(f"{what}: it {words} {shown(name)}, which does not match its content")
+    kind = next((name for name in (own, listed) if name in kinds), kinds[0])
+    if kinds is INDEXES:
+        manifests, skipped = _entries(document, what)
+        return Index(media_type=kind, manifests=manifests, skipped=skipped)
+    config = _config(document, what)
+    layers = tuple(_layer(layer, what) for layer in _descriptors(document, "layers", f"{what}: layers"))
+    if len(layers) > MAX_LAYERS:
+        raise Unsupported(f"{what}: {len(layers)} layers, at most {MAX_LAYERS} can be stacked")
+    return Manifest(media_type=kind, config=config, layers=layers)
+
+
+def _is_index(document: Mapping[str, Any], name: str, what: str) -> bool:
+    """Whether a document is an index rather than a manifest; of one with null for everything its name decides."""
+    wrong = InvalidRequest(f"{what}: neither a manifest (config, layers) nor an index (manifests)")
+    is_index = document.get("manifests") is not None
+    is_manifest = any(document.get(member) is not None for member in ("config", "layers"))
+    if is_index and is_manifest:
+        raise wrong
+    if is_index or is_manifest:
+        return is_index
+    if "manifests" not in document and name not in INDEXES:
+        raise wrong
+    return True
+
+
+def _config(document: Mapping[str, Any], what: str) -> Descriptor:
+    """The config's descriptor. Whether it is an image's shows in the blob, unless its type is of another kind."""
     config = _descriptor(document.get("config"), f"{what}: config")
-    if config.media_type not in CONFIGS:
+    name = plain_type(config.media_type)
+    if name.startswith("application/vnd.") and not name.startswith(_IMAGE_FAMILIES):
         raise Unsupported(f"{what}: a config of type {shown(config.media_type)} is not a container image")
     if config.size > MAX_CONFIG_BYTES:
         raise InvalidRequest(f"{what}: the config is larger than {MAX_CONFIG_BYTES} bytes")
-    layers = _descriptors(document, "layers", f"{what}: layers")
-    if len(layers) > MAX_LAYERS:
-        raise Unsupported(f"{what}: {len(layers)} layers, at most {MAX_LAYERS} can be stacked")
-    for layer in layers:
-        if layer.media_type not in LAYERS:
-            raise Unsupported(f"{what}: layer {layer.digest} has the unsupported type {shown(layer.media_type)}")
-        if layer.size > MAX_BLOB_BYTES:
-            raise InvalidRequest(f"{what}: layer {layer.digest} is larger than {MAX_BLOB_BYTES} bytes")
-    return Manifest(media_type=kind, config=config, layers=layers)
+    return config
+
+
+def _layer(layer: Descriptor, what: str) -> Descriptor:
+    """The layer with a type that says how it is packed, or one to see for oneself."""
+    name = plain_type(layer.media_type)
+    if layer.size > MAX_BLOB_BYTES:
+        raise InvalidRequest(f"{what}: layer {layer.digest} is larger than {MAX_BLOB_BYTES} bytes")
+    if name in LAYERS:
+        return replace(layer, media_type=name)
+    if name in _FOREIGN:
+        return replace(layer, media_type=_FOREIGN[name], foreign=True)
+    if "encrypted" in name:
+        raise Unsupported(f"{what}: layer {layer.digest} is encrypted, which is not supported")
+    if name in UNSPECIFIC or name.removeprefix("application/") in _PACKED or name.startswith(_LAYER_FAMILIES):
+        return replace(layer, media_type=_SNIFFED, foreign=name.startswith((OCI_FOREIGN_LAYER, DOCKER_FOREIGN_LAYER)))
+    raise Unsupported(f"{what}: layer {layer.digest} has the unsupported type {shown(layer.media_type)}")
 
 
 def parse_config(data: bytes) -> ImageConfig:
@@ -182,9 +242,11 @@ def parse_config(data: bytes) -> ImageConfig:
     if len(data) > MAX_CONFIG_BYTES:
         raise InvalidRequest(f"{what}: larger than {MAX_CONFIG_BYTES} bytes")
     document = parse_object(data, what)
-    rootfs = document.get("rootfs")
-    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    if diff_ids is None and isinstance(rootfs, dict):
+    rootfs = document.get("rootfs", "")
+    if rootfs is None:
+        rootfs = {}
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else ""
+    if diff_ids is None:
         diff_ids = []
     if not isinstance(diff_ids, list) or not all(is_digest(item) for item in diff_ids):
         raise InvalidRequest(f"{what}: rootfs.diff_ids must be a list of sha256 digests")
@@ -204,7 +266,7 @@ def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The members that sandboxd uses, checked. Null means absent."""
     checked: dict[str, Any] = {}
     for name in (*_TEXTS, *_LISTS, *_MAPS):
-        value = inner.get(name)
+        value = _without_nulls(name, inner.get(name))
         if value is None:
             continue
         if name in _TEXTS and not isinstance(value, str):
@@ -224,61 +286,55 @@ def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
     return checked
 
 
-def normal_architecture(machine: str) -> str:
-    """The kernel's name of a machine (uname -m) in Go's terms."""
-    return {
-        "x86_64": "amd64",
-        "aarch64": "arm64",
-        "armv7l": "arm",
-        "armv6l": "arm",
-        "i386": "386",
-        "i686": "386",
-    }.get(machine, machine)
+def _without_nulls(name: str, value: Any) -> Any:
+    """The member as Go's readers see it: null in it is "", and a command may be one word as a string (docker)."""
+    if name in ("Entrypoint", "Cmd") and isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and None in value:
+        return [item or "" for item in value if item is not None or name != "Env"]
+    if name == "Labels" and isinstance(value, dict) and None in value.values():
+        return {label: "" if text is None else text for label, text in value.items()}
+    return value
 
 
-def runs_on(image: Platform, host: Platform) -> bool:
-    """Whether `host` can run what was built for `image`; members that an image leaves out are not held against it."""
-    if (image.os or host.os) != host.os:
-        return False
-    if normal_architecture(image.architecture or host.architecture) != host.architecture:
-        return False
-    # arm64 has only v8 in practice, and arm runs its own and older variants; v1 is amd64's baseline.
-    baseline = {"arm64": "v8", "arm": "v7", "amd64": "v1"}.get(host.architecture, "")
-    return not image.variant or image.variant <= (host.variant or baseline)
-
-
-def choose(manifests: Iterable[Descriptor], host: Platform) -> tuple[Descriptor, ...]:
-    """Those of an index that `host` can run, best first; those without a platform come last."""
-    fitting = [
-        item
-        for item in manifests
-        if item.media_type in (*MANIFESTS, *INDEXES) and (item.platform is None or runs_on(item.platform, host))
-    ]
-    # Sorting is stable: equal ones stay in the order of the index, as the format requires.
-    fitting.sort(key=lambda item: item.platform.variant if item.platform else "", reverse=True)
-    fitting.sort(key=lambda item: item.platform is None)
-    return tuple(fitting)
+def _list(document: Mapping[str, Any], name: str, what: str) -> list[Any]:
+    items = document.get(name)
+    if items is None:
+        return []
+    if not isinstance(items, list):
+        raise InvalidRequest(f"{what} must be a list")
+    return items
 
 
 def _descriptors(document: Mapping[str, Any], name: str, what: str) -> tuple[Descriptor, ...]:
-    items = document.get(name)
-    if not isinstance(items, list):
-        raise InvalidRequest(f"{what} must be a list")
-    return tuple(_descriptor(item, f"{what}[{number}]") for number, item in enumerate(items))
+    return tuple(_descriptor(item, f"{what}[{number}]") for number, item in enumerate(_list(document, name, what)))
+
+
+def _entries(document: Mapping[str, Any], what: str) -> tuple[tuple[Descriptor, ...], tuple[str, ...]]:
+    """The entries of an index that can be read, and for some of the others why they cannot."""
+    found: list[Descriptor] = []
+    skipped: list[str] = []
+    for number, item in enumerate(_list(document, "manifests", f"{what}: manifests")):
+        try:
+            found.append(_descriptor(item, f"manifests[{number}]"))
+        except InvalidRequest as exc:
+            if len(skipped) < MAX_SKIPPED:
+                skipped.append(str(exc))
+    return tuple(found), tuple(skipped)
 
 
 def _descriptor(item: object, what: str) -> Descriptor:
     if not isinstance(item, dict):
         raise InvalidRequest(f"{what}: must be an object")
-    media_type, size, blob = item.get("mediaType"), item.get("size"), item.get("digest")
-    if not isinstance(media_type, str) or not media_type:
-        raise InvalidRequest(f"{what}: mediaType is missing")
+    media_type, size, blob = item.get("mediaType") or "", item.get("size"), item.get("digest")
+    if not isinstance(media_type, str):
+        raise InvalidRequest(f"{what}: mediaType must be a string")
     if not is_digest(blob):
         raise InvalidRequest(f"{what}: digest must be sha256:<64 hex digits>, not {shown(blob)}")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
         raise InvalidRequest(f"{what}: size must be a number of bytes, not {shown(size)}")
     annotations = item.get("annotations") or {}
-    if not isinstance(annotations, dict) or not all(isinstance(v, str) for v in annotations.values()):
+    if not isinstance(annotations, dict):
         raise InvalidRequest(f"{what}: annotations must be an object of strings")
     platform = item.get("platform")
     if platform is not None and not isinstance(platform, dict):
@@ -287,7 +343,7 @@ def _descriptor(item: object, what: str) -> Descriptor:
         media_type=media_type,
         digest=str(blob),
         size=size,
-        annotations=annotations,
+        annotations={name: text for name, text in annotations.items() if isinstance(text, str)},
         platform=_platform(platform, what) if platform else None,
     )
 

@@ -16,16 +16,20 @@ from tests.registry_server import digest_of
 pytestmark = pytest.mark.e2e
 
 
-def foreign(manifest: dict[str, Any]) -> None:
-    manifest["layers"][0]["mediaType"] = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-
-
 def artifact(manifest: dict[str, Any]) -> None:
     manifest["config"]["mediaType"] = "application/vnd.example.config.v1+json"
 
 
 def unknown(manifest: dict[str, Any]) -> None:
     manifest["layers"][0]["mediaType"] = "application/vnd.example.layer.v1.tar"
+
+
+def encrypted(manifest: dict[str, Any]) -> None:
+    manifest["layers"][0]["mediaType"] += "+encrypted"
+
+
+def both(manifest: dict[str, Any]) -> None:
+    manifest["manifests"] = []
 
 
 GOOD = [("file", b"content", "")]
@@ -58,9 +62,9 @@ WRONG: dict[str, tuple[list[tuple[str, bytes, str]], dict[str, Any], tuple[str, 
         {"layers": [b"\x1f\x8b" + b"broken" * 500], "layer_type": "application/vnd.oci.image.layer.v1.tar+gzip"},
         ("damaged",),
     ),
-    "a foreign layer": (GOOD, {"changes": foreign}, ("foreign",)),
+    "an encrypted layer": (GOOD, {"changes": encrypted}, ("is encrypted",)),
+    "a manifest that is an index too": (GOOD, {"changes": both}, ("neither",)),
     "an artifact that is no image": (GOOD, {"changes": artifact}, ("not a container image",)),
-    "an image for another platform": (GOOD, {"architecture": "s390x"}, ("s390x",)),
 }
 
 

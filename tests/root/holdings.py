@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sandboxd.images.store import ImageStore
 from sandboxd.oci import image as oci
+from sandboxd.oci import platforms
 from tests.root.conftest import Private
 
 
@@ -56,7 +57,7 @@ def save(path: Path, *images: tuple[str | None, list[bytes]]) -> Path:
     """A `docker save` archive of (tag, layers)."""
     files: dict[str, bytes] = {}
     listed = []
-    platform = {"os": "linux", "architecture": oci.normal_architecture(os.uname().machine)}
+    platform = {"os": "linux", "architecture": platforms.normal_architecture(os.uname().machine)}
     for tag, layers in images:
         diff_ids = [oci.digest(layer) for layer in layers]
         document = {**platform, "config": {"User": "7"}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}

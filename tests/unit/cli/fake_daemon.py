@@ -43,6 +43,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.calls: list[str] = []
         self.requests: dict[str, Any] = {}
         self.loaded = b""
+        self.remarks: list[str] = []  # of the archive that is loaded
         self.layers: list[host.LayerProgress] = []  # what PullImage tells
         self.archive: list[bytes] = []  # what SaveImage sends
         self.pull_stays = False  # after its layers, until the client goes away
@@ -338,7 +339,8 @@ class FakeHost(host_grpc.HostServicer):
                 names=["docker.io/library/web:1", "docker.io/library/web:latest"], image_id="sha256:1"
             )
         )
-        yield host.LoadImageResponse(loaded=host.LoadedImage(image_id="sha256:2"))
+        remarks = self._daemon.remarks
+        yield host.LoadImageResponse(loaded=host.LoadedImage(image_id="sha256:2", remarks=remarks))
 
     def Explain(self, request: host.ExplainRequest, context: grpc.ServicerContext) -> host.ExplainResponse:
         self._daemon._enter("Explain", request, context)

@@ -78,6 +78,16 @@ def test_load_for_programs_has_ids_names_and_digests(daemon: FakeDaemon, sandbox
     assert [image["imageId"] for image in data["images"]] == ["sha256:1", "sha256:2"]
 
 
+def test_what_of_an_archive_was_passed_over_is_noted_and_is_no_name(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl
+) -> None:
+    daemon.remarks = ["sha256:3: a chart\x1b[0m"]
+    result = sandboxctl("load", "-q", "-", stdin=b"tar")
+    assert result.stdout.splitlines() == ["sha256:1", "sha256:2"]
+    assert result.stderr.startswith("note: sha256:3: a chart")
+    assert "\x1b" not in result.stderr
+
+
 def test_an_archive_that_the_daemon_refuses_says_why(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
     daemon.fail["LoadImage"] = (grpc.StatusCode.INVALID_ARGUMENT, "blob sha256:12 has another digest")
     result = sandboxctl("load", "-", stdin=b"tar")

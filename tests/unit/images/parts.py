@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxd.errors import NotFound, Unavailable
+from sandboxd.errors import NotFound, SandboxdError, Unavailable
 from sandboxd.oci import image as oci
 from sandboxd.registry.client import Manifest as Served
 from sandboxd.registry.hosts import Endpoint
@@ -84,6 +84,7 @@ def image(
     compress: bool = False,
     media_type: str = "",
     architecture: str = "amd64",
+    os: str = "linux",
     diff_ids: Sequence[str] | None = None,
 ) -> Parts:
     """An image of these uncompressed layers."""
@@ -91,7 +92,7 @@ def image(
     media_type = media_type or oci.OCI_LAYER + ("+gzip" if compress else "")
     config = encoded(
         {
-            "os": "linux",
+            "os": os,
             "architecture": architecture,
             "config": {"Cmd": ["sh"]},
             "rootfs": {
@@ -128,6 +129,7 @@ class Registry:
     def __init__(self, *images: Parts) -> None:
         self.blobs = {key: data for parts in images for key, data in parts.blobs.items()}
         self.wrong: dict[str, bytes] = {}  # what is served instead, once
+        self.missing: type[SandboxdError] = Unavailable  # what a blob that is not there raises
         self.mirrors = 1  # servers that can still be distrusted
         self.asked: list[tuple[str, int]] = []
 
@@ -141,7 +143,7 @@ class Registry:
     ) -> tuple[Endpoint, ...]:
         self.asked.append((name, offset))
         if name not in self.blobs:
-            raise Unavailable(f"{name} is not served")
+            raise self.missing(f"{name} is not served")
         data = self.wrong.pop(name, self.blobs[name])
         for start in range(offset, size, PIECE):
             await sink(data[start : min(size, start + PIECE)])

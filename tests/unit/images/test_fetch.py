@@ -6,6 +6,7 @@ How a lease counts as written under is in test_fetch_lease.py.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +14,31 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+import structlog
 
 from sandboxd.containerd.images import Image
-from sandboxd.errors import Exhausted, InvalidRequest, NotFound, SandboxdError, Unclassified, Unsupported
-from sandboxd.images.fetch import CHECKED, MAX_NESTING, Counters, Damaged, Fetch, Found, Hold, Shared, find
+from sandboxd.errors import (
+    AccessDenied,
+    Exhausted,
+    InvalidRequest,
+    NotFound,
+    SandboxdError,
+    Unclassified,
+    Unsupported,
+)
+from sandboxd.images.fetch import CHECKED, Counters, Damaged, Fetch, Found, Hold, Shared, find
 from sandboxd.images.store import ImageStore
 from sandboxd.images.unpack import SMALL_BYTES, Memory
 from sandboxd.jobs import Jobs
 from sandboxd.model import Progress, Stage
 from sandboxd.oci import image as oci
 from sandboxd.oci.image import ImageConfig
+from sandboxd.oci.selection import MAX_NESTING
 from sandboxd.registry.client import Manifest as Served
 from sandboxd.registry.client import Repository, first_cause
 from tests.fakes.containerd import Containerd
 from tests.fakes.points import Point
-from tests.unit.images.parts import Parts, Registry, digest, encoded, image, layer
+from tests.unit.images.parts import Parts, Registry, described, digest, encoded, image, layer
 
 LARGE = layer("large", random.Random(0).randbytes(SMALL_BYTES))
 SIZES = pytest.mark.parametrize("one", [layer("one"), LARGE], ids=["small", "large"])
@@ -48,7 +59,7 @@ class Pull:
         return await find(self._shared.store, self._registry, parts.served(media_type))
 
     async def config(self, parts: Parts) -> tuple[ImageConfig, bytes]:
-        return await self._fetch.config((await self.find(parts)).manifest)
+        return await self._fetch.config(await self.find(parts))
 
     async def layers(self, parts: Parts) -> None:
         """The layers alone; raises the first cause of a failure, as a pull does."""
@@ -61,7 +72,7 @@ class Pull:
     async def whole(self, parts: Parts) -> Found:
         """Documents and layers together, as a pull does it."""
         found = await self.find(parts)
-        config, data = await self._fetch.config(found.manifest)
+        config, data = await self._fetch.config(found)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._fetch.keep_documents(found, config, data))
             group.create_task(self._fetch.layers(found.manifest, config))
@@ -174,15 +185,120 @@ async def test_the_config_is_fetched_unless_containerd_has_it(shared: Shared, co
     ("parts", "error", "words"),
     [
         (image(layer("one"), diff_ids=[]), InvalidRequest, "0 diff_ids for 1 layers"),
-        (image(layer("one"), architecture="arm64"), Unsupported, "is for linux/arm64, this machine is linux/amd64"),
+        (image(layer("one"), diff_ids=["x"]), InvalidRequest, "diff_ids"),
+        (image(layer("one"), os="windows"), Unsupported, "only Windows"),
     ],
-    ids=["too-few-layers", "other-platform"],
+    ids=["too-few-layers", "odd-layers", "windows"],
 )
 async def test_a_config_that_does_not_fit_is_refused(
     shared: Shared, containerd: Containerd, parts: Parts, error: type[SandboxdError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         await Pull(shared, containerd, Registry(parts)).config(parts)
+
+
+@pytest.mark.parametrize("architecture", ["arm64", "s390x"])
+async def test_an_image_that_offers_nothing_else_is_taken_with_a_warning(
+    shared: Shared, containerd: Containerd, architecture: str
+) -> None:
+    parts = image(layer("one"), architecture=architecture)
+    with structlog.testing.capture_logs() as logged:
+        await Pull(shared, containerd, Registry(parts)).config(parts)
+
+    (entry,) = [entry for entry in logged if entry["log_level"] == "warning"]
+    assert f"linux/{architecture}" in entry["reason"]
+
+
+@pytest.mark.parametrize("architecture", ["arm64", "", "AMD64", "x86_64"])
+async def test_the_indexs_word_counts_and_not_the_configs(
+    shared: Shared, containerd: Containerd, architecture: str
+) -> None:
+    parts = image(layer("one"), architecture=architecture).below(1, architecture="amd64")
+    with structlog.testing.capture_logs() as logged:
+        await Pull(shared, containerd, Registry(parts)).config(parts)
+    assert not [entry for entry in logged if entry["log_level"] == "warning"]
+
+
+@pytest.mark.parametrize("what", ["a chart", "not there", "damaged", "unreadable"])
+async def test_an_entry_beside_the_image_spoils_only_itself(store: ImageStore, what: str) -> None:
+    """An index has a signature, a chart or what nobody knows before the image."""
+    parts = image(layer("one"))
+    chart = encoded(
+        {**json.loads(parts.manifest), "config": described("application/vnd.cncf.helm.config.v1+json", b"")}
+    )
+    other = {
+        "a chart": described(oci.OCI_MANIFEST, chart),
+        "not there": described(oci.OCI_MANIFEST, b"absent"),
+        "damaged": described(oci.OCI_MANIFEST, chart) | {"size": 1},
+        "unreadable": described(oci.OCI_MANIFEST, b"") | {"digest": "sha512:" + "0" * 128},
+    }[what]
+    index = encoded({"schemaVersion": 2, "manifests": [other, described(oci.OCI_MANIFEST, parts.manifest)]})
+    registry = Registry(parts)
+    registry.blobs[digest(chart)] = chart
+    found = await find_in(store, registry, replace(parts, documents=(index,)))
+
+    assert found.chain[-1][1] == parts.manifest
+    assert found.config == parts.config, "of entries that say nothing the config decides"
+
+
+async def test_a_registry_that_refuses_an_entry_is_not_passed_over(store: ImageStore) -> None:
+    """That says nothing about the image: another one must not come in its place."""
+    parts = image(layer("one")).below(1)
+    registry = Registry(parts)
+
+    async def denied(name: str) -> Served:
+        raise AccessDenied("not for you")
+
+    registry.manifest = denied  # type: ignore[method-assign]
+    with pytest.raises(AccessDenied):
+        await find_in(store, registry, parts)
+
+
+@pytest.mark.parametrize("media_type", [oci.DOCKER_MANIFEST, "text/plain", "application/json", "", oci.OCI_MANIFEST])
+async def test_a_manifest_that_an_index_or_a_proxy_calls_by_another_name_is_kept_by_its_own(
+    store: ImageStore, media_type: str
+) -> None:
+    parts = image(layer("one"))
+    own = encoded({**json.loads(parts.manifest), "mediaType": oci.OCI_MANIFEST})
+    parts = replace(parts, manifest=own)
+    assert (await find_in(store, Registry(parts), parts, media_type)).target.media_type == oci.OCI_MANIFEST
+    index = encoded({"schemaVersion": 2, "manifests": [described(media_type, own)]})
+    found = await find_in(store, Registry(parts), replace(parts, documents=(index,)))
+    assert [item.media_type for item, _ in found.chain] == [oci.OCI_INDEX, oci.OCI_MANIFEST]
+
+
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+
+
+async def test_a_layer_that_is_not_distributable_comes_from_the_registry_that_has_it(
+    shared: Shared, containerd: Containerd
+) -> None:
+    parts = image(layer("one"), compress=True, media_type=FOREIGN)
+    await Pull(shared, containerd, Registry(parts)).whole(parts)
+    assert parts.layers[0] in containerd.blobs.values()
+
+
+async def test_a_layer_that_is_not_distributable_is_sought_nowhere_else(
+    shared: Shared, containerd: Containerd
+) -> None:
+    """A manifest must not make this machine send requests to places of its choice."""
+    parts = image(layer("one"), compress=True, media_type=FOREIGN)
+    registry = Registry(parts)
+    del registry.blobs[digest(parts.layers[0])]
+    registry.missing = NotFound
+    with pytest.raises(NotFound, match=r"not distributable.*push the image with all of its layers"):
+        await Pull(shared, containerd, registry).layers(parts)
+
+
+@pytest.mark.parametrize("media_type", ["application/octet-stream", "application/x-gzip", "", oci.DOCKER_LAYER])
+@pytest.mark.parametrize("compress", [True, False])
+async def test_a_layer_that_is_called_anything_is_looked_into(
+    shared: Shared, containerd: Containerd, compress: bool, media_type: str
+) -> None:
+    parts = image(layer("one"), compress=compress, media_type="x/y")
+    parts = replace(parts, manifest=parts.manifest.replace(b'"x/y"', f'"{media_type}"'.encode()))
+    await Pull(shared, containerd, Registry(parts)).whole(parts)
+    assert len(containerd.snapshots) == 1
 
 
 async def test_a_config_with_another_digest_is_refused(shared: Shared, containerd: Containerd) -> None:

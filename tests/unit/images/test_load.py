@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,24 @@ from sandboxd.errors import InvalidRequest, NotReady, Unavailable, Unsupported
 from sandboxd.images.load import PAUSE_NAME, Loaded, ensure_pause, full_names, load, pause_content
 from sandboxd.images.store import MANAGED, PINNED, ImageStore
 from sandboxd.model import Progress, Stage
+from sandboxd.oci import image as oci
 from sandboxd.oci.archive import ImageContent
 from tests.fakes.containerd import HOST, Containerd
 from tests.fakes.points import Point
-from tests.unit.images.parts import Parts, archive, digest, image, layer
+from tests.unit.images.parts import Parts, archive, described, digest, encoded, image, layer
 
 X = "docker.io/library/x:latest"
 Y = "docker.io/library/y:latest"
 ONE = image(layer("base"), layer("one"))
 TWO = image(layer("base"), layer("two"))
+
+
+def windows(parts: Parts) -> Parts:
+    config = encoded({**json.loads(parts.config), "os": "windows"})
+    manifest = encoded({**json.loads(parts.manifest), "config": described(oci.OCI_CONFIG, config)})
+    return replace(parts, config=config, manifest=manifest)
+
+
 # The header of a 64-bit ELF program (elf(5)), and one PT_LOAD segment: nothing that names a loader.
 PROGRAM = struct.pack("<16s16xQ14x2H6x", b"\x7fELF\x02\x01", 64, 56, 1) + struct.pack("<I52x", 1)
 
@@ -99,9 +109,8 @@ async def test_an_image_without_a_name_is_named_by_its_id(
     [
         (replace(ONE, layers=ONE.layers[:1]), InvalidRequest, "the archive lacks 'blobs/sha256/"),
         (image(b"this is no tar"), InvalidRequest, "is damaged"),
-        (image(layer("one"), media_type="application/x"), Unsupported, "unsupported type"),
     ],
-    ids=["missing", "no-tar", "other-type"],
+    ids=["missing", "no-tar"],
 )
 async def test_an_archive_that_is_refused_leaves_nothing_not_even_its_other_images(
     store: ImageStore, containerd: Containerd, tmp_path: Path, parts: Parts, error: type[Exception], words: str
@@ -226,9 +235,66 @@ def test_an_archive_does_not_decide_what_sandboxds_own_names_mean() -> None:
     assert [(entry["log_level"], entry["name"]) for entry in logged] == [("warning", PAUSE_NAME)]
 
 
-def test_what_cannot_be_a_name_is_refused() -> None:
-    with pytest.raises(InvalidRequest):
-        full_names(named("x", "UPPER CASE"))
+@pytest.mark.parametrize("odd", ["UPPER CASE", "x:", "", "x@sha256:1", "a" * 2000, "http://x/y"])
+def test_what_cannot_be_a_name_is_left_out_with_a_word(odd: str) -> None:
+    with structlog.testing.capture_logs() as logged:
+        assert full_names(named(odd, "x")) == (X,)
+    assert [entry["log_level"] for entry in logged] == ["warning"]
+
+
+# What an archive holds besides.
+
+
+def odd(parts: Parts, **changes: object) -> Parts:
+    """The same image with a manifest that differs in these members."""
+    return replace(parts, manifest=encoded({**json.loads(parts.manifest), **changes}))
+
+
+SIGNATURE = image(layer("signature"), media_type="application/vnd.dev.cosign.simplesigning.v1+json")
+CHART = odd(ONE, config=described("application/vnd.cncf.helm.config.v1+json", ONE.config))
+ODD_LAYER = odd(ONE, layers=[{"mediaType": oci.OCI_LAYER, "digest": "sha512:" + "0" * 128, "size": 1}])
+NO_CONFIG = odd(ONE, config=described(oci.OCI_CONFIG, b"not there"))
+FOREIGN = image(layer("foreign"), architecture="arm64")
+BESIDES = {
+    "a signature": (SIGNATURE, "unsupported type"),
+    "a chart": (CHART, "not a container image"),
+    "an unknown digest": (ODD_LAYER, "sha512"),
+    "no config": (NO_CONFIG, "lacks"),
+    "a foreign image": (FOREIGN, "linux/arm64"),
+    "a foreign index": (FOREIGN.below(1, "arm64"), "linux/arm64"),
+    "a broken manifest": (replace(ONE, manifest=b"{"), "not valid JSON"),
+    "a windows image": (windows(ONE), "windows"),
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("what", BESIDES)
+async def test_what_is_beside_a_good_image_is_passed_over_with_a_word(
+    store: ImageStore, containerd: Containerd, tmp_path: Path, what: str, first: bool
+) -> None:
+    other, word = BESIDES[what]
+    entries = [("o:1", other), (Y, TWO)] if first else [(Y, TWO), ("o:1", other)]
+    (loaded,) = await load(store, write(tmp_path, *entries))
+
+    assert loaded.names == (Y,)
+    assert word in " ".join(loaded.remarks)
+    assert containerd.blobs == TWO.blobs
+
+
+async def test_an_image_for_another_machine_that_is_all_there_is_is_loaded_with_a_word(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    (loaded,) = await load(store, write(tmp_path, (X, FOREIGN)))
+
+    assert loaded.names == (X,)
+    assert "linux/arm64" in " ".join(loaded.remarks)
+    assert store.resolve("x").id == loaded.image_id
+
+
+async def test_a_windows_image_is_refused(store: ImageStore, containerd: Containerd, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="only Windows"):
+        await load(store, write(tmp_path, (X, windows(ONE))))
+    assert everything(containerd) == NOTHING
 
 
 # The pause image.

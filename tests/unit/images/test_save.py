@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -231,6 +232,66 @@ async def test_of_several_platforms_docker_gets_this_machines(store: FakeStore) 
             (item,) = json.load(listed)
             assert item["Config"] == f"blobs/sha256/{identity[7:]}"
             assert f"blobs/sha256/{other.target.digest[7:]}" in tar.getnames()
+
+
+def repacked(store: FakeStore, text: bytes, *names: str, kind: str = oci.DOCKER_MANIFEST) -> Descriptor:
+    """The image of `text`, which is there, under another manifest: the same config, its layer packed differently."""
+    named, blobs = make_image(text)
+    layer = store.put(oci.OCI_LAYER + "+gzip", gzip.compress(blobs[named.manifest.layers[0].digest]))
+    parts = [{"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in (layer,)]
+    config = named.manifest.config
+    described = {"mediaType": config.media_type, "digest": config.digest, "size": config.size}
+    document = {"schemaVersion": 2, "mediaType": kind, "config": described, "layers": parts}
+    target = store.put(kind, json.dumps(document).encode())
+    images = [Image(name=name, target=target) for name in names]
+    store.listed += images
+    records = [record for record in store.records if record.id == config.digest]
+    manifest = oci.parse_manifest(store.blobs[target.digest])
+    assert isinstance(manifest, oci.Manifest)
+    inner = oci.parse_config(store.blobs[config.digest])
+    parsed = {
+        named.target.digest: image_store._Parsed(descriptor=named.target, manifest=named.manifest, config=inner),
+        target.digest: image_store._Parsed(descriptor=target, manifest=manifest, config=inner),
+    }
+    listed = [image for image in store.listed if image.target.digest in parsed]
+    for record in records:
+        store.records.remove(record)
+    store.records.append(image_store._record(config.digest, listed, parsed))
+    return target
+
+
+@pytest.mark.parametrize("asked", ["web:1", "again.test/web:2", "ID", "DIGEST"])
+async def test_an_image_under_two_manifests_is_saved_whichever_is_asked_for(store: FakeStore, asked: str) -> None:
+    """gzip and zstd, OCI and docker, a mirror and its registry: the config is the same."""
+    identity = store.add(b"web", BOTH[0])
+    target = repacked(store, b"web", "again.test/web:2")
+    reference = {"ID": identity, "DIGEST": f"again.test/web@{target.digest}"}.get(asked, asked)
+
+    data = await save(store, reference)
+
+    names = [name for (name,) in names_in(data)]
+    assert (
+        names
+        == {
+            "web:1": [BOTH[0]],
+            "again.test/web:2": ["again.test/web:2"],
+            "ID": ["again.test/web:2", BOTH[0]],
+            "DIGEST": [f"again.test/web@{target.digest}"],
+        }[asked]
+    )
+
+
+async def test_of_an_image_under_two_manifests_what_is_complete_is_saved_by_its_id(store: FakeStore) -> None:
+    """A part of the other one is gone; asked for by that name it is missed."""
+    identity = store.add(b"web", BOTH[0])
+    target = repacked(store, b"web", "again.test/web:2")
+    manifest = oci.parse_manifest(store.blobs[target.digest])
+    assert isinstance(manifest, oci.Manifest)
+    del store.blobs[manifest.layers[0].digest]
+
+    assert names_in(await save(store, identity)) == [BOTH[:1]]
+    with pytest.raises(NotReady, match="pull it again"):
+        await save(store, "again.test/web:2")
 
 
 async def test_a_layer_that_is_not_here_is_missed_before_a_byte_is_sent(store: FakeStore) -> None:

@@ -225,13 +225,99 @@ def test_a_name_points_at_what_the_archive_says_index_or_manifest(tmp_path: Path
 
 
 def test_an_archive_for_another_platform_is_refused_naming_both(tmp_path: Path) -> None:
-    """By its descriptor in the index, or by its config where nothing else says."""
+    """By its descriptor in the index: the index's word counts."""
     with pytest.raises(InvalidRequest, match=r"no image for linux/amd64 .*linux/arm64"):
         read(tmp_path, simple(architecture="arm64").tar())
+
+
+def remarks(tmp_path: Path, data: bytes) -> tuple[list[tuple[str, ...]], str]:
+    """The names of each image, and what is remarked."""
+    path = tmp_path / "image.tar"
+    path.write_bytes(data)
+    with Archive(path) as opened:
+        return [content.names for content in opened.images(HOST)], "; ".join(opened.remarks)
+
+
+def test_the_index_s_word_counts_whatever_the_config_says(tmp_path: Path) -> None:
+    """The architecture in a config is often wrong."""
+    layout = simple(architecture="arm64")
+    layout.listed[0]["platform"] = {"os": "Linux", "architecture": "x86_64"}
+    assert remarks(tmp_path, layout.tar()) == ([("docker.io/library/x:latest",)], "")
+
+
+def test_an_image_that_only_its_config_says_is_for_another_platform_is_read_with_a_word(tmp_path: Path) -> None:
+    """It is all there is, and an emulator may run it; in both formats."""
     layout = simple(architecture="arm64")
     del layout.listed[0]["platform"]
-    with pytest.raises(InvalidRequest, match="is for linux/arm64, this machine is linux/amd64"):
-        read(tmp_path, layout.tar())
+    foreign = docker_save()
+    foreign["c.json"] = config(layer(), architecture="arm64")
+    item = json.loads(foreign["manifest.json"])[0] | {"Config": "c.json"}
+    for data in (layout.tar(), pack(foreign | {"manifest.json": encoded([item])})):
+        (names,), words = remarks(tmp_path, data)
+        assert names and "linux/arm64" in words
+    both = [item | {"RepoTags": ["arm:1"]}, *json.loads(docker_save()["manifest.json"])]
+    assert remarks(tmp_path, pack(foreign | {"manifest.json": encoded(both)}))[0] == [("x:latest",)]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        None,
+        "x",
+        {},
+        {"Config": None, "RepoTags": None, "Layers": None},
+        {"Config": "a", "RepoTags": "x"},
+        {"Config": "a", "Layers": [1]},
+        {"Config": "missing.json", "RepoTags": ["y:1"], "Layers": []},
+        {"Config": "../../etc/shadow", "Layers": []},
+    ],
+)
+def test_an_item_of_manifest_json_that_is_wrong_spoils_only_itself(tmp_path: Path, item: Any) -> None:
+    files = docker_save()
+    items = json.loads(files["manifest.json"])
+    for listed in ([item, *items], [*items, item]):
+        names, words = remarks(tmp_path, pack(files | {"manifest.json": encoded(listed)}))
+        assert names == [("x:latest",)]
+        assert words
+
+
+def test_a_wrong_manifest_json_does_not_spoil_the_index_beside_it(tmp_path: Path) -> None:
+    layout = simple()
+    layout.files["manifest.json"] = b"{"
+    names, words = remarks(tmp_path, layout.tar())
+    assert names == [("docker.io/library/x:latest",)]
+    assert "manifest.json" in words
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        {},
+        {"mediaType": image.OCI_MANIFEST, "digest": "sha512:" + "0" * 128, "size": 3},
+        {"mediaType": image.OCI_MANIFEST, "digest": sha256(b"absent"), "size": 6},
+        {"mediaType": "application/vnd.example+json", "digest": sha256(b"absent"), "size": 6},
+        {"mediaType": image.OCI_MANIFEST, "digest": sha256(b"absent"), "size": 6, "platform": {"os": 1}},
+    ],
+)
+def test_an_entry_of_index_json_that_is_wrong_spoils_only_itself(tmp_path: Path, entry: Any) -> None:
+    for before, after in (([entry], []), ([], [entry])):
+        layout = simple()
+        layout.listed = [*before, *layout.listed, *after]
+        assert remarks(tmp_path, layout.tar())[0] == [("docker.io/library/x:latest",)]
+
+
+def test_of_an_index_the_entry_that_is_complete_is_read(tmp_path: Path) -> None:
+    """Blobs of one entry may be missing: an artifact beside the image, or the better of two variants' manifest."""
+    layout = Layout()
+    mine = layout.manifest(layer())
+    artifact = layout.blob(image.OCI_MANIFEST, encoded({"schemaVersion": 2, "config": None, "layers": []}))
+    silent = {key: value for key, value in mine.items() if key != "platform"}
+    index = encoded({"schemaVersion": 2, "manifests": [artifact, {**artifact, "digest": "md5:1"}, silent]})
+    layout.add(layout.blob(image.OCI_INDEX, index), name="x:1")
+    names, words = remarks(tmp_path, layout.tar())
+    assert names == [("x:1",)]
+    assert "md5" in words
 
 
 def tampered(what: str) -> bytes:

@@ -67,7 +67,8 @@ class HostServicer(object):
     def LoadImage(self, request_iterator, context):
         """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
         the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
-        answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+        answers with progress as it happens and one LoadedImage for each image. What this machine cannot run (other
+        platforms, signatures, charts, entries that cannot be read) is passed over, with a remark. Loading the same archive again
         changes nothing and gives the same answer. A call that fails leaves no image behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -39,7 +39,8 @@ class HostStub:
     ]
     """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
     the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
-    answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+    answers with progress as it happens and one LoadedImage for each image. What this machine cannot run (other
+    platforms, signatures, charts, entries that cannot be read) is passed over, with a remark. Loading the same archive again
     changes nothing and gives the same answer. A call that fails leaves no image behind.
     """
 
@@ -122,7 +123,8 @@ class HostAsyncStub(HostStub):
     ]
     """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
     the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
-    answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+    answers with progress as it happens and one LoadedImage for each image. What this machine cannot run (other
+    platforms, signatures, charts, entries that cannot be read) is passed over, with a remark. Loading the same archive again
     changes nothing and gives the same answer. A call that fails leaves no image behind.
     """
 
@@ -207,7 +209,8 @@ class HostServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.LoadImageResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.LoadImageResponse]]:
         """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
         the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
-        answers with progress as it happens and one LoadedImage for each image. Loading the same archive again
+        answers with progress as it happens and one LoadedImage for each image. What this machine cannot run (other
+        platforms, signatures, charts, entries that cannot be read) is passed over, with a remark. Loading the same archive again
         changes nothing and gives the same answer. A call that fails leaves no image behind.
         """
 
