@@ -208,7 +208,7 @@ class Pulls:
                 self.counters.retries += repository.retries
         await self._store.look()
         self._jobs.start("image usage", self._store.measure)
-        return self._store.resolve(str(name))
+        return self._store.resolve_as(str(name))
 
     async def _unchanged(self, name: Reference, repository: Repository) -> ImageRecord | None:
         """The image, if it is here under this very name and the registry still means it.
@@ -216,7 +216,7 @@ class Pulls:
         The registry is asked even for a digest: that the image is here does not mean that this client may use it.
         """
         try:
-            record = self._store.resolve(str(name))
+            record = self._store.resolve_as(str(name))
         except NotFound:
             return None
         with steps.step("image.resolve", image=str(name)) as step:

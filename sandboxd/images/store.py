@@ -65,6 +65,7 @@ class _View:
 
     records: tuple[ImageRecord, ...] = ()
     parsed: Mapping[str, _Parsed] = field(default_factory=dict)  # by the target's digest
+    targets: Mapping[str, str] = field(default_factory=dict)  # containerd's names to the targets' digests
 
 
 def host_platform() -> Platform:
@@ -113,6 +114,12 @@ class ImageStore:
         """
         return find(self._view.records, text)
 
+    def resolve_as(self, name: str) -> ImageRecord:
+        """The same for a name in full, with digest and size of the manifest that this very name leads to."""
+        record = self.resolve(name)
+        parsed = self._view.parsed.get(self._view.targets.get(name, ""))
+        return record if parsed is None else replace(record, digest=parsed.descriptor.digest, size=_size(parsed))
+
     def fs_info(self) -> FsInfo:
         """What unpacked images take, as of the last refresh."""
         return self._fs
@@ -137,7 +144,8 @@ class ImageStore:
                 except (NotFound, InvalidRequest) as exc:
                     # An unfinished pull, an artifact or another platform's image cannot be run here.
                     log.debug("an image is left out", image=image.name, error=str(exc))
-            self._view = _View(records=_records(listed, parsed), parsed=parsed)
+            targets = {image.name: image.target.digest for image in listed}
+            self._view = _View(records=_records(listed, parsed), parsed=parsed, targets=targets)
 
     async def _parse(self, target: Descriptor) -> _Parsed:
         """Read the manifest for this platform that `target` is or leads to, and its config."""
@@ -381,6 +389,10 @@ def _records(listed: Iterable[Image], parsed: Mapping[str, _Parsed]) -> tuple[Im
     return tuple(sorted(records, key=lambda record: (not record.names, record.names, record.id)))
 
 
+def _size(parsed: _Parsed) -> int:
+    return sum(each.size for each in (parsed.descriptor, parsed.manifest.config, *parsed.manifest.layers))
+
+
 def _record(image_id: str, images: Sequence[Image], parsed: Mapping[str, _Parsed]) -> ImageRecord:
     tags, digests = set(), set()
     for image in images:
@@ -398,7 +410,7 @@ def _record(image_id: str, images: Sequence[Image], parsed: Mapping[str, _Parsed
         names=(*sorted(tags), *sorted(digests)),
         repo_tags=tuple(sorted(tags)),
         repo_digests=tuple(sorted(digests)),
-        size=sum(d.size for d in (first.descriptor, first.manifest.config, *first.manifest.layers)),
+        size=_size(first),
         username=username,
         uid=uid,
         pinned=any(PINNED.items() <= image.labels.items() for image in images),

@@ -228,6 +228,11 @@ class Archive:
             _check_digest("the layer", layer.digest, scan.digest)
             _check_size(layer, scan.size)
             _check_digest(f"the uncompressed layer {layer.digest}", diff_id, scan.diff_id)
+            if scan.compression and layer.media_type == image.OCI_LAYER:
+                # containerd takes this type at its word, as with a pull.
+                raise InvalidRequest(
+                    f"layer {layer.digest} is compressed ({scan.compression}), its type says that it is not"
+                )
             blobs.append(Blob(descriptor=layer, open=self._files.opener(self._files.find(path))))
         return ImageContent(
             names=names,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,6 +30,7 @@ MAX_REDIRECTS = 10
 BUFFER_BYTES = 2 << 20  # read ahead for each connection; aiohttp buffers up to twice that
 HEADER_BYTES = 64 << 10  # signed URLs in redirects are long
 
+_GZIP = b"\x1f\x8b"
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -72,13 +74,28 @@ class Answer:
             raise Broken(f"{self.where}: the connection broke in the middle of the answer") from exc
 
     async def read(self, most: int) -> bytes:
-        """The whole body. Raises InvalidRequest when it is larger than `most` bytes, Broken, Stalled."""
+        """The whole body, unpacked if a proxy compressed it although nobody asked for that.
+
+        Raises InvalidRequest when it is larger than `most` bytes, Broken, Stalled.
+        """
         data = bytearray()
         while chunk := await self.chunk():
             data += chunk
             if len(data) > most:
                 raise InvalidRequest(f"{self.where}: the answer is larger than the {most} bytes allowed")
+        if "gzip" in self.header("Content-Encoding").lower() and data.startswith(_GZIP):
+            return self._unpacked(data, most)
         return bytes(data)
+
+    def _unpacked(self, data: bytes | bytearray, most: int) -> bytes:
+        unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            unpacked = unpacking.decompress(data, most + 1)
+        except zlib.error as exc:
+            raise Broken(f"{self.where}: the answer is damaged: it is not the gzip that it claims to be") from exc
+        if len(unpacked) > most:
+            raise InvalidRequest(f"{self.where}: the answer is larger than the {most} bytes allowed")
+        return unpacked
 
     def close(self, *, reuse: bool = True) -> None:
         """Release the connection: it is reused if the whole body was read and `reuse` is set, and closed if not."""

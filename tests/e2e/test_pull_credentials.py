@@ -103,6 +103,41 @@ def test_the_machines_own_credentials_are_used_when_the_request_has_none(
     site.refuses(name, Code.FAILED_PRECONDITION, "docker-credential-absent")
 
 
+def test_the_longest_path_that_fits_gives_the_credentials(
+    site: Site, basic: tuple[RegistryServer, FaultProxy]
+) -> None:
+    site.synthetic("basic/team/image")
+    host = basic[0].host
+    good = {"auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}
+    bad = {"auth": base64.b64encode(b"nobody:wrong").decode()}
+    entries = {host: bad, f"https://{host}/basic/": bad, f"{host}/basic/team": good, f"{host}/basic/team/other": bad}
+    site.bed.write(DOCKER_CONFIG, json.dumps({"auths": entries}))
+    name = f"{host}/basic/team/image:v1"
+
+    site.pull(name)
+    site.remove(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"auths": null}',
+        '{"auths": {"HOST": null}}',
+        '{"auths": {"HOST": {"auth": null}}}',
+        '{"credsStore": "x"}',
+    ],
+)
+def test_what_everybody_may_have_needs_no_good_config(site: Site, text: str) -> None:
+    site.synthetic("plain/public")
+    name = f"{site.registry.host}/plain/public:v1"
+    site.bed.write(DOCKER_CONFIG, text.replace("HOST", site.registry.host))
+
+    site.pull(name)
+    site.remove(name)
+
+
 def test_a_redirect_takes_no_credentials_along(site: Site, basic: tuple[RegistryServer, FaultProxy]) -> None:
     site.synthetic("basic/redirect")
     front = basic[1]

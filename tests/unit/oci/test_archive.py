@@ -355,6 +355,31 @@ def test_a_layer_that_is_not_the_config_s_is_refused(tmp_path: Path) -> None:
         read(tmp_path, layout.tar())
 
 
+def test_a_layer_that_is_compressed_although_its_type_denies_it_is_refused_as_by_a_pull(tmp_path: Path) -> None:
+    layout = Layout()
+    document = {
+        "schemaVersion": 2,
+        "config": layout.blob(image.OCI_CONFIG, config(layer())),
+        "layers": [layout.blob(image.OCI_LAYER, gzip.compress(layer(), mtime=0))],
+    }
+    layout.add(layout.blob(image.OCI_MANIFEST, encoded(document)))
+    with pytest.raises(InvalidRequest, match=r"is compressed \(gzip\), its type says"):
+        read(tmp_path, layout.tar())
+
+
+@pytest.mark.parametrize("media_type", ["application/octet-stream", "", image.DOCKER_LAYER])
+def test_a_layer_that_is_called_anything_is_looked_into_as_by_a_pull(tmp_path: Path, media_type: str) -> None:
+    layout = Layout()
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "text/plain",
+        "config": layout.blob("application/octet-stream", config(layer())),
+        "layers": [layout.blob(media_type, gzip.compress(layer(), mtime=0))],
+    }
+    layout.add(layout.blob("application/json", encoded(document)))
+    assert len(read(tmp_path, layout.tar())) == 1
+
+
 def test_a_size_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     """containerd would wait for bytes that never come."""
     layout = simple()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -196,6 +197,16 @@ async def test_a_manifest_is_one_whatever_the_server_calls_it(media_type: str) -
     reply = Reply(body=IMAGE, headers={"Content-Type": media_type} if media_type else {})
     async with serving(lambda asked: reply) as server, opened(server.host) as repository:
         assert (await repository.manifest("v1")).media_type == ""
+
+
+async def test_a_manifest_that_a_proxy_compressed_is_unpacked_within_bounds() -> None:
+    """Nobody asked for it, and the digest is that of the manifest."""
+    packed = {**DESCRIBED, "Content-Encoding": "gzip"}
+    replies = [Reply(body=gzip.compress(data), headers=packed) for data in (IMAGE, IMAGE + b" " * (5 << 20))]
+    async with serving(in_turn(*replies)) as server, opened(server.host) as repository:
+        assert (await repository.manifest("v1")).data == IMAGE
+        with pytest.raises(InvalidRequest, match="larger than"):
+            await repository.manifest("v1")
 
 
 @pytest.mark.parametrize("body", [b"<html>log in</html>", b"[]", b"{}", b'{"errors": []}'])
