@@ -70,7 +70,7 @@ class Storage:
             self._link(repository, f"_manifests/tags/{tag}/current", digest)
             self._link(repository, f"_manifests/tags/{tag}/index/{self._split(digest)}", digest)
         parsed = json.loads(data)
-        for item in (parsed.get("config"), *parsed.get("layers", ())):
+        for item in (parsed.get("config"), *(parsed.get("layers") or ())):
             if item:
                 self._link(repository, f"_layers/{self._split(item['digest'])}", item["digest"])
         return digest

@@ -172,6 +172,8 @@ class Archive:
         for descriptor in top.manifests:
             if not platforms.choose((descriptor,), host):
                 offers.elsewhere(descriptor)
+                if platforms.is_other_kind(descriptor):
+                    self._remark(f"{descriptor.digest}: {shown(descriptor.media_type)} is not an image")
                 continue
             try:
                 found = drive(search(descriptor, host, self._known), self._seen)

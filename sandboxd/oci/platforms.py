@@ -102,10 +102,13 @@ def objection(platform: Platform, host: Platform) -> str:
     return f"the image is for {platform}, this machine is {host}: it runs only with an emulator (binfmt_misc)"
 
 
+def is_other_kind(item: Descriptor) -> bool:
+    """Whether an entry of an index has the type of something that is neither a manifest nor an index."""
+    return plain_type(item.media_type) not in (*MANIFESTS, *INDEXES, *UNSPECIFIC)
+
+
 def _may_be_image(item: Descriptor) -> bool:
-    if item.annotations.get(REFERENCE_ANNOTATION):
-        return False
-    return plain_type(item.media_type) in (*MANIFESTS, *INDEXES, *UNSPECIFIC)
+    return not item.annotations.get(REFERENCE_ANNOTATION) and not is_other_kind(item)
 
 
 def _rank(image: Platform, host: Platform) -> tuple[int, int] | None:

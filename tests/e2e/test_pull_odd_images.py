@@ -13,6 +13,17 @@ import pytest
 
 from sandboxd.pb.host.v1 import host_pb2
 from tests.images import host_architecture, layer_of, make_image
+from tests.pods import (
+    container_config,
+    container_status,
+    create_container,
+    exited,
+    pod_config,
+    remove_pod,
+    run_pod,
+    start_container,
+)
+from tests.processes import until
 from tests.pulling import Site
 from tests.registry_server import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Storage, digest_of
 
@@ -84,7 +95,39 @@ def test_nulls_in_a_config_are_the_same_as_absent(site: Site) -> None:
     assert site.pull(names(site, "odd/config"))
 
 
+def test_an_image_without_layers_may_say_so_with_null(site: Site) -> None:
+    make_image(site.registry.storage, "odd/empty", [], changes=lambda manifest: manifest.update(layers=None))
+    assert site.pull(names(site, "odd/empty"))
+
+
 # Platforms.
+
+
+def test_an_image_whose_config_is_wrong_about_the_machine_runs(site: Site) -> None:
+    """It is made for this one in fact; the config is what a cross build left in it."""
+    storage = site.registry.storage
+    layout = site.bed.base / "layouts" / "wrong-machine"
+    with tarfile.open(site.bed.build_image("busybox")) as tar:
+        tar.extractall(layout, filter="data")
+    (top,) = json.loads((layout / "index.json").read_text())["manifests"]
+    manifest = json.loads((layout / "blobs" / top["digest"].replace(":", "/")).read_text())
+    config = json.loads((layout / "blobs" / manifest["config"]["digest"].replace(":", "/")).read_text())
+    for blob in (layout / "blobs" / "sha256").iterdir():
+        storage.blob(blob.read_bytes())
+    data = json.dumps({**config, "architecture": "s390x"}).encode()
+    manifest["config"] |= {"digest": storage.blob(data), "size": len(data)}
+    storage.manifest("platform/runs", manifest, "v1")
+    name = names(site, "platform/runs")
+    site.pull(name)
+
+    pod = pod_config()
+    pod_id = run_pod(site.bed, pod)
+    container_id = create_container(site.bed, pod_id, container_config("once", name, ["sh", "-c", "exit 7"]), pod)
+    start_container(site.bed, container_id)
+
+    until(lambda: exited(site.bed, container_id), what="the container ends")
+    assert container_status(site.bed, container_id).exit_code == 7
+    remove_pod(site.bed, pod_id)
 
 
 def test_an_image_that_offers_nothing_else_is_pulled_and_can_be_seen(site: Site) -> None:

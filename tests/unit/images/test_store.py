@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandboxd.containerd.images import Image
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.images.store import find, user_of
+from sandboxd.images.load import load
+from sandboxd.images.store import ImageStore, find, user_of
 from sandboxd.model import ImageRecord
+from sandboxd.oci import image as oci
+from sandboxd.oci.image import Descriptor
+from tests.fakes.containerd import Containerd
+from tests.unit.images.parts import Parts, archive, digest, image, layer
 
 
 def record(image_id: str, *tags: str, digest: str = "sha256:" + "f" * 64, **more: Any) -> ImageRecord:
@@ -93,3 +101,65 @@ def test_what_is_no_reference_is_refused(text: str) -> None:
 def test_an_image_s_user_is_a_number_or_a_name(user: str | None, expected: tuple[str, int | None]) -> None:
     """The group is not part of it."""
     assert user_of({} if user is None else {"User": user}) == expected
+
+
+# One image under two manifests.
+
+PLAIN = image(layer("one"))
+GZIP = replace(image(layer("one"), compress=True), config=PLAIN.config)
+
+
+async def both(store: ImageStore, tmp_path: Path) -> ImageRecord:
+    path = tmp_path / "images.tar"
+    path.write_bytes(archive(("plain.test/x:1", PLAIN), ("gzip.test/x:1", GZIP)))
+    assert PLAIN.config == GZIP.config and PLAIN.manifest != GZIP.manifest
+    await load(store, path)
+    (found,) = store.list()
+    return found
+
+
+async def test_an_image_under_two_manifests_is_one_that_is_found_by_everything_that_leads_to_it(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    found = await both(store, tmp_path)
+    plain, packed = digest(PLAIN.manifest), digest(GZIP.manifest)
+
+    assert found.repo_tags == ("gzip.test/x:1", "plain.test/x:1")
+    assert found.repo_digests == (f"gzip.test/x@{packed}", f"plain.test/x@{plain}")
+    for text in (*found.names, found.id, plain, packed):
+        assert store.resolve(text) is found
+    assert store.resolve_as("plain.test/x:1").digest == plain
+    assert store.resolve_as("gzip.test/x:1").digest == packed
+    assert store.resolve_as("gzip.test/x:1").size == len(GZIP.manifest) + len(GZIP.config) + len(GZIP.layers[0])
+
+
+@pytest.mark.parametrize("lost", [PLAIN, GZIP], ids=["plain", "gzip"])
+async def test_an_image_of_which_one_packing_is_gone_is_unpacked_from_the_other(
+    store: ImageStore, containerd: Containerd, tmp_path: Path, lost: Parts
+) -> None:
+    found = await both(store, tmp_path)
+    containerd.snapshots.clear()
+    del containerd.blobs[digest(lost.layers[0])]
+
+    await store.ensure_unpacked(found)
+
+    assert found.chain_id in containerd.snapshots
+
+
+async def test_an_image_under_two_manifests_goes_as_one(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    await store.remove((await both(store, tmp_path)).id)
+    assert not containerd.names and not containerd.blobs and not containerd.snapshots
+
+
+async def test_one_image_that_cannot_be_read_hides_no_other(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    found = await both(store, tmp_path)
+    junk = containerd.add(b"{")
+    containerd.names["junk.test/x:1"] = Image(
+        name="junk.test/x:1", target=Descriptor(media_type=oci.OCI_MANIFEST, digest=junk, size=1)
+    )
+    await store.look()
+    assert store.list() == (found,)
