@@ -548,7 +548,6 @@ class PulledImage(google.protobuf.message.Message):
     IMAGE_ID_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
     SIZE_FIELD_NUMBER: builtins.int
-    REMARKS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The reference that was pulled, in full ("host/path:tag")."""
     image_id: builtins.str
@@ -557,12 +556,6 @@ class PulledImage(google.protobuf.message.Message):
     """The digest of its manifest for this machine's platform, "sha256:…"."""
     size: builtins.int
     """Bytes of manifest, config and compressed layers in the content store, as CRI's Image.size counts them."""
-    @property
-    def remarks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What the archive holds besides and was passed over, with the reason, and which of its images may not run
-        here; for people. The same in each LoadedImage of a call.
-        """
-
     def __init__(
         self,
         *,
@@ -570,9 +563,8 @@ class PulledImage(google.protobuf.message.Message):
         image_id: builtins.str = ...,
         digest: builtins.str = ...,
         size: builtins.int = ...,
-        remarks: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "image_id", b"image_id", "name", b"name", "remarks", b"remarks", "size", b"size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "image_id", b"image_id", "name", b"name", "size", b"size"]) -> None: ...
 
 global___PulledImage = PulledImage
 
