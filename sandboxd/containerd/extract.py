@@ -10,7 +10,10 @@ the diff service's. Rules:
 3. What cannot be done exactly (devices, sparse files, a parent directory that a layer below describes, a file
    system without extended attributes) is not done at all: `unfit` says why, nothing more is written, and the
    caller throws the snapshot away and uses the diff service.
-4. Nothing is visible before the caller has verified the layer and commits the snapshot.
+4. Attributes of the `trusted` class are dropped, as containerd does: overlayfs has its own there (opaque, redirect,
+   metacopy), and with them an archive could hide or move what lies below. A time before 1970 is its
+   beginning.
+5. Nothing is visible before the caller has verified the layer and commits the snapshot.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import errno
 import os
 import stat
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 
 from sandboxd.containerd.snapshots import Mount
@@ -34,8 +37,9 @@ MAX_REMEMBERED_BYTES = 64 << 20  # for the times of directories, some 300,000 of
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTR = "SCHILY.xattr."
+_TRUSTED = "trusted."  # only the file system itself may set these: they are for root, and mean what it made them mean
 _NO_NAMES = frozenset({"", ".", ".."})
-_MAX_SECONDS = 1 << 63
+_MAX_TIME = 1 << 63  # in seconds where it is read, in nanoseconds where it is set
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -104,6 +108,8 @@ class Extraction:
         self.unfit = f"{what}: {exc}"
 
     def _write(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
+        if getattr(entry, "after_global", False):
+            raise _Unfit("a global header, whose name containerd treats as an entry's")
         parent, name = self._place(path)
         if is_whiteout(name):
             self._delete(entry, parent, name)
@@ -124,7 +130,7 @@ class Extraction:
             finally:
                 os.close(fd)
         elif entry.issym():
-            if any(key.startswith(_XATTR) for key in entry.pax_headers):
+            if any(_attributes(entry)):
                 raise _Unfit("a symlink with extended attributes")
             os.symlink(entry.linkname, name, dir_fd=parent)
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
@@ -214,10 +220,17 @@ class Extraction:
 def _describe(entry: tarfile.TarInfo, fd: int) -> None:
     """Set owner, attributes and mode; in this order, because changing the owner clears capabilities and setuid."""
     os.fchown(fd, entry.uid, entry.gid)
-    for key, value in entry.pax_headers.items():
-        if key.startswith(_XATTR):
-            os.setxattr(fd, key.removeprefix(_XATTR), value.encode("utf-8", "surrogateescape"))
+    for key, value in _attributes(entry):
+        os.setxattr(fd, key, value)
     os.fchmod(fd, entry.mode & 0o7777)
+
+
+def _attributes(entry: tarfile.TarInfo) -> Iterator[tuple[str, bytes]]:
+    """The extended attributes that an entry gets."""
+    for key, value in entry.pax_headers.items():
+        name = key.removeprefix(_XATTR)
+        if name != key and not name.startswith(_TRUSTED):
+            yield name, value.encode("utf-8", "surrogateescape")
 
 
 def _modified(entry: tarfile.TarInfo) -> int:
@@ -225,8 +238,10 @@ def _modified(entry: tarfile.TarInfo) -> int:
     text = entry.pax_headers.get("mtime", "")
     try:
         time = Decimal(text) if text else Decimal(int(entry.mtime))
-        if not abs(time) < _MAX_SECONDS:  # a few digits can stand for a number that fills the memory
+        if not abs(time) < _MAX_TIME:  # a few digits can stand for a number that fills the memory
             raise _Unfit(f"a time that is out of range, {text[:40]!r}")
-        return int(time * 1_000_000_000)
+        nanoseconds = int(time * 1_000_000_000)
+        # What does not fit is the beginning of 1970 to containerd.
+        return nanoseconds if 0 <= nanoseconds < _MAX_TIME else 0
     except InvalidOperation as exc:
         raise _Unfit(f"a time that is not a number, {text[:40]!r}") from exc

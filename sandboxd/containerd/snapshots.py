@@ -11,9 +11,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import grpc
+
+from sandboxd.containerd import refusals
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.leases import metadata
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError, Unclassified
 from sandboxd.oci.image import Descriptor, chain_ids
 from sandboxd.pb.containerd.services.diff.v1 import diff_pb2, diff_pb2_grpc
 from sandboxd.pb.containerd.services.introspection.v1 import introspection_pb2, introspection_pb2_grpc
@@ -194,17 +197,27 @@ class Snapshots:
             )
         return next((plugin.exports.get("root", "") for plugin in answer.plugins), "")
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
-        """Unpack a layer of the content store onto `mounts`; return the digest of the unpacked data (its diff id)."""
-        with translate(f"unpacking layer {layer.digest}"):
-            answer = await self._diff.Apply(
-                diff_pb2.ApplyRequest(
-                    diff=descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size),
-                    mounts=[_message(mount) for mount in mounts],
-                ),
-                metadata=self._meta,
-                timeout=UNPACK_SECONDS,
-            )
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], what: str = "layer") -> str:
+        """Unpack a layer of the content store onto `mounts`; return the digest of the unpacked data (its diff id).
+
+        `what` is how errors call the layer, before its digest. Raises InvalidRequest when the layer is to blame.
+        """
+        request = diff_pb2.ApplyRequest(
+            diff=descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size),
+            mounts=[_message(mount) for mount in mounts],
+        )
+        try:
+            with translate(f"unpacking {what} {layer.digest}"):
+                answer = await self._diff.Apply(request, metadata=self._meta, timeout=UNPACK_SECONDS)
+        except (Unclassified, InvalidRequest) as exc:
+            directories = [mount.source for mount in mounts if mount.type != "overlay"]
+            options = [option for mount in mounts for option in mount.options]
+            directories += [option.partition("=")[2] for option in options if option.startswith("upperdir=")]
+            said = exc.__cause__
+            message = (said.details() or "") if isinstance(said, grpc.aio.AioRpcError) else str(exc)
+            if fault := refusals.blamed(message, directories):
+                raise InvalidRequest(f"{what} {layer.digest} cannot be unpacked: {fault}") from exc
+            raise
         return answer.applied.digest
 
     async def diff(self, key: str, media_type: str) -> str:
@@ -244,24 +257,27 @@ class Snapshots:
         """
         parent = ""
         chain = chain_ids(diff_ids)
-        for layer, diff_id, name in zip(layers, diff_ids, chain, strict=True):
+        for number, (layer, diff_id, name) in enumerate(zip(layers, diff_ids, chain, strict=True), start=1):
             if not await self.exists(name):
                 try:
-                    await self.unpack_layer(layer, diff_id, name, parent)
+                    await self.unpack_layer(layer, diff_id, name, parent, f"layer {number} of {len(layers)},")
                 except AlreadyExists:
                     pass  # another request was faster, with the same result
             progress(layer.size)
             parent = name
         return parent
 
-    async def unpack_layer(self, layer: Descriptor, diff_id: str, name: str, parent: str) -> None:
+    async def unpack_layer(
+        self, layer: Descriptor, diff_id: str, name: str, parent: str, what: str = "layer"
+    ) -> None:
         """Unpack one layer on top of the committed snapshot `parent` ("" for the lowest) into `name`.
 
-        Raises AlreadyExists when there is one of that name, InvalidRequest when the layer does not match its diff id.
+        Raises AlreadyExists when there is one of that name, InvalidRequest when the layer does not match its diff id
+        or cannot be unpacked; `what` is how errors call it, before its digest.
         """
         draft = await self.begin(name, parent)
         try:
-            computed = await self.apply(layer, draft.mounts)
+            computed = await self.apply(layer, draft.mounts, what)
             if computed != diff_id:
                 raise InvalidRequest(
                     f"the uncompressed layer {layer.digest} has a wrong digest: expected {diff_id}, "

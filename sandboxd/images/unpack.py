@@ -185,7 +185,11 @@ class Unpacking:
     async def _by_containerd(self, number: int) -> None:
         try:
             await self._snapshots.unpack_layer(
-                self._layers[number], self._diff_ids[number], self._chain[number], self._below()
+                self._layers[number],
+                self._diff_ids[number],
+                self._chain[number],
+                self._below(),
+                f"layer {number + 1} of {len(self._layers)},",
             )
         except AlreadyExists:
             await self._keep(number)

@@ -50,6 +50,7 @@ class Files:
         self._path = path
         self._stopped = stopped
         self._file: BinaryIO | None = None
+        self._foreign = ""  # what the archive's beginning looks like
         self._entries: dict[str, Entry] = {}
         self._name_bytes = self._document_bytes = 0
         self.total = 0  # bytes of all files
@@ -80,6 +81,7 @@ class Files:
             file = stack.enter_context(self._path.open("rb"))
             packed = compression.compression_of(file)
             if not packed:
+                self._foreign = compression.foreign(file.read(compression.FOREIGN_BYTES))
                 stack.pop_all()
                 return file
             size = os.fstat(file.fileno()).st_size
@@ -102,6 +104,11 @@ class Files:
                     raise InvalidRequest(f"the archive's names take more than {MAX_NAME_BYTES} bytes in total")
                 self._add_entry(member, length)
         except (tarfile.TarError, EOFError, ValueError) as exc:
+            if self._foreign and isinstance(exc, tarfile.TarError):
+                raise InvalidRequest(
+                    f"the archive is compressed with {self._foreign}, which is not read here; decompress it before"
+                    " loading it, or compress it with gzip or zstd"
+                ) from exc
             raise InvalidRequest(f"not an image archive: {exc}") from exc
         self.total = sum(entry.size for entry in self._entries.values())
 

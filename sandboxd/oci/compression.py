@@ -28,6 +28,24 @@ DAMAGE = (_GzipError, zstd.ZstdError, EOFError)  # the errors that reading a dam
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte from 0x50 to 0x5f (RFC 8878, 3.1.2)
+_FOREIGN = (
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x5d\0\0", "lzma"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"\x02\x21\x4c\x18", "lz4"),
+    (b"LZIP", "lzip"),
+    (b"\x89LZO\0", "lzop"),
+    (b"\xff\x06\0\0sNaPpY", "snappy"),
+    (b"\x1f\x9d", "compress"),
+    (b"\x1f\xa0", "compress"),
+    (b"PK\x03\x04", "zip"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!\x1a\x07", "rar"),
+    (b"hsqs", "squashfs"),
+)
+FOREIGN_BYTES = 16  # of the beginning of a stream, for `foreign`
 _PIECE_BYTES = CHUNK_BYTES // 4  # given to a decompressor at a time
 _FIRST_PIECE_BYTES = 256  # the same at the start of a member; input past the member's end is read again
 
@@ -54,7 +72,13 @@ def compression_of(file: BinaryIO) -> str:
     file.seek(0)
     if magic[:2] == _GZIP:
         return "gzip"
-    return "zstd" if magic == _ZSTD else ""
+    # A frame to be skipped may come first: pzstd's has the size of the next one, others have a table.
+    return "zstd" if magic == _ZSTD or (magic[1:] == _SKIPPABLE and magic[0] & 0xF0 == 0x50) else ""
+
+
+def foreign(start: bytes) -> str:
+    """The name of a format that is not read here, by the first bytes of a stream; "" if it is not known."""
+    return next((name for magic, name in _FOREIGN if start.startswith(magic)), "")
 
 
 def decompressed(file: BinaryIO, compression: str, what: str) -> BinaryIO:

@@ -1,14 +1,12 @@
 """Layers: tar streams, plain or compressed, each a set of changes to the file system below it.
 
-A layer is untrusted. `scan` reads it once, before anything is unpacked, and computes its two digests. It refuses
-entries with which a careless unpacker would write outside the root:
+A layer is untrusted. `scan` reads it once, before anything is unpacked, and computes its two digests. Every name
+leads to a path below the root, through whatever links (`oci.links`), and what comes after the tar's end belongs to
+its digests only. It refuses what no unpacker of the field takes:
 
-1. a name, or the target of a hard link, that climbs above the root with `..`;
-2. a name that passes through a symbolic link of the same layer whose target is absolute or climbs. Such links are
-   normal (`/var/run -> /run`); writing *through* one is how an archive writes to the host's /etc;
-3. a whiteout that would delete `.` or `..`.
-
-An absolute name is relative to the root, as in every unpacker.
+1. entries of a type that is none in a layer (old GNU sparse files, the volumes and dumps of backups);
+2. a whiteout that would delete `.` or `..`;
+3. damage, and what exceeds a limit.
 """
 
 from __future__ import annotations
@@ -22,7 +20,16 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol, cast
 
 from sandboxd.errors import InvalidRequest, Unavailable
-from sandboxd.oci.compression import CHUNK_BYTES, DAMAGE, Allowance, compression_of, decompressed
+from sandboxd.foreign_json import shown
+from sandboxd.oci.compression import (
+    CHUNK_BYTES,
+    DAMAGE,
+    FOREIGN_BYTES,
+    Allowance,
+    compression_of,
+    decompressed,
+    foreign,
+)
 from sandboxd.oci.links import Links
 from sandboxd.oci.tar import Forward, entries
 
@@ -39,6 +46,27 @@ DIRECTORIES_PER_ENTRY = 8  # in addition
 FREE_PARTS = 2_000_000
 PARTS_PER_ENTRY = 128  # in addition
 UNPACKED = Allowance(free=256 << 20, factor=1100, most=MAX_BYTES)  # gzip reaches a factor of 1,032
+
+# Those that Go's unpackers know.
+_TYPES = frozenset(
+    (
+        tarfile.REGTYPE,
+        tarfile.AREGTYPE,
+        tarfile.LNKTYPE,
+        tarfile.SYMTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.DIRTYPE,
+        tarfile.FIFOTYPE,
+    )
+)
+_NEVER = {
+    tarfile.GNUTYPE_SPARSE: "a sparse file in GNU tar's old format (type 'S')",
+    tarfile.CONTTYPE: "a contiguous file (type '7')",
+    b"V": "the label of a volume (type 'V')",
+    b"M": "the continuation of another volume's file (type 'M')",
+    b"D": "the list of an incremental dump's directory (type 'D')",
+}
 
 Stopped = Callable[[], bool]  # whether to stop since nothing needs the result now; called for each entry and piece
 
@@ -64,7 +92,7 @@ class Visitor(Protocol):
     def visit(self, entry: tarfile.TarInfo, path: str, target: str, read: Read) -> None:
         """Receive an entry at `path` below the root, "" for the root itself.
 
-        `path` has the links resolved that the layer created before; a directory replaces a link in its place.
+        `path` has the links resolved that the layer created before; whatever comes replaces a link in its place.
         `target` is that of a hard link, resolved likewise. Content that is not read is skipped.
         """
 
@@ -149,6 +177,8 @@ def scan(
     `stopped` returns True.
     """
     compression = compression_of(file)
+    start = file.read(FOREIGN_BYTES) if not compression else b""
+    file.seek(0)
     raw = _Measured(file, what, stopped, hashed=digest)
     plain = _Plain(raw, compression, what, stopped)
     try:
@@ -163,6 +193,8 @@ def scan(
         # An error of reading the file itself has an errno; it says nothing about the layer.
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
+        if isinstance(exc, tarfile.TarError) and (name := foreign(start)):
+            raise InvalidRequest(f"{what} is compressed with {name}; layers can be plain, gzip or zstd") from exc
         raise InvalidRequest(f"{what} is damaged: {exc}") from exc
     return Scan(
         digest=raw.digest,
@@ -175,26 +207,28 @@ def scan(
 
 
 def _check_entries(stream: _Plain, what: str, visitor: Visitor | None, stopped: Stopped) -> int:
-    """Read the tar to the end of its entries and refuse those that escape; return their number."""
+    """Read the tar to the end of its entries and refuse those that cannot be unpacked; return their number."""
     links, bounds = Links(what), _Bounds(what)
-    try:
-        forward = Forward(cast(BinaryIO, stream))
-        for entry in entries(cast(BinaryIO, forward)):
-            check_stopped(stopped, what)
-            if entry.issparse():
-                stream.holes(entry.size)
-            # The target first: the name may replace a link that the target leads through.
-            target = links.target(entry.linkname) if entry.islnk() else ""
-            path = links.place(entry.name, symlink=entry.linkname if entry.issym() else None, directory=entry.isdir())
-            bounds.count(entry, path)
-            if visitor is not None:
-                visitor.visit(entry, path, target, _content(forward, entry))
-        _only_zeros_follow(forward, what)
-    except tarfile.ReadError:
-        if stream.count == 0:
-            return 0  # an empty stream is a tar without entries, to Go's reader too
-        raise
+    forward = Forward(cast(BinaryIO, stream))
+    for entry in entries(cast(BinaryIO, forward)):
+        check_stopped(stopped, what)
+        if entry.type not in _TYPES:
+            raise InvalidRequest(_not_known(entry, what))
+        if entry.issparse():
+            stream.holes(entry.size)
+        # The target first: the name may replace a link that the target leads through.
+        target = links.target(entry.linkname) if entry.islnk() else ""
+        path = links.place(entry.name, symlink=entry.linkname if entry.issym() else None)
+        bounds.count(entry, path)
+        if visitor is not None:
+            visitor.visit(entry, path, target, _content(forward, entry))
+    check_stopped(stopped, what)
     return bounds.entries
+
+
+def _not_known(entry: tarfile.TarInfo, what: str) -> str:
+    kind = _NEVER.get(entry.type, f"of type {entry.type!r}")
+    return f"{what}: the entry {shown(entry.name)} is {kind}, which no image may have; build the layer without it"
 
 
 class _Bounds:
@@ -249,13 +283,6 @@ def _content(stream: Forward, entry: tarfile.TarInfo) -> Read:
         return data
 
     return read
-
-
-def _only_zeros_follow(stream: Forward, what: str) -> None:
-    """Refuse data after the end: tarfile takes an unreadable header for the end, and another reader may not."""
-    while data := stream.read(CHUNK_BYTES):
-        if data.count(0) != len(data):
-            raise InvalidRequest(f"{what} is damaged: an entry is unreadable, or data follows the end of the tar")
 
 
 def pause_layer(binary: bytes, name: str = "catatonit") -> bytes:

@@ -1,18 +1,25 @@
 """Where the names of a layer lead, given the symbolic links that the layer created before.
 
-When a directory's entry has the path of a link, some unpackers keep the link and others replace it. Both must be
-safe, so as soon as the two views differ, every name is resolved in both. Rules that keep the work linear and the
-memory bounded:
+A link that leads out of the root is normal (`/var/run -> /run`, images of Nix and Bazel), and every unpacker of the
+field resolves it inside the root. They do not all agree on where a `..` behind another link leads. We unpack some
+layers, containerd the others, so this is containerd's way (the path walk of its `continuity/fs`), step by step:
 
-1. Resolving a name takes a step for each of its parts and for those of the links on its way: 40 links at most, the
-   kernel's own limit.
-2. The steps through links are counted over the whole layer: `FREE_STEPS`, plus `STEPS_PER_ENTRY` for each entry.
-3. Links take up to `MAX_BYTES` of memory, including those that were replaced.
+1. A name is cleaned as text first; what is left of a `..` at its beginning stays at the root.
+2. The parts of its directory are replaced by their targets from left to right, one link deep, and then again until
+   nothing is replaced. A target is appended to the directory as text, so its `..` takes away the part before it.
+3. Meanwhile the kernel looks up each part, and follows the links on the way to it. An absolute one leads it out of
+   the layer, where containerd sees what this machine has; here there is nothing.
+4. The last part is replaced, not followed: also a link, also in a hard link's target.
+
+Rules that keep the work linear and the memory bounded: 255 links on the way of one name, containerd's own limit; steps
+through links are counted over the whole layer, `FREE_STEPS`, plus `STEPS_PER_ENTRY` for each entry; links take up to
+`MAX_BYTES` of memory, including those that were replaced.
 """
 
 from __future__ import annotations
 
 import posixpath
+from dataclasses import dataclass, field
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.foreign_json import shown
@@ -22,25 +29,19 @@ MAX_BYTES = 160 << 20  # of memory for all links of a layer, estimated: some 400
 FREE_STEPS = 1_000_000
 STEPS_PER_ENTRY = 64
 
-KEEPING, REPLACING = range(2)  # views: whether a link stays when a directory's entry has its path
-
-_MAX_FOLLOWED = 40
+_MAX_FOLLOWED = 255  # on the way of one name
+_MAX_LOOKED_UP = 40  # the kernel's own limit, for a single look-up
 _NODE_BYTES = 256  # of a node and its slot in its parent, without the text
 _TEXT_BYTES = 56  # of a string without its characters
+_NOWHERE = frozenset({"", ".", ".."})
 
 
+@dataclass(slots=True, eq=False)
 class _Node:
-    """A path that is a link, or has links below it. `kept` and `other` are the link's target in each view."""
+    """A path that is a link, or has links below it. `target` is None where there is no link."""
 
-    __slots__ = ("below", "kept", "other")
-
-    def __init__(self) -> None:
-        self.below: dict[str, _Node] | None = None
-        self.kept: str | None = None
-        self.other: str | None = None
-
-    def target(self, view: int) -> str | None:
-        return self.kept if view == KEEPING else self.other
+    below: dict[str, _Node] = field(default_factory=dict)
+    target: str | None = None
 
 
 class Links:
@@ -52,119 +53,166 @@ class Links:
         self._bytes = 0
         self._steps = 0
         self._entries = 0
-        self._differ = False
         # The directory of the previous name: entries mostly come directory by directory.
-        self._last: list[tuple[str, str, _Node | None] | None] = [None, None]
+        self._last: tuple[str, str] | None = None
 
-    def place(self, name: str, *, symlink: str | None = None, directory: bool = False) -> str:
+    def place(self, name: str, *, symlink: str | None = None) -> str:
         """The path of the entry `name` with links resolved, relative to the root, "" for the root itself.
 
-        `symlink` is the target if the entry is a symbolic link. Raises InvalidRequest when the name leads out of
-        the root, would delete a directory that it does not name, or exceeds a limit.
+        `symlink` is the target if the entry is a symbolic link; any other entry takes a link's place. Raises
+        InvalidRequest when the name would delete a directory that it does not name, or exceeds a limit.
         """
         self._entries += 1
-        base = posixpath.basename(name.rstrip("/"))
-        if base.startswith(WHITEOUT) and base[len(WHITEOUT) :] in ("", ".", ".."):
+        directory, _, last = _clean(name).rpartition("/")
+        if last in _NOWHERE:
+            return ""
+        if last.startswith(WHITEOUT) and last[len(WHITEOUT) :] in _NOWHERE:
             raise InvalidRequest(
                 f"{self._what}: the entry {shown(name)} would delete a directory that it does not name"
             )
-        if symlink is not None:
-            self._charge(_bytes(symlink))
-        path, node = self._inside(name, KEEPING)
-        if not self._differ:
-            if directory and node is not None and node.kept is not None:
-                self._differ = True
-                self._put(path, node, REPLACING, None)
-            elif symlink is not None or not directory:
-                self._put(path, self._put(path, node, KEEPING, symlink), REPLACING, symlink)
-            return path
-        if symlink is not None or not directory:
-            self._put(path, node, KEEPING, symlink)
-        path, node = self._inside(name, REPLACING)
-        self._put(path, node, REPLACING, symlink)
+        path = _joined(self._directory(directory, name), last)
+        self._put(path, symlink)
         return path
 
     def target(self, name: str) -> str:
         """The path that the target of a hard link leads to. Raises as `place` does."""
-        path, _ = self._inside(name, KEEPING)
-        return self._inside(name, REPLACING)[0] if self._differ else path
+        directory, _, last = name.rpartition("/")
+        path = self._directory(directory, name)
+        if last == "..":
+            return posixpath.dirname(path)
+        return path if last in _NOWHERE else _joined(path, last)
 
-    def _put(self, path: str, node: _Node | None, view: int, target: str | None) -> _Node | None:
-        """Set or, with None, clear the target of the link at `path` in one view; `node` is the path's, if any."""
-        if node is None and target is not None:
-            node = self._add(path)
-        if node is not None and node.target(view) != target:
-            if view == KEEPING:
-                node.kept = target
-            else:
-                node.other = target
-            self._last = [None, None]
-        return node
-
-    def _add(self, path: str) -> _Node:
+    def _put(self, path: str, target: str | None) -> None:
+        """There is a link at `path`, or with None there is none."""
+        if target is None and not self._root.below:
+            return
         node = self._root
-        for part in path.split("/") if path else ():
-            if node.below is None:
-                node.below = {}
+        for part in path.split("/"):
             below = node.below.get(part)
             if below is None:
+                if target is None:
+                    return
                 below = node.below[part] = _Node()
                 self._charge(_NODE_BYTES + _bytes(part))
             node = below
-        return node
+        if target is not None:
+            self._charge(_bytes(target))
+        if node.target != target:
+            node.target = target
+            self._last = None
 
     def _charge(self, count: int) -> None:
         self._bytes += count
         if self._bytes > MAX_BYTES:
             raise InvalidRequest(f"{self._what} has more symbolic links than can be examined")
 
-    def _inside(self, name: str, view: int) -> tuple[str, _Node | None]:
-        """The path that `name` leads to, and its node. The last part is replaced, not followed."""
-        directory, _, last = name.rpartition("/")
-        if last in ("", ".", ".."):
-            return self._walk(name, view, name, whole=False)
-        previous = self._last[view]
-        if previous is None or previous[0] != directory:
-            previous = self._last[view] = (directory, *self._walk(directory, view, name, whole=True))
-        _, path, node = previous
-        below = node.below.get(last) if node is not None and node.below is not None else None
-        return (f"{path}/{last}" if path else last), below
+    def _step(self, count: int = 1) -> None:
+        self._steps += count
+        if self._steps > FREE_STEPS + STEPS_PER_ENTRY * self._entries:
+            raise InvalidRequest(f"{self._what} leads through more symbolic links than can be followed")
 
-    def _walk(self, name: str, view: int, entry: str, *, whole: bool) -> tuple[str, _Node | None]:
-        """Follow the parts of `name`, including the last one if `whole`. `entry` is the name for errors."""
-        todo = [part for part in reversed(name.split("/")) if part not in ("", ".")]
-        if self._root.below is None and ".." not in todo:
-            return "/".join(reversed(todo)), None if todo else self._root
-        done: list[str] = []
+    def _directory(self, name: str, entry: str) -> str:
+        """The path that a directory's name leads to, following its last part too; `entry` is for errors."""
+        if self._last is None or self._last[0] != name:
+            path = posixpath.normpath(f"/{name}").lstrip("/")
+            if self._root.below and self._has_links(name):
+                path = self._resolved(name, entry)
+            self._last = name, path
+        return self._last[1]
+
+    def _has_links(self, name: str) -> bool:
+        """Whether a link can be on the way to `name`: a `..` in its midst may lead back to one."""
+        node: _Node | None = self._root
+        depth = 0
+        for part in name.split("/"):
+            if part == ".." and depth:
+                return True
+            if part in _NOWHERE:
+                continue
+            depth += 1
+            node = node.below.get(part) if node is not None else None
+            if node is not None and node.target is not None:
+                return True
+        return False
+
+    def _resolved(self, name: str, entry: str) -> str:
+        path, followed = name, 0
+        while True:
+            before = followed
+            path, followed = self._replaced(path, followed, entry)
+            if followed == before:
+                inside = posixpath.normpath(f"/{path}").replace("//", "/")
+                if inside == path:
+                    return path[1:]
+                path = inside
+
+    def _replaced(self, path: str, followed: int, entry: str) -> tuple[str, int]:
+        """`path` with the links on its way replaced by their targets, and how many were followed so far."""
+        at = "/" if path.startswith("/") else ""
+        # The node of `at`, as long as no link was followed: then its parts need not be looked up again.
+        node: _Node | None = self._root
+        known = clean = True
+        for part in filter(None, path.split("/")):
+            self._step()
+            if followed > _MAX_FOLLOWED:
+                self._too_many(entry)
+            candidate = f"{at.rstrip('/')}/{part}"
+            if not clean or part in _NOWHERE:
+                candidate = _clean(f"/{candidate}")
+                self._step(candidate.count("/"))
+            clean = True
+            if known and part not in _NOWHERE:
+                node = node.below.get(part) if node is not None else None
+                target = node.target if node is not None else None
+            else:
+                known = False
+                target = self._looked_up(candidate, entry)
+            if target is None:
+                at = candidate
+                continue
+            followed, known, clean = followed + 1, False, False
+            at = target if not at or target.startswith("/") else _clean(f"{at}/{target}")
+        return at or "/", followed
+
+    def _looked_up(self, path: str, entry: str) -> str | None:
+        """The target of the link that the kernel finds at `path`, None if that is no link or not in this layer."""
+        todo = [part for part in reversed(path.split("/")) if part]
         nodes: list[_Node | None] = [self._root]
         followed = 0
         while todo:
+            self._step()
             part = todo.pop()
             if part == "..":
-                if not done:
-                    raise InvalidRequest(f"{self._what}: the entry {shown(entry)} climbs out of the root file system")
-                done.pop()
                 nodes.pop()
+                if not nodes:
+                    return None
                 continue
             above = nodes[-1]
-            node = above.below.get(part) if above is not None and above.below is not None else None
-            target = node.target(view) if node is not None and (todo or whole) else None
-            if target is None:
-                done.append(part)
+            node = above.below.get(part) if above is not None else None
+            if node is None or node.target is None:
                 nodes.append(node)
-                continue
-            followed += 1
-            if target.startswith("/") or followed > _MAX_FOLLOWED:
-                raise InvalidRequest(
-                    f"{self._what}: the entry {shown(entry)} passes through the link"
-                    f" {shown('/'.join((*done, part)))} -> {shown(target)}, which leads out"
-                )
-            steps = target.split("/")
-            self._steps += len(steps)
-            if self._steps > FREE_STEPS + STEPS_PER_ENTRY * self._entries:
-                raise InvalidRequest(f"{self._what} leads through more symbolic links than can be followed")
-            todo += [step for step in reversed(steps) if step not in ("", ".")]
-        return "/".join(done), nodes[-1]
+            elif not todo:
+                return node.target
+            elif node.target.startswith("/"):
+                return None
+            else:
+                followed += 1
+                if followed > _MAX_LOOKED_UP:
+                    self._too_many(entry)
+                todo += [step for step in reversed(node.target.split("/")) if step not in ("", ".")]
+        return None
+
+    def _too_many(self, entry: str) -> None:
+        raise InvalidRequest(f"{self._what}: the entry {shown(entry)} passes through too many symbolic links")
+
+
+def _clean(path: str) -> str:
+    """As Go's path.Clean: normpath, which keeps two slashes at the beginning."""
+    return posixpath.normpath(path).replace("//", "/", 1)
+
+
+def _joined(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name
 
 
 def _bytes(text: str) -> int:

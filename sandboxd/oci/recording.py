@@ -74,13 +74,12 @@ def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | 
     whole = _Whole()
     deleted: set[str] = set()  # also below these layers
     for number, entries in enumerate(layers):
+        bottom = lowest and number == 0
+        if not _is_simple(entries, bottom=bottom):
+            return None
         for entry in entries:
-            if entry.info.islnk():
-                return None  # the names share a file that a layer above may change under one of them
             if is_whiteout(entry.path):
                 parent, name = posixpath.split(entry.path)
-                if name.startswith(WHITEOUT * 2) and name != OPAQUE:
-                    return None
                 victim = parent if name == OPAQUE else posixpath.join(parent, name.removeprefix(WHITEOUT))
                 whole.drop(victim, itself=name != OPAQUE)
                 deleted |= {victim} - {parent}
@@ -92,13 +91,32 @@ def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | 
             before = whole.entries.get(entry.path)
             if before is not None and before.info.isdir() != entry.info.isdir():
                 return None
-            parent = posixpath.dirname(entry.path)
-            if number and parent and parent not in whole.entries:
-                return None  # its attributes come from a layer below, perhaps from a deleted directory
             if entry.path in deleted and not lowest:
                 return None
             whole.put(entry)
     return list(whole.entries.values())
+
+
+def _is_simple(entries: Sequence[Entry], *, bottom: bool) -> bool:
+    """Whether each entry of a layer has its whole effect by itself; `bottom`: nothing is below the layer."""
+    described: dict[str, bool] = {"": True}  # whether it is a directory
+    for entry in entries:
+        parent, name = posixpath.split(entry.path)
+        if entry.info.islnk():
+            return False  # the names share a file that a layer above may change under one of them
+        if name.startswith(WHITEOUT):
+            if bottom or (name.startswith(WHITEOUT * 2) and name != OPAQUE):
+                return False  # it deletes of its own layer; or it is a kind that only aufs has
+        elif entry.path and entry.path in described:
+            return False  # the second one adds to the first one's attributes, or replaces it
+        if name == OPAQUE and not parent:
+            return False  # overlayfs shows what lies below its root in any case
+        if not (bottom or described.get(parent)):
+            return False  # its directory gets the attributes of one below, perhaps of a deleted one
+        described[entry.path] = entry.info.isdir()
+    hidden = (posixpath.split(path) for path in described if is_whiteout(path))
+    # A directory that replaces a whiteout of its own layer shows what lies below; another order fails.
+    return not any(posixpath.join(parent, name.removeprefix(WHITEOUT)) in described for parent, name in hidden)
 
 
 class _Whole:

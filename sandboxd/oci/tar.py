@@ -6,9 +6,12 @@ archive that two readers understand differently can hide files from one of them.
 Go does:
 
 1. Of several extended headers of one kind before an entry, the last one counts; GNU long names override pax `path`.
-2. Global headers are ignored, as in containerd, and their total size is limited.
+2. What a global header says is ignored, and so are the extended headers before it; their total size is limited. The
+   next entry has `after_global`, since containerd treats what the header itself is called as an entry's name.
 3. A malformed number is an error, not zero; an empty value counts as absent.
 4. A name that the kernel cannot create (PATH_MAX, NAME_MAX) is refused, because it could not be unpacked.
+5. Two blocks of zeros are the end, or the end of the file is; what follows the two is nobody's.
+6. The prefix of a name is where the format has one; GNU's has times there.
 
 Each header takes time linear in its size. The memory for one entry is limited to `MAX_HEADER_BYTES` for each kind.
 """
@@ -32,39 +35,42 @@ MAX_PART_BYTES = 255  # NAME_MAX
 WHITEOUT = ".wh."
 
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_PAX = (tarfile.XHDTYPE,)
 _EXTENDED = (*_LONG_NAMES, *_PAX, tarfile.XGLTYPE)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
 _TIME = re.compile(r"[+-]?[0-9]{1,19}(?:\.[0-9]*)?")
+_NAMES = ("path", "linkpath", "uname", "gname", "GNU.sparse.name")
 _TIMES = ("mtime", "atime", "ctime")
 _MAX_SIZE = 1 << 63  # bytes; no file is this large, and no seek goes this far
 
 
 class BoundedTarInfo(tarfile.TarInfo):
-    """An entry with its extended headers applied, for the `tarinfo` of `tarfile.TarFile`.
+    """An entry with its extended headers applied.
 
     Of a sparse file only the sizes are kept, not the map.
     """
 
+    after_global = False  # whether a global header came before it
+
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """The next entry. Raises InvalidRequest for one that exceeds a limit, tarfile's errors for a damaged one."""
-        file = cast(BinaryIO, archive.fileobj)
+    def next_of(cls, stream: _Stream) -> Self | None:
+        """The next entry, None at the end. Raises InvalidRequest for one that exceeds a limit or is not known to
+        anybody who unpacks layers, tarfile.ReadError for a damaged one.
+        """
+        file = stream.file
         start = file.tell()
         pax: dict[str, str] = {}
         name = link = ""
-        extended = False
+        extended = after_global = False
         while True:
             block = file.read(BLOCK_BYTES)
-            try:
-                info = cls.frombuf(block, archive.encoding, archive.errors)
-            except cast(type[Exception], cast(Any, tarfile).HeaderError) as exc:
-                # Only where a new entry would start can this be the end of the archive.
-                raise tarfile.ReadError(f"no entry follows an extended header: {exc}") if extended else exc from None
+            if not extended and _is_end(block, file):
+                return None
+            info = cls._parsed(block, extended)
             check_size(info)
             if info.type not in _EXTENDED:
                 break
-            extended = True
+            extended = info.type != tarfile.XGLTYPE
             if info.size > MAX_HEADER_BYTES:
                 raise InvalidRequest(
                     f"the tar has an extended header of {info.size} bytes, more than {MAX_HEADER_BYTES}"
@@ -73,14 +79,16 @@ class BoundedTarInfo(tarfile.TarInfo):
             if len(data) < info.size:
                 raise tarfile.ReadError("it ends in the middle of an extended header")
             if info.type == tarfile.XGLTYPE:
-                _count_global(archive, info.size)
+                stream.count_global(info.size)
+                _records(data)
+                after_global, pax, name, link = True, {}, "", ""
             elif info.type in _PAX:
                 pax = _records(data)
             elif info.type == tarfile.GNUTYPE_LONGNAME:
                 name = _text(data.partition(b"\0")[0])
             elif info.type == tarfile.GNUTYPE_LONGLINK:
                 link = _text(data.partition(b"\0")[0])
-        info.offset = start
+        info.offset, info.after_global = start, after_global
         packed = info._apply(pax, name, link)
         renamed = name or pax.get("path")
         if renamed and block[156:157] == tarfile.AREGTYPE:  # the oldest format marks directories by their names
@@ -97,7 +105,22 @@ class BoundedTarInfo(tarfile.TarInfo):
             raise InvalidRequest(f"the link {shown(info.name)} has a target of more than {MAX_PATH_BYTES} bytes")
         info.offset_data = file.tell()
         has_data = info.isreg() or info.type not in cast(Any, tarfile).SUPPORTED_TYPES
-        cast(Any, archive).offset = info.offset_data + (packed + -packed % BLOCK_BYTES if has_data else 0)
+        stream.content_end = info.offset_data + (packed if has_data else 0)
+        return info
+
+    @classmethod
+    def _parsed(cls, block: bytes, extended: bool) -> Self:
+        """The header in `block`; `extended` headers came before it."""
+        try:
+            info = cls.frombuf(block, "utf-8", "surrogateescape")
+        except cast(type[Exception], cast(Any, tarfile).HeaderError) as exc:
+            before = "no entry follows an extended header: " if extended else ""
+            raise tarfile.ReadError(f"{before}{exc}") from None
+        # The standard library takes those bytes for a prefix whatever the format is.
+        taken, prefix = _text(block[345:500].partition(b"\0")[0]), _prefix(block)
+        if taken != prefix and info.name.startswith(f"{taken}/"):
+            name = info.name.removeprefix(f"{taken}/")
+            info.name = f"{prefix}/{name}" if prefix else name
         return info
 
     def _apply(self, pax: dict[str, str], name: str, link: str) -> int:
@@ -135,17 +158,50 @@ class BoundedTarInfo(tarfile.TarInfo):
             more = block[504]
 
 
-class _Archive(tarfile.TarFile):
-    """Counts the bytes of global headers."""
+class _Stream:
+    """Where the reader of a tar is."""
 
-    global_bytes = 0
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.content_end = file.tell()  # of the current entry; zeros up to a whole block follow, or the end
+        self._global_bytes = 0
 
-
-def _count_global(archive: tarfile.TarFile, count: int) -> None:
-    if isinstance(archive, _Archive):
-        archive.global_bytes += count
-        if archive.global_bytes > MAX_GLOBAL_BYTES:
+    def count_global(self, count: int) -> None:
+        """Count the bytes of a global header. Raises InvalidRequest when there are too many."""
+        self._global_bytes += count
+        if self._global_bytes > MAX_GLOBAL_BYTES:
             raise InvalidRequest(f"the tar has more than {MAX_GLOBAL_BYTES} bytes of global headers")
+
+
+def _prefix(block: bytes) -> str:
+    """What comes before the name in a header; GNU's and the oldest format have none."""
+    if block[257:263] == b"ustar\0":
+        width = 131 if block[508:512] == b"tar\0" else 155  # star has times behind it
+        return _text(block[345 : 345 + width].partition(b"\0")[0])
+    if block[257:265] == b"ustar  \0" and not (_is_time(block[345:357]) and _is_time(block[357:369])):
+        # Go's own writer once made such headers, so its reader takes them for what they were meant to be.
+        prefix = _text(block[345:500].partition(b"\0")[0])
+        return prefix if prefix.isascii() else ""
+    return ""
+
+
+def _is_time(data: bytes) -> bool:
+    try:
+        return data[0] == 0 or cast(Any, tarfile).nti(data) is not None
+    except cast(type[Exception], cast(Any, tarfile).HeaderError):
+        return False
+
+
+def _is_end(block: bytes, file: BinaryIO) -> bool:
+    """Whether `block`, which was just read, ends the tar."""
+    if not block:
+        return True
+    if block.count(0) != BLOCK_BYTES:
+        return False
+    after = file.read(BLOCK_BYTES)
+    if after.count(0) == len(after) and len(after) in (0, BLOCK_BYTES):
+        return True
+    raise tarfile.ReadError("an entry follows a block of zeros")
 
 
 class Forward:
@@ -184,12 +240,22 @@ class Forward:
 
 
 def entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The entries of the tar in `file`; none are kept. Raises as `BoundedTarInfo.fromtarfile` does."""
-    with _Archive(fileobj=file, tarinfo=BoundedTarInfo) as archive:
-        while (entry := archive.next()) is not None:
-            # tarfile would keep every entry with its headers for random access.
-            cast(Any, archive).members = []
-            yield entry
+    """The entries of the tar in `file`; none are kept. Raises as `BoundedTarInfo.next_of` does.
+
+    After the last one, `file` is just behind the tar's end; what it holds there is not read.
+    """
+    stream = _Stream(file)
+    while True:
+        if stream.content_end > file.tell():
+            # The last byte is read, since a seek tells nothing of the end of a file.
+            file.seek(stream.content_end - 1)
+            if not file.read(1):
+                raise tarfile.ReadError("it ends in the middle of an entry")
+        file.read(-stream.content_end % BLOCK_BYTES)
+        entry = BoundedTarInfo.next_of(stream)
+        if entry is None:
+            return
+        yield entry
 
 
 def check_size(entry: tarfile.TarInfo) -> None:
@@ -213,9 +279,8 @@ def _records(data: bytes) -> dict[str, str]:
             raise InvalidRequest("the tar has a pax header that cannot be read")
         records[_text(data[space + 1 : equals])] = _text(data[equals + 1 : end - 1])
         at = end
-    for key in ("path", "linkpath", "GNU.sparse.name"):
-        if "\0" in records.get(key, ""):
-            raise InvalidRequest("the tar has a name with a NUL character")
+    if any("\0" in records.get(key, "") for key in _NAMES) or any("\0" in key for key in records):
+        raise InvalidRequest("the tar has a name with a NUL character")
     return records
 
 

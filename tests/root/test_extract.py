@@ -46,8 +46,12 @@ seen, inodes = {}, {}
 for directory, below, files in os.walk(root):
     for name in [".", *below, *files]:
         path = os.path.normpath(os.path.join(directory, name))
-        info = os.lstat(path)
         shown = os.path.relpath(path, root)
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:  # overlayfs lists the whiteouts of an opaque directory
+            seen[shown] = ["whiteout", 0, 0, 0, 0, "", {}, ""]
+            continue
         first = inodes.setdefault(info.st_ino, shown) if not os.path.isdir(path) or os.path.islink(path) else shown
         attributes = {a: os.getxattr(path, a, follow_symlinks=False).hex()
                       for a in os.listxattr(path, follow_symlinks=False)}
