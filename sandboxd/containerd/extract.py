@@ -38,6 +38,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTR = "SCHILY.xattr."
 _TRUSTED = "trusted."  # only the file system itself may set these: they are for root, and mean what it made them mean
+_OPAQUE = "trusted.overlay.opaque"
 _NO_NAMES = frozenset({"", ".", ".."})
 _MAX_TIME = 1 << 63  # in seconds where it is read, in nanoseconds where it is set
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -59,12 +60,23 @@ def directory_of(mounts: Sequence[Mount], *, lowest: bool) -> str:
     return ""
 
 
+def directories_below(mounts: Sequence[Mount]) -> tuple[str, ...]:
+    """The directories of the layers below, the uppermost first."""
+    options = (option for mount in mounts for option in mount.options)
+    lower = next((option.removeprefix("lowerdir=") for option in options if option.startswith("lowerdir=")), "")
+    return tuple(lower.split(":")) if lower else ()
+
+
 class Extraction:
     """A visitor of `oci.layers.scan` that writes; for one thread at a time. `close` it, from any thread."""
 
-    def __init__(self, directory: str, *, lowest: bool) -> None:
-        """`lowest`: there is no layer below to delete from or to take attributes from."""
+    def __init__(self, directory: str, *, lowest: bool, below: Sequence[str] | None = None) -> None:
+        """`lowest`: there is no layer below to delete from or to take attributes from.
+
+        `below` is given for several layers in one: the directories of those below them, the uppermost first.
+        """
         self.unfit = ""
+        self._below = below
         self._directory = directory
         self._lowest = lowest
         self._times: list[tuple[str, int]] = []  # of directories, set once nothing more is put into them
@@ -112,7 +124,7 @@ class Extraction:
             raise _Unfit("a global header, whose name containerd treats as an entry's")
         parent, name = self._place(path)
         if is_whiteout(name):
-            self._delete(entry, parent, name)
+            self._delete(entry, parent, name, path)
         elif entry.isdir():
             if name:  # the attributes of the root itself are ignored, as containerd does
                 self._make_directory(entry, parent, name, path)
@@ -141,15 +153,18 @@ class Extraction:
         else:
             raise _Unfit(f"an entry of type {entry.type!r}")
 
-    def _delete(self, entry: tarfile.TarInfo, parent: int, name: str) -> None:
+    def _delete(self, entry: tarfile.TarInfo, parent: int, name: str, path: str) -> None:
         """A whiteout, in overlayfs' form (https://docs.kernel.org/filesystems/overlayfs.html)."""
         if self._lowest:
             raise _Unfit("a whiteout without a layer below")
         if name == OPAQUE:
-            os.setxattr(parent, "trusted.overlay.opaque", b"y")
+            os.setxattr(parent, _OPAQUE, b"y")
         elif name.startswith(WHITEOUT * 2):
             raise _Unfit("a whiteout of a kind that only aufs has")
         else:
+            if self._below is not None and not _merges(self._below, path.rpartition("/")[0]):
+                # Another of the layers has that directory too, and overlayfs lists a whiteout unless two have it.
+                raise _Unfit("a whiteout in a directory that no layer below has")
             hidden = name.removeprefix(WHITEOUT)
             os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
             os.chown(hidden, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
@@ -215,6 +230,27 @@ class Extraction:
                 os.close(fd)
             fd = below
         return fd
+
+
+def _merges(below: Sequence[str], path: str) -> bool:
+    """Whether overlayfs merges a directory on top of the layers in `below` with one of them."""
+    merged, so_far = list(below), ""
+    for part in path.split("/") if path else ():
+        so_far = f"{so_far}/{part}"
+        candidates, merged = merged, []
+        for directory in candidates:
+            try:
+                if not stat.S_ISDIR(os.lstat(f"{directory}{so_far}").st_mode):
+                    break
+            except FileNotFoundError:
+                continue
+            merged.append(directory)
+            try:
+                if os.getxattr(f"{directory}{so_far}", _OPAQUE, follow_symlinks=False) == b"y":
+                    break
+            except OSError:
+                pass
+    return bool(merged)
 
 
 def _describe(entry: tarfile.TarInfo, fd: int) -> None:

@@ -211,8 +211,9 @@ class Snapshots:
                 answer = await self._diff.Apply(request, metadata=self._meta, timeout=UNPACK_SECONDS)
         except (Unclassified, InvalidRequest) as exc:
             directories = [mount.source for mount in mounts if mount.type != "overlay"]
-            options = [option for mount in mounts for option in mount.options]
-            directories += [option.partition("=")[2] for option in options if option.startswith("upperdir=")]
+            for option in (option for mount in mounts for option in mount.options):
+                name, _, value = option.partition("=")
+                directories += value.split(":") if name in ("upperdir", "lowerdir") else ()
             said = exc.__cause__
             message = (said.details() or "") if isinstance(said, grpc.aio.AioRpcError) else str(exc)
             if fault := refusals.blamed(message, directories):

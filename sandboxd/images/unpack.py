@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from sandboxd.containerd.extract import Extraction, directory_of
+from sandboxd.containerd.extract import Extraction, directories_below, directory_of
 from sandboxd.containerd.leases import Leases
 from sandboxd.containerd.snapshots import Draft, Snapshots
 from sandboxd.errors import AlreadyExists, NotFound
@@ -168,7 +168,7 @@ class Unpacking:
             await self._keep(uppermost)
             self.count = uppermost + 1
             return True
-        async with _discarding(draft), self._extraction(draft) as extraction:
+        async with _discarding(draft), self._extraction(draft, shared=len(numbers) > 1) as extraction:
             if extraction is not None:
                 stopped = threading.Event()
                 writing = self._executor.submit(replay, entries, extraction, stopped.is_set)
@@ -202,13 +202,14 @@ class Unpacking:
             return None  # by another pull, a moment ago
 
     @asynccontextmanager
-    async def _extraction(self, draft: Draft) -> AsyncIterator[Extraction | None]:
+    async def _extraction(self, draft: Draft, *, shared: bool = False) -> AsyncIterator[Extraction | None]:
         lowest = self.count == 0
         directory = directory_of(draft.mounts, lowest=lowest)
         if not directory:
             yield None
             return
-        extraction = Extraction(directory, lowest=lowest)
+        below = directories_below(draft.mounts) if shared else None
+        extraction = Extraction(directory, lowest=lowest, below=below)
         try:
             yield extraction
         finally:

@@ -11,9 +11,9 @@ layers, containerd the others, so this is containerd's way (the path walk of its
    the layer, where containerd sees what this machine has; here there is nothing.
 4. The last part is replaced, not followed: also a link, also in a hard link's target.
 
-Rules that keep the work linear and the memory bounded: 255 links on the way of one name, containerd's own limit; steps
-through links are counted over the whole layer, `FREE_STEPS`, plus `STEPS_PER_ENTRY` for each entry; links take up to
-`MAX_BYTES` of memory, including those that were replaced.
+Rules that keep the work linear and the memory bounded: a name is led by 255 links at most, containerd's own limit;
+steps through links are counted over the whole layer, `FREE_STEPS`, plus `STEPS_PER_ENTRY` for each entry; links take
+up to `MAX_BYTES` of memory, including those that were replaced.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sandboxd.oci.layers import Read, Stopped, Visitor, check_stopped, never
@@ -85,7 +85,8 @@ def merged(layers: Sequence[Sequence[Entry]], *, lowest: bool) -> list[Entry] | 
                 deleted |= {victim} - {parent}
         for entry in entries:
             if is_whiteout(entry.path):
-                if not lowest:
+                # In an opaque directory overlayfs would list it.
+                if not lowest and (posixpath.basename(entry.path) == OPAQUE or not whole.hides_below(entry.path)):
                     whole.put(entry)
                 continue
             before = whole.entries.get(entry.path)
@@ -114,9 +115,23 @@ def _is_simple(entries: Sequence[Entry], *, bottom: bool) -> bool:
         if not (bottom or described.get(parent)):
             return False  # its directory gets the attributes of one below, perhaps of a deleted one
         described[entry.path] = entry.info.isdir()
-    hidden = (posixpath.split(path) for path in described if is_whiteout(path))
-    # A directory that replaces a whiteout of its own layer shows what lies below; another order fails.
-    return not any(posixpath.join(parent, name.removeprefix(WHITEOUT)) in described for parent, name in hidden)
+    for path in described:
+        parent, name = posixpath.split(path)
+        if not name.startswith(WHITEOUT) or name == OPAQUE:
+            continue
+        # A directory that replaces a whiteout of its own layer shows what lies below; another order fails.
+        if posixpath.join(parent, name.removeprefix(WHITEOUT)) in described:
+            return False
+        # A whiteout in an opaque directory is listed, although nothing is there.
+        if any(posixpath.join(above, OPAQUE) in described for above in _above(path)):
+            return False
+    return True
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories on the way to `path`, without the root."""
+    while path := posixpath.dirname(path):
+        yield path
 
 
 class _Whole:
@@ -137,6 +152,10 @@ class _Whole:
                 return
             children.add(path)
             path = parent
+
+    def hides_below(self, path: str) -> bool:
+        """Whether a directory on the way to `path` is opaque."""
+        return any(posixpath.join(above, OPAQUE) in self.entries for above in _above(path))
 
     def drop(self, victim: str, *, itself: bool) -> None:
         """Delete the contents of a directory; with `itself`, also the directory (or file)."""

@@ -16,7 +16,7 @@ from backports import zstd
 
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.content import Content
-from sandboxd.containerd.extract import Extraction
+from sandboxd.containerd.extract import Extraction, directories_below
 from sandboxd.containerd.leases import Leases
 from sandboxd.containerd.snapshots import Snapshots
 from sandboxd.errors import InvalidRequest
@@ -55,17 +55,17 @@ class Stacks:
 
     async def together(self, contents: Sequence[bytes], first: int) -> Tree | str | None:
         """The tree when the layers from `first` share a snapshot; None when they cannot."""
-        records = [recorded(data).entries for data in contents]
-        one = merged(records[first:], lowest=first == 0)
+        records = [recorded(data) for data in contents[first:]]
+        one = None if any(r.unfit for r in records) else merged([r.entries for r in records], lowest=first == 0)
         if one is None:
             return None
         shared = Recording(0, entries=one)
         try:
-            return await self._tree([*((data, recorded(data)) for data in contents[:first]), (b"", shared)])
+            return await self._tree([*((data, recorded(data)) for data in contents[:first]), (None, shared)])
         except _Unfit:
             return None
 
-    async def _tree(self, stack: Sequence[tuple[bytes, Recording | None]]) -> Tree | str:
+    async def _tree(self, stack: Sequence[tuple[bytes | None, Recording | None]]) -> Tree | str:
         parent = ""
         directories: list[str] = []
         for data, recording in stack:
@@ -75,14 +75,15 @@ class Stacks:
             directory = directory_in(draft.mounts, lowest=not parent)
             written = False
             if recording is not None and not recording.unfit:
-                extraction = Extraction(directory, lowest=not parent)
+                below = directories_below(draft.mounts) if data is None else None
+                extraction = Extraction(directory, lowest=not parent, below=below)
                 replay(recording.entries, extraction)
                 extraction.close()
                 written = not extraction.unfit
                 self.unfit.append(extraction.unfit)
             if not written:
                 await draft.discard()
-                if not data:
+                if data is None:
                     raise _Unfit
                 draft = await self._snapshots.begin(f"{name}-again", parent)
                 directory, name = directory_in(draft.mounts, lowest=not parent), f"{name}-again"
@@ -241,6 +242,20 @@ async def test_a_tree_does_not_depend_on_who_unpacks_it(stacks: Stacks, name: st
     await check(stacks, base(), MADE[name])
 
 
+async def test_a_file_that_came_and_went_in_layers_that_share_a_snapshot_is_not_listed(stacks: Stacks) -> None:
+    """overlayfs lists a whiteout in a directory that a single layer has."""
+    came = Maker().directory("new").add("new/gone", data=b"1").add("new/kept", data=b"1").done()
+    went = Maker().directory("new").add("new/.wh.gone").done()
+    assert "new/gone" not in await check(stacks, base(), came, went)
+
+
+async def test_many_small_layers_share_a_snapshot_where_nobody_can_tell(stacks: Stacks) -> None:
+    changed = Maker().directory("etc", mode=0o700).add("etc/.wh.passwd").add("etc/new", data=b"1").done()
+    again = Maker().directory("etc", mode=0o750).add("etc/new", data=b"2").add(".wh.usr").done()
+    theirs = await check(stacks, base(), changed, again)
+    assert settled(await stacks.together((base(), changed, again), 1)) == settled(theirs)
+
+
 def gnu(name: str, kind: bytes = tarfile.REGTYPE, *, size: int = 0, at: int = 0, more: bytes = b"") -> bytes:
     """A header in GNU's format, with `more` at `at`."""
     info = tarfile.TarInfo(name)
@@ -277,6 +292,10 @@ STREAMS = {
     "gzip of nothing": gzip.compress(b""),
     "zstd": zstd.compress(PLAIN),
     "zstd frames": zstd.compress(PLAIN[:700]) + zstd.compress(PLAIN[700:]),
+    "zstd skippable first": SKIP + zstd.compress(PLAIN) + TABLE,
+    "zstd skippable only": SKIP,
+    "gzip and zeros": gzip.compress(PLAIN) + bytes(100),
+    "gzip and garbage": gzip.compress(PLAIN) + b"garbage",
     "zstd skippable last": zstd.compress(PLAIN) + TABLE,
     "zstd skippable between": zstd.compress(PLAIN[:700]) + SKIP + zstd.compress(PLAIN[700:]),
     "xz": b"\xfd7zXZ\0" + bytes(2000),
