@@ -176,6 +176,7 @@ def scan(
     Raises InvalidRequest for a layer that is damaged, escapes its root or exceeds a limit; Unavailable soon after
     `stopped` returns True.
     """
+    check_stopped(stopped, what)
     compression = compression_of(file)
     start = file.read(FOREIGN_BYTES) if not compression else b""
     file.seek(0)

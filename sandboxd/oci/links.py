@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.foreign_json import shown
-from sandboxd.oci.tar import WHITEOUT
+from sandboxd.oci.tar import MAX_PATH_BYTES, WHITEOUT
 
 MAX_BYTES = 160 << 20  # of memory for all links of a layer, estimated: some 400,000 links
 FREE_STEPS = 1_000_000
@@ -160,6 +160,8 @@ class Links:
             if not clean or part in _NOWHERE:
                 candidate = _clean(f"/{candidate}")
                 self._step(candidate.count("/"))
+            if len(candidate) > MAX_PATH_BYTES:
+                raise InvalidRequest(f"{self._what}: the entry {shown(entry)} leads to a path that is too long")
             clean = True
             if known and part not in _NOWHERE:
                 node = node.below.get(part) if node is not None else None

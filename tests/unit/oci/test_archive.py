@@ -423,11 +423,11 @@ def test_an_archive_whose_parts_are_named_outside_it_is_refused(tmp_path: Path) 
         read(tmp_path, pack(docker_save(Config="../../etc/shadow")))
 
 
-def test_a_layer_that_escapes_is_refused_before_anything_is_unpacked(tmp_path: Path) -> None:
+def test_a_layer_that_cannot_be_unpacked_is_refused_before_anything_is(tmp_path: Path) -> None:
     """Its digests are right, its entries are not."""
     layout = Layout()
-    layout.add(layout.manifest(layer("../../etc/cron.d/evil")), name="x")
-    with pytest.raises(InvalidRequest, match="climbs out of the root file system"):
+    layout.add(layout.manifest(layer("etc/.wh...")), name="x")
+    with pytest.raises(InvalidRequest, match="would delete a directory"):
         read(tmp_path, layout.tar())
 
 

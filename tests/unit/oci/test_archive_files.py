@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,3 +118,14 @@ def test_opening_can_be_stopped(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="stopped"):
             Files(path, lambda: True).open()
     assert os.listdir(tmp_path) == ["archive"]
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("name", PACKERS)
+def test_the_compression_that_is_not_read_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "archive"
+    path.write_bytes(PACKERS[name](pack({"a": b"x"})))
+    with pytest.raises(InvalidRequest, match=f"the archive is compressed with {name}.*decompress it"):
+        Files(path).open()

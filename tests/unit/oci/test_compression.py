@@ -110,3 +110,29 @@ def test_an_allowance_is_in_words() -> None:
     assert allowance.exceeded((1 << 20) + 1000, 100) == ""
     assert "10 times" in allowance.exceeded((1 << 20) + 1001, 100)
     assert "1 GiB" in allowance.exceeded((1 << 30) + 1, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"BZh91AY", "bzip2"),
+        (b"\xfd7zXZ\0\0", "xz"),
+        (b"\x5d\0\0\x80\0", "lzma"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+        (b"LZIP\1", "lzip"),
+        (b"\x1f\x9d\x90", "compress"),
+        (b"PK\x03\x04", "zip"),
+        (b"ustar", ""),
+        (b"", ""),
+    ],
+)
+def test_a_format_that_is_not_read_has_a_name(start: bytes, name: str) -> None:
+    assert compression.foreign(start) == name
+    assert compression.compression_of(io.BytesIO(start)) == ""
+
+
+@pytest.mark.parametrize("first", range(0x50, 0x60))
+def test_a_frame_to_be_skipped_is_zstd(first: int) -> None:
+    """There are sixteen (RFC 8878, 3.1.2)."""
+    assert compression.compression_of(io.BytesIO(bytes([first]) + b"\x2a\x4d\x18" + bytes(8))) == "zstd"
+    assert compression.compression_of(io.BytesIO(bytes([first - 16]) + b"\x2a\x4d\x18" + bytes(8))) == ""

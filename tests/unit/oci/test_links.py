@@ -33,14 +33,58 @@ def test_a_link_that_was_replaced_is_followed_no_more() -> None:
     assert found.place("a/x") == "c/x"
 
 
-def test_a_directory_in_a_link_s_place_leads_both_ways() -> None:
+def test_a_directory_takes_a_link_s_place() -> None:
     found = Links("layer")
     found.place("a", symlink="b")
-    assert found.place("a", directory=True) == "a"
-    assert found.place("a/x") == "a/x"  # where the directory replaced the link; it is checked through the link too
-    found.place("b/l", symlink="/etc")
-    with pytest.raises(InvalidRequest, match="leads out"):
-        found.place("a/l/passwd")
+    assert found.place("a") == "a"
+    assert found.place("a/x") == "a/x"
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "path"),
+    [
+        ([], "../x", "x"),
+        ([], "a/../../x", "x"),
+        ([], "/../x", "x"),
+        ([], "..", ""),
+        ([], "/", ""),
+        ([], "./", ""),
+        ([("var/run", "/run")], "var/run/x", "run/x"),
+        ([("a", "../../etc")], "a/passwd", "etc/passwd"),
+        ([("d/a", "../..")], "d/a/passwd", "passwd"),
+        ([("a", "/b"), ("b", "/c/d")], "a/x", "c/d/x"),
+        ([("a", "/")], "a/x", "x"),
+        ([("l", "d/e")], "l/../x", "x"),  # a name is cleaned as text
+        ([("l", "d/e"), ("m", "l/../z")], "m/x", "d/z/x"),  # a target is not
+        ([("lib64", "usr/lib64"), ("usr/lib64", "lib")], "lib64/x", "usr/lib/x"),
+        ([("a", "b/c"), ("b", "/e/f"), ("e/f/c", "../g")], "a/x", "e/g/x"),
+        ([("a", "not/yet")], "a/b/x", "not/yet/b/x"),
+        ([(".hidden", "shown")], ".hidden/x", "shown/x"),
+    ],
+)
+def test_a_link_that_leads_out_leads_inside_the_root(made: list[tuple[str, str]], name: str, path: str) -> None:
+    """Where containerd's own walk ends: tests/root/test_same_tree.py."""
+    found = Links("layer")
+    for link, target in made:
+        found.place(link, symlink=target)
+    assert found.place(name) == path
+
+
+def test_the_target_of_a_hard_link_stays_inside_too() -> None:
+    found = Links("layer")
+    found.place("e", symlink="/d")
+    for name, path in (("e/a", "d/a"), ("/e/a", "d/a"), ("../../a", "a"), ("..", ""), ("x/..", ""), ("e", "e")):
+        assert found.target(name) == path
+
+
+def test_links_that_go_in_circles_are_an_error() -> None:
+    found = Links("layer")
+    found.place("a", symlink="b")
+    found.place("b", symlink="a")
+    found.place("c", symlink="c/c")
+    for name in ("a/x", "c/x"):
+        with pytest.raises(InvalidRequest, match="too many symbolic links"):
+            found.place(name)
 
 
 def test_a_deep_name_takes_steps_for_its_parts_only() -> None:
@@ -94,13 +138,21 @@ def test_a_link_that_is_made_again_takes_no_more_nodes() -> None:
     while todo:
         node = todo.pop()
         nodes += 1
-        todo += (node.below or {}).values()
+        todo += node.below.values()
     assert nodes == 4
+
+
+def test_a_path_that_grows_ends_where_the_kernel_s_do() -> None:
+    """The name is walked again after each link, so its length counts each time."""
+    found = Links("layer")
+    found.place("l", symlink="/l/" + "x" * 2000)
+    with pytest.raises(InvalidRequest, match="a path that is too long"):
+        found.place("l/" + "y/" * 1000 + "z")
 
 
 def test_messages_are_short_whatever_the_names_are() -> None:
     found = Links("layer")
-    found.place("l", symlink="/" + "x" * 4000)
+    found.place("l", symlink="/l/" + "x" * 4000)
     with pytest.raises(InvalidRequest) as caught:
         found.place("l/" + "y/" * 2000 + "z")
     assert len(str(caught.value)) < 500
