@@ -23,7 +23,7 @@ from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
 from sandboxd.model import ContainerRecord, ContainerState, ImageRecord, SandboxRecord
 from sandboxd.node import Node
-from sandboxd.oci import cdi, stop_signal, users, validate
+from sandboxd.oci import cdi, dubious, stop_signal, users, validate
 from sandboxd.oci import container as oci_container
 from sandboxd.oci import userns as oci_userns
 from sandboxd.oci.linux import DeviceNode, HostFacts
@@ -91,6 +91,8 @@ async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, im
     node, config = held.node, record.config
     with steps.step("container.mounts", mounts=len(config.mounts), devices=len(config.devices)):
         facts, edits, nodes = await _facts(held, sandbox, record)
+        for words in dubious.container(config, sandbox.config, facts):
+            log.warning("accepted, though perhaps not meant", container=record.id, what=words)
     with steps.step("container.rootfs", image=image.id):
         rootfs = await node.images.prepare_rootfs(record.id, image)
         user = await asyncio.to_thread(_user, config, image, rootfs)

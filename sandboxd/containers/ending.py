@@ -22,7 +22,6 @@ log = structlog.get_logger(__name__)
 
 KILL_SECONDS = 30.0  # how long a SIGKILL may take to show; longer means a process stuck in the kernel
 VANISHED = 255  # exit code of a container whose end was not seen
-SIGKILLED = 128 + signals.SIGKILL  # exit code after any SIGKILL
 
 OOM_KILLED = "OOMKilled"  # noted as a reason before the end, if an OOM event comes first
 LATE_OOM_NS = 5_000_000_000  # how long after the container's end an OOM event may still arrive
@@ -32,15 +31,14 @@ def note_oom(node: Node, container_id: str) -> None:
     """Note that a process of the container was killed for lack of memory: the reason, if the container ends.
 
     The event may arrive before the exit or after it. Settling usually decides by the cgroup's counter; the event
-    matters when systemd has removed the cgroup first.
+    matters when systemd has removed the cgroup first, and for a process that has left the container's own cgroup.
     """
     container = node.ledger.containers.get(container_id)
     if container is None:
         return
     late = (
         node.places.cgroup_driver == "systemd"
-        and container.exit_code == SIGKILLED
-        and container.reason == "Error"
+        and container.reason in ("Completed", "Error")
         and time.time_ns() - container.finished_at < LATE_OOM_NS
     )
     if late or not container.finished_at:
@@ -62,15 +60,9 @@ async def kill(node: Node, task_id: str) -> None:
 
 
 async def end(node: Node, container_id: str) -> None:
-    """`kill` a container and record how it ended: by our SIGKILL, which looks like an OOM killer's."""
-    async with node.jobs.exclusive(_our_kill(container_id)):
-        await kill(node, container_id)
-        await settle_container(node, container_id)
-
-
-def _our_kill(container_id: str) -> str:
-    """The key that is held while we kill a container, so that settling knows that the SIGKILL was ours."""
-    return f"kill:{container_id}"
+    """`kill` a container and record how it ended."""
+    await kill(node, container_id)
+    await settle_container(node, container_id)
 
 
 @asynccontextmanager
@@ -130,15 +122,14 @@ def _oom_kills(node: Node, container: ContainerRecord) -> int:
 def _reason(node: Node, container_id: str, end: Exit, *, vanished: bool, oom: bool) -> str:
     """CRI does not define the values; these are the ones that other runtimes use.
 
-    OOMKilled only if it ended the container: a shell whose child was killed may continue and exit normally, and one
-    that we kill later did not end for lack of memory. A shell that exits with its child's code did.
+    OOMKilled as soon as an OOM killer has ended any of the container's processes, whatever its own exit code and
+    whoever ended it: the memory that a child lacked is usually why a shell ends with a code of its own.
     """
     container = node.ledger.containers.get(container_id)
     noticed = container is not None and container.reason == OOM_KILLED
-    ours = _our_kill(container_id) in node.jobs.held()
     if vanished:
         return "Unknown"
-    if end.code == SIGKILLED and not ours and (oom or noticed):
+    if oom or noticed:
         return OOM_KILLED
     return "Completed" if end.code == 0 else "Error"
 

@@ -9,6 +9,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from sandboxd import mountinfo, mounts, trees
 from sandboxd.config import Config, Runtime
 from sandboxd.errors import InvalidRequest, NotReady
@@ -16,6 +18,8 @@ from sandboxd.oci import cdi, lsm, seccomp
 from sandboxd.oci.linux import ALL_CAPABILITIES, DeviceNode, HostFacts, MountSource, SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.trees import Event
+
+log = structlog.get_logger(__name__)
 
 CGROUPS = Path("/sys/fs/cgroup")
 APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
@@ -47,6 +51,7 @@ def facts(config: Config) -> HostFacts:
         seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
         apparmor=_text(APPARMOR_ENABLED).startswith("Y"),
         apparmor_default=config.runtime.apparmor_default,
+        selinux_runs=SELINUX_ENFORCE.exists(),
         selinux=_selinux_contexts(),
     )
 
@@ -154,7 +159,7 @@ def _with_profiles(
     profile = None
     if file := seccomp.localhost_file(context, settings.seccomp_dir):
         try:
-            with open(file, "rb") as data:
+            with open(trees.open_file(os.path.realpath(file)), "rb") as data:
                 content = data.read(_MOST_PROFILE_BYTES + 1)
         except OSError as exc:
             raise InvalidRequest(
@@ -167,6 +172,8 @@ def _with_profiles(
     if known.apparmor and (lsm.apparmor_requested(context) is not None or known.apparmor_default):
         # "name (mode)" on each line; names may hold spaces.
         loaded = frozenset(line.rpartition(" (")[0] for line in _text(APPARMOR_PROFILES).splitlines())
+    if lsm.is_asked(context.selinux_options) and not known.selinux_runs:
+        log.info("SELinux options ignored: this machine's kernel does not run SELinux")
     return replace(known, seccomp_profile=profile, apparmor_loaded=loaded)
 
 
@@ -228,7 +235,7 @@ def _hugetlb_controller(unified: bool) -> bool:
 def _mount_sources(config: cri.ContainerConfig) -> dict[str, MountSource]:
     """Where each mount's source really is, and how the mount below it propagates.
 
-    Other runtimes make a missing source an empty directory; a typing error then looks like an empty volume.
+    A missing source is made an empty directory, as by other runtimes: pods with a hostPath of no type rely on it.
     """
     wanted = [mount for mount in config.mounts if mount.host_path]
     if not wanted:
@@ -237,7 +244,7 @@ def _mount_sources(config: cri.ContainerConfig) -> dict[str, MountSource]:
     found = {}
     for mount in wanted:
         try:
-            path = str(Path(mount.host_path).resolve(strict=True))
+            path = _source(mount.host_path)
         except (OSError, RuntimeError) as exc:
             raise InvalidRequest(
                 f"mount of {mount.container_path}: the source {mount.host_path} cannot be used: {_words(exc)}"
@@ -249,6 +256,16 @@ def _mount_sources(config: cri.ContainerConfig) -> dict[str, MountSource]:
             slave=holding is not None and holding.slave,
         )
     return found
+
+
+def _source(path: str) -> str:
+    """The file or directory at `path`, links followed; a directory is made where not even a link is."""
+    try:
+        return str(Path(path).resolve(strict=True))
+    except FileNotFoundError:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        log.warning("a mount's source was missing: an empty directory was made", source=path)
+        return str(Path(path).resolve(strict=True))
 
 
 def _words(exc: Exception) -> str:

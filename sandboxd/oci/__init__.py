@@ -2,6 +2,7 @@
 `archive` and `archive_files` read files.
 
     validate    refuses CRI configs that can never work or that this version does not offer
+    dubious     what is accepted though it may not be meant, for the log
     users       who a container runs as: USER, run_as_*, /etc/passwd and /etc/group of the image
     stop_signal                    signal names to numbers
     linux       the Linux sections that every spec shares, and HostFacts: the facts about the machine

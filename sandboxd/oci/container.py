@@ -119,10 +119,14 @@ def image_volumes(config: cri.ContainerConfig, image: Mapping[str, Any]) -> tupl
 
 
 def _args(config: cri.ContainerConfig, image: Mapping[str, Any]) -> list[str]:
-    """`command` replaces the image's entrypoint and command, `args` only its command."""
+    """`command` replaces the image's entrypoint and command, `args` only its command.
+
+    An entrypoint of one empty word is none: it is how a Dockerfile takes away that of its base image.
+    """
     if config.command:
         return [*config.command, *config.args]
-    args = [*(image.get("Entrypoint") or ()), *(config.args or image.get("Cmd") or ())]
+    entrypoint = list(image.get("Entrypoint") or ())
+    args = [*(entrypoint if entrypoint != [""] else ()), *(config.args or image.get("Cmd") or ())]
     if not args:
         raise InvalidRequest("config.command: is empty, and the image has neither an entrypoint nor a command")
     return args

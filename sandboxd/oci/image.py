@@ -269,6 +269,8 @@ def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
         value = _without_nulls(name, inner.get(name))
         if value is None:
             continue
+        if name in _LISTS and isinstance(value, list):
+            value = ["" if item is None else item for item in value]  # null is Go's empty string
         if name in _TEXTS and not isinstance(value, str):
             raise InvalidRequest(f"{what}: config.{name} must be a string")
         if name in _LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
@@ -280,6 +282,8 @@ def _run_config(inner: Mapping[str, Any], what: str) -> dict[str, Any]:
         if "\0" in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\0"):
             raise InvalidRequest(f"{what}: config.{name} holds a NUL character")
         checked[name] = value
+    if "Labels" in checked:
+        checked["Labels"] = {key: "" if value is None else value for key, value in checked["Labels"].items()}
     for label, value in checked.get("Labels", {}).items():
         if not isinstance(value, str):
             raise InvalidRequest(f"{what}: config.Labels[{shown(label)}] must be a string")

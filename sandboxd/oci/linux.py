@@ -58,6 +58,9 @@ DEFAULT_READONLY_PATHS: tuple[str, ...] = (
 
 _EVERY_DEVICE = "rwm"  # read, write and mknod
 
+LEAST_SHARES, MOST_SHARES = 2, 262_144  # MIN_SHARES and MAX_SHARES of the kernel's scheduler (kernel/sched/sched.h)
+NO_LIMIT = -1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceNode:
@@ -110,6 +113,7 @@ class HostFacts:
     seccomp: bool = True  # the kernel has seccomp filters
     apparmor: bool = False  # the kernel runs AppArmor
     apparmor_default: str = ""  # the profile for RuntimeDefault, "" for none
+    selinux_runs: bool = False  # the kernel runs SELinux
     selinux: SelinuxContexts | None = None  # None: no SELinux, or a policy without contexts for containers
 
     recursive_read_only: bool = False  # kernel >= 5.12, and the pod's runtime supports "rro"
@@ -127,12 +131,17 @@ class HostFacts:
 
 
 def environment(entries: Iterable[str]) -> list[str]:
-    """`process.env` from "NAME=value" entries: the last value of a name wins, at the position of the first."""
+    """`process.env` from "NAME=value" entries: the last value of a name wins, at the position of the first.
+
+    "NAME" alone removes what came before, as in other runtimes.
+    """
     values: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
         if name and equals:
             values[name] = value
+        else:
+            values.pop(name, None)
     return [f"{name}={value}" for name, value in values.items()]
 
 
@@ -215,9 +224,14 @@ def passed_on(annotations: Mapping[str, str], globs: Sequence[str]) -> dict[str,
 def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
     """`linux.resources` without devices; UpdateContainerResources sends the same.
 
-    In CRI, 0 and "" mean "not specified". Raises Unsupported for limits that this machine cannot enforce.
+    In CRI, 0 and "" mean "not specified". -1 means no limit, of the quota as any other negative number does. Shares
+    are brought within the kernel's bounds, since runtimes write what is outside of them wrongly or not at all. Limits
+    on huge pages are left out where there is no controller for them. Raises Unsupported for other limits that this
+    machine cannot enforce.
     """
     limit, swap = wanted.memory_limit_in_bytes, wanted.memory_swap_limit_in_bytes
+    if limit == NO_LIMIT:
+        swap = NO_LIMIT  # runtimes refuse to limit memory and swap together where memory has no limit
     if not host.swap_controller:
         # Without swap accounting the files do not exist and runc would fail; the memory limit still applies.
         swap = 0
@@ -229,8 +243,8 @@ def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
         raise Unsupported(f"config.linux.resources.unified: {names}: this machine runs cgroup v1")
     sections = {
         "cpu": _given(
-            shares=wanted.cpu_shares,
-            quota=wanted.cpu_quota,
+            shares=wanted.cpu_shares and min(max(wanted.cpu_shares, LEAST_SHARES), MOST_SHARES),
+            quota=max(wanted.cpu_quota, NO_LIMIT),
             period=wanted.cpu_period,
             cpus=wanted.cpuset_cpus,
             mems=wanted.cpuset_mems,
@@ -243,15 +257,10 @@ def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
 
 
 def _hugepage_limits(wanted: cri.LinuxContainerResources, host: HostFacts) -> list[Json]:
-    if host.hugetlb_controller:
-        return [{"pageSize": item.page_size, "limit": item.limit} for item in wanted.hugepage_limits]
     # kubelet sends a limit of 0 for every page size of the machine, with or without the controller.
-    if limited := [item.page_size for item in wanted.hugepage_limits if item.limit]:
-        raise Unsupported(
-            f"config.linux.resources.hugepage_limits: {', '.join(limited)}: this machine has no hugetlb"
-            " cgroup controller"
-        )
-    return []
+    if not host.hugetlb_controller:
+        return []
+    return [{"pageSize": item.page_size, "limit": item.limit} for item in wanted.hugepage_limits]
 
 
 def _given(**values: Any) -> Json:
@@ -280,7 +289,8 @@ def devices(wanted: Sequence[cri.Device], host: HostFacts, *, privileged: bool) 
         if not host_nodes:
             raise InvalidRequest(f"config.devices: {device.host_path}: there is no such device on this machine")
         for node in host_nodes:
-            path = posixpath.join(device.container_path, node.below) if node.below else device.container_path
+            place = device.container_path or device.host_path
+            path = posixpath.join(place, node.below) if node.below else place
             nodes[path] = _device(path, node)
             if node.kind in ("c", "b") and not privileged:
                 rules.append(

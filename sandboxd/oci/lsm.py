@@ -1,8 +1,9 @@
 """Mandatory access control: which AppArmor profile and which SELinux labels a container gets.
 
-A request for a profile or a label is honoured or refused, never ignored; it is refused on a machine without the
-security module, and for an AppArmor profile that is not loaded. Sources: OCI runtime spec ("apparmorProfile",
-"selinuxLabel", "mountLabel"), apparmor(7), selinux(8).
+A request for an AppArmor profile is honoured or refused, never ignored; it is refused on a machine without AppArmor
+and for a profile that is not loaded. SELinux labels mean nothing to a kernel without SELinux: there they are ignored,
+as by every other runtime, since clients send them without knowing the machine. Sources: OCI runtime spec
+("apparmorProfile", "selinuxLabel", "mountLabel"), apparmor(7), selinux(8).
 """
 
 from __future__ import annotations
@@ -110,11 +111,15 @@ def selinux(
 
     A part that is not requested is the pod's, or else the policy's for containers; such a level has two categories
     derived from the sandbox id, so that pods are kept apart. A privileged process has no label, but its files do.
-    Raises Unsupported when labels are requested on a machine without SELinux.
+    There are no labels on a machine without SELinux. Raises Unsupported when labels are requested where SELinux
+    runs with a policy that has none for containers: they would be missed there.
     """
     if host.selinux is None:
-        if is_asked(options) or is_asked(pod):
-            raise Unsupported(f"{_WHERE}.selinux_options: this machine's kernel does not run SELinux for containers")
+        if host.selinux_runs and (is_asked(options) or is_asked(pod)):
+            raise Unsupported(
+                f"{_WHERE}.selinux_options: this machine's SELinux policy has no contexts for containers: install"
+                " container-selinux, or leave the options out"
+            )
         return Labels()
     level = options.level or pod.level or _own_level(sandbox_id)
     return Labels(

@@ -43,7 +43,8 @@ def sandbox_spec(
     modes = context.namespace_options
     host_network = modes.network == cri.NODE
     host_ipc = modes.ipc == cri.NODE
-    args = [*(image.get("Entrypoint") or ()), *(image.get("Cmd") or ())]
+    entrypoint = list(image.get("Entrypoint") or ())
+    args = [*(entrypoint if entrypoint != [""] else ()), *(image.get("Cmd") or ())]
     if not args:
         raise InvalidRequest(f"pause image {image_name}: it has neither an entrypoint nor a command")
     # Pausing needs no capability; the runtime sets sysctls and the OOM score before it drops them.

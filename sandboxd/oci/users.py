@@ -97,15 +97,20 @@ def _user_and_group(spec: UserSpec) -> tuple[str, str]:
     """(user, group), each a name or a number, or "" when not specified."""
     group = "" if spec.run_as_group is None else str(_check_id("run_as_group", spec.run_as_group))
     if spec.run_as_username:
-        return spec.run_as_username, group
+        return _split(spec.run_as_username, "run_as_username", group)
     if spec.run_as_user is not None:
         return str(_check_id("run_as_user", spec.run_as_user)), group
     if group:
         raise InvalidRequest("run_as_group is set without run_as_user or run_as_username")
-    user, *rest = spec.image_user.split(":")
+    return _split(spec.image_user, "the image's USER")
+
+
+def _split(text: str, what: str, group: str = "") -> tuple[str, str]:
+    """(user, group) of "user[:group]"; `group` is one that is specified elsewhere, and wins."""
+    user, *rest = text.split(":")
     if len(rest) > 1:
-        raise InvalidRequest(f"the image's USER {spec.image_user!r} is not of the form user[:group]")
-    return user, rest[0] if rest else ""
+        raise InvalidRequest(f"{what} {text!r} is not of the form user[:group]")
+    return user, group or (rest[0] if rest else "")
 
 
 def _account(wanted: str, passwd: bytes | None) -> _Account:

@@ -24,7 +24,8 @@ MAX_HOSTNAME_BYTES = 64  # __NEW_UTS_LEN, sethostname(2)
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+\Z")
-_CPUSET = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\Z")
+_CPUS = r"\s*[0-9]+(-[0-9]+(:[0-9]+/[0-9]+)?)?\s*"
+_CPUSET = re.compile(rf"{_CPUS}(,{_CPUS})*,?\s*\Z", re.ASCII)  # admin-guide/kernel-parameters.rst, "cpu lists"
 _PAGE_SIZE = re.compile(r"[0-9]+[KMG]B\Z")
 _PERMISSIONS = re.compile(r"[rwm]{1,3}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -70,7 +71,7 @@ def container_config(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig)
     if config.working_dir:
         _absolute(config.working_dir, "config.working_dir")
     _envs(config.envs)
-    _log_path(config.log_path, sandbox.log_directory)
+    _log_path(config.log_path)
     _mounts(config.mounts, sandbox)
     _devices(config.devices)
     _resources(config.linux.resources, "config.linux.resources")
@@ -176,18 +177,20 @@ def _hostname(text: str) -> None:
 def _absolute(path: str, field: str) -> None:
     if not path.startswith("/"):
         _fail(field, f"{path!r} is not an absolute path")
+    _printable(path, field)
+
+
+def _printable(path: str, field: str) -> None:
     if _CONTROL.search(path):
         _fail(field, f"{path!r} holds a control character")
 
 
-def _log_path(path: str, directory: str) -> None:
-    """A container's log must be inside its pod's log directory."""
+def _log_path(path: str) -> None:
+    """A container's log must be inside its pod's log directory. It has none where the pod has no such directory."""
     if not path:
         return
     if path.startswith("/"):
         _fail("config.log_path", f"{path!r} is absolute: it must be relative to the sandbox's log_directory")
-    if not directory:
-        _fail("config.log_path", f"{path!r} is relative to the sandbox's log_directory, which is not set")
     inside = posixpath.normpath(path)
     if inside in (".", "..") or inside.startswith("../"):
         _fail("config.log_path", f"{path!r} is not a file inside the sandbox's log_directory")
@@ -368,14 +371,14 @@ def _resources(resources: cri.LinuxContainerResources, where: str) -> None:
         # Documentation/scheduler/sched-bwc.rst: periods are 1 ms to 1 s, a quota is 1 ms or more.
         "cpu_period": (1_000, 1_000_000, "microseconds"),
         "cpu_quota": (1_000, 2**63 - 1, "microseconds, or -1 for no limit"),
-        "cpu_shares": (1, 262_144, "shares"),
-        "memory_limit_in_bytes": (1, 2**63 - 1, "bytes"),
+        "cpu_shares": (1, 2**63 - 1, "shares"),
+        "memory_limit_in_bytes": (1, 2**63 - 1, "bytes, or -1 for no limit"),
         "memory_swap_limit_in_bytes": (1, 2**63 - 1, "bytes, or -1 for no limit"),
         "oom_score_adj": (-1_000, 1_000, "points"),
     }
     for name, (lowest, highest, unit) in ranges.items():
         value = getattr(resources, name)
-        if value == 0 or (value == -1 and "-1" in unit):
+        if value == 0 or (value == -1 and "-1" in unit) or (value < 0 and name == "cpu_quota"):
             continue
         if not lowest <= value <= highest:
             _fail(f"{where}.{name}", f"{value} is not within {lowest} to {highest} {unit}")
@@ -401,16 +404,13 @@ def _resources(resources: cri.LinuxContainerResources, where: str) -> None:
 
 
 def _mounts(mounts: Sequence[cri.Mount], sandbox: cri.PodSandboxConfig) -> None:
-    seen = set()
     for i, mount in enumerate(mounts):
         field = f"config.mounts[{i}]"
-        _absolute(mount.container_path, f"{field}.container_path")
-        destination = linux.clean(mount.container_path)
-        if destination == "/":
+        if not mount.container_path:
+            _fail(f"{field}.container_path", "is empty")
+        _printable(mount.container_path, f"{field}.container_path")
+        if linux.clean(mount.container_path) == "/":
             _fail(f"{field}.container_path", "is the root, which the image provides")
-        if destination in seen:
-            _fail(f"{field}.container_path", f"{destination} is mounted twice")
-        seen.add(destination)
         if linux.shows_image(mount):
             _image_mount(mount, field)
         elif not mount.host_path:
@@ -448,7 +448,8 @@ def _image_mount(mount: cri.Mount, field: str) -> None:
 def _devices(devices: Sequence[cri.Device]) -> None:
     for i, device in enumerate(devices):
         field = f"config.devices[{i}]"
-        _absolute(device.container_path, f"{field}.container_path")
+        if device.container_path:
+            _absolute(device.container_path, f"{field}.container_path")
         _absolute(device.host_path, f"{field}.host_path")
         if not _PERMISSIONS.match(device.permissions):
             _fail(f"{field}.permissions", f"{device.permissions!r} is not made of r, w and m")

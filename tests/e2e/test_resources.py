@@ -394,30 +394,35 @@ def _runs(bed: Testbed, pid: int) -> bool:
         return False
 
 
-def test_a_child_that_ran_out_of_memory_is_not_the_containers_end(bed: Testbed, images: tuple[str, ...]) -> None:
+def test_a_child_that_ran_out_of_memory_is_the_reason_for_any_code(bed: Testbed, images: tuple[str, ...]) -> None:
     pod_id = run_pod(bed)
     well = run_container(bed, pod_id, small("well", f"{HOG}; echo child $?; exit 0"))
     badly = run_container(bed, pod_id, small("badly", f"{HOG}; exit 3"))
     until(lambda: exited(bed, well) and exited(bed, badly), what="both have ended")
     assert "child 137" in log_lines(bed, well)
     status = container_status(bed, well)
-    assert (status.exit_code, status.reason) == (0, "Completed")
+    assert (status.exit_code, status.reason) == (0, "OOMKilled")
     status = container_status(bed, badly)
-    assert (status.exit_code, status.reason) == (3, "Error")
+    assert (status.exit_code, status.reason) == (3, "OOMKilled")
     remove_pod(bed, pod_id)
 
 
 @pytest.mark.parametrize("how", ["container", "pod"])
-def test_our_own_sigkill_is_not_taken_for_an_oom(bed: Testbed, images: tuple[str, ...], how: str) -> None:
+@pytest.mark.parametrize("hungry", [True, False])
+def test_our_own_sigkill_alone_is_not_taken_for_an_oom(
+    bed: Testbed, images: tuple[str, ...], how: str, hungry: bool
+) -> None:
     pod_id = run_pod(bed)
-    container_id = run_container(bed, pod_id, small("stays", f"{HOG}; echo child $?; while :; do sleep 0.1; done"))
-    until(lambda: "child 137" in log_lines(bed, container_id), what="the child was killed")
+    script = f"{HOG if hungry else 'false'}; echo child $?; while :; do sleep 0.1; done"
+    container_id = run_container(bed, pod_id, small("stays", script))
+    said = f"child {137 if hungry else 1}"
+    until(lambda: said in log_lines(bed, container_id), what="the child has ended")
     if how == "container":
         bed.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=0), timeout=60)
     else:
         bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id), timeout=60)
     status = container_status(bed, container_id)
-    assert (status.exit_code, status.reason) == (137, "Error")
+    assert (status.exit_code, status.reason) == (137, "OOMKilled" if hungry else "Error")
     remove_pod(bed, pod_id)
 
 

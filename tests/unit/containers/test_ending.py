@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sandboxd.containerd.tasks import Exit
-from sandboxd.containers.ending import OOM_KILLED, SIGKILLED, VANISHED, end, note_oom, settle_container
+from sandboxd.containers.ending import OOM_KILLED, VANISHED, end, note_oom, settle_container
 from sandboxd.containers.remove import remove_container
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
@@ -15,7 +15,7 @@ from tests.fakes.bundle import CONTAINER, Bundle
 from tests.fakes.points import Point
 
 ENDED = Exit(code=3, at=99)
-KILLED = Exit(code=SIGKILLED, at=99)
+KILLED = Exit(code=137, at=99)
 
 
 @pytest.fixture
@@ -77,19 +77,30 @@ async def test_an_exit_that_is_seen_during_the_removal_finds_a_task_or_no_record
     assert CONTAINER not in node.ledger.containers
 
 
-async def test_our_own_kill_is_not_taken_for_an_oom(fakes: Bundle, node: Node) -> None:
+@pytest.mark.parametrize("code", [0, 3, 137, 143])
+async def test_a_container_of_which_a_process_ran_out_of_memory_says_so_whatever_its_code(
+    fakes: Bundle, node: Node, code: int
+) -> None:
+    fakes.runtime.put(CONTAINER, Exit(code=code, at=99))
+    note_oom(node, CONTAINER)
+
+    await settle_container(node, CONTAINER)
+
+    assert (record(node).exit_code, record(node).reason) == (code, OOM_KILLED)
+
+
+async def test_a_container_that_ran_out_of_memory_says_so_although_we_killed_it(fakes: Bundle, node: Node) -> None:
     fakes.runtime.put(CONTAINER, KILLED)
     note_oom(node, CONTAINER)
 
     await end(node, CONTAINER)
 
-    assert record(node).reason == "Error"
-
-
-async def test_a_kill_that_is_not_ours_after_an_oom_event_is_one(fakes: Bundle, node: Node) -> None:
-    fakes.runtime.put(CONTAINER, KILLED)
-    note_oom(node, CONTAINER)
-
-    await settle_container(node, CONTAINER)
-
     assert record(node).reason == OOM_KILLED
+
+
+async def test_our_own_kill_alone_is_not_taken_for_an_oom(fakes: Bundle, node: Node) -> None:
+    fakes.runtime.put(CONTAINER, KILLED)
+
+    await end(node, CONTAINER)
+
+    assert record(node).reason == "Error"

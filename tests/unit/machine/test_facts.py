@@ -208,6 +208,31 @@ MOUNTS = """\
 """
 
 
+def test_a_missing_source_is_made_a_directory(tmp_path: Path) -> None:
+    missing = tmp_path / "a" / "b"
+    config = cri.ContainerConfig(mounts=[cri.Mount(container_path="/x", host_path=str(missing))])
+    assert machine.for_container(HOST, config, Runtime()).mount_sources[str(missing)].path == str(missing)
+    assert missing.is_dir()
+    assert missing.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_link_to_nothing_is_not_a_missing_source(tmp_path: Path) -> None:
+    """A directory for it would be made where the link leads."""
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    (tmp_path / "file").touch()
+    for name in ("link", "file/below", "\xff" * 200 + "/" + "n" * 300):
+        config = cri.ContainerConfig(mounts=[cri.Mount(container_path="/x", host_path=f"{tmp_path}/{name}")])
+        with pytest.raises(InvalidRequest, match=r"the source .* cannot be used"):
+            machine.for_container(HOST, config, Runtime())
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_profile_that_is_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.json")
+    with pytest.raises(InvalidRequest, match=r"fifo\.json cannot be read"):
+        machine.for_container(HOST, in_context(seccomp=seccomp("fifo.json")), Runtime(seccomp_dir=str(tmp_path)))
+
+
 def test_a_source_propagates_as_the_mount_does_that_can_be_seen_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,9 +46,21 @@ def test_command_replaces_the_images_and_args_the_images_cmd(
     assert expected == workload(config, image=image)["process"]["args"]
 
 
-def test_nothing_to_run_is_refused() -> None:
+@pytest.mark.parametrize(
+    "image", [{"Entrypoint": None, "Cmd": []}, {"Entrypoint": [""]}, {"Entrypoint": [""], "Cmd": []}, {}]
+)
+def test_nothing_to_run_is_refused(image: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=r"config\.command"):
-        workload(image={"Entrypoint": None, "Cmd": []})
+        workload(image=image)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "args", "expected"),
+    [([""], [], ["cmd"]), ([""], ["a"], ["a"]), (["", "x"], [], ["", "x", "cmd"]), ([], [], ["cmd"])],
+)
+def test_an_entrypoint_of_one_empty_word_is_none(entrypoint: list[str], args: list[str], expected: list[str]) -> None:
+    image = {"Entrypoint": entrypoint, "Cmd": ["cmd"]}
+    assert expected == workload(cri.ContainerConfig(args=args), image=image)["process"]["args"]
 
 
 def test_environment_is_default_then_image_then_request() -> None:

@@ -310,6 +310,25 @@ def test_a_config_keeps_what_is_set() -> None:
     assert parsed.platform == HOST
 
 
+def test_null_in_a_list_is_an_empty_text() -> None:
+    """As Go reads it, in which most images were written and all other runtimes are."""
+    inner = {
+        "Entrypoint": [None],
+        "Cmd": ["sh", None],
+        "Env": [None, "A=1"],
+        "Labels": {"a": None},
+        "Volumes": {"/v": None},
+    }
+    parsed = image.parse_config(encoded(config(config=inner)))
+    assert parsed.config == {
+        "Entrypoint": [""],
+        "Cmd": ["sh", ""],
+        "Env": ["", "A=1"],
+        "Labels": {"a": ""},
+        "Volumes": {"/v": None},
+    }
+
+
 def test_a_config_may_leave_out_how_to_run() -> None:
     """Images of data have no config object."""
     assert image.parse_config(encoded(config(config=None))).config == {}

@@ -62,6 +62,10 @@ def test_the_last_value_of_a_variable_wins_at_the_place_of_the_first() -> None:
     assert linux.environment(entries) == ["PATH=/b", "HOME=/root", "EMPTY=", "EQ=a=b"]
 
 
+def test_a_name_without_a_value_removes_the_variable() -> None:
+    assert linux.environment(["PATH=/a", "A=1", "PATH", "", "B=2", "A", "A=3"]) == ["B=2", "A=3"]
+
+
 @given(st.lists(st.text(alphabet="ab=", max_size=6)))
 def test_every_environment_entry_has_a_name_of_its_own(entries: list[str]) -> None:
     names = [entry.partition("=")[0] for entry in linux.environment(entries)]
@@ -95,6 +99,10 @@ def test_what_is_not_specified_is_not_in_the_resources() -> None:
         (True, 64, 0, {"limit": 64, "swap": 64}),
         (True, 64, 128, {"limit": 64, "swap": 128}),
         (True, 64, -1, {"limit": 64, "swap": -1}),
+        (True, -1, 0, {"limit": -1, "swap": -1}),
+        (True, -1, -1, {"limit": -1, "swap": -1}),
+        (True, -1, 128, {"limit": -1, "swap": -1}),
+        (False, -1, 0, {"limit": -1}),
         (False, 64, 0, {"limit": 64}),
         (False, 64, 128, {"limit": 64}),
     ],
@@ -106,8 +114,17 @@ def test_memory_does_not_move_to_swap_unless_asked(
     assert {"memory": expected} == linux.resources(wanted, replace(HOST, swap_controller=controller))
 
 
-def test_an_unlimited_quota_is_said() -> None:
-    assert linux.resources(cri.LinuxContainerResources(cpu_quota=-1), HOST) == {"cpu": {"quota": -1}}
+@pytest.mark.parametrize("quota", [-1, -2, -(2**63)])
+def test_an_unlimited_quota_is_said(quota: int) -> None:
+    assert linux.resources(cri.LinuxContainerResources(cpu_quota=quota), HOST) == {"cpu": {"quota": -1}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [(1, 2), (2, 2), (3, 3), (262_144, 262_144), (262_145, 262_144), (2**63 - 1, 262_144)],
+)
+def test_shares_are_within_the_kernels_bounds(asked: int, given: int) -> None:
+    assert linux.resources(cri.LinuxContainerResources(cpu_shares=asked), HOST) == {"cpu": {"shares": given}}
 
 
 def test_unified_settings_need_cgroup_v2() -> None:
@@ -117,12 +134,11 @@ def test_unified_settings_need_cgroup_v2() -> None:
         linux.resources(wanted, HOST)
 
 
-def test_zero_hugepage_limits_are_no_request_where_there_is_no_controller() -> None:
+def test_hugepage_limits_are_left_out_where_there_is_no_controller() -> None:
     none = cri.LinuxContainerResources(hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=0)])
     some = cri.LinuxContainerResources(hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=1 << 21)])
     assert linux.resources(none, HOST) == {}
-    with pytest.raises(Unsupported, match="2MB"):
-        linux.resources(some, HOST)
+    assert linux.resources(some, HOST) == {}
     able = replace(HOST, hugetlb_controller=True)
     assert linux.resources(some, able) == {"hugepageLimits": [{"pageSize": "2MB", "limit": 1 << 21}]}
 

@@ -1,4 +1,4 @@
-"""AppArmor profiles and SELinux labels: honoured or refused, never ignored."""
+"""AppArmor profiles and SELinux labels: honoured or refused; labels are ignored where the kernel has none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci import lsm
 from sandboxd.oci.linux import SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.unit.oci.golden.cases import HOST, in_context, pod_context, workload
+from tests.unit.oci.golden.cases import HOST, in_context, pause, pod_context, workload
 
 Profile = cri.SecurityProfile
 UNCONFINED = Profile(profile_type=Profile.Unconfined)
@@ -102,12 +102,27 @@ def test_a_part_of_a_label_holds_no_separator(part: str) -> None:
 
 
 @pytest.mark.parametrize("option", [{"user": "u"}, {"role": "r"}, {"type": "t"}, {"level": "s0"}])
-def test_a_label_on_a_machine_without_selinux_is_refused(option: dict[str, str]) -> None:
+def test_a_label_on_a_machine_without_selinux_is_ignored(option: dict[str, str]) -> None:
     asked = cri.SELinuxOption(**option)
+    for own, pod in ((asked, NONE), (NONE, asked), (NONE, NONE)):
+        assert lsm.selinux(own, pod, "id", HOST, privileged=False) == lsm.Labels()
+
+
+@pytest.mark.parametrize("option", [{"user": "u"}, {"role": "r"}, {"type": "t"}, {"level": "s0"}])
+def test_a_label_is_refused_where_selinux_runs_and_has_none_for_containers(option: dict[str, str]) -> None:
+    host, asked = replace(HOST, selinux_runs=True), cri.SELinuxOption(**option)
     for own, pod in ((asked, NONE), (NONE, asked)):
-        with pytest.raises(Unsupported, match="does not run SELinux"):
-            lsm.selinux(own, pod, "id", HOST, privileged=False)
-    assert lsm.selinux(NONE, NONE, "id", HOST, privileged=False) == lsm.Labels()
+        with pytest.raises(Unsupported, match="no contexts for containers"):
+            lsm.selinux(own, pod, "id", host, privileged=False)
+    assert lsm.selinux(NONE, NONE, "id", host, privileged=False) == lsm.Labels()
+
+
+def test_a_level_reaches_no_spec_where_there_is_no_selinux() -> None:
+    options = cri.SELinuxOption(level="s0")
+    pod = pod_context(selinux_options=options)
+    for spec in (workload(in_context(selinux_options=options), pod=pod), pause(pod)):
+        assert "selinuxLabel" not in spec["process"]
+        assert "mountLabel" not in spec["linux"]
 
 
 def test_parts_that_are_not_asked_for_are_the_pods_and_then_the_policys() -> None:
