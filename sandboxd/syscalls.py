@@ -25,8 +25,9 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-# Since Linux 5.2 and 5.12; these numbers are the same on every architecture.
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+# Since Linux 5.2, 5.6 and 5.12; these numbers are the same on every architecture.
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442
+_RESOLVE_IN_ROOT = 0x10
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _AT_FDCWD = -100
@@ -102,6 +103,19 @@ def mount_setattr(fd: int, attributes: int, *, userns_fd: int = -1, recursive: b
         ctypes.c_size_t(ctypes.sizeof(attr)),
     )
     _check(result, "mount_setattr", "")
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_in_root(root_fd: int, path: str, flags: int) -> int:
+    """openat2(2) with RESOLVE_IN_ROOT: links stay below `root_fd`, absolute ones too, and /proc's magic ones fail."""
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, resolve=_RESOLVE_IN_ROOT)
+    fd = _libc.syscall(ctypes.c_long(_SYS_OPENAT2), root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    if fd < 0:
+        _check(fd, "openat2", path)
+    return int(fd)
 
 
 def move_mount(fd: int, target: str) -> None:

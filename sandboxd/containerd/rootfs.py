@@ -15,7 +15,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Self
 
 from sandboxd import trees
@@ -27,6 +29,30 @@ MAX_BYTES = 8 << 20  # of a file that is read into memory
 MAX_PARTS = 4096  # names that are looked up for one path, those of its links included
 _MAX_LINKS = 40  # the kernel's own limit
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a directory, itself not followed."""
+
+    mode: int  # as in stat(2), type and permissions
+    target: str = ""  # of a symbolic link
+
+
+Look = Callable[[Sequence[str]], Entry | None]
+
+
+@contextmanager
+def looking(mounts: Sequence[Mount]) -> Iterator[Look]:
+    """Look up entries by the names that lead to them, links not followed: the caller knows of mounts over them.
+
+    Raises NotReady for mounts that cannot be read this way or a layer that cannot be read.
+    """
+    try:
+        with _Root(mounts) as root:
+            yield root.look
+    except OSError as exc:
+        raise NotReady(f"the image's files cannot be read: {exc.strerror}") from exc
 
 
 def read(mounts: Sequence[Mount], path: str) -> bytes | None:
@@ -134,6 +160,24 @@ class _Root:
                 return None if _is_whiteout(info) else (layer.fd, info)
         return None
 
+    def look(self, names: Sequence[str]) -> Entry | None:
+        """The entry that these names lead to from the root; None when there is none, or a link is on the way."""
+        self._to_root()
+        if not all(self.down(name) for name in names[:-1]):
+            return None
+        if not names:
+            return Entry(os.fstat(self.fd).st_mode)
+        found = self.find(names[-1])
+        if found is None:
+            return None
+        fd, info = found
+        target = os.readlink(names[-1], dir_fd=fd) if stat.S_ISLNK(info.st_mode) else ""
+        return Entry(info.st_mode, target)
+
+    def _to_root(self) -> None:
+        while len(self._shown) > 1:
+            self.up()
+
     def entries(self) -> Iterator[tuple[str, int, os.stat_result]]:
         """All entries of the directory: (name, the layer's directory, stat result)."""
         for i, layer in enumerate(self._shown[-1]):
@@ -205,8 +249,7 @@ class _Root:
                     return None
                 target = os.readlink(part, dir_fd=fd)
                 if target.startswith("/"):
-                    while len(self._shown) > 1:
-                        self.up()
+                    self._to_root()
                 todo += _parts(target)[::-1]
             elif not todo:
                 return part

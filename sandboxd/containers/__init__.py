@@ -12,4 +12,5 @@ resources         limits that change after the creation
 checkpoint        CheckpointContainer, and its archive (checkpoint_archive)
 declared_volumes  directories for the volumes that an image declares
 image_mounts      images mounted into containers
+runtime_reads     files that the OCI runtime opens in a container's root: what they may be
 """

@@ -15,7 +15,7 @@ import structlog
 from sandboxd import places, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
-from sandboxd.containers import declared_volumes, image_mounts
+from sandboxd.containers import declared_volumes, image_mounts, runtime_reads
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady
 from sandboxd.jobs import in_pieces
@@ -100,6 +100,7 @@ async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, im
         declared = oci_container.image_volumes(config, image.config)
         directory = node.places.volumes(record.id)
         own = await in_pieces(declared_volumes.create(directory, declared, rootfs, oci_userns.of(sandbox.config)))
+    await asyncio.to_thread(runtime_reads.check, rootfs, runtime_reads.sources(config, facts, own))
     spec = oci_container.container_spec(
         record.id,
         config,

@@ -14,6 +14,7 @@ import functools
 import os
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ import structlog
 
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd.tasks import Exit
+from sandboxd.containers import runtime_reads
 from sandboxd.containers.stdin import Stdin
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TimedOut
 from sandboxd.jobs import in_pieces
@@ -46,6 +48,7 @@ class Process:
     def __init__(self, node: Node, container: ContainerRecord, *, tty: bool) -> None:
         self._node = node
         self._container_id = container.id
+        self._container_pid = container.pid
         self._sandbox_id = container.sandbox_id
         self._tty = tty
         self.id = secrets.token_hex(16)
@@ -56,8 +59,11 @@ class Process:
         self._end: Exit | None = None
         self._driven = AsyncExitStack()
 
-    async def start(self, argv: Sequence[str], streams: Sequence[str]) -> None:
-        """Start it with these of stdin, stdout and stderr. Raises NotReady with the runtime's words; clean then."""
+    async def start(self, argv: Sequence[str], streams: Sequence[str], within: float | None = None) -> None:
+        """Start it with these of stdin, stdout and stderr, `within` seconds if that is not None.
+
+        Raises NotReady with the runtime's words, TimedOut; clean then.
+        """
         with (
             steps.operation("Exec", sandbox_id=self._sandbox_id, container_id=self._container_id),
             steps.step("container.exec", command=disclosure.program(argv)) as step,
@@ -65,6 +71,7 @@ class Process:
         ):
             await self._driven.enter_async_context(self._node.jobs.exclusive(_driven(self.id)))
             try:
+                await asyncio.to_thread(runtime_reads.check_running, self._container_pid)
                 spec = await self._node.runtime.spec(self._container_id)
                 fifos = make_fifos(self._directory, needed(streams, tty=self._tty))
                 await self._open(fifos, streams)
@@ -77,10 +84,22 @@ class Process:
                     stderr=fifos.get("stderr", ""),
                     terminal=self._tty,
                 )
-                step.note(pid=await self._node.runtime.processes.start(self._container_id, self.id))
+                step.note(pid=await self._started(argv, within))
             except BaseException:
                 await self.close()
                 raise
+
+    async def _started(self, argv: Sequence[str], within: float | None) -> int:
+        """Have the runtime start it; its pid. A runtime that takes too long is ended."""
+        try:
+            async with asyncio.timeout(within):
+                return await self._node.runtime.processes.start(self._container_id, self.id)
+        except TimeoutError as exc:
+            await asyncio.to_thread(_end_runtime, self.id)
+            raise TimedOut(f"{disclosure.program(argv)} was not started within {within:g} s") from exc
+        except TimedOut:
+            await asyncio.to_thread(_end_runtime, self.id)
+            raise
 
     async def _open(self, fifos: dict[str, str], wanted: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
@@ -131,7 +150,8 @@ class Process:
         return self._end.code
 
     async def kill(self) -> None:
-        """Kill the process and wait until it has ended. Idempotent."""
+        """Kill the process, or the runtime that starts it, and wait until it has ended. Idempotent."""
+        await asyncio.to_thread(_end_runtime, self.id)
         await _kill(self._node, self._container_id, self.id)
         try:
             await self.wait()
@@ -165,6 +185,8 @@ async def _end(node: Node, container_id: str, exec_id: str) -> None:
             return  # it has ended, or was never started
         except SandboxdError:
             pass
+        # It runs, or it is still being started, which may take for ever.
+        await asyncio.to_thread(_end_runtime, exec_id)
         await _kill(node, container_id, exec_id)
         try:
             async with asyncio.timeout(END_SECONDS):
@@ -174,6 +196,15 @@ async def _end(node: Node, container_id: str, exec_id: str) -> None:
         except TimeoutError as exc:
             raise TimedOut(f"process {exec_id} did not end {END_SECONDS:g} s after SIGKILL") from exc
         await node.runtime.processes.delete(container_id, exec_id)
+
+
+def _end_runtime(exec_id: str) -> None:
+    """SIGKILL the OCI runtime if it is still starting this process. Blocks: run it in a thread."""
+    for pid in runtime_reads.starting(exec_id):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 async def _kill(node: Node, container_id: str, exec_id: str) -> None:
@@ -283,12 +314,13 @@ async def exec_sync(node: Node, container_id: str, argv: Sequence[str], timeout:
 
 
 async def _sync(node: Node, process: Process, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
-    await process.start(argv, ("stdout", "stderr"))
+    began = time.monotonic()
+    await process.start(argv, ("stdout", "stderr"), timeout or None)
     stdout, stderr = bytearray(), bytearray()
     pouring = asyncio.gather(_pour(process.stdout(), stdout), _pour(process.stderr(), stderr))
     try:
         try:
-            async with asyncio.timeout(timeout or None):
+            async with asyncio.timeout(max(0.0, timeout - (time.monotonic() - began)) if timeout else None):
                 code = await process.wait()
         except TimeoutError as exc:
             await process.kill()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd import trees
-from sandboxd.containerd.rootfs import MAX_BYTES, read, tree
+from sandboxd.containerd.rootfs import MAX_BYTES, Entry, looking, read, tree
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotReady
 from sandboxd.trees import Event
@@ -394,3 +394,30 @@ def test_where_there_is_no_directory_there_is_no_tree(layers: list[Path], path: 
     link(lower, "loop", "loop")
 
     assert names(overlay(layers), path) == []
+
+
+def test_entries_are_looked_up_one_by_one_and_links_are_not_followed(layers: list[Path]) -> None:
+    put(layers[2], "etc/passwd")
+    put(layers[2], "etc/group")
+    os.mkfifo(layers[2] / "pipe")
+    link(layers[1], "etc/hop", "/pipe")
+    link(layers[1], "there", "etc")
+    whiteout(layers[0], "etc/group")
+    with looking(overlay(layers)) as look:
+        found = {name: look(name.split("/")) for name in ("etc", "pipe", "etc/passwd", "etc/hop", "there")}
+        assert {name: stat.S_IFMT(entry.mode) for name, entry in found.items() if entry} == {
+            "etc": stat.S_IFDIR,
+            "pipe": stat.S_IFIFO,
+            "etc/passwd": stat.S_IFREG,
+            "etc/hop": stat.S_IFLNK,
+            "there": stat.S_IFLNK,
+        }
+        assert found["etc/hop"] == Entry(found["there"].mode, "/pipe") if found["there"] else False
+        assert [look(name.split("/")) for name in ("etc/group", "there/passwd", "pipe/x", "none")] == [None] * 4
+        root = look([])
+        assert root is not None and stat.S_ISDIR(root.mode)
+
+
+def test_a_layer_that_is_gone_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="cannot be read"), looking([Mount(type="bind", source=f"{tmp_path}/none")]):
+        pass
