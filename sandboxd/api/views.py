@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from sandboxd.cni import result as cni_result
 from sandboxd.errors import PluginFailed
 from sandboxd.model import Attachment, ContainerRecord, ContainerState, ImageRecord, SandboxRecord, SandboxState
+from sandboxd.oci import stop_signal
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
 from sandboxd.steps import PluginExecution, StepRecord
@@ -98,7 +99,23 @@ def container_status(record: ContainerRecord) -> cri.ContainerStatus:
         log_path=record.log_path,
         user=_user(record.user),
         resources=_resources(record.config),
+        stop_signal=_stop_signal(record.stop_signal),
     )
+
+
+def _stop_signal(text: str) -> cri.Signal.ValueType:
+    """The stop signal of the request or the image; RUNTIME_DEFAULT for the default, and for one that CRI lacks."""
+    named = text.upper().replace("+", "PLUS").replace("-", "MINUS")
+    signals = dict(cri.Signal.items())
+    if named in signals:
+        return signals[named]
+    number = stop_signal.number(text)
+    same = (
+        value
+        for name, value in signals.items()
+        if number is not None and number == stop_signal.number(name.replace("PLUS", "+").replace("MINUS", "-"))
+    )
+    return next(same, cri.RUNTIME_DEFAULT)
 
 
 def _resources(config: cri.ContainerConfig) -> cri.ContainerResources | None:

@@ -16,6 +16,8 @@ from sandboxd.operations import perform_unlocked
 
 log = structlog.get_logger(__name__)
 
+LONGEST_SECONDS = 10 * 365 * 86_400  # a grace period; gRPC takes deadlines much further away for such that are over
+
 
 async def stop_container(node: Node, container_id: str, timeout: int) -> None:
     """Send the stop signal, wait `timeout` seconds, kill what still runs. No error if there is no such container, or
@@ -33,7 +35,7 @@ async def stop_container(node: Node, container_id: str, timeout: int) -> None:
 
 async def _stop(node: Node, container: ContainerRecord, timeout: int) -> None:
     with steps.step("container.stop", container=container.name, grace=timeout) as step:
-        if timeout > 0 and await _ends_by_itself(node, container, timeout, step):
+        if timeout > 0 and await _ends_by_itself(node, container, min(timeout, LONGEST_SECONDS), step):
             await settle_container(node, container.id)
         else:
             await end(node, container.id)
@@ -61,7 +63,10 @@ class _NotAsked(Exception):
 
 
 async def _ask_to_end(node: Node, container: ContainerRecord) -> None:
-    """Send the stop signal. Raises NotFound and TimedOut, and _NotAsked when it is refused."""
+    """Send the stop signal, and resume a container that somebody has paused: it could not act on it.
+
+    Raises NotFound and TimedOut, and _NotAsked when the signal is refused.
+    """
     number = signal_number(container)
     try:
         await node.runtime.kill(container.id, number)
@@ -72,6 +77,10 @@ async def _ask_to_end(node: Node, container: ContainerRecord) -> None:
             "stop signal not sent, killing the container", container=container.id, signal=number, error=str(exc)
         )
         raise _NotAsked(str(exc)) from exc
+    try:
+        await node.runtime.resume(container.id)
+    except SandboxdError as exc:
+        log.warning("a container that is to stop could not be resumed", container=container.id, error=str(exc))
 
 
 def signal_number(container: ContainerRecord) -> int:

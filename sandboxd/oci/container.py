@@ -86,7 +86,7 @@ def container_spec(
                 }
             ),
             "cgroupsPath": places.cgroups_path(sandbox, container_id),
-            "resources": {"devices": device_rules, **linux.resources(config.linux.resources, host)},
+            "resources": {"devices": device_rules, **linux.first_resources(config.linux.resources, host)},
             "devices": device_nodes,
             "maskedPaths": masked,
             "readonlyPaths": readonly,

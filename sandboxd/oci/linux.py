@@ -256,6 +256,18 @@ def resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
     return _given(**sections)
 
 
+def first_resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Json:
+    """The same for a container that is created: a quota without limit is left out, as a new cgroup has none.
+
+    crun on cgroup v1 fails to write one.
+    """
+    limited = cri.LinuxContainerResources()
+    limited.CopyFrom(wanted)
+    if wanted.cpu_quota < 0:
+        limited.ClearField("cpu_quota")
+    return resources(limited, host)
+
+
 def _hugepage_limits(wanted: cri.LinuxContainerResources, host: HostFacts) -> list[Json]:
     # kubelet sends a limit of 0 for every page size of the machine, with or without the controller.
     if not host.hugetlb_controller:

@@ -173,6 +173,27 @@ def test_a_containers_status_once_it_has_ended() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "signal"),
+    [
+        ("", cri.RUNTIME_DEFAULT),
+        ("SIGQUIT", cri.SIGQUIT),
+        ("quit", cri.SIGQUIT),
+        ("3", cri.SIGQUIT),
+        ("SIGCLD", cri.SIGCLD),
+        ("17", cri.SIGCHLD),
+        ("rtmin+3", cri.SIGRTMINPLUS3),
+        ("SIGRTMAX-14", cri.SIGRTMAXMINUS14),
+        ("64", cri.SIGRTMAX),
+        ("32", cri.RUNTIME_DEFAULT),
+        ("SIGNOPE", cri.RUNTIME_DEFAULT),
+        ("RUNTIME_DEFAULT", cri.RUNTIME_DEFAULT),
+    ],
+)
+def test_a_containers_status_has_its_stop_signal(text: str, signal: int) -> None:
+    assert views.container_status(replace(CONTAINER, stop_signal=text)).stop_signal == signal
+
+
+@pytest.mark.parametrize(
     ("changes", "state"),
     [
         ({}, cri.CONTAINER_CREATED),

@@ -8,11 +8,12 @@ import pytest
 
 from sandboxd.containerd.tasks import Exit
 from sandboxd.containers.stop import signal_number, stop_container
-from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, Unavailable
+from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.fakes.bundle import Bundle
+from tests.fakes.points import Point
 from tests.fakes.runtime import Program
 
 
@@ -113,3 +114,27 @@ async def test_a_stop_signal_that_is_ignored_is_followed_by_sigkill(node: Node, 
     await stop_container(node, "c", 10)
 
     assert container.signals == [signals.SIGTERM, signals.SIGKILL]
+
+
+async def test_a_paused_container_is_resumed_to_act_on_its_stop_signal(
+    fakes: Bundle, node: Node, container: Container
+) -> None:
+    container.run(running(), signals.SIGTERM)
+    await fakes.runtime.pause("c")
+    await stop_container(node, "c", 10)
+
+    assert container.signals == [signals.SIGTERM]
+    assert node.ledger.containers["c"].exit_code == 143
+
+
+@pytest.mark.parametrize("error", [NotReady, Unavailable, TimedOut])
+async def test_a_container_that_cannot_be_resumed_is_killed(
+    fakes: Bundle, node: Node, container: Container, error: type[SandboxdError]
+) -> None:
+    container.run(running(), signals.SIGTERM)
+    await fakes.runtime.pause("c")
+    fakes.points.fail(Point("runtime.resume", 0), error("no"))
+    await stop_container(node, "c", 10)
+
+    assert container.signals == [signals.SIGTERM, signals.SIGKILL]
+    assert node.ledger.containers["c"].exit_code == 137

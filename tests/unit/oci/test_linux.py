@@ -119,6 +119,13 @@ def test_an_unlimited_quota_is_said(quota: int) -> None:
     assert linux.resources(cri.LinuxContainerResources(cpu_quota=quota), HOST) == {"cpu": {"quota": -1}}
 
 
+def test_a_new_container_is_given_no_unlimited_quota() -> None:
+    wanted = cri.LinuxContainerResources(cpu_quota=-1, cpu_period=50_000)
+    assert linux.first_resources(wanted, HOST) == {"cpu": {"period": 50_000}}
+    assert wanted.cpu_quota == -1
+    assert linux.first_resources(cri.LinuxContainerResources(cpu_quota=5_000), HOST) == {"cpu": {"quota": 5_000}}
+
+
 @pytest.mark.parametrize(
     ("asked", "given"),
     [(1, 2), (2, 2), (3, 3), (262_144, 262_144), (262_145, 262_144), (2**63 - 1, 262_144)],
