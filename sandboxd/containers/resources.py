@@ -45,7 +45,7 @@ async def _update(held: Held, container_id: str, wanted: cri.LinuxContainerResou
     config.CopyFrom(container.config)
     config.linux.resources.CopyFrom(merged(container.config.linux.resources, wanted))
     validate.container_config(config, held.sandbox().config)
-    if container.state is ContainerState.RUNNING and held.node.machine.facts.hugetlb_controller:
+    if container.state is ContainerState.RUNNING:
         _check_hugepages(container.config.linux.resources, config.linux.resources)
     limits = linux.resources(config.linux.resources, held.node.machine.facts)
     spec = await held.node.runtime.spec(container_id)

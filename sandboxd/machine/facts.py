@@ -67,7 +67,7 @@ def for_pod(known: HostFacts, config: cri.PodSandboxConfig, settings: Runtime) -
 def for_container(known: HostFacts, config: cri.ContainerConfig, settings: Runtime) -> HostFacts:
     """`known` and what this container's devices, mounts and profiles are. Blocks: run it in a thread.
 
-    Raises InvalidRequest for a mount, a device or a profile that is not there.
+    Raises InvalidRequest for a device or a profile that is not there, and a mount's source that cannot be made.
     """
     privileged = config.linux.security_context.privileged
     return replace(

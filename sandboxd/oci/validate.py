@@ -2,7 +2,8 @@
 
 Every refusal is one sentence that begins with the field as the request spells it ("config.mounts[1].host_path:
 …"). `REFUSED_SANDBOXES` and `REFUSED_CONTAINERS` are the only list of what this version does not offer: a feature
-is refused clearly or honoured, never ignored.
+is refused clearly or honoured, never ignored. What other runtimes take and clients send is taken, and `dubious` has a
+word on it.
 """
 
 from __future__ import annotations

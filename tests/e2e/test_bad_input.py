@@ -117,10 +117,10 @@ INVALID_CONTAINERS: dict[str, tuple[Callable[[], cri.ContainerConfig], grpc.Stat
         grpc.StatusCode.INVALID_ARGUMENT,
         "metadata",
     ),
-    "a missing mount source": (
-        mounted(host_path="/no/such/source", container_path="/data"),
+    "a mount source that cannot be": (
+        mounted(host_path="/dev/null/source", container_path="/data"),
         grpc.StatusCode.INVALID_ARGUMENT,
-        "/no/such/source",
+        "/dev/null/source",
     ),
     "a log path that climbs": (
         lambda: cri.ContainerConfig(
