@@ -183,10 +183,13 @@ def inode(path: str) -> int:
 async def remove(path: str) -> None:
     """Unpin the namespace; it is freed when its last process ends. Idempotent.
 
-    Raises CleanupIncomplete when something holds the path.
+    Links beside it that lead to it go first: plugins make them, and not all remove theirs. Raises CleanupIncomplete
+    when something holds the path.
     """
 
     def undo() -> None:
+        for link in _links_to(path):
+            link.unlink(missing_ok=True)
         mounts.unmount(path)
         Path(path).unlink(missing_ok=True)
 
@@ -194,6 +197,22 @@ async def remove(path: str) -> None:
         await asyncio.to_thread(undo)
     except OSError as exc:
         raise CleanupIncomplete(f"network namespace {path} cannot be removed: {exc}") from exc
+
+
+def _links_to(path: str) -> list[Path]:
+    """The links in the directory of `path` that lead to it, however they spell the directory."""
+    directory, name = os.path.split(path)
+    try:
+        with os.scandir(directory) as entries:
+            links = [entry.path for entry in entries if entry.is_symlink()]
+        targets = {link: os.path.join(directory, os.readlink(link)) for link in links}
+        return [
+            Path(link)
+            for link, target in targets.items()
+            if os.path.basename(target) == name and os.path.samefile(os.path.dirname(target), directory)
+        ]
+    except FileNotFoundError:
+        return []  # the directory is gone, or a link was removed meanwhile
 
 
 async def open_socket(path: str, family: int, kind: int, protocol: int = 0) -> socket.socket:

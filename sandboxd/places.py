@@ -104,8 +104,12 @@ class Places:
         return f"{self.root}/pod-files/{sandbox_id}"
 
     def network_namespace(self, sandbox_id: str) -> str:
-        """The pod's named network namespace."""
-        return f"{self.netns}/{sandbox_id}"
+        """The pod's named network namespace, for a new pod: that of one that exists is in its record.
+
+        It is not the bare id, which is CNI_CONTAINERID: some plugins make a link of that name in this directory, to
+        enter the namespace with `ip netns exec`.
+        """
+        return f"{self.netns}/sandboxd-{sandbox_id}"
 
     def image_mounts(self, sandbox_id: str) -> str:
         """The directory of the images that are mounted for a pod's containers. Below the root: after a reboot it

@@ -163,7 +163,7 @@ class Testbed:
 
     def pod_netns(self, pod_id: str) -> str:
         """A pod's network namespace, as a path outside: it is a mount, and those are seen through the bed only."""
-        return str(self._proc / "root" / "run" / "netns" / pod_id)
+        return str(self._proc / "root" / "run" / "netns" / f"sandboxd-{pod_id}")
 
     def write(self, inside: str, text: str, *, mode: int = 0o644) -> Path:
         """Write a file in the bed, with its directories; returns its path outside."""

@@ -178,7 +178,7 @@ def _show_same_netns(teller: Teller, story: host_pb2.ExplainResponse, nginx: int
     same = "the same" if pause == workload == story.netns_inode else "NOT the same"
     teller.say(
         f"pause and nginx are in {same} network namespace",
-        f"pause {pause}, nginx {workload}, {Path(story.netns_path).name[:12]}… {story.netns_inode}",
+        f"pause {pause}, nginx {workload}, {Path(story.netns_path).name[:21]}… {story.netns_inode}",
     )
 
 

@@ -281,7 +281,7 @@ def test_a_pod_is_torn_down_with_what_it_was_set_up_with(fresh_bed: StartBed) ->
 
 def test_a_container_cannot_join_a_pod_without_a_network_to_offer(bed: Testbed, images: tuple[str, ...]) -> None:
     pod_id = run_pod(bed)
-    bed.run(["umount", f"/run/netns/{pod_id}"])
+    bed.run(["umount", f"/run/netns/sandboxd-{pod_id}"])
     with pytest.raises(grpc.RpcError) as error:
         create_container(bed, pod_id, container_config("c", "busybox", ["true"]))
     code, words = refused(error.value)

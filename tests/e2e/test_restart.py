@@ -122,7 +122,7 @@ def test_a_pod_whose_creation_was_cut_off_is_gone_after_the_restart(fresh_bed: S
     assert not bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
     until(lambda: calls(plugins)[-1]["command"] == "DEL", what="what was begun is undone, behind readiness")
     (cut_off,) = {c["env"]["CNI_CONTAINERID"] for c in calls(plugins)[-1:]}
-    until(lambda: not bed.path(f"/run/netns/{cut_off}").exists(), what="the namespace goes")
+    until(lambda: not bed.path(f"/run/netns/sandboxd-{cut_off}").exists(), what="the namespace goes")
     assert not _hanging(bed)
     assert_no_leaks(bed, before)
 
@@ -184,7 +184,7 @@ def test_a_failed_del_is_a_debt_that_is_paid_later_and_the_pod_is_gone(fresh_bed
     assert not bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
     (debt,) = _debts(bed)
     assert debt["sandbox"] == pod_id and "not today" in debt["error"]
-    assert bed.path(f"/run/netns/{pod_id}").exists()
+    assert bed.path(f"/run/netns/sandboxd-{pod_id}").exists()
     install(plugins, "scripted", {})
     bed.restart_daemon()
     until(lambda: not _debts(bed), what="the debt is paid, behind readiness")

@@ -62,11 +62,13 @@ def test_the_pause_container_runs_and_its_pid_is_told(story: Story) -> None:
 
 
 def test_the_network_namespace_is_listed_by_ip_netns_under_the_pods_id(story: Story) -> None:
-    assert story.pod_id in [line.split()[0] for line in story.bed.run(["ip", "netns", "list"]).stdout.splitlines()]
+    assert f"sandboxd-{story.pod_id}" in [
+        line.split()[0] for line in story.bed.run(["ip", "netns", "list"]).stdout.splitlines()
+    ]
 
 
 def test_pause_and_nginx_are_in_that_one_namespace(story: Story) -> None:
-    pinned = story.bed.path(f"/run/netns/{story.pod_id}").name
+    pinned = story.bed.path(f"/run/netns/sandboxd-{story.pod_id}").name
     by_name = story.bed.run(["stat", "-Lc", "%i", f"/run/netns/{pinned}"]).stdout.strip()
     pids = (story.pause_pid, story.nginx_pid)
     inodes = {story.bed.run(["stat", "-Lc", "%i", f"/proc/{pid}/ns/net"]).stdout.strip() for pid in pids}

@@ -63,5 +63,9 @@ class Netns:
         return self.pinned[path]
 
     def _unpin(self, path: str) -> None:
+        for name in os.listdir(os.path.dirname(path)):
+            beside = Path(path).parent / name
+            if beside.is_symlink() and Path(os.readlink(beside)).name == Path(path).name:
+                beside.unlink()
         Path(path).unlink(missing_ok=True)
         self.pinned.pop(path, None)

@@ -34,7 +34,7 @@ def test_every_directory_derives_from_the_two_roots_and_the_id() -> None:
     assert here.pod_files("ab") == "/r/pod-files/ab"
     assert here.volumes("ab") == "/r/volumes/ab"
     assert here.checkpoint("ab") == "/r/checkpoints/ab"
-    assert here.network_namespace("ab") == "/n/ab"
+    assert here.network_namespace("ab") == "/n/sandboxd-ab"
     assert here.image_mount("ab", "sha256:cd") == "/r/image-volumes/ab/cd"
 
 

@@ -81,6 +81,19 @@ async def a_plain_file_is_no_namespace(netns: Netns, directory: str) -> None:
     assert os.listdir(directory) == []
 
 
+async def links_that_lead_to_it_go_with_it(netns: Netns, directory: str) -> None:
+    path = f"{directory}/a"
+    await netns.create(path)
+    await netns.create(f"{directory}/other")
+    os.symlink(path, f"{directory}/absolute")
+    os.symlink("a", f"{directory}/relative")
+    os.symlink("other", f"{directory}/not_to_it")
+    await netns.remove(path)
+    assert sorted(os.listdir(directory)) == ["not_to_it", "other"]
+    await netns.remove(f"{directory}/other")
+    assert os.listdir(directory) == []
+
+
 async def what_cannot_be_removed_is_reported(netns: Netns, directory: str) -> None:
     os.mkdir(f"{directory}/a")
     await refused(CleanupIncomplete, netns.remove(f"{directory}/a"))
@@ -118,6 +131,7 @@ RULES: Sequence[Rule] = (
     a_path_that_is_taken_is_refused,
     a_directory_that_is_missing_is_refused,
     a_plain_file_is_no_namespace,
+    links_that_lead_to_it_go_with_it,
     what_cannot_be_removed_is_reported,
     a_user_namespace_alone,
     a_user_namespace_with_its_network,

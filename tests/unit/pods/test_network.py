@@ -535,3 +535,21 @@ async def test_settling_nothing_is_no_error(fakes: Bundle, owing: Held) -> None:
     await network.settle_debts(owing)
 
     await network.settle_debts(owing)
+
+
+async def test_a_debt_of_an_earlier_version_frees_the_namespace_that_it_names(
+    fakes: Bundle, held: Held, log_lines: LogLines
+) -> None:
+    """Its path is not what the id gives today."""
+    await fakes.netns.remove(held.sandbox().netns_path)
+    earlier = f"{fakes.places.netns}/{POD}"
+    await fakes.netns.create(earlier)
+    fakes.node.ledger.update_sandbox(POD, netns_path=earlier)
+    await attached(held)
+    fakes.points.fail(DEL, REFUSED)
+    await network.detach(held)
+    fakes.node.ledger.remove_sandbox(POD)
+
+    await network.settle_debts(held)
+
+    assert not fakes.netns.left() and not fakes.node.ledger.attachments
