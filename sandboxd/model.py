@@ -72,8 +72,10 @@ class SandboxRecord:
     started_at: int = 0
     exited_at: int = 0  # when the pause container ended
     stopped_at: int = 0  # StopPodSandbox freed everything but the records
-    failure: str = ""  # why creating or cleaning up did not finish
+    failure: str = ""  # why creating or cleaning up did not finish, or why the pod can no longer be used
     ips: tuple[str, ...] = ()
+    netns_inode: int = 0  # what `netns_path` leads to; 0 when an earlier version made the pod
+    userns_inode: int = 0  # the same for the pinned user namespace
 
     @property
     def name(self) -> str:

@@ -5,7 +5,8 @@ can clean it up. Rules:
 
 1. Namespace calls happen in a thread of their own that ends afterwards: unshare(2) and setns(2) change the
    calling thread only, and such a thread must never serve anything else again. The daemon never forks.
-2. `create` leaves nothing when it fails; `remove` treats "already gone" as done.
+2. `create` leaves nothing when it fails; `remove` treats "already gone" as done. What others did to the path,
+   `restore` repairs while a process is in the namespace.
 3. pyroute2 is handed a socket that was opened inside; its own `netns=` forks the process (0.9.7).
 4. A user namespace cannot be made by a thread (unshare(2): EINVAL), so unshare(1) makes it, together with the
    network namespace that it is to own, and lives until both are pinned.
@@ -22,20 +23,23 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
-from sandboxd import mounts, syscalls
+from sandboxd import mounts, private, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
 
 T = TypeVar("T")
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_MAX_STACKED = 64  # mounts that somebody put on one of ours
+_preparing = threading.Lock()  # a second mount of the directory would hide what was pinned below the first
 UNSHARE_SECONDS = 20.0  # for unshare(1) to be there; it does nothing but two system calls
 
 
@@ -79,24 +83,27 @@ def prepare_directory(directory: str) -> None:
     Were it not, the first `ip netns add` on this machine would copy our mounts to a mount above them, and the
     originals could no longer be unmounted by path.
     """
-    Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
-    # The kernel says what is visible at the path; a list of mounts also holds those that a later one hides.
-    try:
-        syscalls.mount("none", directory, syscalls.MS_SHARED)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise
-        syscalls.mount(directory, directory, syscalls.MS_BIND)
-        syscalls.mount("none", directory, syscalls.MS_SHARED)
+    with _preparing:
+        Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
+        # The kernel says what is visible at the path; a list of mounts also holds those that a later one hides.
+        try:
+            syscalls.mount("none", directory, syscalls.MS_SHARED)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            syscalls.mount(directory, directory, syscalls.MS_BIND)
+            syscalls.mount("none", directory, syscalls.MS_SHARED)
 
 
 async def create(path: str) -> int:
     """Make a new network namespace with its loopback up, pinned at `path`; return its inode.
 
-    Raises NotReady when the kernel refuses; nothing is left then.
+    The directory is prepared first. Raises NotReady when the kernel refuses; nothing is left then.
     """
 
     def make() -> int:
+        # Somebody may have removed or unmounted it since the daemon started.
+        prepare_directory(os.path.dirname(path))
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
         try:
             syscalls.unshare(syscalls.CLONE_NEWNET)
@@ -151,6 +158,8 @@ def _pin_user_namespace(pid: int, path: str, uid_map: str, gid_map: str, netns_p
     wanted = [(path, "user"), *([(netns_path, "net")] if netns_path else [])]
     done: list[str] = []
     try:
+        if netns_path:
+            prepare_directory(os.path.dirname(netns_path))
         for target, kind in wanted:
             os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
             done.append(target)
@@ -178,6 +187,80 @@ def exists(path: str) -> bool:
 def inode(path: str) -> int:
     """The namespace's inode, as `ls -i /proc/PID/ns/net` shows it; 0 when there is none."""
     return os.stat(path).st_ino if exists(path) else 0
+
+
+async def restore(path: str, wanted: int, pids: Sequence[int], kind: str = "net") -> bool:
+    """Pin the namespace with the inode `wanted` at `path` again; whether it is pinned there.
+
+    What was mounted over it is unmounted. If that does not show it, it is taken from one of the processes `pids`,
+    which must be known to be the pod's: an inode that was freed is used again. `wanted` 0 accepts what the process
+    has. When the answer is False, no namespace is at `path`. `kind` is "net" or "user". Raises NotReady when the
+    kernel refuses.
+    """
+
+    def undo_what_others_did() -> bool:
+        if wanted and _uncover(path, wanted):
+            return True
+        for pid in pids:
+            with _namespace_of(pid, kind, wanted) as fd:
+                if fd >= 0:
+                    if kind == "net":
+                        prepare_directory(os.path.dirname(path))
+                    else:
+                        private.make(os.path.dirname(path), private.CLOSED)
+                    _pin(fd, path)
+                    return True
+        return False
+
+    if wanted and inode(path) == wanted and not os.path.islink(path):
+        return True
+    try:
+        return await asyncio.to_thread(undo_what_others_did)
+    except OSError as exc:
+        raise NotReady(f"namespace {path} cannot be pinned again: {exc}") from exc
+
+
+def _uncover(path: str, wanted: int) -> bool:
+    """Unmount what is above the namespace; afterwards nothing is mounted at `path`, or the namespace is."""
+    if os.path.islink(path):
+        os.unlink(path)
+    for _ in range(_MAX_STACKED):
+        if inode(path) == wanted:
+            return True
+        try:
+            syscalls.umount2(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        except OSError as exc:
+            if exc.errno in (errno.EINVAL, errno.ENOENT):  # not a mount, not there
+                return False
+            raise
+    return inode(path) == wanted
+
+
+@contextmanager
+def _namespace_of(pid: int, kind: str, wanted: int) -> Iterator[int]:
+    """A descriptor of the process's namespace, -1 unless it is the one that is wanted, and never the daemon's own."""
+    try:
+        fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # it has ended
+        yield -1
+        return
+    try:
+        found = os.fstat(fd).st_ino
+        own = os.stat(f"/proc/self/ns/{kind}").st_ino
+        yield fd if found != own and wanted in (0, found) else -1
+    finally:
+        os.close(fd)
+
+
+def _pin(fd: int, path: str) -> None:
+    """Mount the namespace `fd` at `path`, in place of what is left there."""
+    mounts.unmount(path)
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rmdir(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+    syscalls.mount(f"/proc/self/fd/{fd}", path, syscalls.MS_BIND)
 
 
 async def remove(path: str) -> None:

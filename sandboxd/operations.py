@@ -25,6 +25,7 @@ import structlog
 
 from sandboxd import disclosure, steps
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError
+from sandboxd.machine import pins
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from sandboxd.node import Node
 
@@ -59,9 +60,18 @@ class Held:
         """The pod as it is now; raises NotFound."""
         return known_sandbox(self.node, self.sandbox_id)
 
-    def ready_sandbox(self) -> SandboxRecord:
-        """The pod, able to take containers; raises NotFound or NotReady."""
-        return ready_sandbox(self.node, self.sandbox_id)
+    async def ready_sandbox(self) -> SandboxRecord:
+        """The pod, able to take containers: what they join is repaired if need be.
+
+        Raises NotFound; NotReady saying what it lacks; Unavailable when containerd does not answer.
+        """
+        sandbox = known_sandbox(self.node, self.sandbox_id)
+        if sandbox.state is SandboxState.READY and not await pins.restore(self.node, sandbox):
+            sandbox = lost(self.node, sandbox)
+        if sandbox.state is not SandboxState.READY:
+            why = f" ({sandbox.failure})" if sandbox.failure else ""
+            raise NotReady(f"pod {sandbox.name} ({sandbox.id}) is {sandbox.state.value}{why}")
+        return sandbox
 
     def container(self, container_id: str) -> ContainerRecord:
         """A container of the pod as it is now; raises NotFound."""
@@ -171,18 +181,10 @@ def known_sandbox(node: Node, sandbox_id: str) -> SandboxRecord:
     return sandbox
 
 
-def ready_sandbox(node: Node, sandbox_id: str) -> SandboxRecord:
-    """The pod, able to take containers; raises NotFound, or NotReady saying what it lacks."""
-    sandbox = known_sandbox(node, sandbox_id)
-    if sandbox.state is not SandboxState.READY:
-        why = f" ({sandbox.failure})" if sandbox.failure else ""
-        raise NotReady(f"pod {sandbox.name} ({sandbox.id}) is {sandbox.state.value}{why}")
-    if sandbox.netns_path and not node.netns.exists(sandbox.netns_path):
-        raise NotReady(
-            f"pod {sandbox.name} ({sandbox.id}) has no network namespace to join: {sandbox.netns_path} is gone;"
-            " remove the pod and run it again"
-        )
-    return sandbox
+def lost(node: Node, sandbox: SandboxRecord) -> SandboxRecord:
+    """Record that the pod's namespaces are gone: it has no address, and it is not ready if it still was."""
+    failure = pins.complaint(node, sandbox) if sandbox.state is SandboxState.READY else sandbox.failure
+    return node.ledger.update_sandbox(sandbox.id, failure=failure, ips=())
 
 
 def unstopped_sandbox(node: Node, sandbox_id: str) -> SandboxRecord:

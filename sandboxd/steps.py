@@ -37,6 +37,7 @@ NAMES: Mapping[str, str] = {
     "pod.update": "new resources are noted",
     "pod.userns.create": "the user namespace, and the network namespace that it owns",
     "pod.netns.create": "the network namespace",
+    "pod.netns.restore": "the pod's namespaces are pinned again, after somebody removed or hid them",
     "pod.netns.remove": "the network namespace goes",
     "pod.network.attach": "CNI ADD of all plugins, and what they answered",
     "pod.network.detach": "CNI DEL of all plugins",

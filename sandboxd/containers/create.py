@@ -54,7 +54,7 @@ async def create_container(node: Node, sandbox_id: str, config: cri.ContainerCon
 
 async def _create(held: Held, container_id: str, config: cri.ContainerConfig) -> str:
     node = held.node
-    sandbox = held.ready_sandbox()
+    sandbox = await held.ready_sandbox()
     image = node.images.resolve(config.image.image)
     config = image_mounts.resolved(node, config)
     record = ContainerRecord(

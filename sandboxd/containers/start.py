@@ -34,7 +34,7 @@ async def _start(held: Held, container_id: str) -> None:
         return
     if container.state is not ContainerState.CREATED:
         raise NotReady(f"container {container_id} is {container.state.value}, not created")
-    held.ready_sandbox()
+    await held.ready_sandbox()
     node = held.node
 
     async def undo(cause: BaseException) -> None:

@@ -5,7 +5,7 @@ teardown   the one way back: failed runs, Stop, Remove and recovery are this cod
 network    a pod's attachment: ADD, DEL, and what of a DEL failed
 debts      DELs that failed: listed, tried again, forgiven
 holders    who holds the addresses of a network that has none left
-ending     how pods end: with their pause container
+ending     how pods end: with their pause container, or without their namespaces
 resources  limits that change after the creation
 files      hosts, hostname, resolv.conf, shared memory, the pod's cgroup
 ports      connections to a pod's localhost

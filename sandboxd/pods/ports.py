@@ -8,8 +8,9 @@ import socket
 
 from sandboxd import netns
 from sandboxd.errors import NotReady
+from sandboxd.machine import pins
 from sandboxd.node import Node
-from sandboxd.operations import unstopped_sandbox
+from sandboxd.operations import hold, unstopped_sandbox
 
 CONNECT_SECONDS = 10.0
 
@@ -24,6 +25,10 @@ class PodPorts:
     async def open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the port over IPv4, or over IPv6 if that fails. Raises NotReady."""
         record = unstopped_sandbox(self._node, self._sandbox_id)
+        if not pins.intact(self._node, record):
+            async with hold(self._node, self._sandbox_id):
+                record = unstopped_sandbox(self._node, self._sandbox_id)
+                await pins.restore(self._node, record)
         refused: Exception | None = None
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             try:

@@ -30,7 +30,7 @@ from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.operations import Held, hold
 from sandboxd.pods import debts, files
-from sandboxd.pods.ending import settle_sandbox
+from sandboxd.pods.ending import settle_namespaces, settle_sandbox, unpinned
 from sandboxd.pods.reconcile import PROMPT, Action, Repair, Seen, reconcile
 from sandboxd.pods.teardown import remove_abandoned
 
@@ -104,6 +104,10 @@ def _works(node: Node, repairs: Iterable[Repair]) -> Iterator[_Work]:
             do=partial(_apply, node, repair),
             prompt=repair.action in PROMPT,
             quiet=repair.action is Action.PAY_DEBT,
+        )
+    for sandbox_id in unpinned(node):
+        yield _Work(
+            key=("PIN_NAMESPACES", sandbox_id), do=partial(_pin_namespaces, node, sandbox_id), prompt=True
         )
     for container_id, owner in checkpoint.interrupted(node):
         yield _Work(key=("UNDO_CHECKPOINT", container_id), do=partial(_undo_checkpoint, node, container_id, owner))
@@ -217,6 +221,11 @@ async def _open_log(node: Node, container_id: str) -> None:
     fifos = fifo_paths(node.places.streams(container_id)) if container else {}
     if container and fifos:
         await node.logs.open(container.id, fifos, container.log_path, resume=True)
+
+
+async def _pin_namespaces(node: Node, sandbox_id: str) -> None:
+    async with _bounded(node):
+        await settle_namespaces(node, sandbox_id)
 
 
 async def _undo_checkpoint(node: Node, container_id: str, owner: str) -> None:

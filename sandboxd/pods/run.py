@@ -132,13 +132,7 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
 async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
     node = held.node
     ips: tuple[str, ...] = ()
-    ids = oci_userns.of(record.config)
-    if ids is not None:
-        with steps.step("pod.userns.create", host_uid=ids.uids.host, length=ids.uids.length):
-            await userns.create(node, record, ids)
-    elif record.netns_path:
-        with steps.step("pod.netns.create", path=record.netns_path) as step:
-            step.note(inode=await node.netns.create(record.netns_path))
+    await _create_namespaces(node, record)
     if chosen is None:
         await _create_pause(node, record, pause)
     elif _sysctl_names_interface(record.config):
@@ -163,6 +157,24 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
         pid = await node.runtime.start(record.id)
         step.note(pid=pid)
     node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
+
+
+async def _create_namespaces(node: Node, record: SandboxRecord) -> None:
+    """Pin the namespaces that the pod has of its own, and record which they are."""
+    ids = oci_userns.of(record.config)
+    if ids is not None:
+        with steps.step("pod.userns.create", host_uid=ids.uids.host, length=ids.uids.length):
+            await userns.create(node, record, ids)
+    elif record.netns_path:
+        with steps.step("pod.netns.create", path=record.netns_path) as step:
+            step.note(inode=await node.netns.create(record.netns_path))
+    else:
+        return
+    node.ledger.update_sandbox(
+        record.id,
+        netns_inode=node.netns.inode(record.netns_path) if record.netns_path else 0,
+        userns_inode=node.netns.inode(node.places.user_namespace(record.id)) if ids else 0,
+    )
 
 
 async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -> None:

@@ -12,6 +12,7 @@ does the comparison. With `network.teardown = "strict"` it ends the teardown lik
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 from sandboxd import disclosure, steps, trees
@@ -21,7 +22,7 @@ from sandboxd.containers.ending import end, free, kill
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.jobs import in_pieces
-from sandboxd.machine import userns
+from sandboxd.machine import pins, userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
@@ -108,6 +109,9 @@ async def teardown(held: Held, *, remove: bool) -> None:
 
 async def _stop(held: Held, record: SandboxRecord) -> None:
     node, sandbox_id = held.node, held.sandbox_id
+    # While its processes live: DEL must find the pod's namespace, not another one that somebody put in its place.
+    with contextlib.suppress(SandboxdError):
+        await pins.restore(node, record)
     workload = [c.id for c in node.ledger.containers_of(sandbox_id)]
     if workload:
         with steps.step("pod.containers.stop", containers=len(workload)):

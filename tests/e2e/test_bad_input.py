@@ -279,17 +279,6 @@ def test_a_pod_is_torn_down_with_what_it_was_set_up_with(fresh_bed: StartBed) ->
     assert_no_leaks(bed, before)
 
 
-def test_a_container_cannot_join_a_pod_without_a_network_to_offer(bed: Testbed, images: tuple[str, ...]) -> None:
-    pod_id = run_pod(bed)
-    bed.run(["umount", f"/run/netns/sandboxd-{pod_id}"])
-    with pytest.raises(grpc.RpcError) as error:
-        create_container(bed, pod_id, container_config("c", "busybox", ["true"]))
-    code, words = refused(error.value)
-    assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert "no network namespace to join" in words
-    remove_pod(bed, pod_id)
-
-
 def test_a_missing_resolv_conf_on_the_host_is_no_error(fresh_bed: StartBed) -> None:
     bed = fresh_bed()
     bed.load_image("busybox")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from sandboxd.errors import CleanupIncomplete, NotReady
@@ -18,6 +19,7 @@ class Netns:
 
     def __init__(self, points: Points) -> None:
         self.pinned: dict[str, int] = {}
+        self.inside: dict[tuple[int, str], int] = {}  # (pid, kind of namespace) -> the inode of the one it is in
         self._points = points
         self._inodes = itertools.count(4_026_531_840)
 
@@ -28,6 +30,7 @@ class Netns:
     async def create(self, path: str) -> int:
         async with self._points.at("netns.create", NotReady):
             try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
                 return self._pin(path)
             except OSError as exc:
                 raise NotReady(f"network namespace {path} cannot be created: {exc}") from exc
@@ -44,6 +47,19 @@ class Netns:
                     self._unpin(target)
                 raise NotReady(f"user namespace {path} cannot be created: {exc}") from exc
 
+    async def restore(self, path: str, wanted: int, pids: Sequence[int], kind: str = "net") -> bool:
+        async with self._points.at("netns.restore", NotReady):
+            if wanted and self.inode(path) == wanted:
+                return True
+            self._unpin(path)
+            for pid in pids:
+                inode = self.inside.get((pid, kind), 0)
+                if inode and wanted in (0, inode):
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+                    self._pin(path, inode)
+                    return True
+            return False
+
     async def remove(self, path: str) -> None:
         async with self._points.at("netns.remove", CleanupIncomplete):
             try:
@@ -57,14 +73,14 @@ class Netns:
     def inode(self, path: str) -> int:
         return self.pinned[path] if self.exists(path) else 0
 
-    def _pin(self, path: str) -> int:
+    def _pin(self, path: str, inode: int = 0) -> int:
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
-        self.pinned[path] = next(self._inodes)
+        self.pinned[path] = inode or next(self._inodes)
         return self.pinned[path]
 
     def _unpin(self, path: str) -> None:
-        for name in os.listdir(os.path.dirname(path)):
-            beside = Path(path).parent / name
+        directory = Path(path).parent
+        for beside in directory.iterdir() if directory.is_dir() else ():
             if beside.is_symlink() and Path(os.readlink(beside)).name == Path(path).name:
                 beside.unlink()
         Path(path).unlink(missing_ok=True)

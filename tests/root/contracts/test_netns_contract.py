@@ -65,8 +65,14 @@ async def a_path_that_is_taken_is_refused(netns: Netns, directory: str) -> None:
     await netns.remove(path)
 
 
+async def a_directory_that_was_removed_is_made_again(netns: Netns, directory: str) -> None:
+    path = f"{directory}/missing/a"
+    inode = await netns.create(path)
+    assert netns.inode(path) == inode
+    await netns.remove(path)
+
+
 async def a_directory_that_is_missing_is_refused(netns: Netns, directory: str) -> None:
-    await refused(NotReady, netns.create(f"{directory}/missing/a"))
     await refused(NotReady, netns.create_user_namespace(f"{directory}/missing/a", uid_map=MAP, gid_map=MAP))
     assert os.listdir(directory) == []
 
@@ -99,6 +105,25 @@ async def what_cannot_be_removed_is_reported(netns: Netns, directory: str) -> No
     await refused(CleanupIncomplete, netns.remove(f"{directory}/a"))
 
 
+async def what_is_there_need_not_be_restored(netns: Netns, directory: str) -> None:
+    path = f"{directory}/a"
+    inode = await netns.create(path)
+    assert await netns.restore(path, inode, [])
+    assert netns.inode(path) == inode
+    await netns.remove(path)
+
+
+async def nobody_in_it_nothing_to_restore_it_from(netns: Netns, directory: str) -> None:
+    path = f"{directory}/a"
+    inode = await netns.create(path)
+    await netns.remove(path)
+    assert not await netns.restore(path, inode, [])
+    await netns.create(path)
+    assert not await netns.restore(path, inode + 1_000_000, []), "another is there"
+    assert not netns.exists(path), "which is nobody's to join"
+    await netns.remove(path)
+
+
 async def a_user_namespace_alone(netns: Netns, directory: str) -> None:
     path = f"{directory}/user"
     await netns.create_user_namespace(path, uid_map=MAP, gid_map=MAP)
@@ -129,10 +154,13 @@ RULES: Sequence[Rule] = (
     from_birth_to_death,
     each_is_its_own,
     a_path_that_is_taken_is_refused,
+    a_directory_that_was_removed_is_made_again,
     a_directory_that_is_missing_is_refused,
     a_plain_file_is_no_namespace,
     links_that_lead_to_it_go_with_it,
     what_cannot_be_removed_is_reported,
+    what_is_there_need_not_be_restored,
+    nobody_in_it_nothing_to_restore_it_from,
     a_user_namespace_alone,
     a_user_namespace_with_its_network,
     when_one_of_two_cannot_be_pinned_neither_is,

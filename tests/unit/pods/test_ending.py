@@ -8,8 +8,10 @@ import pytest
 
 from sandboxd.errors import Unavailable
 from sandboxd.model import SandboxRecord, SandboxState
-from sandboxd.pods.ending import settle_sandbox
-from tests.fakes.bundle import Bundle
+from sandboxd.operations import hold
+from sandboxd.pods.ending import settle_namespaces, settle_sandbox, unpinned
+from sandboxd.pods.teardown import stop_sandbox
+from tests.fakes.bundle import Bundle, pod_config
 from tests.fakes.points import Point
 from tests.unit.pods.conftest import LogLines, RunPod
 
@@ -134,3 +136,88 @@ async def test_what_cannot_be_looked_up_is_not_recorded(fakes: Bundle, pod: str)
         await settle_sandbox(fakes.node, pod)
 
     assert record(fakes, pod).state is SandboxState.READY
+
+
+# settle_namespaces
+
+
+async def settle_all(fakes: Bundle) -> None:
+    for pod in unpinned(fakes.node):
+        await settle_namespaces(fakes.node, pod)
+
+
+async def test_a_namespace_that_somebody_unpinned_is_pinned_again(fakes: Bundle) -> None:
+    pod = await fakes.ready_pod()
+    made = record(fakes, pod)
+    fakes.netns.inside[made.pid, "net"] = made.netns_inode
+    fakes.netns.pinned.pop(made.netns_path)
+
+    await settle_all(fakes)
+
+    assert fakes.netns.inode(made.netns_path) == made.netns_inode
+    assert record(fakes, pod) == made
+
+
+async def test_a_pod_whose_namespace_is_lost_is_not_ready_and_has_no_address(
+    fakes: Bundle, log_lines: LogLines
+) -> None:
+    pod = await fakes.ready_pod()
+    other = await fakes.ready_pod(pod_config("other"))
+    fakes.netns.pinned.pop(record(fakes, pod).netns_path)
+
+    await settle_all(fakes)
+
+    assert (record(fakes, pod).state, record(fakes, pod).ips) == (SandboxState.NOTREADY, ())
+    assert "no network namespace to join" in record(fakes, pod).failure
+    assert record(fakes, other).state is SandboxState.READY and record(fakes, other).ips
+
+
+async def test_a_pod_that_ended_keeps_its_address_for_as_long_as_it_has_its_namespace(
+    fakes: Bundle, log_lines: LogLines
+) -> None:
+    pod = await fakes.ready_pod()
+    fakes.runtime.tasks[pod].init.end(1)
+    await settle_sandbox(fakes.node, pod)
+    assert record(fakes, pod).ips
+    fakes.netns.pinned.pop(record(fakes, pod).netns_path)
+
+    await settle_all(fakes)
+
+    assert (record(fakes, pod).ips, record(fakes, pod).failure) == ((), "")
+
+
+async def test_a_pod_that_ends_without_its_namespace_has_no_address(fakes: Bundle, log_lines: LogLines) -> None:
+    pod = await fakes.ready_pod()
+    fakes.netns.pinned.pop(record(fakes, pod).netns_path)
+    fakes.runtime.tasks[pod].init.end(1)
+
+    await settle_sandbox(fakes.node, pod)
+
+    assert record(fakes, pod).ips == ()
+
+
+async def test_a_pod_that_was_stopped_or_is_busy_is_left_alone(fakes: Bundle) -> None:
+    stopped, busy = await fakes.ready_pod(), await fakes.ready_pod(pod_config("busy"))
+    await fakes.settled()
+    await stop_sandbox(fakes.node, stopped)
+    fakes.netns.pinned.clear()
+    before = record(fakes, busy)
+
+    async with hold(fakes.node, busy):
+        await settle_all(fakes)
+
+    assert record(fakes, busy) == before
+    assert not fakes.points.count("netns.restore")
+
+
+async def test_a_pod_whose_processes_are_not_known_stays_as_it_is(fakes: Bundle, log_lines: LogLines) -> None:
+    pod = await fakes.ready_pod()
+    await fakes.settled()
+    fakes.netns.pinned.clear()
+    fakes.points.fail(Point("runtime.get", fakes.points.count("runtime.get")), Unavailable("containerd is away"))
+
+    with pytest.raises(Unavailable):
+        await settle_all(fakes)
+
+    assert record(fakes, pod).state is SandboxState.READY, "nobody knows yet"
+    assert not log_lines
