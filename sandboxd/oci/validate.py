@@ -229,7 +229,7 @@ def _ip_address(text: str, field: str) -> None:
 
 
 def _port_mappings(mappings: Sequence[cri.PortMapping]) -> None:
-    seen = set()
+    seen: dict[tuple[int, str, int], int] = {}
     for i, mapping in enumerate(mappings):
         field = f"config.port_mappings[{i}]"
         if mapping.host_ip:
@@ -242,11 +242,16 @@ def _port_mappings(mappings: Sequence[cri.PortMapping]) -> None:
             continue  # nothing to map: clients list all of a container's ports
         if not mapping.container_port:
             _fail(f"{field}.container_port", f"is not set, so host port {mapping.host_port} leads nowhere")
-        key = (mapping.protocol, mapping.host_ip, mapping.host_port)
-        if key in seen:
+        # Two containers of a pod may declare the same one; clients list what each of them declares.
+        host_ip = str(ipaddress.ip_address(mapping.host_ip)) if mapping.host_ip else ""
+        key = (mapping.protocol, host_ip, mapping.host_port)
+        other = seen.setdefault(key, mapping.container_port)
+        if other != mapping.container_port:
             protocol = cri.Protocol.Name(mapping.protocol)
-            _fail(f"{field}.host_port", f"{protocol} port {mapping.host_port} is mapped twice")
-        seen.add(key)
+            _fail(
+                f"{field}.host_port",
+                f"{protocol} port {mapping.host_port} is mapped twice, to ports {other} and {mapping.container_port}",
+            )
 
 
 # --- namespaces and sysctls ------------------------------------------------------------------------------------
@@ -320,8 +325,13 @@ def _sysctls(config: cri.PodSandboxConfig) -> None:
         elif dotted in _IPC_SYSCTLS or dotted.startswith("fs.mqueue."):
             if modes.ipc == cri.NODE:
                 _fail(field, "would change the machine, since the pod is in the host's ipc namespace")
+        elif dotted == "kernel.domainname":
+            if modes.network == cri.NODE:
+                _fail(field, "would change the machine, since a pod in the host's network is in its uts namespace")
+        elif dotted == "kernel.hostname":
+            _fail(field, "is what config.hostname sets: use that")
         else:
-            _fail(field, "does not belong to a pod's network or ipc namespace, so it would change the machine")
+            _fail(field, "does not belong to a namespace that a pod has of its own, so it would change the machine")
 
 
 # --- process and resources -------------------------------------------------------------------------------------

@@ -169,6 +169,7 @@ BAD_SANDBOXES: list[tuple[Edit, str]] = [
     (_set("linux.sysctls", {"net": "1"}), "config.linux.sysctls['net']: is not"),
     (_set("linux.sysctls", {"../../etc/passwd": "1"}), "config.linux.sysctls['../../etc/passwd']: is not"),
     (_set("linux.sysctls", {"vm.swappiness": "1"}), "config.linux.sysctls['vm.swappiness']: does not belong"),
+    (_set("linux.sysctls", {"kernel.hostname": "a"}), "config.linux.sysctls['kernel.hostname']: is what config.host"),
     (_set(f"{MODES}.network", cri.NODE), "config.linux.sysctls['net.ipv4.ip_forward']: would change the machine"),
     (_set(f"{MODES}.ipc", cri.NODE), "config.linux.sysctls['kernel.sem']: would change the machine"),
     (_set(f"{MODES}.network", cri.CONTAINER), f"config.{MODES}.network: CONTAINER is not possible"),
@@ -603,3 +604,23 @@ def test_any_container_config_is_accepted_or_refused(config: cri.ContainerConfig
         validate.container_config(config, sandbox())
     except InvalidRequest as exc:
         assert str(exc)
+
+
+def test_the_same_mapping_declared_by_two_containers_is_one_mapping() -> None:
+    config = sandbox()
+    config.port_mappings.extend(list(config.port_mappings))
+    config.port_mappings.add(container_port=81, host_port=8081, host_ip="::1")
+    config.port_mappings.add(container_port=81, host_port=8081, host_ip="0:0:0:0:0:0:0:1")
+
+    validate.sandbox_config(config)
+
+
+@pytest.mark.parametrize("name", ["kernel.domainname", "kernel/domainname"])
+def test_the_domain_name_belongs_to_the_pod_unless_its_names_are_the_hosts(name: str) -> None:
+    config = cri.PodSandboxConfig(metadata=sandbox().metadata)
+    config.linux.sysctls[name] = "example.test"
+    validate.sandbox_config(config)
+    config.linux.security_context.namespace_options.network = cri.NODE
+
+    with pytest.raises(InvalidRequest, match="uts namespace"):
+        validate.sandbox_config(config)
