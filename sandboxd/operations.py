@@ -25,7 +25,7 @@ import structlog
 
 from sandboxd import disclosure, steps
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError
-from sandboxd.machine import pins
+from sandboxd.machine import pins, pod_files
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from sandboxd.node import Node
 
@@ -71,6 +71,7 @@ class Held:
         if sandbox.state is not SandboxState.READY:
             why = f" ({sandbox.failure})" if sandbox.failure else ""
             raise NotReady(f"pod {sandbox.name} ({sandbox.id}) is {sandbox.state.value}{why}")
+        await pod_files.mend(self.node, sandbox)
         return sandbox
 
     def container(self, container_id: str) -> ContainerRecord:

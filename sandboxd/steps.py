@@ -43,6 +43,7 @@ NAMES: Mapping[str, str] = {
     "pod.network.detach": "CNI DEL of all plugins",
     "pod.files.mount": "the file systems of what the containers share, and a first version of the files",
     "pod.files.write": "hosts, hostname and resolv.conf, with the pod's addresses",
+    "pod.files.mend": "what somebody removed of them is written again",
     "pod.files.unmount": "the file systems go, with what is in them",
     "pod.files.remove": "directories, cgroup and whatever else is left",
     "pod.pause.rootfs": "the pause container's root file system",

@@ -3,6 +3,7 @@
 facts     what OCI specs depend on: capabilities, cgroups, devices, mounts, profiles
 handlers  the runtime handlers: which there are, what each can do here
 pins      a pod's pinned namespaces, which others can reach
+pod_files hosts, hostname, resolv.conf and shared memory of a pod
 userns    a pod's user namespace, and files seen through its ids
 programs  asking a program of the machine a question
 """

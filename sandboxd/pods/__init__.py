@@ -7,7 +7,7 @@ debts      DELs that failed: listed, tried again, forgiven
 holders    who holds the addresses of a network that has none left
 ending     how pods end: with their pause container, or without their namespaces
 resources  limits that change after the creation
-files      hosts, hostname, resolv.conf, shared memory, the pod's cgroup
+files      the files of an earlier version's pods, cgroups
 ports      connections to a pod's localhost
 cidr       the pod CIDR into a network configuration
 follow     containerd's events, each a reason to look

@@ -7,8 +7,9 @@
     5 ledger      READY
     any failure   teardown(remove=True)
 
-Step 3 is serial when a sysctl names an interface: the runtime sets it when it creates the pause container, so the
-interface must exist before that.
+Step 3 is serial, network first, when a sysctl of the network is asked for or a plugin sets some: the runtime sets the
+pod's when it creates the pause container. Other runtimes do that after ADD, so what a plugin has set or made (an
+address, an interface) is there before.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from sandboxd.cni.conf import NetworkConfig
 from sandboxd.errors import AlreadyExists, SandboxdError, Unsupported
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
-from sandboxd.machine import handlers, userns
+from sandboxd.machine import handlers, pod_files, userns
 from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, sandbox_name
 from sandboxd.node import Node
 from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
 from sandboxd.operations import Held, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import files, network
+from sandboxd.pods import network
 from sandboxd.pods.ending import settle_sandbox
 from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, teardown
 
@@ -135,7 +136,7 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
     await _create_namespaces(node, record)
     if chosen is None:
         await _create_pause(node, record, pause)
-    elif _sysctl_names_interface(record.config):
+    elif network_comes_first(record.config, chosen):
         ips = await network.attach(held, record, chosen)
         await _create_pause(node, record, pause)
     else:
@@ -151,8 +152,10 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
                 raise outcome
         assert isinstance(attached, tuple)
         ips = attached
-    with steps.step("pod.files.write"):
-        files.write(node, record, ips)
+    with steps.step("pod.files.write") as step:
+        if warning := pod_files.write(node, record, ips):
+            step.note(warning=warning)
+            log.warning("a pod has no name server", sandbox=record.id, reason=warning)
     with steps.step("pod.pause.start") as step:
         pid = await node.runtime.start(record.id)
         step.note(pid=pid)
@@ -181,7 +184,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
     """Create the pause container, but do not start it."""
     with steps.step("pod.files.mount"):
         # The runtime binds these when it creates the container; the pod's addresses are written before it starts.
-        files.prepare(node, record)
+        pod_files.prepare(node, record)
     with steps.step("pod.pause.rootfs", image=pause.id):
         rootfs = await node.images.prepare_rootfs(record.id, pause)
     name = pause.name
@@ -193,7 +196,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
         machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
     )
     if label := sandbox.pod_labels(record, found).mount:
-        for path in files.paths(node, record.id):
+        for path in pod_files.paths(node, record.id):
             await in_pieces(machine.relabel(path, label))
     spec = sandbox.sandbox_spec(
         record,
@@ -218,8 +221,14 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
             step.note(pid=await node.runtime.create(record.id, mapped))
 
 
-def _sysctl_names_interface(config: cri.PodSandboxConfig) -> bool:
-    return any(f".{network.IFNAME}." in f"{name}." for name in config.linux.sysctls)
+def network_comes_first(config: cri.PodSandboxConfig, chosen: NetworkConfig) -> bool:
+    """Whether the outcome depends on whether plugins or the pod's sysctls come first.
+
+    Sysctls of other namespaces are no business of plugins, and the two that every pod gets matter to none; but a
+    plugin that sets sysctls may set just these.
+    """
+    asked = any(name.replace("/", ".").startswith("net.") for name in config.linux.sysctls)
+    return asked or any("sysctl" in plugin for plugin in chosen.plugins)
 
 
 async def _roll_back(held: Held, cause: BaseException) -> None:

@@ -22,7 +22,7 @@ from sandboxd.containers.ending import end, free, kill
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.jobs import in_pieces
-from sandboxd.machine import pins, userns
+from sandboxd.machine import pins, pod_files, userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
@@ -127,7 +127,7 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
     node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or time.time_ns())
     await _release(held, record)
     with steps.step("pod.files.unmount"):
-        files.unmount(node, sandbox_id)
+        pod_files.unmount(node, sandbox_id)
     await image_mounts.remove(held)
     if oci_userns.of(record.config) is not None:
         await userns.remove(node, sandbox_id)

@@ -200,3 +200,39 @@ def test_a_restarted_daemon_finds_what_was_taken_while_it_was_away(fresh_bed: St
     show = ["ip", "-netns", f"sandboxd-{pod_id}", "link"]
     until(lambda: "eth0" in bed.run(show, check=False).stdout, what="the namespace is pinned again")
     remove_pod(bed, pod_id)
+
+
+# Slow enough for anything that does not wait for it: until the pause container exists, or for a while.
+SLOW = """#!/bin/sh
+conf=$(cat)
+case $CNI_COMMAND in
+VERSION)
+    echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}' ;;
+ADD)
+    for i in $(seq 15); do
+        [ -e "/run/containerd/runc/sandboxd/$CNI_CONTAINERID/state.json" ] && break
+        sleep 0.1
+    done
+    enter="ip netns exec $(basename "$CNI_NETNS")"
+    {
+        $enter ip link add "$CNI_IFNAME" type veth peer name peer0
+        $enter sysctl -w "net.ipv6.conf.$CNI_IFNAME.disable_ipv6=0"
+        $enter ip link set "$CNI_IFNAME" up
+        $enter ip address add 10.88.0.9/24 dev "$CNI_IFNAME"
+        $enter ip -6 address add fd00:9::9/64 dev "$CNI_IFNAME" nodad
+    } >&2 || exit 4
+    echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "'"$CNI_NETNS"'"}],'
+    echo '"ips": [{"address": "10.88.0.9/24", "interface": 0}]}' ;;
+esac
+"""
+
+
+def test_sysctls_of_the_network_are_set_after_a_slow_plugin(fresh_bed: StartBed) -> None:
+    bed = fresh_bed(network=False)
+    install_shell_plugin(bed, SLOW)
+    for disabled in ("0", "1"):
+        asked = cri.LinuxPodSandboxConfig(sysctls={"net.ipv6.conf.all.disable_ipv6": disabled})
+        pod_id = run_pod(bed, pod_config(linux=asked))
+        shown = bed.run(["ip", "-6", "-netns", f"sandboxd-{pod_id}", "address", "show", "dev", "eth0"]).stdout
+        assert ("fd00:9::9" in shown) is (disabled == "0")
+        remove_pod(bed, pod_id)

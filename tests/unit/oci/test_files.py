@@ -32,12 +32,38 @@ def test_hostname_is_one_line() -> None:
             b"nameserver 1.1.1.1\n",
             b"search a.local local\nnameserver 10.0.0.10\nnameserver 10.0.0.11\noptions ndots:5\n",
         ),
-        (cri.DNSConfig(options=["ndots:1", "trust-ad"]), b"nameserver 1.1.1.1\n", b"options ndots:1 trust-ad\n"),
+        (
+            cri.DNSConfig(searches=["a.local"]),
+            b"# by hand\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch host\ndomain host\noptions rotate\n",
+            b"search a.local\n# by hand\nnameserver 192.0.2.1\nnameserver 192.0.2.2\noptions rotate\n",
+        ),
+        (
+            cri.DNSConfig(options=["ndots:1", "trust-ad"]),
+            b"search host\noptions rotate\nnameserver 192.0.2.1",
+            b"options ndots:1 trust-ad\nsearch host\nnameserver 192.0.2.1\n",
+        ),
+        (cri.DNSConfig(searches=["."]), b"nameserver 192.0.2.1\n", b"search .\nnameserver 192.0.2.1\n"),
+        (cri.DNSConfig(searches=["a.local"]), b"", b"search a.local\n"),
+        (cri.DNSConfig(servers=["127.0.0.1"]), b"search host\n", b"nameserver 127.0.0.1\n"),
         (cri.DNSConfig(), b"nameserver 1.1.1.1\n", b"nameserver 1.1.1.1\n"),
-        (cri.DNSConfig(), None, b""),
+        (cri.DNSConfig(), b"", b""),
     ],
 )
-def test_the_pods_dns_config_replaces_the_hosts_file_as_a_whole(
-    dns: cri.DNSConfig, host: bytes | None, expected: bytes
+def test_a_dns_config_with_servers_is_complete_and_what_another_leaves_out_is_the_hosts(
+    dns: cri.DNSConfig, host: bytes, expected: bytes
 ) -> None:
     assert expected == files.resolv_conf(dns, host)
+
+
+def test_name_servers_on_the_hosts_loopback_or_of_its_interfaces_do_not_answer_in_a_pod() -> None:
+    content = (
+        b"nameserver 127.0.0.53\nnameserver 127.1.2.3\n; a comment\nnameserver 192.0.2.1 # the real one\n"
+        b"nameserver ::1\nnameserver ::ffff:127.0.0.1\nnameserver 0.0.0.0\nnameserver fe80::1%eth0\n"
+        b"nameserver 2001:db8::1\noptions edns0 trust-ad\nnameserver\nnameserver not-an-address\nsearch ."
+    )
+
+    assert files.seen_from_a_pod(content) == (
+        b"; a comment\nnameserver 192.0.2.1 # the real one\nnameserver 2001:db8::1\noptions edns0 trust-ad\n"
+        b"nameserver\nnameserver not-an-address\nsearch ."
+    )
+    assert files.name_servers(b"nameserver 192.0.2.1 # x\n#nameserver 192.0.2.2\nnameserver\n") == ["192.0.2.1"]

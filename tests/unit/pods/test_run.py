@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from sandboxd import steps
+from sandboxd.cni.conf import NetworkConfig
 from sandboxd.containerd.tasks import TaskState
 from sandboxd.errors import AlreadyExists, CleanupIncomplete, NotReady, PluginFailed
 from sandboxd.machine import facts, handlers
 from sandboxd.model import AttachmentState, SandboxState
 from sandboxd.oci.linux import SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods.run import run_sandbox
+from sandboxd.pods.run import network_comes_first, run_sandbox
 from sandboxd.pods.teardown import remove_sandbox
 from tests.fakes.bundle import PAUSE, Bundle, pod_config
 from tests.fakes.points import Point
@@ -176,12 +177,16 @@ async def test_it_is_not_ready_before_it_runs(fakes: Bundle) -> None:
     ("sysctl", "serial"),
     [
         ("net.ipv4.conf.eth0.forwarding", True),
-        ("net.ipv6.neigh.eth0.base_reachable_time_ms", True),
-        ("net.ipv4.conf.eth01.forwarding", False),
-        ("net.ipv4.ip_forward", False),
+        ("net.ipv6.conf.all.disable_ipv6", True),
+        ("net.ipv4.ip_forward", True),
+        ("net/ipv4/conf/all/rp_filter", True),
+        ("net/ipv4/conf/eth0.100/forwarding", True),
+        ("kernel.shmmax", False),
+        ("kernel/domainname", False),
+        ("fs.mqueue.msg_max", False),
     ],
 )
-async def test_where_a_sysctl_names_the_interface_it_is_there_before_the_pause_container(
+async def test_sysctls_of_the_network_are_set_after_the_plugins_and_others_meanwhile(
     fakes: Bundle, sysctl: str, serial: bool
 ) -> None:
     fakes.points.fail(ATTACH, REFUSED)
@@ -191,6 +196,21 @@ async def test_where_a_sysctl_names_the_interface_it_is_there_before_the_pause_c
 
     assert bool(fakes.points.count("runtime.create")) is not serial
     assert nothing_left(fakes)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "serial"),
+    [
+        ([{"type": "bridge"}], False),
+        ([{"type": "bridge"}, {"type": "tuning", "sysctl": {"net.ipv4.ip_unprivileged_port_start": "1024"}}], True),
+    ],
+)
+def test_a_plugin_that_sets_sysctls_sets_them_before_the_pod_does(
+    plugins: list[dict[str, Any]], serial: bool
+) -> None:
+    network = NetworkConfig(name="pods", versions=("1.0.0",), plugins=tuple(plugins))
+
+    assert network_comes_first(pod_config(), network) is serial
 
 
 async def test_a_pod_whose_sysctl_names_the_interface_has_its_address(fakes: Bundle) -> None:

@@ -14,6 +14,7 @@ from sandboxd import trees
 from sandboxd.containerd import shims
 from sandboxd.containers import image_mounts
 from sandboxd.errors import CleanupIncomplete, NotReady, Unavailable
+from sandboxd.machine import pod_files
 from sandboxd.model import AttachmentState, SandboxState
 from sandboxd.node import Node
 from sandboxd.pods import files
@@ -38,7 +39,7 @@ STOPPING = [
     "runtime.delete",
     "runtime.get",
     "netns.remove",
-    "files.unmount",
+    "pod_files.unmount",
     "image_mounts.remove",
 ]
 REMOVING = [
@@ -77,7 +78,7 @@ def points(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> Points:
 
         monkeypatch.setattr(module, name, waiting if waits else call)
 
-    spy(files, "unmount", waits=False)
+    spy(pod_files, "unmount", waits=False)
     spy(files, "remove_cgroup", waits=True)
     spy(trees, "remove", waits=False, real=True)
     spy(image_mounts, "remove", waits=True)
