@@ -76,6 +76,7 @@ class SandboxRecord:
     ips: tuple[str, ...] = ()
     netns_inode: int = 0  # what `netns_path` leads to; 0 when an earlier version made the pod
     userns_inode: int = 0  # the same for the pinned user namespace
+    warnings: tuple[str, ...] = ()  # what the pod asked for and may not get, for people
 
     @property
     def name(self) -> str:

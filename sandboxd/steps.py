@@ -40,6 +40,7 @@ NAMES: Mapping[str, str] = {
     "pod.netns.restore": "the pod's namespaces are pinned again, after somebody removed or hid them",
     "pod.netns.remove": "the network namespace goes",
     "pod.network.attach": "CNI ADD of all plugins, and what they answered",
+    "pod.network.check": "what the pod asks of its network and may not get",
     "pod.network.detach": "CNI DEL of all plugins",
     "pod.files.mount": "the file systems of what the containers share, and a first version of the files",
     "pod.files.write": "hosts, hostname and resolv.conf, with the pod's addresses",

@@ -59,6 +59,7 @@ class Pods:
             pid=record.pid,
             state=record.state.value,
             failure=record.failure or None,
+            warnings=list(record.warnings) or None,
             runtimeHandler=record.runtime_handler,
             netNamespacePath=record.netns_path,
             netNamespaceInode=self._node.netns.inode(record.netns_path) if record.netns_path else 0,

@@ -79,7 +79,7 @@ def capability_args(sandbox: cri.PodSandboxConfig, *, cgroup_path: str = "") -> 
     """
     annotations = sandbox.annotations
     args: dict[str, Any] = {}
-    if mappings := _port_mappings(sandbox.port_mappings):
+    if mappings := port_mappings(sandbox.port_mappings):
         args["portMappings"] = mappings
     if dns := _dns(sandbox.dns_config):
         args["dns"] = dns
@@ -99,6 +99,16 @@ def capability_args(sandbox: cri.PodSandboxConfig, *, cgroup_path: str = "") -> 
     if cgroup_path:
         args["cgroupPath"] = cgroup_path
     return args
+
+
+def unserved(config: NetworkConfig, sandbox: cri.PodSandboxConfig) -> list[str]:
+    """The capabilities that the pod asks for and no plugin of the network has; what is asked does not happen then.
+
+    Not "dns" and those that only inform a plugin: nothing depends on a plugin for them.
+    """
+    declared = {name for plugin in config.plugins for name, on in (plugin.get("capabilities") or {}).items() if on}
+    asked = capability_args(sandbox)
+    return [name for name in ("portMappings", "bandwidth", "ips", "mac") if name in asked and name not in declared]
 
 
 def cni_args(sandbox: cri.PodSandboxConfig, sandbox_id: str) -> str:
@@ -184,8 +194,11 @@ def check_ifname(text: str) -> None:
         )
 
 
-def _port_mappings(mappings: Sequence[cri.PortMapping]) -> list[dict[str, Any]]:
-    """The mappings that name a host port; a mapping without one publishes nothing."""
+def port_mappings(mappings: Sequence[cri.PortMapping]) -> list[dict[str, Any]]:
+    """The mappings that name a host port, as plugins get them; a mapping without one publishes nothing.
+
+    Each has "hostPort", "containerPort", "protocol", and "hostIP" if it is for one address. Raises InvalidRequest.
+    """
     taken: dict[tuple[str, str, int], dict[str, Any]] = {}
     for mapping in mappings:
         if mapping.host_port == 0:

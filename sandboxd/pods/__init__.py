@@ -8,6 +8,7 @@ holders    who holds the addresses of a network that has none left
 ending     how pods end: with their pause container, or without their namespaces
 resources  limits that change after the creation
 files      the files of an earlier version's pods, cgroups
+publish    host ports and other promises of the network, held against what it can do
 ports      connections to a pod's localhost
 cidr       the pod CIDR into a network configuration
 follow     containerd's events, each a reason to look

@@ -34,7 +34,7 @@ from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
 from sandboxd.operations import Held, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import network
+from sandboxd.pods import network, publish
 from sandboxd.pods.ending import settle_sandbox
 from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, teardown
 
@@ -81,7 +81,9 @@ async def _run(
         runtime_handler=handler,
         netns_path="" if on_host else node.places.network_namespace(held.sandbox_id),
         created_at=time.time_ns(),
+        warnings=publish.check(node, config, chosen) if chosen else (),
     )
+    # Nothing is waited for between the check and this, so two pods cannot both find a host port free.
     node.ledger.add_sandbox(record)
 
     async def undo(cause: BaseException) -> None:
@@ -152,6 +154,7 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
                 raise outcome
         assert isinstance(attached, tuple)
         ips = attached
+    _warn(node, record, ips)
     with steps.step("pod.files.write") as step:
         if warning := pod_files.write(node, record, ips):
             step.note(warning=warning)
@@ -160,6 +163,18 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
         pid = await node.runtime.start(record.id)
         step.note(pid=pid)
     node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
+
+
+def _warn(node: Node, record: SandboxRecord, ips: tuple[str, ...]) -> None:
+    """Say wherever people look what the pod asked of its network and may not get."""
+    warnings = record.warnings + (publish.of_no_family(record.config, ips) if ips else ())
+    if not warnings:
+        return
+    with steps.step("pod.network.check") as step:
+        step.note(warning="; ".join(warnings))
+    for warning in warnings:
+        log.warning("a pod may not get what it asks of its network", sandbox=record.id, reason=warning)
+    node.ledger.update_sandbox(record.id, warnings=warnings)
 
 
 async def _create_namespaces(node: Node, record: SandboxRecord) -> None:
