@@ -29,6 +29,7 @@ from sandboxd.errors import (
     SandboxdError,
     TimedOut,
     Unavailable,
+    Unsupported,
 )
 from sandboxd.registry import auth
 from sandboxd.registry.auth import Credentials
@@ -47,6 +48,7 @@ log = structlog.get_logger(__name__)
 MAX_MANIFEST_BYTES = 4 << 20  # what registries accept
 HEAD_SECONDS = 10.0  # after which GET is asked
 MAX_ERROR_BYTES = 64 << 10
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"  # the beginning of its media types
 MAX_EXPLANATION_CHARACTERS = 200  # of a registry's own error message
 
 T = TypeVar("T")
@@ -208,6 +210,12 @@ class Repository:
             return self._verified(name, data, answer)
 
     def _verified(self, name: str, data: bytes, answer: Answer) -> Manifest:
+        media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
+        if media_type.startswith(SCHEMA_1):
+            # Before the digest: a signed one has that of the document without its signatures.
+            raise Unsupported(
+                f"{answer.where}: docker's schema 1 is not supported; push the image again with a newer tool"
+            )
         computed = f"sha256:{hashlib.sha256(data).hexdigest()}"
         header = answer.header("Docker-Content-Digest")
         expected = name if ":" in name else header if header.startswith("sha256:") else computed
@@ -215,7 +223,6 @@ class Repository:
             raise InvalidRequest(
                 f"{answer.where}: the manifest has a wrong digest: expected {expected}, computed {computed}"
             )
-        media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
         if media_type not in self._accept.split(", "):
             # Registries and proxies call manifests all kinds of things; then the document itself decides.
             if media_type not in _UNSPECIFIC and not _like_a_manifest(data):

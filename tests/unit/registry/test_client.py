@@ -118,6 +118,17 @@ async def test_a_manifest_with_another_digest_is_refused(name: str) -> None:
             await repository.manifest(name)
 
 
+@pytest.mark.parametrize("kind", ["json", "prettyjws"])
+async def test_a_manifest_of_the_first_schema_is_refused_by_its_name_whatever_its_digest(kind: str) -> None:
+    """A signed one has the digest of the document without its signatures."""
+    content_type = f"application/vnd.docker.distribution.manifest.v1+{kind}"
+    headers = {"Docker-Content-Digest": digest(b"unsigned"), "Content-Type": content_type}
+    reply = Reply(body=b'{"schemaVersion": 1, "signatures": []}', headers=headers)
+    async with serving(lambda asked: reply) as server, opened(server.host) as repository:
+        with pytest.raises(InvalidRequest, match="schema 1 is not supported"):
+            await repository.manifest("v1")
+
+
 async def test_a_manifest_that_is_too_large_is_refused() -> None:
     async with serving(lambda asked: Reply(body=b"x" * (5 << 20))) as server, opened(server.host) as repository:
         with pytest.raises(InvalidRequest, match="larger than"):
