@@ -265,6 +265,11 @@ class Archive:
     def _docker_list(self) -> list[dict[str, Any]]:
         data = self._files.read("manifest.json", image.MAX_MANIFEST_BYTES)
         items = foreign_json.parse(data, "manifest.json")
+        if isinstance(items, dict) and "schemaVersion" in items:
+            raise Unsupported(
+                "not an image archive but a directory of skopeo's dir: transport; convert it with"
+                " `skopeo copy dir:DIRECTORY oci-archive:FILE:NAME` and load FILE"
+            )
         if not isinstance(items, list):
             raise InvalidRequest("manifest.json: must be a list of images")
         good = []

@@ -460,6 +460,13 @@ def test_a_layout_with_broken_documents_is_refused(tmp_path: Path, change: dict[
         read(tmp_path, pack({**layout.files, "index.json": index, **change}))
 
 
+def test_a_directory_of_skopeos_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """In its dir: transport manifest.json is the manifest itself."""
+    files = {"version": b"Directory Transport Version: 1.1\n", "manifest.json": encoded({"schemaVersion": 2})}
+    with pytest.raises(InvalidRequest, match="skopeo copy dir:"):
+        read(tmp_path, pack(files))
+
+
 @pytest.mark.parametrize("document", [{}, ["x"], [{}], [{"Config": 1}], [{"Config": "a", "RepoTags": "x"}], []])
 def test_a_broken_manifest_json_is_refused(tmp_path: Path, document: Any) -> None:
     """Whatever its shape."""
