@@ -10,7 +10,8 @@ Go does:
    next entry has `after_global`, since containerd treats what the header itself is called as an entry's name.
 3. A malformed number is an error, not zero; an empty value counts as absent.
 4. A name that the kernel cannot create (PATH_MAX, NAME_MAX) is refused, because it could not be unpacked.
-5. Two blocks of zeros are the end, or the end of the file is; what follows the two is nobody's.
+5. Two blocks of zeros are the end, or the end of the file is, even within the padding of the last entry, which umoci
+   leaves out; what follows the two is nobody's.
 6. The prefix of a name is where the format has one; GNU's has times there.
 
 Each header takes time linear in its size. The memory for one entry is limited to `MAX_HEADER_BYTES` for each kind.

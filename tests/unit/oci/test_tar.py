@@ -228,3 +228,19 @@ def test_ordinary_tars_are_read_as_the_standard_library_does(format: int) -> Non
         for m in tar.entries(io.BytesIO(output.getvalue()))
     ]
     assert found == expected
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 505, 506, 1018, 1530])
+def test_what_comes_after_the_last_content_need_not_be_there(kept: int) -> None:
+    """Go asks neither for its padding nor for the end's two blocks, and umoci writes neither."""
+    entries = list(
+        tar.entries(
+            io.BytesIO(header("a", size=700) + padded(bytes(700)) + header("b", size=6) + b"second" + bytes(kept))
+        )
+    )
+    assert [(entry.name, entry.size) for entry in entries] == [("a", 700), ("b", 6)]
+
+
+def test_content_that_is_not_all_there_is_damage() -> None:
+    with pytest.raises(tarfile.ReadError):
+        list(tar.entries(io.BytesIO(header("a", size=600) + bytes(599))))
