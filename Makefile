@@ -10,7 +10,7 @@ CONFORMANCE_ARGS ?=
 BENCH_ARGS ?=
 DIRTY_ARGS ?=
 
-.PHONY: help setup setup-test proto proto-check style types layers images test test-second-containerd test-dirty test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test setup-tools proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ setup: ## install what is missing: Debian packages, and Python packages into .ve
 
 setup-test: ## the same, and what the tests need besides
 	@sh deploy/setup.sh test
+
+setup-tools: ## the same, and the image tools of test-tools
+	@sh deploy/setup.sh tools
 
 proto: setup ## generate sandboxd/pb from proto/
 	$(PY) proto/generate.py
@@ -49,13 +52,16 @@ test test-quick: export PYTHONASYNCIODEBUG ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools" $(PYTEST_ARGS)
 
 test-second-containerd: setup-test images conformance-tools ## run what can differ on a current containerd (PYTEST_ARGS=--every-containerd: everything)
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m second_containerd $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools" $(PYTEST_ARGS)
 
 test-dirty: setup-test images ## run what a machine can spoil on one that others have used
 	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
+
+test-tools: setup-tools images ## pass images between sandboxd and skopeo, buildah, podman, umoci and compressors
+	$(PY) -m pytest $(SIDE_BY_SIDE) tests/tools $(PYTEST_ARGS)
 
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that sandboxd needs (with the argument "test", also those that its tests need), and the
-# Python packages into .venv. Idempotent.
+# Installs the Debian packages that sandboxd needs, and the Python packages into .venv. With the argument "test", also
+# the packages that its tests need; with "tools", besides those the image tools of `make test-tools`. Idempotent.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,8 @@ Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox
 
 PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables nftables iproute2 \
 procps util-linux"
-[ "${1:-}" != test ] || PACKAGES="$PACKAGES crun docker-registry e2fsprogs openssl systemd"
+case "${1:-}" in test | tools) PACKAGES="$PACKAGES crun docker-registry e2fsprogs openssl systemd" ;; esac
+[ "${1:-}" != tools ] || PACKAGES="$PACKAGES buildah pigz podman skopeo umoci xz-utils zstd"
 PYTHON=${PYTHON:-python3}
 
 missing=""
@@ -40,13 +41,19 @@ if [ -n "$missing" ]; then
     fi
     trap '[ -z "$held" ] || rm -f "$policy"; rm -f "$log"' EXIT INT TERM
     sh deploy/apt-get.sh update -q >"$log" || die "apt-get update failed; is there a network? Its last output: $(tail -n 3 "$log")"
+    # podman's package brings a CNI network, which every other runtime of this machine would take for its own.
     # shellcheck disable=SC2086
-    sh deploy/apt-get.sh install -y -q --no-install-recommends $missing >"$log" ||
+    sh deploy/apt-get.sh install -y -q --no-install-recommends \
+        -o DPkg::Options::=--path-exclude=/etc/cni/net.d/87-podman-bridge.conflist $missing >"$log" ||
         die "apt-get install$missing failed. Its last output: $(tail -n 3 "$log")"
     if [ -n "$held" ] && [ -d /run/systemd/system ]; then
         for service in nginx containerd; do
             case " $missing " in *" $service"*) systemctl -q disable "$service" 2>/dev/null || true ;; esac
         done
+        case " $missing " in *" podman "*)
+            systemctl -q disable podman.socket podman.service podman-restart.service podman-auto-update.service \
+                podman-auto-update.timer 2>/dev/null || true ;;
+        esac
     fi
     [ -z "$held" ] || rm -f "$policy"
     trap - EXIT INT TERM
