@@ -224,12 +224,11 @@ def test_a_manifest_list_is_pulled(shop: Workshop, built: dict[str, str], form: 
     shop.pulled(name, shown=tree_of(shop, built["docker"]))
 
 
-def test_an_exported_root_file_system_is_no_image_and_the_refusal_says_so(
-    shop: Workshop, built: dict[str, str]
-) -> None:
+def test_an_exported_root_file_system_is_no_image_archive(shop: Workshop, built: dict[str, str]) -> None:
+    """`podman import` makes an image of it; loading it is refused."""
     working = shop.tool("podman", "create", "--runtime", "runc", "--network", "none", built["oci"]).strip()
     exported: Path = shop.new("exported.tar")
     shop.tool("podman", "export", "-o", exported, working)
     shop.tool("podman", "rm", "-f", working)
 
-    shop.refuses_archive(exported, "index.json", "manifest.json")
+    assert "archive" in shop.refuses_archive(exported)

@@ -216,6 +216,7 @@ def test_an_archive_of_several_images_is_read_whole(shop: Workshop, layouts: dic
     for name in every:
         assert seen_by_podman(shop, name) == {}
         shop.tool("skopeo", "inspect", f"docker-archive:{archive}:{name}")
-        shop.tool("skopeo", "inspect", f"oci-archive:{archive}:{name.rpartition(':')[2]}")
+        if name in names:  # see `Saved.place`
+            shop.tool("skopeo", "inspect", f"oci-archive:{archive}:{name.rpartition(':')[2]}")
     shop.tool("podman", "rmi", "-f", *every)
     shop.ctl("rmi", *every)
