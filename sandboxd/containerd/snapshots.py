@@ -17,7 +17,7 @@ from sandboxd.containerd import refusals
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.leases import metadata
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError, Unclassified
-from sandboxd.oci.image import Descriptor, chain_ids
+from sandboxd.oci.image import DOCKER_LAYER, OCI_LAYER, Descriptor, chain_ids
 from sandboxd.pb.containerd.services.diff.v1 import diff_pb2, diff_pb2_grpc
 from sandboxd.pb.containerd.services.introspection.v1 import introspection_pb2, introspection_pb2_grpc
 from sandboxd.pb.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
@@ -31,6 +31,9 @@ UNPACK_SECONDS = 1800.0  # of one layer; large ones on slow disks take minutes
 ROOT_LABEL = "containerd.io/gc.root"
 # On an active snapshot, names the committed one that it is to become: containerd refuses if that one exists.
 TARGET_LABEL = "containerd.io/snapshot.ref"
+
+# containerd 1.6 knows zstd by the OCI's name only.
+_READ_AS = {f"{DOCKER_LAYER}.zstd": f"{OCI_LAYER}+zstd"}
 
 
 class Kind(enum.Enum):
@@ -202,8 +205,9 @@ class Snapshots:
 
         `what` is how errors call the layer, before its digest. Raises InvalidRequest when the layer is to blame.
         """
+        media_type = _READ_AS.get(layer.media_type, layer.media_type)
         request = diff_pb2.ApplyRequest(
-            diff=descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size),
+            diff=descriptor_pb2.Descriptor(media_type=media_type, digest=layer.digest, size=layer.size),
             mounts=[_message(mount) for mount in mounts],
         )
         try:
