@@ -31,7 +31,9 @@ async def settle_sandbox(node: Node, sandbox_id: str) -> None:
 def unpinned(node: Node) -> list[str]:
     """The pods whose namespaces are not where they were pinned. Pods with an operation in flight are left to it."""
     busy = node.jobs.held()
-    return [sandbox_id for sandbox_id in node.ledger.sandboxes if sandbox_id not in busy and _unpinned(node, sandbox_id)]
+    return [
+        sandbox_id for sandbox_id in node.ledger.sandboxes if sandbox_id not in busy and _unpinned(node, sandbox_id)
+    ]
 
 
 async def settle_namespaces(node: Node, sandbox_id: str) -> None:

@@ -106,9 +106,7 @@ def _works(node: Node, repairs: Iterable[Repair]) -> Iterator[_Work]:
             quiet=repair.action is Action.PAY_DEBT,
         )
     for sandbox_id in unpinned(node):
-        yield _Work(
-            key=("PIN_NAMESPACES", sandbox_id), do=partial(_pin_namespaces, node, sandbox_id), prompt=True
-        )
+        yield _Work(key=("PIN_NAMESPACES", sandbox_id), do=partial(_pin_namespaces, node, sandbox_id), prompt=True)
     for container_id, owner in checkpoint.interrupted(node):
         yield _Work(key=("UNDO_CHECKPOINT", container_id), do=partial(_undo_checkpoint, node, container_id, owner))
     for container in node.ledger.containers.values():

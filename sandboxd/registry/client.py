@@ -211,11 +211,8 @@ class Repository:
 
     def _verified(self, name: str, data: bytes, answer: Answer) -> Manifest:
         media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
-        if media_type.startswith(SCHEMA_1):
-            # Before the digest: a signed one has that of the document without its signatures.
-            raise Unsupported(
-                f"{answer.where}: docker's schema 1 is not supported; push the image again with a newer tool"
-            )
+        if media_type.startswith(SCHEMA_1):  # a signed one has the digest of the document without its signatures
+            raise Unsupported(f"{answer.where}: docker's schema 1 is not supported; push it with a newer tool")
         computed = f"sha256:{hashlib.sha256(data).hexdigest()}"
         header = answer.header("Docker-Content-Digest")
         expected = name if ":" in name else header if header.startswith("sha256:") else computed

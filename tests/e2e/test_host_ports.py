@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import grpc
 import pytest
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.e2e
 LISTEN = "import socket; s = socket.create_server(('127.0.0.1', 8081)); print('there', flush=True); input()"
 
 
-def publishing(port: int = 8080, **fields: int) -> cri.PodSandboxConfig:
+def publishing(port: int = 8080, **fields: Any) -> cri.PodSandboxConfig:
     mapping = cri.PortMapping(container_port=80, host_port=port, **fields)
     return pod_config(port_mappings=[mapping, mapping])
 

@@ -19,7 +19,7 @@ TOO_LONG = {
     "images.fetch.layers",
     "oci.container.container_spec",  # one visible expression, as the two below
     "oci.sandbox.sandbox_spec",
-    "oci.tar.fromtarfile",
+    "oci.tar.next_of",
 }
 NEVER_TOO_LONG = ("pods.", "containers.")
 
