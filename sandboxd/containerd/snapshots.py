@@ -200,10 +200,10 @@ class Snapshots:
             )
         return next((plugin.exports.get("root", "") for plugin in answer.plugins), "")
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], what: str = "layer") -> str:
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
         """Unpack a layer of the content store onto `mounts`; return the digest of the unpacked data (its diff id).
 
-        `what` is how errors call the layer, before its digest. Raises InvalidRequest when the layer is to blame.
+        Raises InvalidRequest when the layer is to blame for a failure.
         """
         media_type = _READ_AS.get(layer.media_type, layer.media_type)
         request = diff_pb2.ApplyRequest(
@@ -211,7 +211,7 @@ class Snapshots:
             mounts=[_message(mount) for mount in mounts],
         )
         try:
-            with translate(f"unpacking {what} {layer.digest}"):
+            with translate(f"unpacking layer {layer.digest}"):
                 answer = await self._diff.Apply(request, metadata=self._meta, timeout=UNPACK_SECONDS)
         except (Unclassified, InvalidRequest) as exc:
             directories = [mount.source for mount in mounts if mount.type != "overlay"]
@@ -221,7 +221,7 @@ class Snapshots:
             said = exc.__cause__
             message = (said.details() or "") if isinstance(said, grpc.aio.AioRpcError) else str(exc)
             if fault := refusals.blamed(message, directories):
-                raise InvalidRequest(f"{what} {layer.digest} cannot be unpacked: {fault}") from exc
+                raise InvalidRequest(f"layer {layer.digest} cannot be unpacked: {fault}") from exc
             raise
         return answer.applied.digest
 
@@ -265,24 +265,24 @@ class Snapshots:
         for number, (layer, diff_id, name) in enumerate(zip(layers, diff_ids, chain, strict=True), start=1):
             if not await self.exists(name):
                 try:
-                    await self.unpack_layer(layer, diff_id, name, parent, f"layer {number} of {len(layers)},")
+                    await self.unpack_layer(layer, diff_id, name, parent)
                 except AlreadyExists:
                     pass  # another request was faster, with the same result
+                except InvalidRequest as exc:
+                    raise InvalidRequest(f"layer {number} of {len(layers)}: {exc}") from exc
             progress(layer.size)
             parent = name
         return parent
 
-    async def unpack_layer(
-        self, layer: Descriptor, diff_id: str, name: str, parent: str, what: str = "layer"
-    ) -> None:
+    async def unpack_layer(self, layer: Descriptor, diff_id: str, name: str, parent: str) -> None:
         """Unpack one layer on top of the committed snapshot `parent` ("" for the lowest) into `name`.
 
         Raises AlreadyExists when there is one of that name, InvalidRequest when the layer does not match its diff id
-        or cannot be unpacked; `what` is how errors call it, before its digest.
+        or cannot be unpacked.
         """
         draft = await self.begin(name, parent)
         try:
-            computed = await self.apply(layer, draft.mounts, what)
+            computed = await self.apply(layer, draft.mounts)
             if computed != diff_id:
                 raise InvalidRequest(
                     f"the uncompressed layer {layer.digest} has a wrong digest: expected {diff_id}, "

@@ -23,7 +23,7 @@ import structlog
 from sandboxd.containerd.extract import Extraction, directories_below, directory_of
 from sandboxd.containerd.leases import Leases
 from sandboxd.containerd.snapshots import Draft, Snapshots
-from sandboxd.errors import AlreadyExists, NotFound
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound
 from sandboxd.images.examine import ended
 from sandboxd.jobs import Jobs
 from sandboxd.oci import image as oci
@@ -185,12 +185,10 @@ class Unpacking:
     async def _by_containerd(self, number: int) -> None:
         try:
             await self._snapshots.unpack_layer(
-                self._layers[number],
-                self._diff_ids[number],
-                self._chain[number],
-                self._below(),
-                f"layer {number + 1} of {len(self._layers)},",
+                self._layers[number], self._diff_ids[number], self._chain[number], self._below()
             )
+        except InvalidRequest as exc:
+            raise InvalidRequest(f"layer {number + 1} of {len(self._layers)}: {exc}") from exc
         except AlreadyExists:
             await self._keep(number)
         self.count = number + 1

@@ -109,12 +109,15 @@ class _Measured(io.RawIOBase):
         self._stopped = stopped
         self._hash = hashlib.sha256() if hashed else None
         self.count = 0
+        self.start = b""
 
     def read(self, size: int = -1) -> bytes:
         check_stopped(self._stopped, self._what)
         data = self._inner.read(size)
         if self._hash is not None:
             self._hash.update(data)
+        if not self.count:
+            self.start = bytes(data[:FOREIGN_BYTES])
         self.count += len(data)
         return data
 
@@ -178,8 +181,6 @@ def scan(
     """
     check_stopped(stopped, what)
     compression = compression_of(file)
-    start = file.read(FOREIGN_BYTES) if not compression else b""
-    file.seek(0)
     raw = _Measured(file, what, stopped, hashed=digest)
     plain = _Plain(raw, compression, what, stopped)
     try:
@@ -194,7 +195,7 @@ def scan(
         # An error of reading the file itself has an errno; it says nothing about the layer.
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
-        if isinstance(exc, tarfile.TarError) and (name := foreign(start)):
+        if isinstance(exc, tarfile.TarError) and (name := foreign(raw.start)):
             raise InvalidRequest(f"{what} is compressed with {name}; layers can be plain, gzip or zstd") from exc
         raise InvalidRequest(f"{what} is damaged: {exc}") from exc
     return Scan(

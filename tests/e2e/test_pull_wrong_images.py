@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import random
 import tarfile
@@ -39,9 +40,15 @@ LARGE = ("large", random.Random(4).randbytes(5_000_000), "")  # examined as it c
 
 
 WRONG: dict[str, tuple[list[tuple[str, bytes, str]], dict[str, Any], tuple[str, ...]]] = {
-    "a name that climbs": ([("../../etc/passwd", b"x", "")], {}, ("climbs", "../../etc/passwd")),
-    "a link that leads out": ([("a", b"", "/etc"), ("a/passwd", b"x", "")], {}, ("leads out", "/etc")),
-    "a hard link that leads out": ([], {"layers": [special("a", tarfile.LNKTYPE, "../../etc/passwd")]}, ("climbs",)),
+    "a whiteout of its own directory": ([("etc/.wh..", b"", "")], {}, ("delete a directory", "etc/.wh..")),
+    "links in a circle": ([("a", b"", "a"), ("a/passwd", b"x", "")], {}, ("too many symbolic links", "a/passwd")),
+    "a hard link to what is not there": (
+        [],
+        {"layers": [special("a", tarfile.LNKTYPE, "../../etc/passwd")]},
+        ("layer 1 of 1", "sha256:", "'a' is a hard link to 'etc/passwd'"),
+    ),
+    "an old sparse file": ([], {"layers": [special("a", tarfile.GNUTYPE_SPARSE, "")]}, ("sparse", "'a'")),
+    "a compression that nobody reads": ([], {"layers": [bz2.compress(layer_of(GOOD))]}, ("bzip2",)),
     "an unknown kind of layer": (GOOD, {"changes": unknown}, ("unsupported type", "vnd.example")),
     "a compressed layer that is said to be plain": (
         [],
@@ -54,7 +61,7 @@ WRONG: dict[str, tuple[list[tuple[str, bytes, str]], dict[str, Any], tuple[str, 
         {"diff_ids": ["sha256:" + "00" * 32]},
         ("wrong digest", "00" * 32),
     ),
-    "a large layer that climbs at its end": ([LARGE, ("../../etc/passwd", b"x", "")], {}, ("climbs",)),
+    "a large layer that deletes its root at its end": ([LARGE, (".wh..", b"", "")], {}, ("delete a directory",)),
     "too few diff ids": ([*GOOD], {"diff_ids": ["sha256:" + "00" * 32] * 2}, ("2 diff_ids for 1 layers",)),
     "a layer that is no tar": ([], {"layers": [b"not a tar" * 500]}, ("damaged",)),
     "a layer that is no gzip": (
@@ -77,6 +84,13 @@ def test_a_wrong_image_is_refused_and_leaves_nothing(site: Site, case: str) -> N
     make_image(site.registry.storage, repository, layers, **rest)
 
     site.refuses(f"{site.registry.host}/{repository}:v1", Code.INVALID_ARGUMENT, *words)
+
+
+def test_what_leads_out_is_pulled_and_unpacked_inside(site: Site) -> None:
+    """Names, links and hard links, as every other runtime takes them."""
+    entries = [("../../etc/passwd", b"x", ""), ("var/run", b"", "/run"), ("var/run/pid", b"1", "")]
+    make_image(site.registry.storage, "right/inside", [layer_of(entries)])
+    site.pull(f"{site.registry.host}/right/inside:v1")
 
 
 def test_an_index_without_our_platform_names_those_that_it_has(site: Site) -> None:

@@ -199,26 +199,25 @@ def with_blob_changed(archive: Path, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("what", ["wrong digest", "layer escapes", "entry escapes", "second image is bad"])
+@pytest.mark.parametrize("what", ["wrong digest", "layer deletes its root", "entry escapes", "second image is bad"])
 async def test_a_bad_archive_is_refused_and_leaves_nothing(
     private: Private, store: ImageStore, archives: dict[str, Path], tmp_path: Path, what: str
 ) -> None:
     """Nothing reaches containerd before the whole archive was verified."""
     bad = tmp_path / "bad.tar"
-    good, evil = pack({"a": b"a"}), pack({"../../evil": b"x"})
+    good, evil = pack({"a": b"a"}), pack({".wh..": b""})
     match what:
         case "wrong digest":
             with_blob_changed(archives["busybox"], bad)
-        case "layer escapes":
+        case "layer deletes its root":
             save(bad, ("x:1", [evil]))
         case "entry escapes":
             bad.write_bytes(pack({"../x": b"", "manifest.json": b"[]"}))
         case _:
             save(bad, ("x:1", [good]), ("x:2", [good, evil]))
-    with pytest.raises(InvalidRequest, match=r"expected sha256:|climbs out|outside the archive"):
+    with pytest.raises(InvalidRequest, match=r"expected sha256:|delete a directory|outside the archive"):
         await load.load(store, bad)
     assert await held(private, store) == NOTHING
-    assert not (tmp_path.parent / "evil").exists()
 
 
 async def test_a_failed_unpack_leaves_nothing(
