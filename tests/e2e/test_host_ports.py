@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 import grpc
 import pytest
@@ -20,8 +19,9 @@ pytestmark = pytest.mark.e2e
 LISTEN = "import socket; s = socket.create_server(('127.0.0.1', 8081)); print('there', flush=True); input()"
 
 
-def publishing(port: int = 8080, **fields: Any) -> cri.PodSandboxConfig:
-    mapping = cri.PortMapping(container_port=80, host_port=port, **fields)
+def publishing(port: int = 8080, protocol: cri.Protocol.ValueType = cri.TCP) -> cri.PodSandboxConfig:
+    """A pod whose two containers declare the same host port."""
+    mapping = cri.PortMapping(container_port=80, host_port=port, protocol=protocol)
     return pod_config(port_mappings=[mapping, mapping])
 
 
