@@ -89,7 +89,7 @@ def saved(request: pytest.FixtureRequest, shop: Workshop, layouts: dict[str, Pat
         media_type=media_type,
         diff_ids=[digest(layer) for layer in shop.source.layers],
     )
-    shop.ctl("rmi", name)
+    shop.remove(name)
 
 
 def inside(archive: Path, path: str) -> bytes:
@@ -219,4 +219,5 @@ def test_an_archive_of_several_images_is_read_whole(shop: Workshop, layouts: dic
         if name in names:  # see `Saved.place`
             shop.tool("skopeo", "inspect", f"oci-archive:{archive}:{name.rpartition(':')[2]}")
     shop.tool("podman", "rmi", "-f", *every)
-    shop.ctl("rmi", *every)
+    for name in every:
+        shop.remove(name)
