@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sandboxd.machine import pod_files
 from sandboxd.model import SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.fakes.bundle import Bundle, pod_config
@@ -12,8 +13,13 @@ PID = 1 << 22  # of its pause container; no kernel gives it to anybody
 
 
 @pytest.fixture
-def pod(fakes: Bundle) -> SandboxRecord:
-    """A pod that is ready, in the host's network: nothing of it is in the fakes."""
+def pod(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> SandboxRecord:
+    """A pod that is ready, in the host's network: nothing of it is in the fakes, nor are its files."""
+
+    async def mend(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(pod_files, "mend", mend)
     config = pod_config()
     config.log_directory = str(fakes.directory / "log")
     config.linux.security_context.namespace_options.network = cri.NODE

@@ -49,7 +49,7 @@ def with_image(fakes: Bundle, config: dict[str, Any]) -> cri.ContainerConfig:
     return wanted
 
 
-def with_user_namespace(fakes: Bundle, pod: SandboxRecord) -> cri.ContainerConfig:
+async def with_user_namespace(fakes: Bundle, pod: SandboxRecord) -> cri.ContainerConfig:
     """A container with an id-mapped mount, and a user namespace for its pod."""
     ids = cri.IDMapping(host_id=100_000, container_id=0, length=65536)
     options = cri.UserNamespace(mode=cri.POD, uids=[ids], gids=[ids])
@@ -57,7 +57,7 @@ def with_user_namespace(fakes: Bundle, pod: SandboxRecord) -> cri.ContainerConfi
     modes.network = cri.POD
     modes.userns_options.CopyFrom(options)
     os.mkdir(fakes.places.sandbox(pod.id))
-    Path(fakes.places.user_namespace(pod.id)).touch()
+    await fakes.netns.create_user_namespace(fakes.places.user_namespace(pod.id), uid_map="", gid_map="")
     (shared := fakes.directory / "shared").mkdir()
     config = container_config()
     config.mounts.append(
@@ -307,7 +307,7 @@ async def test_a_container_of_another_pod_is_not_a_target(fakes: Bundle, pod: Sa
 async def test_a_file_system_that_cannot_map_ids_fails_the_creation_and_not_the_start(
     fakes: Bundle, pod: SandboxRecord
 ) -> None:
-    config = with_user_namespace(fakes, pod)
+    config = await with_user_namespace(fakes, pod)
     before = fakes.left()
     fakes.points.fail(Point("kernel.mount_setattr", 0), OSError(22, "Invalid argument"))
 
@@ -321,7 +321,7 @@ async def test_what_is_mapped_at_the_creation_is_not_left_mounted(
     fakes: Bundle, pod: SandboxRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "chown", lambda path, uid, gid, **_: None)  # only root may
-    config = with_user_namespace(fakes, pod)
+    config = await with_user_namespace(fakes, pod)
     record = await created(fakes, pod, config)
 
     (source,) = [mount["source"] for mount in spec(fakes, record)["mounts"] if mount["destination"] == "/shared"]

@@ -205,7 +205,7 @@ async def test_mapped_mounts_are_there_while_the_task_is_created_and_no_longer(
     modes.network = cri.POD
     modes.userns_options.CopyFrom(cri.UserNamespace(mode=cri.POD, uids=[ids], gids=[ids]))
     os.mkdir(fakes.places.sandbox(pod.id))
-    Path(fakes.places.user_namespace(pod.id)).touch()
+    await fakes.netns.create_user_namespace(fakes.places.user_namespace(pod.id), uid_map="", gid_map="")
     container_id = await created(fakes, pod)
     fakes.points.hang(Point("runtime.create", 0))
     request = asyncio.create_task(start_container(fakes.node, container_id))
