@@ -123,7 +123,13 @@ async def test_the_kernels_files_are_never_read_on_the_event_loop(
 
 async def test_a_pod_that_does_not_run_uses_nothing_and_is_left_out_of_a_list(fakes: Bundle) -> None:
     stopped = SandboxRecord(
-        id="s", config=cri.PodSandboxConfig(), runtime_handler="", netns_path="", created_at=1, stopped_at=3
+        id="s",
+        config=cri.PodSandboxConfig(),
+        runtime_handler="",
+        netns_path="",
+        created_at=1,
+        started_at=2,
+        stopped_at=3,
     )
     stats = Stats(fakes.node, Layers(fakes.node))
 
