@@ -30,6 +30,7 @@ ON_BOTH = frozenset(
         "tests/root/contracts/test_runtime_contract.py",
         "tests/root/test_extract.py",
         "tests/root/test_images_on_containerd.py",
+        "tests/root/test_same_tree.py",
         "tests/root/test_user_namespaces.py",
     }
 )
