@@ -119,7 +119,7 @@ async def test_a_plugin_that_was_alone_when_it_was_found_is_ended_with_what_it_s
 
 
 async def test_a_plugin_that_redirects_everything_is_known_by_its_command_line(machine: Machine) -> None:
-    machine.script("bridge", "exec </dev/null >/dev/null 2>&1; touch up; while :; do sleep 1; done")
+    machine.script("bridge", "exec </dev/null >/dev/null 2>&1; while :; do sleep 1; done")
     plugin = machine.plugin(fed=False)
 
     await Leftovers().end("c1")

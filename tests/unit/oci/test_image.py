@@ -310,7 +310,7 @@ def test_a_config_keeps_what_is_set() -> None:
     assert parsed.platform == HOST
 
 
-def test_null_in_a_list_is_an_empty_text() -> None:
+def test_null_in_a_list_is_an_empty_text_and_no_variable() -> None:
     """As Go reads it, in which most images were written and all other runtimes are."""
     inner = {
         "Entrypoint": [None],
@@ -323,7 +323,7 @@ def test_null_in_a_list_is_an_empty_text() -> None:
     assert parsed.config == {
         "Entrypoint": [""],
         "Cmd": ["sh", ""],
-        "Env": ["", "A=1"],
+        "Env": ["A=1"],
         "Labels": {"a": ""},
         "Volumes": {"/v": None},
     }
