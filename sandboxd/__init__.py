@@ -48,18 +48,19 @@ modules: no IO, no clock, no environment, no async.
     mounts  supervised
         mounts               the mounts that this process sees, and taking them away
         supervised           processes that outlive the daemon: started, found again, ended
-    jobs  config  private  remembered  retries  syscalls  complaints  foreign_json  trees  mountinfo
+    jobs  config  private  remembered  syscalls  complaints  foreign_json  trees  mountinfo
         jobs                 background work with an owner
         config               the configuration, and every default
         private              who may reach our files
         remembered           answers that hold until a program, or the machine, changes
-        retries              when what failed is tried again, and how much at once
         syscalls             the system calls that Python lacks: the only ctypes
         complaints           what libraries, asyncio and uncaught errors would print, in our log and words
         foreign_json    P    JSON of images and registries, read within bounds
         trees                walking and removing what images and containers made
         mountinfo       P    what a list of mounts says, and which of them a path leads to
-    disclosure               what may be disclosed of an error: tracebacks without values, words without secrets
+    disclosure  retries
+        disclosure           what may be disclosed of an error: tracebacks without values, words without secrets
+        retries              when what failed is tried again, and how much at once
     errors              P    the error tree
     pb/                      generated from proto/, never edited
 

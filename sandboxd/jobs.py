@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 import structlog
 
 from sandboxd import disclosure
+from sandboxd.retries import Retries
 
 log = structlog.get_logger(__name__)
 
@@ -56,9 +57,10 @@ def _piece(work: Generator[None, None, T]) -> tuple[T] | None:
 
 
 class Jobs:
-    """All tasks of one daemon."""
+    """All tasks of one daemon, and when those that failed are due again."""
 
     def __init__(self) -> None:
+        self.retries = Retries()
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
         self._loops: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[Any]] = set()

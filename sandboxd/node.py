@@ -22,7 +22,6 @@ from sandboxd.model import Attachment, FsInfo, ImageRecord, Owed
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
 from sandboxd.remembered import Remembered
-from sandboxd.retries import Retries
 
 
 class Netns(Protocol):
@@ -178,4 +177,3 @@ class Node:
     runtime: Runtime
     images: Images
     logs: Logs
-    retries: Retries = field(default_factory=Retries)

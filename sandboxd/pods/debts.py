@@ -37,7 +37,7 @@ def listed(node: Node) -> list[Debt]:
     for attachment in node.ledger.attachments:
         if is_debt(node, attachment):
             trying = attachment.state is AttachmentState.DELETING
-            wait = node.retries.wait(repair(attachment.sandbox_id).key)
+            wait = node.jobs.retries.wait(repair(attachment.sandbox_id).key)
             found.append(Debt(attachment=attachment, next_at=0 if trying else now + int(wait * 1e9)))
     return sorted(found, key=lambda debt: debt.attachment.failed_at)
 
@@ -69,9 +69,9 @@ async def retry(node: Node, sandbox_id: str) -> None:
     try:
         await perform(node, "RetryDebt", sandbox_id, _pay)
     except Exception as exc:
-        node.retries.failed(key, disclosure.sentence(exc))
+        node.jobs.retries.failed(key, disclosure.sentence(exc))
         raise
-    node.retries.succeeded(key)
+    node.jobs.retries.succeeded(key)
 
 
 async def forgive(node: Node, sandbox_id: str) -> list[Attachment]:
@@ -90,7 +90,7 @@ async def _pay(held: Held) -> None:
     owing = node.ledger.attachments_of(sandbox_id)
     if not owing:
         return
-    async with node.retries.lane(owing[0].network):
+    async with node.jobs.retries.lane(owing[0].network):
         await network.settle_debts(held)
     log.info("network debt paid", sandbox=sandbox_id, pod=owing[0].pod)
 
@@ -112,7 +112,7 @@ async def _forgive(held: Held) -> list[Attachment]:
             plugins=", ".join(each.plugin for each in attachment.owed),
             error=attachment.error,
         )
-    node.retries.succeeded(repair(held.sandbox_id).key)
+    node.jobs.retries.succeeded(repair(held.sandbox_id).key)
     return owing
 
 

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 async def follow(node: Node, client: Containerd, images: ImageStore) -> None:
     """Follow the stream until it breaks. Compares first, to find what happened while not subscribed."""
     stream = containerd_events.subscribe(client)
-    node.retries.hurry()  # what failed may have failed for want of containerd
+    node.jobs.retries.hurry()  # what failed may have failed for want of containerd
     node.jobs.start("compare", lambda: compare(node))
     node.jobs.start("images", images.refresh)
     async for event in stream:

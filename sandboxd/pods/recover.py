@@ -91,7 +91,7 @@ async def _round(node: Node, *, starting_up: bool) -> None:
         busy=node.jobs.held(),
         starting_up=starting_up,
     )
-    begun = [_begin(node, work) for work in _works(node, repairs) if node.retries.due(work.key)]
+    begun = [_begin(node, work) for work in _works(node, repairs) if node.jobs.retries.due(work.key)]
     await asyncio.sleep(0)  # each gets in line for its lock
     if prompt := [task for task in begun if task is not None]:
         await asyncio.wait(prompt, timeout=PROMPT_SECONDS)
@@ -112,7 +112,7 @@ def _works(node: Node, repairs: Iterable[Repair]) -> Iterator[_Work]:
     for container in node.ledger.containers.values():
         if container.state is ContainerState.RUNNING:
             again = Repair(action=Action.REOPEN_LOG, id=container.id)
-            if node.retries.failing(again.key):
+            if node.jobs.retries.failing(again.key):
                 yield _Work(key=again.key, do=partial(_apply, node, again))
             if os.path.isdir(node.places.execs(container.id)):
                 yield _Work(key=("END_PROCESSES", container.id), do=partial(_end_leftovers, node, container.id))
@@ -135,7 +135,7 @@ async def _carried_out(node: Node, work: _Work) -> None:
     except Exception as exc:
         expected = isinstance(exc, SandboxdError | OSError | TimeoutError)
         words = (str(exc) or type(exc).__name__) if expected else disclosure.sentence(exc)
-        news = node.retries.failed(work.key, words)
+        news = node.jobs.retries.failed(work.key, words)
         what, of = work.key
         (log.error if news and not work.quiet else log.debug)(
             "a repair failed, it is tried again later",
@@ -145,7 +145,7 @@ async def _carried_out(node: Node, work: _Work) -> None:
             exc_info=None if expected else exc,
         )
     else:
-        node.retries.succeeded(work.key)
+        node.jobs.retries.succeeded(work.key)
 
 
 def _seen(task: Task) -> Seen:
@@ -153,7 +153,7 @@ def _seen(task: Task) -> Seen:
 
 
 async def _apply(node: Node, repair: Repair) -> None:
-    (log.debug if node.retries.failing(repair.key) else log.info)("repairing", repair=repair.describe())
+    (log.debug if node.jobs.retries.failing(repair.key) else log.info)("repairing", repair=repair.describe())
     match repair.action:
         case Action.REMOVE_SANDBOX:
             await remove_abandoned(node, repair.id)
@@ -183,7 +183,7 @@ async def _apply(node: Node, repair: Repair) -> None:
 @asynccontextmanager
 async def _bounded(node: Node) -> AsyncIterator[None]:
     """A turn, and a limit of its own."""
-    async with node.retries.lane(""), asyncio.timeout(REPAIR_SECONDS):
+    async with node.jobs.retries.lane(""), asyncio.timeout(REPAIR_SECONDS):
         yield
 
 

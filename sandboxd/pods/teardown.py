@@ -63,7 +63,7 @@ async def remove_abandoned(node: Node, sandbox_id: str) -> None:
         networks = [attachment.network for attachment in node.ledger.attachments_of(sandbox_id)]
         cause, undoing, _ = record.failure.partition(UNDOING)
         try:
-            async with node.retries.lane(networks[0] if networks else ""):
+            async with node.jobs.retries.lane(networks[0] if networks else ""):
                 await teardown(held, remove=True)
         except SandboxdError as exc:
             if undoing:  # why the creation failed is still to be known

@@ -69,7 +69,7 @@ async def test_debts_are_listed_oldest_first_and_what_a_pod_uses_is_none(
 
 async def test_asked_it_is_tried_again_at_once_however_long_the_pause(fakes: Bundle, removed: str) -> None:
     for _ in range(3):
-        fakes.node.retries.failed(debts.repair(removed).key, "no")
+        fakes.node.jobs.retries.failed(debts.repair(removed).key, "no")
     with pytest.raises(CleanupIncomplete, match="this key is unknown now"):
         await debts.retry(fakes.node, removed)
     fakes.points.reset()
@@ -77,13 +77,13 @@ async def test_asked_it_is_tried_again_at_once_however_long_the_pause(fakes: Bun
     await debts.retry(fakes.node, removed)
 
     assert not debts.listed(fakes.node) and not fakes.left()
-    assert not fakes.node.retries.failing(debts.repair(removed).key)
+    assert not fakes.node.jobs.retries.failing(debts.repair(removed).key)
 
 
 async def test_a_retry_that_fails_lengthens_the_pause(fakes: Bundle, removed: str) -> None:
     with pytest.raises(CleanupIncomplete):
         await debts.retry(fakes.node, removed)
-    assert fakes.node.retries.wait(debts.repair(removed).key) > 0
+    assert fakes.node.jobs.retries.wait(debts.repair(removed).key) > 0
 
 
 async def test_what_is_forgiven_is_gone_with_its_namespace_and_a_warning_says_what_may_be_left(

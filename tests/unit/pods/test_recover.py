@@ -94,7 +94,7 @@ async def test_leftovers_that_cannot_be_ended_do_not_end_the_round(
     await recover.compare(node)
     assert asked == [CONTAINER], "it failed a moment ago"
 
-    node.retries.hurry()
+    node.jobs.retries.hurry()
     await recover.compare(node)
     await fakes.repaired()
     assert asked == [CONTAINER] * 2
@@ -114,7 +114,7 @@ async def test_a_checkpoint_that_cannot_be_undone_does_not_end_the_round(
     await recover.recover(node)
     await fakes.repaired()
     assert applied == ["first", "bad", "last"]
-    assert node.retries.failing(("UNDO_CHECKPOINT", CONTAINER))
+    assert node.jobs.retries.failing(("UNDO_CHECKPOINT", CONTAINER))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RecursionError(), TypeError("a fault of ours")])
@@ -150,7 +150,7 @@ async def test_a_failure_is_logged_once_and_tried_again_later(
     with structlog.testing.capture_logs() as lines:
         for _ in range(3):
             await recover.compare(node)
-            node.retries.hurry()
+            node.jobs.retries.hurry()
     assert applied.count("bad") == 3
     assert [line["log_level"] for line in lines if line["event"].startswith("a repair failed")] == [
         "error",
@@ -235,8 +235,8 @@ async def test_a_debt_is_tried_with_pauses_that_no_clock_stalls_and_at_once_afte
     assert not [line for line in lines if line["log_level"] == "error"]
 
     fakes.points.reset()
-    again = replace(node, retries=Retries())  # of the next daemon
-    await recover.recover(again)
+    node.jobs.retries = Retries()  # of the next daemon
+    await recover.recover(node)
     await fakes.repaired()
     assert not node.ledger.attachments_of(debt.sandbox_id)
 
