@@ -100,7 +100,7 @@ def test_the_access_is_in_the_log(story: Story) -> None:
 
 def test_the_pods_routes_are_those_of_the_configuration(story: Story) -> None:
     network = story.bed.default_network()
-    shown = json.loads(story.bed.run(["ip", "-n", story.pod_id, "-j", "route", "show"]).stdout)
+    shown = json.loads(story.bed.run(["ip", "-n", f"sandboxd-{story.pod_id}", "-j", "route", "show"]).stdout)
     gateways = {route["dst"]: route.get("gateway") for route in shown}
     assert gateways["default"] == network.gateway
     assert gateways["1.1.1.1"] == network.gateway

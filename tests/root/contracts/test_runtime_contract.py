@@ -31,11 +31,13 @@ from tests.fakes.runtime import Program
 
 IDLE = ("sleep", "1000")
 POLITE = ("sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done")
+DEAF = ("sh", "-c", "echo ready; sleep 1000")
 SAYS = ("sh", "-c", "echo said")
 FAILS = ("sh", "-c", "exit 3")
 MISSING = ("/no/such/program",)
 PROGRAMS = {
     POLITE: Program(output=b"ready\n", handles={signal.SIGTERM: 7}),
+    DEAF: Program(output=b"ready\n"),
     SAYS: Program(output=b"said\n", code=0),
     FAILS: Program(code=3),
     MISSING: Program(missing=True),
@@ -118,6 +120,14 @@ class Bench:
     async def running(self, argv: Sequence[str] = IDLE) -> str:
         name = await self.created(argv)
         assert await self.runtime.start(name) > 0
+        return name
+
+    async def ready(self, argv: Sequence[str]) -> str:
+        """A container whose program has said so: before, it is the OCI runtime that gets its signals."""
+        name = await self.created(argv, **self.fifos("stdout", "stderr"))
+        await self.runtime.start(name)
+        os.set_blocking(self.fds["stdout"], True)
+        assert await asyncio.to_thread(os.read, self.fds["stdout"], 100) == b"ready\n"
         return name
 
     async def ended(self) -> str:
@@ -268,15 +278,12 @@ class Contract:
         assert await bench.state(name) is None
 
     async def test_a_program_decides_what_another_signal_does(self, bench: Bench) -> None:
-        name = await bench.created(POLITE, **bench.fifos("stdout", "stderr"))
-        await bench.runtime.start(name)
-        os.set_blocking(bench.fds["stdout"], True)
-        assert await asyncio.to_thread(os.read, bench.fds["stdout"], 100) == b"ready\n"
+        name = await bench.ready(POLITE)
         await bench.runtime.kill(name, signal.SIGTERM)
         assert (await bench.runtime.wait(name, SECONDS)).code == 7
 
     async def test_a_signal_that_the_first_process_does_not_handle_does_nothing(self, bench: Bench) -> None:
-        name = await bench.running()
+        name = await bench.ready(DEAF)
         await bench.runtime.kill(name, signal.SIGTERM)
         with pytest.raises(TimedOut):
             await bench.runtime.wait(name, 0.2)

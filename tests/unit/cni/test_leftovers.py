@@ -22,6 +22,7 @@ from sandboxd.errors import Unavailable
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.fakes import cni_plugin
 
+POD = f"leftovers-{os.getpid()}"  # tests that run beside have plugins too
 HANGS: dict[str, Any] = {"ADD": [{"grandchild": "child", "hang": True}]}
 
 
@@ -32,7 +33,7 @@ class Machine:
         self.directory = directory
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *argv: str, pod: str = "c1", fed: bool = True, own_session: bool = True, **env: str) -> int:
+    def start(self, *argv: str, pod: str = POD, fed: bool = True, own_session: bool = True, **env: str) -> int:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
@@ -47,7 +48,7 @@ class Machine:
             pass  # execve(2) lets the parent go on before it sets them
         return process.pid
 
-    def plugin(self, name: str = "bridge", *, pod: str = "c1", fed: bool = True) -> int:
+    def plugin(self, name: str = "bridge", *, pod: str = POD, fed: bool = True) -> int:
         """Start a plugin in its ADD."""
         return self.start(str(self.directory / name), pod=pod, fed=fed, CNI_COMMAND="ADD", CNI_IFNAME="eth0")
 
@@ -86,7 +87,7 @@ async def test_a_plugin_that_outlived_its_daemon_is_ended_with_its_children(
     plugins(bridge=HANGS)
     plugin, child = machine.plugin(), await machine.child()
 
-    await Leftovers().end("c1")
+    await Leftovers().end(POD)
 
     assert not machine.lives(plugin)
     assert not machine.lives(child)
@@ -97,7 +98,7 @@ async def test_a_delegate_whose_plugin_has_died_is_ended(plugins: Callable[..., 
     plugin, child = machine.plugin(), await machine.child()
     os.kill(plugin, signal.SIGKILL)
 
-    await Leftovers().end("c1")
+    await Leftovers().end(POD)
 
     assert not machine.lives(child)
 
@@ -112,7 +113,7 @@ async def test_a_plugin_that_was_alone_when_it_was_found_is_ended_with_what_it_s
     (machine.directory / "go").touch()
     child = await machine.child()
 
-    await found.end("c1")
+    await found.end(POD)
 
     assert not machine.lives(plugin)
     assert not machine.lives(child)
@@ -122,7 +123,7 @@ async def test_a_plugin_that_redirects_everything_is_known_by_its_command_line(m
     machine.script("bridge", "exec </dev/null >/dev/null 2>&1; while :; do sleep 1; done")
     plugin = machine.plugin(fed=False)
 
-    await Leftovers().end("c1")
+    await Leftovers().end(POD)
 
     assert not machine.lives(plugin)
 
@@ -130,7 +131,7 @@ async def test_a_plugin_that_redirects_everything_is_known_by_its_command_line(m
 async def test_a_plugin_under_another_name_is_known_by_what_feeds_it(machine: Machine) -> None:
     plugin = machine.start("sleep", "600", CNI_COMMAND="ADD")
 
-    await Leftovers().end("c1")
+    await Leftovers().end(POD)
 
     assert not machine.lives(plugin)
 
@@ -138,7 +139,7 @@ async def test_a_plugin_under_another_name_is_known_by_what_feeds_it(machine: Ma
 async def test_a_helper_that_a_plugin_left_behind_is_not_ended(machine: Machine) -> None:
     helper = machine.start("sleep", "600", CNI_COMMAND="ADD", fed=False)
 
-    await Leftovers().end("c1")
+    await Leftovers().end(POD)
 
     assert machine.lives(helper)
 
@@ -146,13 +147,13 @@ async def test_a_helper_that_a_plugin_left_behind_is_not_ended(machine: Machine)
 async def test_what_is_not_this_pods_plugin_is_not_ended(plugins: Callable[..., str], machine: Machine) -> None:
     plugins(bridge={"ADD": [{"hang": True}]})
     others = [
-        machine.plugin(pod="c2"),
+        machine.plugin(pod=f"{POD}-other"),
         machine.plugin(pod="c11"),
         machine.start("sleep", "600"),  # a shell in which somebody set the variable
         machine.start("sleep", "600", CNI_COMMAND="ADD", own_session=False),  # in our own process group
     ]
 
-    await Leftovers().end("c1")
+    await Leftovers().end(POD)
 
     assert all(map(machine.lives, others))
 
@@ -164,7 +165,7 @@ async def test_a_plugin_that_starts_later_is_not_of_an_earlier_daemon(
     found = Leftovers()
     plugin = machine.plugin()
 
-    await found.end("c1")
+    await found.end(POD)
 
     assert machine.lives(plugin)
 
@@ -178,9 +179,9 @@ async def test_one_that_does_not_end_is_said_and_tried_again(
         patch.setattr(leftovers, "END_SECONDS", 0.05)
         patch.setattr(execution, "kill_group", lambda group: None)
         with pytest.raises(Unavailable, match=f"do not end: process {plugin}; the DEL is tried again later"):
-            await found.end("c1")
+            await found.end(POD)
 
-    await found.end("c1")
+    await found.end(POD)
 
     assert not machine.lives(plugin)
 
@@ -192,7 +193,7 @@ async def test_a_del_waits_for_the_end_of_its_pods_leftovers(
     plugin = machine.plugin()
     await machine.child()
     config = NetworkConfig(name="pods", versions=("1.1.0",), plugins=({"type": "bridge"},))
-    attachment = plan(config, cri.PodSandboxConfig(), "c1", "/proc/self/ns/uts", [directory])
+    attachment = plan(config, cri.PodSandboxConfig(), POD, "/proc/self/ns/uts", [directory])
 
     await Invoker(30).delete(attachment)
 
