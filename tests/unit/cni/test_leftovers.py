@@ -148,7 +148,7 @@ async def test_what_is_not_this_pods_plugin_is_not_ended(plugins: Callable[..., 
     plugins(bridge={"ADD": [{"hang": True}]})
     others = [
         machine.plugin(pod=f"{POD}-other"),
-        machine.plugin(pod="c11"),
+        machine.plugin(pod=f"{POD}1"),
         machine.start("sleep", "600"),  # a shell in which somebody set the variable
         machine.start("sleep", "600", CNI_COMMAND="ADD", own_session=False),  # in our own process group
     ]
