@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ _KINDS = {
     "udp": (socket.SOCK_DGRAM, 0),
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
+SCTP = "/proc/net/sctp"  # there while the kernel's module is
 
 
 def check(node: Node, config: cri.PodSandboxConfig, network: NetworkConfig) -> tuple[str, ...]:
@@ -56,6 +58,16 @@ def check(node: Node, config: cri.PodSandboxConfig, network: NetworkConfig) -> t
     return tuple(warnings)
 
 
+def on_host(config: cri.PodSandboxConfig) -> tuple[str, ...]:
+    """A warning for each host port that is to lead to another port of the host: nothing does that."""
+    return tuple(
+        f"{_shown(asked)} does not lead to port {asked['containerPort']}: the pod is in the host's network, where"
+        " nothing maps ports; listen on the host port"
+        for asked in request.port_mappings(config.port_mappings)
+        if asked["hostPort"] != asked["containerPort"]
+    )
+
+
 def of_no_family(config: cri.PodSandboxConfig, ips: Sequence[str]) -> tuple[str, ...]:
     """A warning for each host port at an address of a family that the pod has none of: nothing leads from there."""
     families = {ipaddress.ip_address(ip).version for ip in ips}
@@ -74,12 +86,17 @@ def _about(node: Node, config: cri.PodSandboxConfig, asked: Mapping[str, Any]) -
         holder = node.ledger.sandboxes.get(sandbox_id)
         if holder is None:
             yield f"{_shown(asked)} may lead to a pod that was removed ({sandbox_id}), whose network owes a DEL"
+        elif holder.stopped_at:
+            yield f"{_shown(asked)} may lead to pod {holder.name} ({holder.id}), whose network owes a DEL"
         elif _runs_on(node, holder, config):
             raise NotReady(f"{_shown(asked)} is held by pod {holder.name} ({holder.id}); choose another or remove it")
         else:
             yield f"{_shown(asked)} leads to pod {holder.name} ({holder.id}) until that is stopped"
-    if in_use(asked):
-        yield f"a process of this machine has {_shown(asked)} too: who is reached there depends on the plugin"
+    match bound(asked):
+        case errno.EADDRINUSE:
+            yield f"a process of this machine has {_shown(asked)} too: who is reached there depends on the plugin"
+        case errno.EADDRNOTAVAIL:
+            yield f"{_shown(asked)} leads nowhere until this machine has that address"
 
 
 def _published(node: Node) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -97,7 +114,12 @@ def _given(attachment: Attachment) -> list[Mapping[str, Any]]:
     if attachment.state is AttachmentState.PLANNED:
         return []
     try:
-        plugins = json.loads(attachment.config)["plugins"]
+        owing = {owed.position for owed in attachment.owed}
+        plugins = [
+            plugin
+            for position, plugin in enumerate(json.loads(attachment.config)["plugins"])
+            if not owing or position in owing  # the others have done their DEL
+        ]
         if not any((plugin.get("capabilities") or {}).get("portMappings") for plugin in plugins):
             return []
         return list(json.loads(attachment.capability_args).get("portMappings", ()))
@@ -124,10 +146,12 @@ def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return here.version == there.version and (here == there or here.is_unspecified or there.is_unspecified)
 
 
-def in_use(asked: Mapping[str, Any]) -> bool:
-    """Whether a process of the machine has bound the host port: then we could not."""
+def bound(asked: Mapping[str, Any]) -> int:
+    """Why we could not bind the host port: EADDRINUSE, EADDRNOTAVAIL; 0 if we could, or if it says nothing."""
     host_ip = asked.get("hostIP", "")
     kind, protocol = _KINDS[asked["protocol"]]
+    if asked["protocol"] == "sctp" and not os.path.exists(SCTP):
+        return 0  # the first socket would load the kernel's module, which pods have no business with
     for address in [host_ip] if host_ip else ["0.0.0.0", "::"]:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
@@ -138,10 +162,10 @@ def in_use(asked: Mapping[str, Any]) -> bool:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.bind((address, asked["hostPort"]))
         except OSError as exc:
-            # Anything else says nothing: no such family or protocol here, an address that comes later.
-            if exc.errno == errno.EADDRINUSE:
-                return True
-    return False
+            # Anything else says nothing, such as no IPv6 on this machine.
+            if exc.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                return exc.errno
+    return 0
 
 
 def _shown(asked: Mapping[str, Any]) -> str:

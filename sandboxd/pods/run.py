@@ -81,7 +81,7 @@ async def _run(
         runtime_handler=handler,
         netns_path="" if on_host else node.places.network_namespace(held.sandbox_id),
         created_at=time.time_ns(),
-        warnings=publish.check(node, config, chosen) if chosen else (),
+        warnings=publish.check(node, config, chosen) if chosen else publish.on_host(config),
     )
     # Nothing is waited for between the check and this, so two pods cannot both find a host port free.
     node.ledger.add_sandbox(record)

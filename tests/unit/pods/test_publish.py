@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.request import IPS, MAC
 from sandboxd.errors import NotReady, PluginFailed
-from sandboxd.model import SandboxState
+from sandboxd.model import AttachmentState, Owed, SandboxState
 from sandboxd.operations import hold
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import publish
@@ -25,7 +27,7 @@ from tests.unit.pods.conftest import LogLines
 from tests.unit.pods.requests import asked, done, on_host, run, turns
 
 ALL = {"portMappings": True, "bandwidth": True, "ips": True, "mac": True}
-IN_USE = publish.in_use
+BOUND = publish.bound
 REFUSED = PluginFailed(plugin="bridge", command="DEL", code=11, msg="try again later")
 
 
@@ -36,10 +38,10 @@ def network(capabilities: dict[str, bool] | None) -> NetworkConfig:
 
 @pytest.fixture(autouse=True)
 def listening() -> Iterator[set[int]]:
-    """The host ports that processes of the machine have; its own are no business of these tests."""
+    """The host ports that processes of the machine have; its own ports and addresses play no part here."""
     ports: set[int] = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "in_use", lambda entry: entry["hostPort"] in ports)
+        patch.setattr(publish, "bound", lambda entry: errno.EADDRINUSE if entry["hostPort"] in ports else 0)
         yield ports
 
 
@@ -193,6 +195,34 @@ async def test_a_debt_may_still_lead_somewhere_and_is_named(fakes: Bundle, log_l
     assert old.id in record.warnings[0] and "owes a DEL" in record.warnings[0]
 
 
+async def test_a_port_whose_plugin_has_done_its_del_leads_nowhere(fakes: Bundle) -> None:
+    old = await run(fakes, with_port())
+    (attachment,) = fakes.node.ledger.attachments_of(old.id)
+    plugins = [{"type": "bridge"}, {"type": "portmap", "capabilities": ALL}]
+    config = json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}).encode()
+    fakes.node.ledger.update_sandbox(old.id, stopped_at=1)
+    for position, words in ((1, "whose network owes a DEL"), (0, "")):
+        owed = (Owed(position=position, plugin=plugins[position]["type"], error="not today", attempts=1),)
+        fakes.node.ledger.put_attachment(
+            replace(attachment, config=config, state=AttachmentState.OWED, attempts=1, owed=owed)
+        )
+
+        warnings = publish.check(fakes.node, with_port("other"), network(ALL))
+
+        assert [words in warning for warning in warnings] == [True] * bool(words)
+
+
+async def test_a_pod_in_the_hosts_network_is_told_that_nothing_maps_its_ports(fakes: Bundle) -> None:
+    config = on_host()
+    config.port_mappings.add(container_port=80, host_port=8080)
+    config.port_mappings.add(container_port=81, host_port=81)
+    config.port_mappings.add(container_port=82)
+
+    (warning,) = (await run(fakes, config)).warnings
+
+    assert "host port 8080/tcp does not lead to port 80" in warning
+
+
 async def test_ports_of_pods_in_the_hosts_network_are_not_published(fakes: Bundle) -> None:
     config = on_host()
     config.port_mappings.add(container_port=8080, host_port=8080)
@@ -239,7 +269,26 @@ def test_a_port_is_in_use_while_a_process_has_it(family: int, address: str, kind
             holder.listen()
         port = holder.getsockname()[1]
         entry = {"protocol": protocol, "hostPort": port}
-        assert IN_USE({**entry, "hostIP": address})
-        assert IN_USE(entry)
-    assert not IN_USE({**entry, "hostIP": address})
-    assert not IN_USE({**entry, "hostIP": "192.0.2.1"}), "an address that the machine does not have says nothing"
+        assert BOUND({**entry, "hostIP": address}) == errno.EADDRINUSE
+        assert BOUND(entry) == errno.EADDRINUSE
+    assert not BOUND({**entry, "hostIP": address})
+
+
+async def test_a_port_at_an_address_that_the_machine_does_not_have_is_said(fakes: Bundle) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "bound", BOUND)
+
+        (warning,) = (await run(fakes, with_port(host_ip="192.0.2.1"))).warnings
+
+    assert "host port 8080/tcp at 192.0.2.1 leads nowhere until this machine has that address" in warning
+
+
+def test_looking_at_an_sctp_port_does_not_load_the_kernels_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "SCTP", "/nonexistent")
+
+    def opened(*_: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", opened)
+
+    assert not BOUND({"protocol": "sctp", "hostPort": 8080})
