@@ -89,8 +89,7 @@ async def mend(node: Node, sandbox: SandboxRecord) -> None:
         label = oci_sandbox.pod_labels(sandbox, found).mount
         try:
             for path in missing:
-                if os.path.islink(path):
-                    os.unlink(path)
+                _clear(path)
                 with open(path, "xb") as file:
                     file.write(contents[os.path.basename(path)])
                 if ids:
@@ -109,6 +108,14 @@ def _missing(node: Node, sandbox_id: str) -> list[str]:
     if not os.path.ismount(directory) or not os.path.ismount(shm):
         return found
     return [path for path in found if not os.path.isfile(path) or os.path.islink(path)]
+
+
+def _clear(path: str) -> None:
+    """Remove what is there in place of a file: a link, an empty directory, a FIFO."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rmdir(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def _contents(sandbox: SandboxRecord, ips: tuple[str, ...]) -> tuple[dict[str, bytes], str]:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -428,11 +429,25 @@ async def test_nothing_is_touched_while_everything_is_there(fakes: Bundle) -> No
     assert fakes.points.count("kernel.mount") == before
 
 
-async def test_a_directory_in_a_files_place_is_reported(fakes: Bundle) -> None:
+@pytest.mark.parametrize("instead", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/shadow", path)])
+async def test_what_is_in_a_files_place_gives_way_to_it(fakes: Bundle, instead: Callable[[Path], None]) -> None:
+    files.prepare(fakes.node, sandbox())
+    path = Path(fakes.places.pod_files("pod"), "hosts")
+    path.unlink()
+    instead(path)
+
+    await files.mend(fakes.node, sandbox())
+
+    assert read(fakes, "hosts") == hosts_file(os.uname().nodename, ())
+    assert path.is_file() and not path.is_symlink()
+
+
+async def test_a_directory_in_a_files_place_that_holds_something_is_reported(fakes: Bundle) -> None:
     files.prepare(fakes.node, sandbox())
     path = Path(fakes.places.pod_files("pod"), "hosts")
     path.unlink()
     path.mkdir()
+    (path / "something").touch()
 
     with pytest.raises(NotReady, match="cannot be written again"):
         await files.mend(fakes.node, sandbox())
