@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
 
 from sandboxd import remembered, steps
-from sandboxd.cni import execution
+from sandboxd.cni import execution, stand_ins
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, delegate_type, from_json
 from sandboxd.cni.convert import in_version, read
 from sandboxd.cni.failures import CONTAINER_UNKNOWN, error_from
@@ -117,8 +118,10 @@ class Invoker:
         assert result is not None  # a configuration has at least one plugin
         return json.dumps(in_version(result, config.cni_version), separators=(",", ":")).encode()
 
-    async def delete(self, attachment: Attachment) -> tuple[Owed, ...]:
+    async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]:
         """Detach the pod: run the plugins that owe their DEL, in reverse, each with the final result of ADD.
+
+        `without` are IPAM plugins that are gone for good: the plugins that run them go on as if they had succeeded.
 
         Idempotent: plugins succeed for what is already gone. One that fails does not keep the others from theirs;
         those that failed are returned, in the order of the chain. Raises InvalidRequest when the record is damaged;
@@ -136,7 +139,10 @@ class Invoker:
         queue = config.name, "DEL again" if attachment.attempts else "DEL"
         before = {owed.position: owed.attempts for owed in attachment.owed}
         failed: list[Owed] = []
-        async with self._gates.shared(config.name):
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._gates.shared(config.name))
+            if without:
+                env["CNI_PATH"] += f":{stack.enter_context(stand_ins.directory(without, self._path))}"
             for position, plugin in reversed(tuple(enumerate(config.plugins))):
                 if before and position not in before:
                     continue  # its DEL succeeded in an earlier attempt

@@ -6,7 +6,7 @@ directory has changed since.
 
 A debt is an attachment of which the DEL of some plugins failed. It keeps its netns, and a retry runs those plugins
 only. A plugin that was uninstalled is not waited for: its binary is gone, and the configuration in force does not
-name it.
+name it. One that only lacks its IPAM plugin does its own work without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 import structlog
 
 from sandboxd import disclosure, steps
-from sandboxd.cni import conf, request, result
+from sandboxd.cni import conf, lookup, request, result
 from sandboxd.errors import CleanupIncomplete, Exhausted, NotReady, SandboxdError
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
 from sandboxd.node import Node
@@ -127,8 +127,13 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
             with steps.step(
                 "pod.network.detach", network=attachment.network, attempt=attachment.attempts + 1
             ) as step:
-                failed = await node.network.cni.delete(_findable(node, deleting))
-                owed = _without_uninstalled(node, deleting, failed, step)
+                findable = _findable(node, deleting)
+                gone = _uninstalled(node, findable)
+                without = gone & _delegates(findable)
+                failed = await node.network.cni.delete(findable, without=without)
+                owed = tuple(each for each in failed if each.missing not in gone)
+                if lacked := without | (gone & {each.missing for each in failed}):
+                    _tell(deleting, ", ".join(sorted(lacked)), step)
                 if owed:
                     raise CleanupIncomplete("; ".join(each.error for each in owed))
         except Exception as exc:  # a bug here must not keep the pod from being removed
@@ -170,27 +175,34 @@ def _findable(node: Node, attachment: Attachment) -> Attachment:
     return replace(attachment, plugin_path=":".join((*filter(None, recorded), *moved))) if moved else attachment
 
 
-def _without_uninstalled(
-    node: Node, attachment: Attachment, owed: tuple[Owed, ...], step: steps.Step
-) -> tuple[Owed, ...]:
-    """What is still waited for: not a plugin that is gone and that the configuration in force does not name.
+def _uninstalled(node: Node, attachment: Attachment) -> frozenset[str]:
+    """What of its plugins and their IPAM plugins is gone and not named by the configuration in force.
 
-    A configuration that is broken, and not gone, says nothing about that.
+    Nobody waits for those. A configuration that is broken, and not gone, says nothing about that.
     """
     choice = node.network.conf.current()
-    if not any(each.missing for each in owed) or (choice.config is None and not choice.empty):
-        return owed
-    plugins = choice.config.plugins if choice.config else ()
-    named = {type_ for plugin in plugins for type_ in (plugin["type"], conf.delegate_type(plugin))}
-    uninstalled = [each for each in owed if each.missing and each.missing not in named]
-    if uninstalled:
-        types = ", ".join(dict.fromkeys(each.missing for each in uninstalled))
-        step.note(uninstalled=types)
-        log.warning(
-            "a CNI plugin was uninstalled before its DEL; what it made for the pod may be left",
-            sandbox=attachment.sandbox_id,
-            pod=attachment.pod,
-            network=attachment.network,
-            plugin=types,
-        )
-    return tuple(each for each in owed if each not in uninstalled)
+    if choice.config is None and not choice.empty:
+        return frozenset()
+    named = _types(choice.config) if choice.config else frozenset()
+    directories = attachment.plugin_path.split(":")
+    recorded = _types(conf.from_json(attachment.config)) - named
+    return frozenset(type_ for type_ in recorded if lookup.is_missing(type_, directories))
+
+
+def _types(config: conf.NetworkConfig) -> frozenset[str]:
+    return frozenset(type_ for plugin in config.plugins for type_ in (plugin["type"], conf.delegate_type(plugin)))
+
+
+def _delegates(attachment: Attachment) -> set[str]:
+    return {conf.delegate_type(plugin) for plugin in conf.from_json(attachment.config).plugins}
+
+
+def _tell(attachment: Attachment, types: str, step: steps.Step) -> None:
+    step.note(uninstalled=types)
+    log.warning(
+        "a CNI plugin was uninstalled before its DEL; what it made for the pod may be left",
+        sandbox=attachment.sandbox_id,
+        pod=attachment.pod,
+        network=attachment.network,
+        plugin=types,
+    )

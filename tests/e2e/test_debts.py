@@ -205,6 +205,27 @@ def test_a_plugin_that_was_uninstalled_leaves_nothing(fresh_bed: StartBed) -> No
     assert_no_leaks(bed, before)
 
 
+def test_what_a_plugin_made_itself_goes_although_its_ipam_plugin_was_uninstalled(fresh_bed: StartBed) -> None:
+    bed = real_bed(fresh_bed)
+    network = bed.default_network()
+    text = bed.path(network.file).read_text()
+    bed.path(PLUGINS).mkdir(parents=True, exist_ok=True)
+    before = observe(bed)
+    bed.run(["cp", "/usr/lib/cni/host-local", f"{PLUGINS}/static-pool"])
+    bed.write(network.file, text.replace('"host-local"', '"static-pool"'))
+    pod_id = run_pod(bed, published())
+    ip = pod_status(bed, pod_id).network.ip
+    uninstall(bed)
+    bed.path(PLUGINS).mkdir(parents=True)
+    bed.write(network.file, text)
+
+    remove_pod(bed, pod_id)
+
+    assert not debts(bed)
+    bed.run(["rm", f"/var/lib/cni/networks/{network.name}/{ip}"])  # what only the IPAM plugin could have freed
+    assert_no_leaks(bed, before)
+
+
 def test_what_precedes_a_failing_plugin_is_freed_and_a_person_retries_or_forgives_the_rest(
     fresh_bed: StartBed,
 ) -> None:

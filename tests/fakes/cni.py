@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from sandboxd.cni.conf import NetworkConfig, from_json
+from sandboxd.cni.conf import NetworkConfig, delegate_type, from_json
 from sandboxd.cni.request import check_container_id, check_ifname
 from sandboxd.cni.strict_json import load_object
 from sandboxd.errors import (
@@ -76,22 +76,24 @@ class Cni:
             }
             return json.dumps(document, separators=(",", ":")).encode()
 
-    async def delete(self, attachment: Attachment) -> tuple[Owed, ...]:
-        """A failure is the first plugin's; one that is not in `plugins` is missing."""
+    async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]:
+        """A failure is the first plugin's; one that is not in `plugins` is missing, and so is its IPAM plugin."""
         config = self._config(attachment)
         try:
             async with self._points.at("cni.delete", _refusal, NotReady, TimedOut, Unavailable):
-                return self._deleted(attachment, config)
+                return self._deleted(attachment, config, without)
         except SandboxdError as exc:
             return (_owed(attachment, 0, config.plugins[0]["type"], str(exc)),)
 
-    def _deleted(self, attachment: Attachment, config: NetworkConfig) -> tuple[Owed, ...]:
+    def _deleted(self, attachment: Attachment, config: NetworkConfig, without: frozenset[str]) -> tuple[Owed, ...]:
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
         owing = [each.position for each in attachment.owed] or range(len(config.plugins))
         failed = [
-            _owed(attachment, position, type_, f'CNI plugin "{type_}" was not found', missing=type_)
+            _owed(attachment, position, plugin["type"], f'CNI plugin "{type_}" was not found', missing=type_)
             for position in owing
-            if (type_ := config.plugins[position]["type"]) not in self.plugins
+            for plugin in [config.plugins[position]]
+            for type_ in (plugin["type"], delegate_type(plugin))
+            if type_ and type_ not in self.plugins and type_ not in without
         ]
         added = self.attached.get(key)
         if added is not None:

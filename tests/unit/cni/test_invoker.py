@@ -287,6 +287,22 @@ async def test_an_ipam_plugin_is_missing_when_its_plugin_says_so(
     assert owed.missing == missing
 
 
+async def test_an_ipam_plugin_that_is_gone_for_good_has_a_stand_in_behind_all_directories(
+    plugins: Callable[..., str], tmp_path: Path
+) -> None:
+    directory = plugins(bridge={})
+    seen = tmp_path / "seen"
+    script = f'#!/bin/sh\ncat >/dev/null\necho "$CNI_PATH" >{seen}\n"${{CNI_PATH##*:}}/whereabouts"\n'
+    (tmp_path / "bridge").write_text(script)
+    config = replace(network("bridge"), plugins=({"type": "bridge", "ipam": {"type": "whereabouts"}},))
+    attachment = attached(config, directory)
+
+    assert await Invoker(30).delete(attachment)
+    assert seen.read_text().strip() == attachment.plugin_path
+    assert await Invoker(30).delete(attachment, without=frozenset({"whereabouts"})) == ()
+    assert seen.read_text().startswith(f"{attachment.plugin_path}:/")
+
+
 async def test_del_of_a_container_that_the_plugin_does_not_know_is_done(
     plugins: Callable[..., str], records: list[steps.StepRecord]
 ) -> None:

@@ -450,6 +450,23 @@ async def test_a_debt_ends_when_its_plugin_is_uninstalled_later(
     assert not fakes.node.ledger.attachments and not fakes.netns.left()
 
 
+async def test_a_plugin_whose_ipam_plugin_was_uninstalled_does_its_own_del_without_it(
+    fakes: Bundle, held: Held, log_lines: LogLines
+) -> None:
+    conf_file(fakes).write_text(CHAIN % ("pods", '{"type": "bridge", "ipam": {"type": "whereabouts"}}'))
+    fakes.cni.plugins["whereabouts"] = fakes.cni.plugins["bridge"]
+    await attached(held)
+    del fakes.cni.plugins["whereabouts"]
+    (debt,) = await network.detach(held)
+    assert [(each.plugin, each.missing, each.attempts) for each in debt.owed] == [("bridge", "whereabouts", 1)]
+    configure(fakes, "bridge")
+
+    assert await network.release(held, held.sandbox().netns_path) == []
+
+    assert not fakes.cni.undeleted, "bridge has done its DEL"
+    assert log_lines[-1]["plugin"] == "whereabouts"
+
+
 async def test_a_plugin_that_is_there_and_refuses_is_waited_for_although_nothing_names_it(
     fakes: Bundle, held: Held, log_lines: LogLines
 ) -> None:
@@ -469,7 +486,7 @@ async def test_plugins_are_also_looked_for_where_they_are_now(
     fakes.node.ledger.put_attachment(replace(only(fakes), plugin_path="/opt/before"))
     given = []
 
-    async def delete(attachment: Attachment) -> tuple[Owed, ...]:
+    async def delete(attachment: Attachment, *, without: frozenset[str]) -> tuple[Owed, ...]:
         given.append(attachment.plugin_path)
         return ()
 

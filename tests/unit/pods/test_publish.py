@@ -198,7 +198,7 @@ async def test_a_debt_may_still_lead_somewhere_and_is_named(fakes: Bundle, log_l
 async def test_a_port_whose_plugin_has_done_its_del_leads_nowhere(fakes: Bundle) -> None:
     old = await run(fakes, with_port())
     (attachment,) = fakes.node.ledger.attachments_of(old.id)
-    plugins = [{"type": "bridge"}, {"type": "portmap", "capabilities": ALL}]
+    plugins: list[dict[str, Any]] = [{"type": "bridge"}, {"type": "portmap", "capabilities": ALL}]
     config = json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}).encode()
     fakes.node.ledger.update_sandbox(old.id, stopped_at=1)
     for position, words in ((1, "whose network owes a DEL"), (0, "")):
