@@ -173,12 +173,13 @@ def requested(context: SecurityContext) -> cri.SecurityProfile | None:
 def localhost_file(context: SecurityContext, directory: str) -> str:
     """The file of the Localhost profile that applies to the context, "" for none.
 
-    A relative name is looked up in `directory`. Raises InvalidRequest for one that leads out of it.
+    A relative name is looked up in `directory`; some clients keep the older field's "localhost/" before it. Raises
+    InvalidRequest for one that leads out of the directory.
     """
     profile = requested(context)
     if context.privileged or profile is None or profile.profile_type != cri.SecurityProfile.Localhost:
         return ""
-    name = profile.localhost_ref
+    name = profile.localhost_ref.removeprefix("localhost/")
     if name.startswith("/"):
         return name
     inside = posixpath.normpath(name)

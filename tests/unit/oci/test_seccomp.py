@@ -61,6 +61,14 @@ def test_a_relative_profile_is_in_the_configured_directory(members: dict[str, An
     assert seccomp.localhost_file(context(**members), "/profiles") == file
 
 
+@pytest.mark.parametrize(
+    ("reference", "file"), [("localhost//a/p.json", "/a/p.json"), ("localhost/p", "/profiles/p")]
+)
+def test_the_prefix_of_the_older_field_is_no_part_of_a_name(reference: str, file: str) -> None:
+    profile = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=reference)
+    assert seccomp.localhost_file(context(seccomp=profile), "/profiles") == file
+
+
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "."])
 def test_a_relative_profile_does_not_leave_the_directory(name: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a file in /profiles"):
