@@ -23,7 +23,7 @@ from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
 from sandboxd.model import ContainerRecord, ContainerState, ImageRecord, SandboxRecord
 from sandboxd.node import Node
-from sandboxd.oci import cdi, dubious, stop_signal, users, validate
+from sandboxd.oci import cdi, dubious, linux, stop_signal, users, validate
 from sandboxd.oci import container as oci_container
 from sandboxd.oci import userns as oci_userns
 from sandboxd.oci.linux import DeviceNode, HostFacts
@@ -180,7 +180,7 @@ def _log_path(sandbox: cri.PodSandboxConfig, config: cri.ContainerConfig) -> str
     """Where the log goes; validated, so it stays below the log directory."""
     if not sandbox.log_directory or not config.log_path:
         return ""
-    return posixpath.join(sandbox.log_directory, config.log_path)
+    return posixpath.join(sandbox.log_directory, linux.relative(config.log_path))
 
 
 def _stop_signal(config: cri.ContainerConfig, image: ImageRecord) -> str:

@@ -5,6 +5,8 @@ place, and wait for as long as it takes: for ever on a FIFO, and on a device or 
 chooses. So CreateContainer follows these paths as the container will see them, through the image's layers and the
 mounts over them, and refuses what is not a regular file. What is missing, or a link in a circle, is not opened.
 
+What is mounted may be replaced before the container is started, so StartContainer looks again (`mounted`).
+
 They open them again for each further process, and by then a container may have replaced them: `check_running` looks
 before that, and `starting` finds a runtime that waits nevertheless, for exec to end it, since nothing else does.
 """
@@ -15,6 +17,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sandboxd import syscalls
 from sandboxd.containerd import rootfs as image_files
@@ -27,7 +30,7 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 _PROC = Path("/proc")
 PATHS = ("/etc/passwd", "/etc/group")
-HARMLESS = "/dev/null"  # images link to it to have no users
+HARMLESS = "/dev/null"  # images link to it, and clients mount it, to have no users
 _NULL = (1, 3)  # its device numbers
 _RUNTIMES_OWN = ("proc", "dev", "sys")  # mounted by the runtime, whatever the image has there
 _MAX_LINKS = 40  # the kernel's own limit
@@ -44,7 +47,7 @@ def check(rootfs: Sequence[Mount], mounts: Mapping[str, str]) -> None:
         seen = _Seen(look, mounts)
         for path in PATHS:
             place, entry = seen.follow(path, path)
-            if place == HARMLESS or entry is None or stat.S_ISREG(entry.mode):
+            if place == HARMLESS or entry is None or _can_be_read(entry.mode, entry.device):
                 continue
             raise InvalidRequest(
                 f"{path} of the container is {_described(path, place, entry)}, but the OCI runtime reads it and"
@@ -63,6 +66,13 @@ def sources(config: cri.ContainerConfig, host: HostFacts, volumes: Mapping[str, 
     return dict(sorted(places, key=lambda each: linux.depth(each[0])))
 
 
+def mounted(spec: Mapping[str, Any]) -> dict[str, str]:
+    """What the container's runtime spec mounts over the image, as `sources` has it."""
+    mounts = [mount for mount in spec.get("mounts", ()) if mount.get("type") == "bind"]
+    places = [(linux.clean(mount["destination"]), str(mount["source"])) for mount in mounts]
+    return dict(sorted(places, key=lambda each: linux.depth(each[0])))
+
+
 def check_running(pid: int) -> None:
     """Raise NotReady when the container with this init process has made a file that the runtime would wait for.
 
@@ -75,7 +85,7 @@ def check_running(pid: int) -> None:
     try:
         for path in PATHS:
             info = _info_in(root, path)
-            if info and not stat.S_ISREG(info.st_mode) and _device(info) != _NULL:
+            if info and not _can_be_read(info.st_mode, info.st_rdev):
                 kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a device")
                 raise NotReady(
                     f"{path} of the container is now {kind}, which the OCI runtime would read: make it a file again"
@@ -107,8 +117,8 @@ def starting(exec_id: str) -> list[int]:
     return found
 
 
-def _device(info: os.stat_result) -> tuple[int, int]:
-    return os.major(info.st_rdev), os.minor(info.st_rdev)
+def _can_be_read(mode: int, device: int) -> bool:
+    return stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and (os.major(device), os.minor(device)) == _NULL)
 
 
 def _with_argument(ending: bytes) -> list[int]:
@@ -197,7 +207,7 @@ class _Seen:
 def _of_host(path: str) -> Entry | None:
     try:
         info = os.lstat(path)
-        return Entry(info.st_mode, os.readlink(path) if stat.S_ISLNK(info.st_mode) else "")
+        return Entry(info.st_mode, os.readlink(path) if stat.S_ISLNK(info.st_mode) else "", info.st_rdev)
     except OSError:
         return None
 

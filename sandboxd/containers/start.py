@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 
 from sandboxd import disclosure, steps
+from sandboxd.containers import runtime_reads
 from sandboxd.containers.ending import settle_container
 from sandboxd.errors import NotReady, SandboxdError
 from sandboxd.logs.client import make_fifos
@@ -61,6 +63,10 @@ async def _run(node: Node, container: ContainerRecord) -> int:
     command = config.command or config.args
     with steps.step("container.task.create"), disclosure.program_only(command):
         async with userns.staged(node, sandbox, container.id, rootfs, config) as mapped:
+            if config.mounts:
+                # Other containers may have changed since what is mounted.
+                mounts = runtime_reads.mounted(await node.runtime.spec(container.id))
+                await asyncio.to_thread(runtime_reads.check, rootfs, mounts)
             await node.runtime.create(
                 container.id,
                 mapped,

@@ -14,6 +14,8 @@ def container(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig, host: 
     """A sentence on each dubious field of a validated config, beginning with the field, for the daemon's log."""
     if config.log_path and not sandbox.log_directory:
         yield "config.log_path: the sandbox has no log_directory, so what the container writes is discarded"
+    elif config.log_path.startswith("/"):
+        yield f"config.log_path: {config.log_path!r} is absolute, but taken below {sandbox.log_directory}"
     yield from _mounts(config)
     yield from _resources(config.linux.resources, host)
 

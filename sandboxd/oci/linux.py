@@ -392,6 +392,11 @@ def clean(path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))
 
 
+def relative(path: str) -> str:
+    """`path` below a directory that the caller joins it to, also when it is absolute."""
+    return path.lstrip("/")
+
+
 def depth(path: str) -> int:
     """The number of elements of a clean absolute path."""
     return 0 if path == "/" else path.count("/")

@@ -165,6 +165,20 @@ def test_a_fifo_that_is_mounted_where_the_users_are_is_refused(two: Testbed, pod
         assert refused(error.value)[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_what_was_made_a_fifo_since_the_creation_is_not_opened_at_the_start(two: Testbed, pod: str) -> None:
+    """Another container of the pod may do that in a directory that both have."""
+    place = "/var/lib/changing"
+    two.write(f"{place}/passwd", "root:x:0:0::/:/bin/sh\n")
+    config = shell("true", mounts=[cri.Mount(container_path="/etc", host_path=place)])
+    container_id = create_container(two, pod, config)
+    two.run(["sh", "-c", f"rm {place}/passwd && mkfifo {place}/passwd"])
+    with pytest.raises(grpc.RpcError) as error:
+        start_container(two, container_id)
+    assert "/etc/passwd of the container is a FIFO" in refused(error.value)[1]
+    assert container_status(two, container_id).reason == "StartError"
+    two.run(["rm", "-r", place])
+
+
 def test_a_file_mounted_over_an_images_fifo_is_the_one_that_counts(two: Testbed, pod: str) -> None:
     mount = cri.Mount(container_path="/etc/passwd", host_path="/var/lib/users")
     container_id = run_container(

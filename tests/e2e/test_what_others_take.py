@@ -197,6 +197,18 @@ def test_a_relative_path_is_below_the_root(two: Testbed, handler: str) -> None:
     assert output(two, handler, config) == ["first"]
 
 
+def test_an_absolute_log_path_is_below_the_log_directory(two: Testbed, handler: str) -> None:
+    config = shell("echo logged")
+    config.log_path = f"/{config.log_path}"
+    assert output(two, handler, config) == ["logged"]
+    assert "is absolute, but taken below" in two.log_tail(400)
+
+
+def test_the_null_device_may_be_mounted_where_the_users_are(two: Testbed, handler: str) -> None:
+    mounts = [cri.Mount(container_path=f"/etc/{name}", host_path="/dev/null") for name in ("passwd", "group")]
+    assert output(two, handler, shell("cat /etc/passwd /etc/group; id -u", mounts=mounts)) == ["0"]
+
+
 def test_a_log_path_without_a_log_directory_is_no_log(two: Testbed, handler: str) -> None:
     pod = pod_config()
     pod.log_directory = ""

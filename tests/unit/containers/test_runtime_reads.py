@@ -80,6 +80,7 @@ def test_a_link_to_a_fifo_elsewhere_in_the_image_is_refused(root: Path) -> None:
         link("/etc/hosts"),
         link("/dev/null"),
         link("../../../../../outside/passwd"),
+        lambda path: os.mknod(path, 0o20644, os.makedev(1, 3)),
     ],
 )
 def test_what_can_be_read_or_is_not_there_is_accepted(root: Path, make: Make) -> None:
@@ -108,6 +109,26 @@ def test_what_is_mounted_over_the_image_counts(root: Path) -> None:
     ):
         with pytest.raises(InvalidRequest, match="/etc/group of the container is a FIFO"):
             check(root, mounts)
+
+
+def test_the_null_device_may_be_mounted_there_and_no_other(root: Path) -> None:
+    check(root, {"/etc/passwd": "/dev/null"})
+    with pytest.raises(InvalidRequest, match="/etc/group of the container is a device"):
+        check(root, {"/etc/passwd": "/dev/null", "/etc/group": "/dev/zero"})
+
+
+def test_the_mounts_of_a_spec_are_those_of_the_host() -> None:
+    """Parents first, and the last one at a place counts."""
+    spec = {
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/etc/passwd", "type": "bind", "source": "/a"},
+            {"destination": "/etc", "type": "bind", "source": "/b"},
+            {"destination": "/etc/", "type": "bind", "source": "/c"},
+        ]
+    }
+    assert list(runtime_reads.mounted(spec).items()) == [("/etc", "/c"), ("/etc/passwd", "/a")]
+    assert runtime_reads.mounted({}) == {}
 
 
 def test_links_lead_into_mounts_and_mounts_follow_links(root: Path) -> None:

@@ -22,6 +22,7 @@ def resources(**fields: object) -> cri.ContainerConfig:
     ("config", "pod", "words"),
     [
         (cri.ContainerConfig(log_path="a.log"), cri.PodSandboxConfig(), "config.log_path: the sandbox has no"),
+        (cri.ContainerConfig(log_path="/a.log"), POD, "config.log_path: '/a.log' is absolute, but taken below /var/"),
         (
             cri.ContainerConfig(mounts=[cri.Mount(container_path="srv", host_path="/a")]),
             POD,

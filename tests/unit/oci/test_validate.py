@@ -213,7 +213,8 @@ BAD_CONTAINERS: list[tuple[Edit, str]] = [
     (_set("mounts", [cri.Mount(host_path="/a")]), "config.mounts[2].container_path: is empty"),
     (_set("mounts", [cri.Mount(container_path="a\n", host_path="/a")]), "config.mounts[2].container_path: 'a\\n'"),
     (_set("mounts", [cri.Mount(container_path=".", host_path="/a")]), "config.mounts[2].container_path: is the root"),
-    (_set("log_path", "/abs.log"), "config.log_path: '/abs.log' is absolute"),
+    (_set("log_path", "/"), "config.log_path: '/' is not a file inside"),
+    (_set("log_path", "//../other/0.log"), "config.log_path: '//../other/0.log' is not a file inside"),
     (_set("log_path", "../other/0.log"), "config.log_path: '../other/0.log' is not a file inside"),
     (_set("log_path", "a/../../b"), "config.log_path: 'a/../../b' is not a file inside"),
     (_set("log_path", "a/.."), "config.log_path: 'a/..' is not a file"),
@@ -325,6 +326,8 @@ ODD_CONTAINERS: list[Edit] = [
     _set("stdin_once", True),
     _set("log_path", ""),
     _set("log_path", "a/b/../c.log"),
+    _set("log_path", "/abs.log"),
+    _set("log_path", "//var/log/0.log"),
 ]
 
 
