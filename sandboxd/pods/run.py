@@ -18,13 +18,16 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from sandboxd import disclosure, places, steps
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.errors import AlreadyExists, SandboxdError, Unsupported
+from sandboxd.containerd import rootfs as image_files
+from sandboxd.containerd.snapshots import Mount
+from sandboxd.containers import runtime_reads
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdError, Unsupported
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, pod_files, userns
@@ -202,11 +205,8 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
         pod_files.prepare(node, record)
     with steps.step("pod.pause.rootfs", image=pause.id):
         rootfs = await node.images.prepare_rootfs(record.id, pause)
+        user = await asyncio.to_thread(_pause_user, record.config, pause, rootfs)
     name = pause.name
-    # Pause images have no /etc/passwd, so a user name could not be resolved.
-    user = users.resolve(
-        users.for_sandbox(record.config.linux.security_context, pause.config.get("User", "")), None, None
-    )
     found = await asyncio.to_thread(
         machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
     )
@@ -234,6 +234,17 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
     with steps.step("pod.pause.create") as step:
         async with userns.staged(node, record, record.id, rootfs) as mapped:
             step.note(pid=await node.runtime.create(record.id, mapped))
+
+
+def _pause_user(config: cri.PodSandboxConfig, pause: ImageRecord, rootfs: Sequence[Mount]) -> users.User:
+    """Who the pause process is. Raises NotReady for an image that the OCI runtime could not read. Blocks."""
+    try:
+        runtime_reads.check(rootfs, {})
+    except InvalidRequest as exc:
+        raise NotReady(f"the pause image {pause.name}: {exc}; runtime.pause_image names it") from exc
+    passwd, group = (image_files.read(rootfs, path) for path in ("etc/passwd", "etc/group"))
+    wanted = users.for_sandbox(config.linux.security_context, pause.config.get("User", ""))
+    return users.resolve(wanted, passwd, group)
 
 
 def network_comes_first(config: cri.PodSandboxConfig, chosen: NetworkConfig) -> bool:

@@ -158,14 +158,54 @@ def test_a_pause_image_that_is_configured_is_fetched_and_pinned(fresh_bed: Start
     remove_pod(bed, run_pod(bed))
 
 
-def publish_pause(storage: Storage, repository: str, tag: str) -> None:
+def test_a_pause_image_is_an_image_with_its_own_users_and_special_files(fresh_bed: StartBed) -> None:
+    """Its user may have a name; where the OCI runtime would wait for a FIFO, the run ends and says why."""
+    bed = fresh_bed(daemon=False)
+    registry = start_registry(bed, 5000)
+    publish_pause(registry.storage, "our/pause", "named", user="guard", passwd=b"guard:x:77:78::/:/bin/sh\n")
+    publish_pause(registry.storage, "our/pause", "fifo", passwd=b"")
+    for tag in ("named", "fifo"):
+        name = f"{registry.host}/our/pause:{tag}"
+        bed.start_daemon(images=QUICK, runtime={"pause_image": name, "cgroup_parent": bed.cgroup_parent})
+        bed.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=name)), timeout=60)
+        made: list[str] = []
+        if tag == "named":
+            until(lambda each=made: runs(bed, each), what="it is fetched")  # type: ignore[misc]
+            user = pod_info(bed, made[0])["runtimeSpec"]["process"]["user"]
+            assert (user["uid"], user["gid"]) == (77, 78)
+            remove_pod(bed, made[0])
+        else:
+            until(lambda: "is a FIFO" in refusal(bed), what="it is fetched and refused")
+            assert "the pause image" in refusal(bed) and "runtime.pause_image" in refusal(bed)
+            assert not bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
+        bed.stop_daemon()
+
+
+def refusal(bed: Testbed) -> str:
+    """Why no pod can be run."""
+    with pytest.raises(grpc.RpcError) as error:
+        run_pod(bed)
+    code, words = refused(error.value)
+    assert code in (Code.UNAVAILABLE, Code.FAILED_PRECONDITION), words
+    return words
+
+
+def publish_pause(
+    storage: Storage, repository: str, tag: str, *, user: str = "", passwd: bytes | None = None
+) -> None:
+    """A pause image; an empty `passwd` makes a FIFO of it."""
     program = Path("/usr/bin/catatonit").read_bytes()
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         entry = tarfile.TarInfo("pause")
         entry.size, entry.mode = len(program), 0o755
         tar.addfile(entry, io.BytesIO(program))
-    make_image(storage, repository, [layer.getvalue()], config={"Entrypoint": ["/pause", "-P"]}, tag=tag)
+        if passwd is not None:
+            entry = tarfile.TarInfo("etc/passwd")
+            entry.type, entry.size = (tarfile.REGTYPE, len(passwd)) if passwd else (tarfile.FIFOTYPE, 0)
+            tar.addfile(entry, io.BytesIO(passwd))
+    config = {"Entrypoint": ["/pause", "-P"], "User": user}
+    make_image(storage, repository, [layer.getvalue()], config=config, tag=tag)
 
 
 def runs(bed: Testbed, made: list[str]) -> bool:
