@@ -180,7 +180,7 @@ def _log_path(sandbox: cri.PodSandboxConfig, config: cri.ContainerConfig) -> str
     """Where the log goes; validated, so it stays below the log directory."""
     if not sandbox.log_directory or not config.log_path:
         return ""
-    return posixpath.join(sandbox.log_directory, linux.relative(config.log_path))
+    return posixpath.join(sandbox.log_directory, posixpath.normpath(linux.relative(config.log_path)))
 
 
 def _stop_signal(config: cri.ContainerConfig, image: ImageRecord) -> str:

@@ -297,12 +297,13 @@ async def start(node: Node, container_id: str, argv: Sequence[str], *, tty: bool
 
 
 async def exec_sync(node: Node, container_id: str, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
-    """Run a command to its end: (stdout, stderr, exit code). `timeout` is in seconds, 0 for none.
+    """Run a command to its end: (stdout, stderr, exit code). `timeout` is in seconds; 0 or less is none.
 
     Raises TimedOut when it takes longer. However this ends, and also when the caller is cancelled, the process is
     gone afterwards.
     """
     check_command(argv)
+    timeout = max(timeout, 0)
     process = Process(node, running_container(node, container_id), tty=False)
     job = node.jobs.spawn(("ExecSync", process.id), lambda: _sync(node, process, argv, timeout))
     try:

@@ -263,6 +263,10 @@ def _source(path: str) -> str:
     try:
         return str(Path(path).resolve(strict=True))
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise FileNotFoundError(
+                errno.ENOENT, f"it is a link to {os.readlink(path)!r}, where nothing is"
+            ) from None
         os.makedirs(path, mode=0o755, exist_ok=True)
         log.warning("a mount's source was missing: an empty directory was made", source=path)
         return str(Path(path).resolve(strict=True))

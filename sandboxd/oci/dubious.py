@@ -17,6 +17,7 @@ def container(config: cri.ContainerConfig, sandbox: cri.PodSandboxConfig, host: 
     elif config.log_path.startswith("/"):
         yield f"config.log_path: {config.log_path!r} is absolute, but taken below {sandbox.log_directory}"
     yield from _mounts(config)
+    yield from _devices(config)
     yield from _resources(config.linux.resources, host)
 
 
@@ -28,6 +29,13 @@ def _mounts(config: cri.ContainerConfig) -> Iterator[str]:
     times = Counter(linux.clean(mount.container_path) for mount in config.mounts)
     for place in sorted(place for place, count in times.items() if count > 1):
         yield f"config.mounts: {place} is mounted {times[place]} times: the last mount hides the others"
+
+
+def _devices(config: cri.ContainerConfig) -> Iterator[str]:
+    for i, device in enumerate(config.devices):
+        if device.container_path and not device.container_path.startswith("/"):
+            place = linux.clean(device.container_path)
+            yield f"config.devices[{i}].container_path: {device.container_path!r} is relative, made at {place}"
 
 
 def _resources(wanted: cri.LinuxContainerResources, host: HostFacts) -> Iterator[str]:

@@ -301,7 +301,7 @@ def devices(wanted: Sequence[cri.Device], host: HostFacts, *, privileged: bool) 
         if not host_nodes:
             raise InvalidRequest(f"config.devices: {device.host_path}: there is no such device on this machine")
         for node in host_nodes:
-            place = device.container_path or device.host_path
+            place = clean(device.container_path or device.host_path)
             path = posixpath.join(place, node.below) if node.below else place
             nodes[path] = _device(path, node)
             if node.kind in ("c", "b") and not privileged:

@@ -458,7 +458,7 @@ def _devices(devices: Sequence[cri.Device]) -> None:
     for i, device in enumerate(devices):
         field = f"config.devices[{i}]"
         if device.container_path:
-            _absolute(device.container_path, f"{field}.container_path")
+            _printable(device.container_path, f"{field}.container_path")
         _absolute(device.host_path, f"{field}.host_path")
         if not _PERMISSIONS.match(device.permissions):
             _fail(f"{field}.permissions", f"{device.permissions!r} is not made of r, w and m")

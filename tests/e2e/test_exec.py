@@ -29,6 +29,11 @@ def sync(bed: Testbed, container_id: str, *cmd: str, timeout: int = 10) -> cri.E
     return bed.runtime.ExecSync(request, timeout=60)
 
 
+@pytest.mark.parametrize("timeout", [-(2**63), -1, 0, 2**63 - 1])
+def test_a_limit_that_is_none_is_not_reached(bed: Testbed, box: str, timeout: int) -> None:
+    assert sync(bed, box, "echo", "x", timeout=timeout).stdout == b"x\n"
+
+
 def running(bed: Testbed, marker: str) -> bool:
     """Whether a process with this argument runs in the bed."""
     return bed.run(["pgrep", "-f", marker], check=False).returncode == 0

@@ -84,6 +84,16 @@ async def test_a_container_is_a_record_a_root_file_system_and_no_process(fakes: 
     assert fakes.left() == [f"container {record.id}", f"snapshot {record.id}"]
 
 
+@pytest.mark.parametrize("path", ["/app/0.log", "//app/./0.log/", "x/../app/0.log"])
+async def test_a_log_path_is_below_the_pods_directory_however_it_is_written(
+    fakes: Bundle, pod: SandboxRecord, path: str
+) -> None:
+    config = container_config()
+    config.log_path = path
+
+    assert (await created(fakes, pod, config)).log_path == f"{pod.config.log_directory}/app/0.log"
+
+
 @pytest.mark.parametrize("directory", ["/logs", ""])
 async def test_a_container_that_does_not_say_where_it_logs_does_not_log(
     fakes: Bundle, pod: SandboxRecord, directory: str

@@ -33,6 +33,11 @@ def resources(**fields: object) -> cri.ContainerConfig:
             POD,
             "config.mounts: /a is mounted 2 times",
         ),
+        (
+            cri.ContainerConfig(devices=[cri.Device(container_path="dev/a", host_path="/dev/a")]),
+            POD,
+            "config.devices[0].container_path: 'dev/a' is relative, made at /dev/a",
+        ),
         (resources(cpu_shares=1), POD, "config.linux.resources.cpu_shares: 1 is not within"),
         (resources(hugepage_limits=HUGE), POD, "config.linux.resources.hugepage_limits: 2MB: not limited"),
     ],

@@ -251,7 +251,7 @@ BAD_CONTAINERS: list[tuple[Edit, str]] = [
         "config.mounts[2].host_path: is set together with image",
     ),
     (lambda c: setattr(c.mounts[0], "propagation", 5), "config.mounts[0].propagation: 5 is not a MountPropagation"),
-    (_set("devices", [cri.Device(container_path="a", host_path="/dev/a")]), "config.devices[1].container_path: 'a'"),
+    (_set("devices", [cri.Device(container_path="a\n", host_path="/a")]), "config.devices[1].container_path: 'a\\n'"),
     (_set("devices", [cri.Device(container_path="/a", host_path="b")]), "config.devices[1].host_path: 'b'"),
     (
         _set("devices", [cri.Device(container_path="/a", host_path="/b", permissions="x")]),
@@ -317,6 +317,7 @@ ODD_CONTAINERS: list[Edit] = [
     _set("mounts", [cri.Mount(container_path="rel", host_path="/a")]),
     _set("mounts", [cri.Mount(container_path="//data/x/..", host_path="/a")]),
     _set("devices", [cri.Device(host_path="/dev/a", permissions="r")]),
+    _set("devices", [cri.Device(host_path="/dev/a", container_path="a", permissions="r")]),
     _set(f"{RESOURCES}.cpu_shares", 1),
     _set(f"{RESOURCES}.cpu_shares", 2**40),
     _set(f"{RESOURCES}.cpu_quota", -2),
