@@ -257,7 +257,11 @@ def _describe(entry: tarfile.TarInfo, fd: int) -> None:
     """Set owner, attributes and mode; in this order, because changing the owner clears capabilities and setuid."""
     os.fchown(fd, entry.uid, entry.gid)
     for key, value in _attributes(entry):
-        os.setxattr(fd, key, value)
+        try:
+            os.setxattr(fd, key, value)
+        except OSError as exc:
+            # Also what is too large for the file system is a lack of space to it.
+            raise _Unfit(f"the attribute {key[:40]!r}: {exc.strerror}") from exc
     os.fchmod(fd, entry.mode & 0o7777)
 
 

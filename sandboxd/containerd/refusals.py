@@ -42,6 +42,8 @@ _READERS = (
 )
 _TEMPORARY = re.compile(r"(?:/[^\s:\"]*)?/containerd-mount\d+(/|(?=[\s:\"]|$))")
 _CALLBACK = re.compile(r"mount callback failed on [^:]*: ")
+# Some file systems keep no large attributes, and call that a lack of space. The disk may be full, too.
+_TOO_LARGE = re.compile(r"failed to setxattr .*: no space left on device$", re.DOTALL)
 _MISSING = re.compile(r"link (\S+) (\S+): no such file or directory")
 
 
@@ -59,8 +61,14 @@ def blamed(message: str, directories: Sequence[str]) -> str:
     lower = words.lower()
     by_reader = any(text in lower for text in _READERS)
     by_system = any(lower.endswith(text) for text in _SYSTEM)
+    if inside and _TOO_LARGE.search(lower):
+        return f"{_shortened(words)}: the attribute is larger than this file system keeps, unless the disk is full"
     if not (by_reader or (by_system and (inside or lower.startswith("failed to convert whiteout")))):
         return ""
     if found := _MISSING.search(words):
         return f"the entry {found[2]!r} is a hard link to {found[1]!r}, which this layer does not hold before it"
+    return _shortened(words)
+
+
+def _shortened(words: str) -> str:
     return words if len(words) <= SHOWN else f"{words[:SHOWN]}..."

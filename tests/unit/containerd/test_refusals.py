@@ -32,6 +32,12 @@ UPPER = "/var/lib/c/snapshots/12/fs"
         ),
         ("failed to get root path: too many links", "failed to get root path: too many links"),
         (f"symlink  {UPPER}/l: no such file or directory", "symlink  l: no such file or directory"),
+        (
+            "mount callback failed on /var/lib/c/tmpmounts/containerd-mount77: failed to setxattr"
+            ' "/var/lib/c/tmpmounts/containerd-mount77/a" for key "user.x": no space left on device',
+            'failed to setxattr "a" for key "user.x": no space left on device: the attribute is larger than this file'
+            " system keeps, unless the disk is full",
+        ),
         # What another is to blame for.
         (f"write {UPPER}/x: no space left on device", ""),
         (f"write {UPPER}/x: input/output error", ""),
