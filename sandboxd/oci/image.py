@@ -55,11 +55,18 @@ _FOREIGN = {
 }
 # What says nothing about a document. Old tools and some registries know no other types.
 UNSPECIFIC = ("", "application/octet-stream", "binary/octet-stream", "application/json", "text/plain", "text/html")
-_PACKED = ("tar", "x-tar", "x-gtar", "gzip", "x-gzip", "tar+gzip", "x-tar+gzip", "x-tgz", "zstd", "x-zstd")
+_TARS = ("tar", "x-tar", "gtar", "x-gtar")
+_PACKED = (
+    *_TARS,
+    *(f"{tar}+{packed}" for tar in _TARS for packed in ("gzip", "zstd")),
+    *("gzip", "x-gzip", "x-gunzip", "x-tgz", "x-gtar-compressed", "x-compressed", "x-compressed-tar"),
+    *("zstd", "x-zstd"),
+)
 # Types of layers that are looked into to see what they are, as containerd does with this one.
 _SNIFFED = DOCKER_LAYER
 _LAYER_FAMILIES = (OCI_LAYER, OCI_FOREIGN_LAYER, DOCKER_LAYER, DOCKER_FOREIGN_LAYER)
-_IMAGE_FAMILIES = ("application/vnd.oci.image.", "application/vnd.docker.container.image.")
+_IMAGE_FAMILIES = ("application/vnd.oci.image.", "application/vnd.docker.")
+_NO_IMAGE_FAMILY = "application/vnd.docker.plugin."
 
 # Annotations of an entry in an archive's index.
 NAME_ANNOTATION = "io.containerd.image.name"  # a name in full
@@ -175,7 +182,7 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
         raise InvalidRequest(f"{what}: larger than {MAX_MANIFEST_BYTES} bytes")
     document = parse_object(data, what)
     version = document.get("schemaVersion")
-    if version == 1 or "fsLayers" in document:
+    if version == 1 or document.get("fsLayers") is not None:
         raise Unsupported(f"{what}: docker's schema 1 is not supported; push the image again with a newer tool")
     if version not in (None, 2, "2"):
         raise InvalidRequest(f"{what}: schemaVersion must be 2, not {shown(version)}")
@@ -213,7 +220,8 @@ def _config(document: Mapping[str, Any], what: str) -> Descriptor:
     """The config's descriptor. Whether it is an image's shows in the blob, unless its type is of another kind."""
     config = _descriptor(document.get("config"), f"{what}: config")
     name = plain_type(config.media_type)
-    if name.startswith("application/vnd.") and not name.startswith(_IMAGE_FAMILIES):
+    foreign = name.startswith("application/vnd.") and not name.startswith(_IMAGE_FAMILIES)
+    if foreign or name.startswith(_NO_IMAGE_FAMILY):
         raise Unsupported(f"{what}: a config of type {shown(config.media_type)} is not a container image")
     if config.size > MAX_CONFIG_BYTES:
         raise InvalidRequest(f"{what}: the config is larger than {MAX_CONFIG_BYTES} bytes")

@@ -152,6 +152,8 @@ def test_a_manifest_may_leave_out_its_version(version: Any) -> None:
         "text/html",
         "application/vnd.oci.image.config.v1+json; charset=utf-8",
         "Application/VND.docker.container.image.v1+JSON",
+        "application/vnd.docker.image.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
         "application/vnd.oci.image.manifest.v1+json",
     ],
 )
@@ -177,7 +179,7 @@ def test_a_config_of_another_kind_is_no_image(media_type: str) -> None:
         image.parse_manifest(encoded(manifest(config=descriptor(media_type))))
 
 
-@pytest.mark.parametrize("member", ["annotations", "layers", "subject", "manifests"])
+@pytest.mark.parametrize("member", ["annotations", "layers", "subject", "manifests", "fsLayers"])
 def test_null_in_a_manifest_is_the_same_as_absent(member: str) -> None:
     """Go writes it for an empty list or map."""
     parsed = image.parse_manifest(encoded(manifest(**{member: None})))
@@ -244,6 +246,9 @@ def test_annotations_that_are_no_texts_are_left_out() -> None:
         ("application/octet-stream", image.DOCKER_LAYER, False),
         ("application/x-gzip", image.DOCKER_LAYER, False),
         ("application/x-tar", image.DOCKER_LAYER, False),
+        ("application/x-tar+zstd", image.DOCKER_LAYER, False),
+        ("application/tar+zstd", image.DOCKER_LAYER, False),
+        ("application/x-compressed-tar", image.DOCKER_LAYER, False),
         ("application/vnd.oci.image.layer.v1.tar.gzip", image.DOCKER_LAYER, False),
         ("application/vnd.docker.image.rootfs.diff.tar+gzip", image.DOCKER_LAYER, False),
         ("", image.DOCKER_LAYER, False),
