@@ -5,8 +5,9 @@
     unpack     the layers, under the same lease
     name       the image records, last: from now on the images exist
 
-A failure before the names leaves nothing: the lease's end frees the rest. A failure among the names puts those
-back that were already changed.
+An image that is at fault itself is passed over, with a remark, as long as there is another one. Any other failure
+before the names leaves nothing: the lease's end frees the rest. A failure among the names puts those back that were
+already changed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sandboxd import steps
 from sandboxd.containerd.content import CHILD_LABEL, child_labels, snapshot_label
 from sandboxd.containerd.images import Image
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
+from sandboxd.images.fetch import no_space
 from sandboxd.images.store import MANAGED, OWN_DOMAIN, PINNED, ImageStore, Leased
 from sandboxd.model import ImageRecord, Progress, Report, Stage, unreported
 from sandboxd.oci import archive, layers
@@ -52,7 +54,7 @@ class Loaded:
 
 
 async def load(store: ImageStore, path: Path, report: Report = unreported) -> list[Loaded]:
-    """Import every image of the archive at `path` that this machine can run; all of them or none.
+    """Import every image of the archive at `path` that is whole and that this machine can run; those, or none.
 
     What else the archive holds is passed over, with remarks that each of the images has. The same archive again
     changes nothing and answers the same. Raises InvalidRequest or Unsupported for what is wrong with the archive; no
@@ -75,7 +77,7 @@ async def load(store: ImageStore, path: Path, report: Report = unreported) -> li
             for remark in opened.remarks:
                 log.warning("of an archive, a part is passed over or may not run here", reason=remark)
             step.note(images=", ".join(content.names[0] if content.names else "untagged" for content in contents))
-        await _bring_in(store, contents, MANAGED, report)
+        contents, unfit = await _bring_in(store, contents, MANAGED, report)
     finally:
         stopped.set()
         executor.shutdown(wait=False)
@@ -86,7 +88,7 @@ async def load(store: ImageStore, path: Path, report: Report = unreported) -> li
             image_id=content.config.descriptor.digest,
             digest=content.manifest.descriptor.digest,
             size=content.size,
-            remarks=tuple(opened.remarks),
+            remarks=(*opened.remarks, *unfit),
         )
         for content in contents
     ]
@@ -181,26 +183,44 @@ def _read(opened: Archive, platform: Platform, report: Report) -> list[ImageCont
 
 async def _bring_in(
     store: ImageStore, contents: Sequence[ImageContent], labels: Mapping[str, str], report: Report
-) -> None:
-    """Store, unpack and name the images; then refresh the store's copy."""
+) -> tuple[list[ImageContent], list[str]]:
+    """Store, unpack and name the images, then refresh the store's copy; return those that came, why others did not.
+
+    Raises InvalidRequest when none can be unpacked.
+    """
+    unpacked: list[ImageContent] = []
+    unfit: list[str] = []
     total = sum(content.size for content in contents)
     async with store.leases.held("import", seconds=LEASE_SECONDS) as lease:
-        with steps.step("image.store", bytes=total) as step:
+        with steps.step("image.store", bytes=total) as step, no_space("storing the image's parts"):
             leased = store.under(lease)
             written = await _store(leased, contents, _counter(Stage.STORE, total, report))
             step.note(new_blobs=written)
-        with steps.step("image.unpack") as step:
+        with steps.step("image.unpack") as step, no_space("unpacking the image"):
             total = sum(blob.descriptor.size for content in contents for blob in content.layers)
             count = _counter(Stage.UNPACK, total, report)
-            for content in contents:
+            for number, content in enumerate(contents, start=1):
                 descriptors = [blob.descriptor for blob in content.layers]
-                await leased.snapshots.unpack(descriptors, content.parsed.diff_ids, count)
-            step.note(layers=sum(len(content.layers) for content in contents))
+                try:
+                    await leased.snapshots.unpack(descriptors, content.parsed.diff_ids, count)
+                except InvalidRequest as exc:
+                    if number == len(contents) and not unpacked:
+                        raise
+                    log.warning("an image of an archive is passed over", image=_called(content), reason=str(exc))
+                    unfit.append(f"{_called(content)}: {exc}")
+                else:
+                    unpacked.append(content)
+            step.note(layers=sum(len(content.layers) for content in unpacked))
         with steps.step("image.name"):
             # containerd keeps only what has a name: an untagged image is named by its id.
-            named = [(name, each) for each in contents for name in each.names or (each.config.descriptor.digest,)]
+            named = [(name, each) for each in unpacked for name in each.names or (each.config.descriptor.digest,)]
             await store.name(lease, [Image(name=name, target=each.target, labels=labels) for name, each in named])
     await store.refresh()
+    return unpacked, unfit
+
+
+def _called(content: ImageContent) -> str:
+    return ", ".join(content.names) or content.config.descriptor.digest
 
 
 async def _store(leased: Leased, contents: Sequence[ImageContent], count: Callable[[int], None]) -> int:

@@ -1,10 +1,12 @@
 """Image archives on disk: an OCI layout or a `docker save`, as one tar, plain or compressed as a whole.
 
 What an archive holds beside images that can be run here is passed over, with a word: signatures, charts, images for
-other machines, entries that cannot be read. What is damaged or hostile is refused, with all of the archive.
+other machines, entries that cannot be read, images of which a part is missing or damaged. An error is what leaves no image,
+and what makes the archive as a whole suspect: an entry that points outside, or more of something than a limit allows.
 
 The archive is untrusted. Every byte is hashed and every layer is scanned (`oci.layers`) before it is handed out.
-A part that is listed several times is read once, so that the work is linear in the archive's size.
+A part that is listed several times is read once, whatever was found, so that the work is linear in the archive's
+size.
 `oci.archive_files` sets the limits.
 
     OCI layout    oci-layout, index.json, blobs/sha256/<hex>    image-spec, image-layout.md
@@ -89,7 +91,7 @@ class Archive:
         self._files = Files(path, stopped)
         self._stopped = stopped
         # Keyed by offset in the file, since several paths may lead to one.
-        self._scans: dict[int, layers.Scan] = {}
+        self._scans: dict[int, layers.Scan | InvalidRequest] = {}
         self._configs: dict[int, tuple[ImageConfig, str]] = {}
         self._known = Known()
         self.remarks: list[str] = []  # what `images` passed over and why, and what may not run here
@@ -117,10 +119,13 @@ class Archive:
         """Every image of the archive that `host` can run, verified to the last byte; `remarks` tells of the rest.
 
         Images for another machine are given when there is nothing else, and nothing but their config says so. Raises
-        InvalidRequest for a digest that does not match, a missing part, an entry that points outside the archive, and
-        when no image is for this platform; Unsupported for layers or formats that cannot be read here.
+        InvalidRequest for an entry that points outside the archive, and when there is no image: none for this
+        platform, or a digest does not match, or a part is missing; Unsupported for layers or formats that cannot be
+        read here.
         """
         self._report = report
+        for word in self._files.passed_over:
+            self._remark(word)
         if "index.json" in self._files:
             images = self._oci_images(host)
         elif "manifest.json" in self._files:
@@ -144,11 +149,16 @@ class Archive:
         entry = self._files.find(path)
         scan = self._scans.get(entry.offset)
         if scan is None:
-            with self._files.opener(entry)() as file:
-                scan = layers.scan(file, f"the layer {shown(path)}", stopped=self._stopped)
+            try:
+                with self._files.opener(entry)() as file:
+                    scan = layers.scan(file, f"the layer {shown(path)}", stopped=self._stopped)
+            except InvalidRequest as exc:
+                scan = exc.with_traceback(None)
             self._scans[entry.offset] = scan
-            self._done += scan.size
+            self._done += entry.size
             self._verified(self._done)
+        if isinstance(scan, InvalidRequest):
+            raise type(scan)(str(scan))
         return scan
 
     def _verified(self, done: int) -> None:
@@ -165,6 +175,9 @@ class Archive:
         top = image.parse_manifest(self._files.read("index.json", image.MAX_MANIFEST_BYTES), image.OCI_INDEX)
         if not isinstance(top, Index):
             raise InvalidRequest("index.json: must be an image index")
+        if not (top.manifests or top.skipped) and "manifest.json" in self._files:
+            self._remark("index.json: it lists nothing, manifest.json is read")
+            return self._docker_images(host)
         docker_names = self._docker_names()
         for word in top.skipped:
             self._remark(f"index.json: {word}")
@@ -192,14 +205,14 @@ class Archive:
     def _made(
         self, offers: _Offers, make: Callable[[tuple[str, ...], Any], ImageContent]
     ) -> tuple[ImageContent, ...]:
-        """The images that are offered, whole; those of a kind that cannot be read here are passed over."""
+        """The images that are offered, whole; what is wrong with one of them spoils no other."""
         for word in offers.passed_over():
             self._remark(word)
         images = []
         for names, offer in offers.chosen():
             try:
                 images.append(make(names, offer))
-            except Unsupported as exc:
+            except InvalidRequest as exc:
                 offers.failed.append(exc)
                 self._remark(f"{', '.join(names) or 'an image without a name'}: {exc}")
         if not images:
@@ -409,9 +422,9 @@ class _Offers:
 
     def nothing(self) -> InvalidRequest | NotFound:
         """The error for an archive that offers nothing."""
+        if damaged := [failure for failure in self.failed if not isinstance(failure, Unsupported)]:
+            return damaged[0]
         first = self.failed[0] if self.failed else None
-        if first is not None and not isinstance(first, Unsupported):
-            return first
         listed = ", ".join(sorted(self._platforms)[:MAX_REMARKS]) or "none named"
         reason = f": {first}" if first else f" (platforms: {listed})"
         kind = InvalidRequest if first is None or isinstance(first, NotForHost) else Unsupported

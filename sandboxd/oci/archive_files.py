@@ -28,6 +28,7 @@ MAX_ENTRIES = 100_000
 MAX_NAME_BYTES = 32 << 20  # of all entries and link targets together
 MAX_DOCUMENT_BYTES = 64 << 20  # of all manifests, indexes and configs that are read
 MAX_LINKS = 10  # followed from one entry to another
+MAX_PASSED_OVER = 10  # words about entries that cannot be read
 # How much disk space a compressed archive may take. Archives of real images become two to ten times as large.
 SPOOLED = Allowance(free=64 << 20, factor=100, most=1 << 40)
 
@@ -51,9 +52,10 @@ class Files:
         self._stopped = stopped
         self._file: BinaryIO | None = None
         self._foreign = ""  # what the archive's beginning looks like
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Entry | None] = {}  # None is what is neither a file nor a link to one
         self._name_bytes = self._document_bytes = 0
         self.total = 0  # bytes of all files
+        self.passed_over: list[str] = []  # entries that cannot be read, in words; one that is needed is an error
 
     def open(self) -> None:
         """Open the archive and index its entries.
@@ -74,7 +76,7 @@ class Files:
             self._file = None
 
     def __contains__(self, path: str) -> bool:
-        return path in self._entries
+        return self._entries.get(path) is not None
 
     def _open(self) -> BinaryIO:
         with ExitStack() as stack:
@@ -110,7 +112,7 @@ class Files:
                     " loading it, or compress it with gzip or zstd"
                 ) from exc
             raise InvalidRequest(f"not an image archive: {exc}") from exc
-        self.total = sum(entry.size for entry in self._entries.values())
+        self.total = sum(entry.size for entry in self._entries.values() if entry is not None)
 
     def _add_entry(self, member: tarfile.TarInfo, length: int) -> None:
         path = inside(member.name, "", member.name)
@@ -124,15 +126,19 @@ class Files:
                 raise InvalidRequest(f"the archive is cut off in the middle of {shown(member.name)}")
             self._entries[path] = Entry(offset=member.offset_data, size=member.size)
         else:
-            raise InvalidRequest(f"the archive's entry {shown(member.name)} is not a file, a directory or a link")
+            self._entries[path] = None
+            if len(self.passed_over) < MAX_PASSED_OVER:
+                self.passed_over.append(_odd(member.name))
 
     def find(self, path: str) -> Entry:
-        """The file at `path`, following links within the archive. Raises InvalidRequest when it is missing."""
+        """The file at `path`, following links within the archive. Raises InvalidRequest when there is none."""
         at = path
         for _ in range(MAX_LINKS):
-            entry = self._entries.get(at)
-            if entry is None:
+            if at not in self._entries:
                 break
+            entry = self._entries[at]
+            if entry is None:
+                raise InvalidRequest(_odd(at))
             if not entry.link:
                 return entry
             at = entry.link
@@ -207,6 +213,10 @@ def _spool(plain: BinaryIO, directory: Path, packed: int, stopped: Stopped) -> B
             raise Exhausted(f"no space left in {directory} to decompress the archive") from exc
         raise
     return cast(BinaryIO, output)
+
+
+def _odd(name: str) -> str:
+    return f"the archive's entry {shown(name)} is not a file, a directory or a link"
 
 
 def inside(name: str, base: str, entry: str) -> str:

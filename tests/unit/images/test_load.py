@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from sandboxd.errors import InvalidRequest, NotReady, Unavailable, Unsupported
+from sandboxd.errors import Exhausted, InvalidRequest, NotReady, Unavailable, Unclassified, Unsupported
 from sandboxd.images.load import PAUSE_NAME, Loaded, ensure_pause, full_names, load, pause_content
 from sandboxd.images.store import MANAGED, PINNED, ImageStore
 from sandboxd.model import Progress, Stage
@@ -105,18 +105,53 @@ async def test_an_image_without_a_name_is_named_by_its_id(
 
 
 @pytest.mark.parametrize(
-    ("parts", "error", "words"),
+    ("parts", "words"),
     [
-        (replace(ONE, layers=ONE.layers[:1]), InvalidRequest, "the archive lacks 'blobs/sha256/"),
-        (image(b"this is no tar"), InvalidRequest, "is damaged"),
+        (replace(ONE, layers=ONE.layers[:1]), "the archive lacks 'blobs/sha256/"),
+        (image(b"this is no tar"), "is damaged"),
     ],
     ids=["missing", "no-tar"],
 )
-async def test_an_archive_that_is_refused_leaves_nothing_not_even_its_other_images(
-    store: ImageStore, containerd: Containerd, tmp_path: Path, parts: Parts, error: type[Exception], words: str
+async def test_an_archive_of_nothing_but_a_wrong_image_is_refused_and_leaves_nothing(
+    store: ImageStore, containerd: Containerd, tmp_path: Path, parts: Parts, words: str
 ) -> None:
-    with pytest.raises(error, match=words):
-        await load(store, write(tmp_path, (Y, TWO), (X, parts)))
+    with pytest.raises(InvalidRequest, match=words):
+        await load(store, write(tmp_path, (X, parts)))
+
+    assert everything(containerd) == NOTHING
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+async def test_an_image_that_cannot_be_unpacked_spoils_no_other(
+    store: ImageStore, containerd: Containerd, tmp_path: Path, first: bool
+) -> None:
+    """Such as one with a hard link to what is not there: only unpacking shows it."""
+    containerd.points.fail(Point("snapshots.unpack_layer", 0 if first else 1), InvalidRequest("a hard link"))
+    entries = [(X, image(layer("bad"))), (Y, image(layer("good")))]
+    (loaded,) = await load(store, write(tmp_path, *(entries if first else reversed(entries))))
+
+    assert loaded.names == (Y,)
+    assert f"{X}: " in loaded.remarks[-1] and "a hard link" in loaded.remarks[-1]
+    assert list(containerd.names) == [Y]
+
+
+async def test_an_archive_of_nothing_that_can_be_unpacked_leaves_nothing(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    for number in range(2):
+        containerd.points.fail(Point("snapshots.unpack_layer", number), InvalidRequest("a hard link"))
+    with pytest.raises(InvalidRequest, match="a hard link"):
+        await load(store, write(tmp_path, (X, image(layer("bad"))), (Y, image(layer("worse")))))
+
+    assert everything(containerd) == NOTHING
+
+
+async def test_a_full_disk_is_told_without_a_path_of_this_machine(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    containerd.points.fail(Point("snapshots.unpack_layer", 0), Unclassified("write /x: no space left on device"))
+    with pytest.raises(Exhausted, match=r"^unpacking the image: no space is left on the disk; remove images"):
+        await load(store, write(tmp_path, (X, ONE)))
 
     assert everything(containerd) == NOTHING
 
@@ -262,6 +297,8 @@ BESIDES = {
     "no config": (NO_CONFIG, "lacks"),
     "a foreign image": (FOREIGN, "linux/arm64"),
     "a foreign index": (FOREIGN.below(1, "arm64"), "linux/arm64"),
+    "no layer": (replace(ONE, layers=ONE.layers[:1]), "lacks"),
+    "no tar": (image(b"this is no tar"), "is damaged"),
     "a broken manifest": (replace(ONE, manifest=b"{"), "not valid JSON"),
     "a windows image": (windows(ONE), "windows"),
 }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sandboxd.errors import InvalidRequest, SandboxdError, Unavailable
 from sandboxd.model import Progress, Stage
-from sandboxd.oci import archive, image
+from sandboxd.oci import archive, image, layers
 from sandboxd.oci.archive import Archive, ImageContent
 from sandboxd.oci.image import Platform
 
@@ -438,10 +438,73 @@ def test_links_that_go_in_circles_are_refused(tmp_path: Path) -> None:
         read(tmp_path, pack(files, {"a": "b", "b": "a"}))
 
 
-def test_devices_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_what_is_neither_file_nor_link_is_passed_over_unless_it_is_needed(tmp_path: Path, kind: bytes) -> None:
     """An image archive holds files."""
-    with pytest.raises(InvalidRequest, match="not a file"):
-        read(tmp_path, pack(docker_save(), {"dev": ""}, tarfile.CHRTYPE))
+    names, words = remarks(tmp_path, pack(docker_save(), {"odd": ""}, kind))
+    assert names == [("x:latest",)]
+    assert "'odd' is not a file" in words
+    with pytest.raises(InvalidRequest, match="'odd' is not a file"):
+        read(tmp_path, pack(docker_save(Layers=["odd"]), {"odd": ""}, kind))
+
+
+def test_an_index_that_lists_nothing_does_not_hide_docker_s_list(tmp_path: Path) -> None:
+    for manifests in ([], None):
+        files = docker_save() | {"index.json": encoded({"schemaVersion": 2, "manifests": manifests})}
+        names, words = remarks(tmp_path, pack(files))
+        assert names == [("x:latest",)]
+        assert "lists nothing" in words
+
+
+@pytest.mark.parametrize("what", ["config", "layer", "manifest"])
+@pytest.mark.parametrize("change", ["missing", "damaged"])
+def test_an_image_of_which_a_part_is_missing_or_damaged_spoils_no_other(
+    tmp_path: Path, what: str, change: str
+) -> None:
+    layout = simple()
+    other = layout.manifest(layer("other"), layer("etc/more"))
+    layout.add(other, name="docker.io/library/y:latest")
+    document = json.loads(layout.files[f"blobs/{other['digest'].replace(':', '/')}"])
+    victim = {"manifest": other, "config": document["config"], "layer": document["layers"][0]}[what]
+    path = f"blobs/{victim['digest'].replace(':', '/')}"
+    layout.files[path] = layout.files[path] + b" "
+    if change == "missing":
+        del layout.files[path]
+    names, words = remarks(tmp_path, layout.tar())
+    assert names == [("docker.io/library/x:latest",)]
+    assert words
+
+
+def test_a_damaged_layer_that_images_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each of a thousand images could make us read the same bomb again."""
+    bad = b"this is no tar" * 100
+    files = {"bad": bad}
+    items = []
+    for number in range(5):
+        files[f"{number}.json"] = config(bad)[:-1] + b',"number":%d}' % number
+        items.append({"Config": f"{number}.json", "RepoTags": [f"x:{number}"], "Layers": ["bad"]})
+    scanned: list[str] = []
+    scan = layers.scan
+
+    def counted(file: Any, what: str, **options: Any) -> layers.Scan:
+        scanned.append(what)
+        return scan(file, what, **options)
+
+    monkeypatch.setattr(layers, "scan", counted)
+    with pytest.raises(InvalidRequest, match="damaged"):
+        read(tmp_path, pack(files | {"manifest.json": encoded(items)}))
+    assert len(scanned) == 1
+
+
+def test_of_what_is_wrong_damage_is_told_before_what_is_not_an_image(tmp_path: Path) -> None:
+    chart = {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": sha256(b"{}"), "size": 2}
+    layout = Layout()
+    described = layout.blob(image.OCI_MANIFEST, encoded({"schemaVersion": 2, "config": chart, "layers": []}))
+    layout.add(described, name="chart:1")
+    damaged = layout.manifest(b"this is no tar" * 100)
+    layout.add(damaged, name="x:1")
+    with pytest.raises(InvalidRequest, match="damaged"):
+        read(tmp_path, layout.tar())
 
 
 @pytest.mark.parametrize(
