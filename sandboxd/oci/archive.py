@@ -1,8 +1,8 @@
 """Image archives on disk: an OCI layout or a `docker save`, as one tar, plain or compressed as a whole.
 
 What an archive holds beside images that can be run here is passed over, with a word: signatures, charts, images for
-other machines, entries that cannot be read, images of which a part is missing or damaged. An error is what leaves no image,
-and what makes the archive as a whole suspect: an entry that points outside, or more of something than a limit allows.
+other machines, entries that cannot be read, images of which a part is missing or damaged. An error is what leaves no
+image, and what makes the whole archive suspect: an entry that points outside, or more of something than a limit.
 
 The archive is untrusted. Every byte is hashed and every layer is scanned (`oci.layers`) before it is handed out.
 A part that is listed several times is read once, whatever was found, so that the work is linear in the archive's
