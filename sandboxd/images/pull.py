@@ -231,7 +231,8 @@ class Pulls:
             await self._store.ensure_unpacked(record)
         except NotFound:
             return None
-        return record
+        # Its files are here; to be saved, or unpacked elsewhere, it needs what they came from, too.
+        return record if await self._store.is_whole(str(name)) else None
 
     async def _bring_in(self, name: Reference, repository: Repository, found: Found, report: Report) -> None:
         """Everything that the manifest leads to, into containerd; then the names."""

@@ -120,6 +120,16 @@ class ImageStore:
         parsed = self._view.parsed.get(self._view.targets.get(name, ""))
         return record if parsed is None else replace(record, digest=parsed.descriptor.digest, size=_size(parsed))
 
+    async def is_whole(self, name: str) -> bool:
+        """Whether all that a name in full leads to for this machine is here; others may have removed content."""
+        target = self._view.targets.get(name, "")
+        parsed = self._view.parsed.get(target)
+        if parsed is None:
+            return False
+        parts = (parsed.descriptor, parsed.manifest.config, *parsed.manifest.layers)
+        wanted = {target, *(part.digest for part in parts)}
+        return wanted == {info.digest for info in await self.content.list(sorted(wanted))}
+
     def fs_info(self) -> FsInfo:
         """What unpacked images take, as of the last refresh."""
         return self._fs

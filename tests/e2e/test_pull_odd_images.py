@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pytest
 
 from sandboxd.pb.host.v1 import host_pb2
@@ -19,6 +20,7 @@ from tests.pods import (
     create_container,
     exited,
     pod_config,
+    refused,
     remove_pod,
     run_pod,
     start_container,
@@ -229,6 +231,25 @@ def test_a_tag_follows_the_registry_between_manifests_of_one_image(site: Site) -
         digest = make_image(storage, "moving/image", [layer], **more)
         site.pull(names(site, "moving/image"))
         assert f"blobs/{digest.replace(':', '/')}" in save(site, names(site, "moving/image"))
+
+
+def test_a_pull_brings_back_what_somebody_removed_of_one_of_two_manifests(site: Site) -> None:
+    """The image's files are still here, by the other one; what `save` says to do about it has to help."""
+    storage, diff_ids = site.registry.storage, [digest_of(LAYER)]
+    gzipped = "application/vnd.oci.image.layer.v1.tar+gzip"
+    config = {"Labels": {"lost": "in part"}}
+    make_image(storage, "lost/plain", [LAYER], config=config)
+    make_image(storage, "lost/gzip", [PACKED], config=config, diff_ids=diff_ids, layer_type=gzipped)
+    plain, packed = (names(site, f"lost/{each}") for each in ("plain", "gzip"))
+    assert site.pull(plain) == site.pull(packed)
+    site.ctr("content", "rm", digest_of(PACKED))
+
+    assert save(site, plain)
+    with pytest.raises(grpc.RpcError) as caught:
+        save(site, packed)
+    assert "pull it again" in refused(caught.value)[1]
+    site.pull(packed)
+    assert f"blobs/{digest_of(PACKED).replace(':', '/')}" in save(site, packed)
 
 
 # HEAD.

@@ -146,6 +146,19 @@ async def test_an_image_of_which_one_packing_is_gone_is_unpacked_from_the_other(
     assert found.chain_id in containerd.snapshots
 
 
+async def test_a_name_is_whole_while_all_that_it_leads_to_is_here(
+    store: ImageStore, containerd: Containerd, tmp_path: Path
+) -> None:
+    """Whatever is left of another manifest of the same image."""
+    await both(store, tmp_path)
+    assert await store.is_whole("plain.test/x:1") and await store.is_whole("gzip.test/x:1")
+    assert not await store.is_whole("other.test/x:1")
+    for part in (GZIP.layers[0], GZIP.manifest):
+        kept = containerd.blobs.pop(digest(part))
+        assert await store.is_whole("plain.test/x:1") and not await store.is_whole("gzip.test/x:1")
+        containerd.blobs[digest(part)] = kept
+
+
 async def test_an_image_under_two_manifests_goes_as_one(
     store: ImageStore, containerd: Containerd, tmp_path: Path
 ) -> None:
