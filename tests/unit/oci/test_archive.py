@@ -449,8 +449,8 @@ def test_what_is_neither_file_nor_link_is_passed_over_unless_it_is_needed(tmp_pa
 
 
 def test_an_index_that_lists_nothing_does_not_hide_docker_s_list(tmp_path: Path) -> None:
-    for index in ({"manifests": []}, {"manifests": None}):
-        files = docker_save() | {"index.json": encoded({"schemaVersion": 2, **index})}
+    for index in (b'{"schemaVersion": 2, "manifests": []}', b'{"schemaVersion": 2, "manifests": null}'):
+        files = docker_save() | {"index.json": index}
         names, words = remarks(tmp_path, pack(files))
         assert names == [("x:latest",)]
         assert "lists nothing" in words
