@@ -146,14 +146,19 @@ async def _document(store: ImageStore, repository: Repository, wanted: Wanted) -
     """What an index leads to, from the content store or the registry."""
     descriptor = wanted.descriptor
     try:
-        return await store.content.read(descriptor.digest, wanted.most)
+        data = await store.content.read(descriptor.digest, wanted.most)
     except NotFound:
         if wanted.is_config:
             return await _small_blob(repository, descriptor)
         data = (await repository.manifest(descriptor.digest)).data
-    if len(data) != descriptor.size:
-        raise InvalidRequest(f"{descriptor.digest}: expected {descriptor.size} bytes, found {len(data)}")
+    _check_size(descriptor, len(data))
     return data
+
+
+def _check_size(descriptor: Descriptor, size: int) -> None:
+    """Whatever is here already: an image is accepted everywhere or nowhere."""
+    if size != descriptor.size:
+        raise InvalidRequest(f"{descriptor.digest}: expected {descriptor.size} bytes, found {size}")
 
 
 async def _small_blob(repository: Repository, descriptor: Descriptor) -> bytes:
@@ -200,6 +205,7 @@ class Fetch:
                 data = await _small_blob(self._repository, descriptor)
                 self._shared.counters.bytes_fetched += len(data)
                 self._shared.counters.blobs_fetched += 1
+        _check_size(descriptor, len(data))
         parsed = oci.parse_config(data)
         if len(parsed.diff_ids) != len(found.manifest.layers):
             raise InvalidRequest(
@@ -293,7 +299,9 @@ class Fetch:
                 self._shared.counters.blobs_fetched += 1
             except AlreadyExists:
                 self._shared.counters.blobs_reused += 1
-                checked = CHECKED.items() <= (await self._content.info(blob.digest)).labels.items()
+                there = await self._content.info(blob.digest)
+                _check_size(blob, there.size)
+                checked = CHECKED.items() <= there.labels.items()
                 self._tell(Stage.EXISTS, blob, blob.size)
             finally:
                 if writer is not None and writer.offset:  # in part; flushed by now

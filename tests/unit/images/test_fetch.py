@@ -146,6 +146,26 @@ async def test_a_manifest_of_another_size_than_its_index_says_is_refused(store: 
         await find_in(store, registry, parts)
 
 
+@pytest.mark.parametrize("what", ["manifest", "config", "layer"])
+async def test_a_size_that_is_wrong_is_refused_also_where_containerd_has_the_content(
+    shared: Shared, containerd: Containerd, what: str
+) -> None:
+    parts = image(layer("one"))
+    document = json.loads(parts.manifest)
+    for member in (document["config"],) if what == "config" else document["layers"] if what == "layer" else ():
+        member["size"] += 1
+    parts = replace(parts, manifest=encoded(document)).below(1)
+    if what == "manifest":
+        index = json.loads(parts.documents[0])
+        index["manifests"][0]["size"] += 1
+        parts = replace(parts, documents=(encoded(index),))
+    for data in (*parts.layers, parts.config, parts.manifest):
+        containerd.add(data)
+    pull = Pull(shared, containerd, Registry(parts))
+    with pytest.raises(InvalidRequest, match=r"expected \d+ bytes, found \d+"):
+        await pull.layers(parts) if what == "layer" else await pull.config(parts)
+
+
 @pytest.mark.parametrize(
     ("media_type", "words"), [("text/html", "served as text/html"), ("", "served as nothing in particular")]
 )
