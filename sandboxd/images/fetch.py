@@ -174,6 +174,12 @@ async def _small_blob(repository: Repository, descriptor: Descriptor) -> bytes:
     return bytes(data)
 
 
+def _check_type(layer: Descriptor, diff_id: str) -> None:
+    """The same of a layer that is here, perhaps by another name: as a plain tar it has one digest."""
+    if layer.media_type == oci.OCI_LAYER and layer.digest != diff_id:
+        raise InvalidRequest(f"layer {layer.digest} is not the plain tar that its type says; its tar is {diff_id}")
+
+
 class Fetch:
     """One image's parts, under one lease."""
 
@@ -302,6 +308,8 @@ class Fetch:
                 there = await self._content.info(blob.digest)
                 _check_size(blob, there.size)
                 checked = CHECKED.items() <= there.labels.items()
+                if checked or layer.number < layer.unpacking.count:
+                    _check_type(blob, layer.diff_id)
                 self._tell(Stage.EXISTS, blob, blob.size)
             finally:
                 if writer is not None and writer.offset:  # in part; flushed by now

@@ -363,6 +363,19 @@ async def test_a_layer_that_is_in_an_image_twice_is_fetched_once(shared: Shared,
 
 
 @SIZES
+async def test_a_layer_is_refused_for_its_type_also_where_another_image_brought_it(
+    shared: Shared, containerd: Containerd, one: bytes
+) -> None:
+    parts = image(one, compress=True)
+    await Pull(shared, containerd, Registry(parts)).layers(parts)
+    wrong = replace(parts, manifest=parts.manifest.replace(b"tar+gzip", b"tar"))
+    assert wrong.manifest != parts.manifest
+
+    with pytest.raises(InvalidRequest, match="its type says"):
+        await Pull(shared, containerd, Registry(wrong)).layers(wrong)
+
+
+@SIZES
 async def test_a_layer_that_two_pulls_want_at_once_is_fetched_once(
     shared: Shared, containerd: Containerd, one: bytes
 ) -> None:
