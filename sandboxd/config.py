@@ -65,7 +65,7 @@ class Network:
     plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
     netns_dir: str = "/run/netns"
     plugin_path: str = ""  # PATH of the plugins, which look up iptables and the like by name; "" is the daemon's own
-    # For one ADD, as long as a kubelet waits; then its process group is killed. A DEL has half of it.
+    # For one ADD, as long as a kubelet waits; then its process group is killed. A DEL has half, or all up to 120.
     plugin_seconds: float = 240.0
     # When a DEL fails: "lenient" stops the pod and keeps the DEL as a debt, "strict" makes the request fail.
     teardown: str = field(default="lenient", metadata={"choices": ("lenient", "strict")})

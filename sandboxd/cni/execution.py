@@ -103,7 +103,10 @@ async def _spawn(binary: str, env: Mapping[str, str]) -> tuple[asyncio.Subproces
             if exc.errno == errno.ETXTBSY and attempt < BUSY_RETRIES:
                 await asyncio.sleep(BUSY_SECONDS)
                 continue
-            raise NotReady(f"CNI plugin {binary} cannot be executed: {exc.strerror or exc}") from exc
+            words = exc.strerror or str(exc)
+            if exc.errno == errno.ENOENT and os.path.exists(binary):
+                words = "the interpreter or loader that it names is not there; install it again"
+            raise NotReady(f"CNI plugin {binary} cannot be executed: {words}") from exc
     raise AssertionError("the last attempt returns or raises")
 
 

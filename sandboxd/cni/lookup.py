@@ -61,9 +61,9 @@ def _delegates(plugins: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def is_missing(type_: str, plugin_dirs: Sequence[str]) -> bool:
-    """Whether no directory has anything of that name. A file that cannot be executed is there."""
+    """Whether no directory has a file of that name. One that cannot be executed is there."""
     return is_file_name(type_) and not any(
-        directory.startswith("/") and os.path.exists(os.path.join(directory, type_)) for directory in plugin_dirs
+        directory.startswith("/") and os.path.isfile(os.path.join(directory, type_)) for directory in plugin_dirs
     )
 
 

@@ -56,7 +56,7 @@ async def test_a_file_that_is_no_program_is_told_by_name(tmp_path: Path) -> None
     binary.write_text("#!/nowhere/sh\n")
     binary.chmod(0o755)
 
-    with pytest.raises(NotReady, match=f"{binary} cannot be executed: No such file or directory"):
+    with pytest.raises(NotReady, match=f"{binary} cannot be executed: the interpreter or loader"):
         await execution.run(str(binary), {}, b"", 30)
 
 

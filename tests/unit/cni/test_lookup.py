@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.cni.lookup import find, missing_delegates, preflight
+from sandboxd.cni.lookup import find, is_missing, missing_delegates, preflight
 from sandboxd.errors import InvalidRequest, NotReady
 
 
@@ -87,3 +88,21 @@ def test_relative_directories_are_not_searched(tmp_path: Path, monkeypatch: pyte
 
     with pytest.raises(NotReady):
         find("bridge", ["", "."], network="x", source="")
+
+
+@pytest.mark.parametrize(
+    ("put", "missing"),
+    [
+        (lambda path: None, True),
+        (lambda path: path.mkdir(), True),  # what a container engine leaves where a mount had no source
+        (lambda path: path.symlink_to("/opt/gone/bin/plugin"), True),
+        (lambda path: path.touch(0o644), False),
+    ],
+    ids=["nothing", "a directory", "a dangling link", "a file that is not executable"],
+)
+def test_a_plugin_is_missing_unless_a_file_has_its_name(
+    tmp_path: Path, put: Callable[[Path], None], missing: bool
+) -> None:
+    put(tmp_path / "plugin")
+
+    assert is_missing("plugin", [str(tmp_path)]) is missing
