@@ -5,6 +5,7 @@ Neither needs root: the plugins are scripted, and the invoker only looks at what
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.fakes.points import Point, Points
 
 NAMESPACE = "/proc/self/ns/uts"  # a live one that is not the host's network, without privileges
 POD = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="web", namespace="shop", uid="u"))
+ID = f"c{os.getpid()}"  # a DEL ends what runs for this id on the whole machine, where other tests run
 CONFIG = NetworkConfig(
     name="pods", versions=("1.1.0", "1.0.0"), plugins=({"type": "bridge"},), source="/d/10.conflist"
 )
@@ -39,7 +41,7 @@ class Bench:
     refuse: Callable[[str], None]  # make the plugin fail with its own error, once, on this command
 
     def attachment(self, **changes: object) -> Attachment:
-        planned = plan(CONFIG, POD, "c1", NAMESPACE, [self.directory], ifname="eth0", cgroup_path="/pods/c1")
+        planned = plan(CONFIG, POD, ID, NAMESPACE, [self.directory], ifname="eth0", cgroup_path="/pods/c1")
         return replace(planned, **changes)  # type: ignore[arg-type]
 
 
@@ -97,7 +99,7 @@ class Contract:
 
     async def test_a_plugin_that_has_gone_is_missed_by_both(self, bench: Bench) -> None:
         config = replace(CONFIG, plugins=({"type": "nowhere"},))
-        planned = plan(config, POD, "c1", NAMESPACE, [bench.directory], ifname="eth0", cgroup_path="")
+        planned = plan(config, POD, ID, NAMESPACE, [bench.directory], ifname="eth0", cgroup_path="")
         with pytest.raises(SandboxdError, match="nowhere"):
             await bench.cni.add(planned)
         (owed,) = await bench.cni.delete(planned)

@@ -16,6 +16,7 @@ import pytest
 
 from sandboxd import steps
 from sandboxd.cni import invoker as module
+from sandboxd.cni import leftovers
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.invoker import Invoker
 from sandboxd.cni.request import plan
@@ -28,6 +29,12 @@ from tests.fakes import cni_plugin
 NETNS = "/proc/self/ns/uts"
 POD = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="web", namespace="shop", uid="u"))
 FAILS = {"error": {"code": 999, "msg": "no luck", "details": "really"}, "stderr": "tried hard\n"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs elsewhere for the same container id is another test's, not an earlier daemon's."""
+    monkeypatch.setattr(leftovers, "_look", dict)
 
 
 def network(*types: str, **changes: Any) -> NetworkConfig:
