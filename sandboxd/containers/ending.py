@@ -6,6 +6,7 @@ containerd before recording it (`settle_*`). Nothing here needs the container's 
 
 from __future__ import annotations
 
+import asyncio
 import signal as signals
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +15,13 @@ from contextlib import asynccontextmanager
 import structlog
 
 from sandboxd.containerd.tasks import Exit, TaskState
-from sandboxd.errors import CleanupIncomplete, NotFound, TimedOut
+from sandboxd.errors import CleanupIncomplete, NotFound, SandboxdError, TimedOut
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
 
+SOON_SECONDS = 1.0  # within which a SIGKILL shows, unless the task is paused or the machine slow
 KILL_SECONDS = 30.0  # how long a SIGKILL may take to show; longer means a process stuck in the kernel
 VANISHED = 255  # exit code of a container whose end was not seen
 
@@ -48,15 +50,29 @@ def note_oom(node: Node, container_id: str) -> None:
 async def kill(node: Node, task_id: str) -> None:
     """SIGKILL a task and wait until it has ended; no error if it is gone.
 
-    Raises CleanupIncomplete when it is still there after half a minute.
+    One that somebody has paused is resumed: on cgroup v1 a frozen process does not act even on SIGKILL, and not every
+    OCI runtime thaws it. Raises CleanupIncomplete when it is still there after half a minute.
     """
     await node.runtime.kill(task_id, signals.SIGKILL)
     try:
-        await node.runtime.wait(task_id, timeout=KILL_SECONDS)
+        try:
+            async with asyncio.timeout(SOON_SECONDS):
+                await node.runtime.wait(task_id, timeout=KILL_SECONDS)
+        except TimeoutError:
+            await resume(node, task_id)
+            await node.runtime.wait(task_id, timeout=KILL_SECONDS)
     except NotFound:
         pass
     except TimedOut as exc:
         raise CleanupIncomplete(f"the process of {task_id} did not end {KILL_SECONDS:g} s after SIGKILL") from exc
+
+
+async def resume(node: Node, task_id: str) -> None:
+    """Resume a task that is to end, if somebody has paused it. What fails is logged: it may end nevertheless."""
+    try:
+        await node.runtime.resume(task_id)
+    except SandboxdError as exc:
+        log.warning("a task that is to end could not be resumed", task=task_id, error=str(exc))
 
 
 async def end(node: Node, container_id: str) -> None:

@@ -7,7 +7,7 @@ import signal as signals
 import structlog
 
 from sandboxd import steps
-from sandboxd.containers.ending import end, settle_container
+from sandboxd.containers.ending import end, resume, settle_container
 from sandboxd.errors import NotFound, SandboxdError, TimedOut
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
@@ -77,10 +77,7 @@ async def _ask_to_end(node: Node, container: ContainerRecord) -> None:
             "stop signal not sent, killing the container", container=container.id, signal=number, error=str(exc)
         )
         raise _NotAsked(str(exc)) from exc
-    try:
-        await node.runtime.resume(container.id)
-    except SandboxdError as exc:
-        log.warning("a container that is to stop could not be resumed", container=container.id, error=str(exc))
+    await resume(node, container.id)
 
 
 def signal_number(container: ContainerRecord) -> int:

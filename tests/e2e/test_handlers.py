@@ -113,6 +113,30 @@ def test_a_pod_lives_the_same_life_under_either_runtime(two: Testbed, handler: s
     assert_no_leaks(bed, before)
 
 
+@pytest.mark.parametrize("handler", ["runc", "crun"])
+def test_what_somebody_has_paused_ends_under_either_runtime(two: Testbed, handler: str) -> None:
+    """Not every runtime thaws on SIGKILL: a container, one of a pod that is stopped, and the pause container."""
+    bed = two
+    warm_up(bed, handler)
+    before = observe(bed)
+    address = "/run/sandboxd/containerd/containerd.sock"
+
+    def pause(task_id: str) -> None:
+        bed.run(["ctr", "--address", address, "--namespace", "sandboxd", "tasks", "pause", task_id])
+
+    pod_id = run_pod(bed, handler=handler)
+    container_id, other = (run_container(bed, pod_id, shell(LIVES)) for _ in range(2))
+    pause(container_id)
+    bed.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=0), timeout=60)
+    assert container_status(bed, container_id).exit_code == 137
+    pause(other)
+    pause(pod_id)
+    bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id), timeout=60)
+    assert container_status(bed, other).exit_code == 137
+    remove_pod(bed, pod_id)
+    assert_no_leaks(bed, before)
+
+
 def test_each_pod_is_run_by_the_runtime_of_its_handler_only(two: Testbed) -> None:
     bed = two
     crun, runc = run_pod(bed, handler="crun"), run_pod(bed)

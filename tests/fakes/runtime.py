@@ -52,6 +52,7 @@ class Process:
         self._streams = {name: path for name, path in streams.items() if not terminal or name != "stderr"}
         self._init = init
         self._pending: list[int] = []
+        self.deaf = False  # frozen, it does not act even on SIGKILL
         self._fds: dict[str, int] = {}
 
     def open(self) -> None:
@@ -82,10 +83,10 @@ class Process:
             self.end(self.program.code)
 
     def signal(self, number: int) -> None:
-        """What the signal does to it; while it is frozen, only SIGKILL does anything."""
+        """What the signal does to it; while it is frozen, only SIGKILL does anything, unless it is `deaf`."""
         if self.exit is not None:
             return
-        if number == signals.SIGKILL:
+        if number == signals.SIGKILL and not (self.deaf and self.state is TaskState.PAUSED):
             self.end(128 + number)
         elif self.state is TaskState.PAUSED:
             self._pending.append(number)

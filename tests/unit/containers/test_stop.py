@@ -7,6 +7,7 @@ import signal as signals
 import pytest
 
 from sandboxd.containerd.tasks import Exit
+from sandboxd.containers import ending
 from sandboxd.containers.stop import signal_number, stop_container
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
 from sandboxd.model import ContainerRecord, ContainerState
@@ -125,6 +126,20 @@ async def test_a_paused_container_is_resumed_to_act_on_its_stop_signal(
 
     assert container.signals == [signals.SIGTERM]
     assert node.ledger.containers["c"].exit_code == 143
+
+
+@pytest.mark.parametrize("timeout", [0, 10])
+async def test_a_paused_container_on_which_sigkill_has_no_effect_is_resumed(
+    fakes: Bundle, node: Node, container: Container, timeout: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On cgroup v1, under an OCI runtime that does not thaw it."""
+    monkeypatch.setattr(ending, "SOON_SECONDS", 0)
+    container.run(running())
+    fakes.runtime.task("c").init.deaf = True
+    await fakes.runtime.pause("c")
+    await stop_container(node, "c", timeout)
+
+    assert node.ledger.containers["c"].exit_code == 137
 
 
 @pytest.mark.parametrize("error", [NotReady, Unavailable, TimedOut])
