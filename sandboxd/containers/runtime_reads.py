@@ -33,6 +33,7 @@ PATHS = ("/etc/passwd", "/etc/group")
 HARMLESS = "/dev/null"  # images link to it, and clients mount it, to have no users
 _NULL = (1, 3)  # its device numbers
 _RUNTIMES_OWN = ("proc", "dev", "sys")  # mounted by the runtime, whatever the image has there
+_SYSTEMS = ("/proc", "/sys")  # what looks like a file there is none: some wait, and to read some has effects
 _MAX_LINKS = 40  # the kernel's own limit
 _MAX_NAMES = 128  # that one path may lead through; each is looked up from the root, in every layer
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
@@ -83,10 +84,12 @@ def check_running(pid: int) -> None:
     except OSError:
         return
     try:
+        systems = {info.st_dev for top in _SYSTEMS if (info := _info_in(root, top))} - {os.fstat(root).st_dev}
         for path in PATHS:
             info = _info_in(root, path)
-            if info and not _can_be_read(info.st_mode, info.st_rdev):
+            if info and not (_can_be_read(info.st_mode, info.st_rdev) and info.st_dev not in systems):
                 kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a device")
+                kind = "a file of the running system" if stat.S_ISREG(info.st_mode) else kind
                 raise NotReady(
                     f"{path} of the container is now {kind}, which the OCI runtime would read: make it a file again"
                 )

@@ -245,6 +245,16 @@ def test_exec_is_refused_while_the_container_has_a_fifo_where_the_users_are(two:
     assert waiting(two) == []
 
 
+def test_exec_is_refused_while_the_containers_users_are_a_file_of_the_running_system(two: Testbed, pod: str) -> None:
+    """To read this one waits, and takes messages from who should have them."""
+    script = "rm -f /etc/group; ln -s /proc/kmsg /etc/group; echo ready; while :; do sleep 0.05; done"
+    container_id = run_container(two, pod, shell(script))
+    until(lambda: log_lines(two, container_id) == ["ready"], what="there is a link")
+    code, words = execute(two, container_id, 60)
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "/etc/group of the container is now a file of the running system" in words
+
+
 def test_an_exec_that_the_runtime_does_not_start_in_time_ends_and_leaves_nothing(two: Testbed, pod: str) -> None:
     """The container exchanges file and FIFO all the time, so that some of these get past every look at it."""
     swap = (

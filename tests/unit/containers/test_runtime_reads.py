@@ -187,6 +187,26 @@ def test_a_file_that_a_container_has_replaced_is_not_opened(root: Path, running:
     assert words in str(raised.value)
 
 
+@pytest.mark.parametrize("system", ["proc", "sys"])
+def test_a_link_to_a_file_of_the_running_system_is_not_followed(
+    root: Path, running: int, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in /proc/kmsg, which waits and takes the messages from who should read them."""
+    look = runtime_reads._info_in
+
+    def mounted(fd: int, path: str) -> os.stat_result | None:
+        info = look(fd, path)
+        return os.stat_result((*info[:2], info.st_dev + 1, *info[3:])) if info and path != "/etc/group" else info
+
+    (root / system).mkdir()
+    (root / system / "kmsg").touch()
+    (root / "etc" / "passwd").symlink_to(f"/{system}/kmsg")
+    runtime_reads.check_running(running)  # an image may have such a directory
+    monkeypatch.setattr(runtime_reads, "_info_in", mounted)
+    with pytest.raises(NotReady, match="/etc/passwd of the container is now a file of the running system"):
+        runtime_reads.check_running(running)
+
+
 @pytest.mark.parametrize("make", [Path.touch, link("passwd"), link("/nowhere"), link("../../outside/pipe")])
 def test_a_file_that_can_be_opened_is_no_reason_to_refuse(root: Path, running: int, make: Make) -> None:
     os.mkfifo(root.parent / "outside" / "pipe")
