@@ -89,9 +89,12 @@ class Files:
             size = os.fstat(file.fileno()).st_size
             try:
                 with compression.decompressed(file, packed, "the archive") as plain:
-                    return _spool(plain, self._path.parent, size, self._stopped)
+                    spooled = _spool(plain, self._path.parent, size, self._stopped)
             except compression.DAMAGE as exc:
                 raise InvalidRequest(f"the archive is damaged: {exc}") from exc
+            spooled.seek(0)
+            self._foreign = compression.foreign(spooled.read(compression.FOREIGN_BYTES))
+            return spooled
 
     def _read_entries(self, file: BinaryIO) -> None:
         length = file.seek(0, os.SEEK_END)

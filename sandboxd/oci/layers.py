@@ -195,7 +195,7 @@ def scan(
         # An error of reading the file itself has an errno; it says nothing about the layer.
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
-        if isinstance(exc, tarfile.TarError) and (name := foreign(raw.start)):
+        if isinstance(exc, tarfile.TarError) and (name := foreign(raw.start) or foreign(plain.start)):
             raise InvalidRequest(f"{what} is compressed with {name}; layers can be plain, gzip or zstd") from exc
         raise InvalidRequest(f"{what} is damaged: {exc}") from exc
     return Scan(

@@ -123,9 +123,12 @@ def test_opening_can_be_stopped(tmp_path: Path) -> None:
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"bzip2": bz2.compress, "xz": lzma.compress}
 
 
+@pytest.mark.parametrize("again", [bytes, gzip.compress], ids=["plain", "within-gzip"])
 @pytest.mark.parametrize("name", PACKERS)
-def test_the_compression_that_is_not_read_is_named(tmp_path: Path, name: str) -> None:
+def test_the_compression_that_is_not_read_is_named(
+    tmp_path: Path, name: str, again: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / "archive"
-    path.write_bytes(PACKERS[name](pack({"a": b"x"})))
+    path.write_bytes(again(PACKERS[name](pack({"a": b"x"}))))
     with pytest.raises(InvalidRequest, match=f"the archive is compressed with {name}.*decompress it"):
         Files(path).open()
