@@ -304,11 +304,12 @@ class Archive:
         except InvalidRequest as exc:
             self._remark(str(exc))
             return {}
-        return {
-            f"sha256:{match[1]}": tuple(item.get("RepoTags") or ())
-            for item in items
-            if (match := _HEX_IN_PATH.search(item["Config"]))
-        }
+        names: dict[str, tuple[str, ...]] = {}
+        for item in items:
+            if match := _HEX_IN_PATH.search(item["Config"]):
+                config = f"sha256:{match[1]}"  # several items may have it, packed in several ways
+                names[config] = (*names.get(config, ()), *(item.get("RepoTags") or ()))
+        return names
 
     def _docker_images(self, host: Platform) -> tuple[ImageContent, ...]:
         items = self._docker_list()

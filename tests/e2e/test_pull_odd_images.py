@@ -67,7 +67,8 @@ def names(site: Site, repository: str) -> str:
 
 @pytest.mark.parametrize("case", ODD)
 def test_an_odd_manifest_is_pulled(site: Site, case: str) -> None:
-    packed = {"layer_type": "application/vnd.oci.image.layer.v1.tar+gzip", "diff_ids": [digest_of(LAYER)]}
+    gzipped = "application/vnd.oci.image.layer.v1.tar+gzip"
+    packed: dict[str, Any] = {"layer_type": gzipped, "diff_ids": [digest_of(LAYER)]}
     make_image(site.registry.storage, f"odd/{case}", [PACKED], **packed, changes=ODD[case])
 
     # The registry itself will not serve what it does not know: as a mirror or a proxy would.

@@ -229,6 +229,7 @@ ONE = {
         "GNU.sparse.map": "1024,512", "GNU.sparse.numblocks": "1", "GNU.sparse.size": "4096"}),
     "global header": Maker().add("pax_global_header", tarfile.XGLTYPE).add("a", data=b"1"),
     "empty link": Maker().add("l", tarfile.SYMTYPE, linkname=""),
+    "attribute too large for some": Maker().add("x", data=b"1", pax_headers=xattr("user.a", b"1" * 60_000)),
     "empty attribute name": Maker().add("x", data=b"1", pax_headers=xattr("", b"1")),
     "nothing": Maker(),
 }  # fmt: skip

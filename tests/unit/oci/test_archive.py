@@ -184,6 +184,17 @@ def test_names_come_from_manifest_json_where_the_index_has_none(tmp_path: Path) 
     assert content.names == ("x:1", "y:2")
 
 
+def test_of_items_with_one_config_all_names_are_taken(tmp_path: Path) -> None:
+    layout = Layout()
+    manifest = layout.manifest(layer())
+    layout.add(manifest)
+    at = json.loads(layout.files[f"blobs/{manifest['digest'].replace(':', '/')}"])["config"]["digest"]
+    items = [{"Config": f"blobs/{at.replace(':', '/')}", "RepoTags": [f"x:{n}"], "Layers": []} for n in (1, 2)]
+    layout.files["manifest.json"] = encoded(items)
+    (content,) = read(tmp_path, layout.tar())
+    assert content.names == ("x:1", "x:2")
+
+
 def test_several_names_for_one_image_are_one_image(tmp_path: Path) -> None:
     """An archive lists the manifest once for each name."""
     layout = Layout()
