@@ -197,7 +197,7 @@ class Repository:
         return await self._first(self._manifest_endpoints(name), lambda endpoint: self._manifest(endpoint, name))
 
     async def _manifest(self, endpoint: Endpoint, name: str) -> Manifest:
-        patience = self._patience()
+        patience = Patience(self._limits)
         while True:
             answer = await self._request(endpoint, "GET", f"manifests/{name}", patience)
             try:
@@ -280,15 +280,17 @@ class Repository:
     ) -> None:
         """Fetch bytes `start` to `end` (exclusive). `strict`: fail when the server ignores the range."""
         at = start
-        patience = self._patience()
+        patience = Patience(self._limits)
         while at < end:
             partial = (at > 0 or end < size) and (strict or endpoint not in self._no_ranges)
             headers = {"Range": f"bytes={at}-{end - 1}"} if partial else {}
             try:
                 answer = await self._request(endpoint, "GET", f"blobs/{digest}", patience, headers)
-            except _RangeRefused:
-                if strict:
+            except (_RangeRefused, Unavailable, TimedOut) as exc:
+                if strict or not partial:
                     raise
+                if not isinstance(exc, _RangeRefused):
+                    patience = Patience(replace(self._limits, attempts=1))  # perhaps ranges are what fails
                 self._no_ranges.add(endpoint)
                 continue
             try:
@@ -395,9 +397,6 @@ class Repository:
         for earlier in failed:
             error.add_note(f"earlier: {earlier}")
         raise error
-
-    def _patience(self) -> Patience:
-        return Patience(self._limits)
 
     async def _again(self, patience: Patience, error: SandboxdError, after: float | None = None) -> None:
         self.retries += 1

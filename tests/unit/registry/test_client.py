@@ -318,7 +318,7 @@ async def test_ranges_are_given_up_when_they_are_ignored() -> None:
     assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize("status", [400, 403, 405, 416, 501])
+@pytest.mark.parametrize("status", [400, 403, 405, 416, 500, 501, 502, 503])
 async def test_where_ranges_are_refused_a_blob_comes_whole(status: int) -> None:
     """Going on where an attempt stopped, or over several connections, never fails a pull."""
 
