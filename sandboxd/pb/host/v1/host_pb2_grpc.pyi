@@ -37,10 +37,11 @@ class HostStub:
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
         sandboxd.pb.host.v1.host_pb2.LoadImageResponse,
     ]
-    """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
-    the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
-    answers with progress as it happens and one LoadedImage for each image. What this machine cannot run (other
-    platforms, signatures, charts, entries that cannot be read) is passed over, with a remark. Loading the same archive again
+    """Imports the images of an archive (`docker save` or OCI layout, as one tar, plain or compressed with gzip or
+    zstd) into the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
+    answers with progress as it happens and one LoadedImage for each image. What is not an image that this machine
+    can run (other platforms, signatures, charts, entries that cannot be read, images of which a part is missing or
+    damaged) is passed over, with a remark; it is an error when no image is left. Loading the same archive again
     changes nothing and gives the same answer. A call that fails leaves no image behind.
     """
 
@@ -121,10 +122,11 @@ class HostAsyncStub(HostStub):
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
         sandboxd.pb.host.v1.host_pb2.LoadImageResponse,
     ]
-    """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
-    the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
-    answers with progress as it happens and one LoadedImage for each image. What this machine cannot run (other
-    platforms, signatures, charts, entries that cannot be read) is passed over, with a remark. Loading the same archive again
+    """Imports the images of an archive (`docker save` or OCI layout, as one tar, plain or compressed with gzip or
+    zstd) into the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
+    answers with progress as it happens and one LoadedImage for each image. What is not an image that this machine
+    can run (other platforms, signatures, charts, entries that cannot be read, images of which a part is missing or
+    damaged) is passed over, with a remark; it is an error when no image is left. Loading the same archive again
     changes nothing and gives the same answer. A call that fails leaves no image behind.
     """
 
@@ -207,10 +209,11 @@ class HostServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[sandboxd.pb.host.v1.host_pb2.LoadImageRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sandboxd.pb.host.v1.host_pb2.LoadImageResponse], collections.abc.AsyncIterator[sandboxd.pb.host.v1.host_pb2.LoadImageResponse]]:
-        """Imports the images of an archive (`docker save` or OCI layout, as one tar, gzip-compressed or not) into
-        the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
-        answers with progress as it happens and one LoadedImage for each image. What this machine cannot run (other
-        platforms, signatures, charts, entries that cannot be read) is passed over, with a remark. Loading the same archive again
+        """Imports the images of an archive (`docker save` or OCI layout, as one tar, plain or compressed with gzip or
+        zstd) into the image store, without a registry. The client sends the bytes in order and half-closes; the daemon
+        answers with progress as it happens and one LoadedImage for each image. What is not an image that this machine
+        can run (other platforms, signatures, charts, entries that cannot be read, images of which a part is missing or
+        damaged) is passed over, with a remark; it is an error when no image is left. Loading the same archive again
         changes nothing and gives the same answer. A call that fails leaves no image behind.
         """
 
