@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from sandboxd.pb.host.v1 import host_pb2
-from tests.images import host_architecture, layer_of, make_image
+from tests.images import host_architecture, layer_of, make_image, special
 from tests.pods import (
     container_config,
     container_status,
@@ -289,3 +289,30 @@ def test_what_is_beside_an_image_in_an_archive_is_passed_over_with_a_word(site: 
     assert list(loaded.names) == [names(site, "archive/good")]
     remarks = " ".join(loaded.remarks)
     assert "not a container image" in remarks and "sha512" in remarks
+
+
+def test_an_image_that_cannot_be_unpacked_spoils_no_other_of_its_archive(site: Site) -> None:
+    """A hard link to nothing shows only when containerd unpacks it; a layer may also be missing."""
+    storage = site.registry.storage
+    good = names(site, "archive/beside")
+    make_image(storage, "archive/beside", [LAYER])
+    site.pull(good)
+    files = save(site, good)
+    site.remove(good)
+    listed = json.loads(files["index.json"])
+    for name, layer in (("dangling", special("link", tarfile.LNKTYPE, "nothing")), ("missing", b"")):
+        digest = make_image(storage, f"archive/{name}", [layer] if layer else [LAYER + b"\0"], tag="")
+        manifest = json.loads(storage.read(digest))
+        for part in (digest, manifest["config"]["digest"], *([digest_of(layer)] if layer else ())):
+            files[f"blobs/{part.replace(':', '/')}"] = storage.read(part)
+        annotations = {"io.containerd.image.name": names(site, f"archive/{name}")}
+        listed["manifests"].insert(0, {**entry(storage, digest), "annotations": annotations})
+    files["index.json"] = json.dumps(listed).encode()
+
+    (loaded,) = load(site, files)
+
+    assert list(loaded.names) == [good]
+    remarks = "\n".join(loaded.remarks)
+    assert "hard link to 'nothing'" in remarks and "the archive lacks" in remarks
+    assert "/run/" not in remarks and "/var/" not in remarks
+    assert site.status(names(site, "archive/dangling")) is None
