@@ -1,7 +1,8 @@
 """How containers end: stopping them, seeing that they have ended, and recording it.
 
 A container has ended when its task has. Every caller (an event, StopContainer, the periodic comparison) asks
-containerd before recording it (`settle_*`). Nothing here needs the container's cooperation.
+containerd before recording it (`settle_*`). The end is recorded before the task is deleted: containerd forgets the
+exit code then. Nothing here needs the container's cooperation.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import structlog
 
@@ -23,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 SOON_SECONDS = 1.0  # within which a SIGKILL shows, unless the task is paused or the machine slow
 KILL_SECONDS = 30.0  # how long a SIGKILL may take to show; longer means a process stuck in the kernel
+TOLD_SECONDS = 10.0  # for a shim to say how a task ended that it reports as stopped
 VANISHED = 255  # exit code of a container whose end was not seen
 
 OOM_KILLED = "OOMKilled"  # noted as a reason before the end, if an OOM event comes first
@@ -47,8 +50,8 @@ def note_oom(node: Node, container_id: str) -> None:
         node.ledger.update_container(container_id, reason=OOM_KILLED)
 
 
-async def kill(node: Node, task_id: str) -> None:
-    """SIGKILL a task and wait until it has ended; no error if it is gone.
+async def kill(node: Node, task_id: str) -> Exit | None:
+    """SIGKILL a task and wait until it has ended; how it did, None if it is gone.
 
     One that somebody has paused is resumed: on cgroup v1 a frozen process does not act even on SIGKILL, and not every
     OCI runtime thaws it. Raises CleanupIncomplete when it is still there after half a minute.
@@ -57,12 +60,12 @@ async def kill(node: Node, task_id: str) -> None:
     try:
         try:
             async with asyncio.timeout(SOON_SECONDS):
-                await node.runtime.wait(task_id, timeout=KILL_SECONDS)
+                return await node.runtime.wait(task_id, timeout=KILL_SECONDS)
         except TimeoutError:
             await resume(node, task_id)
-            await node.runtime.wait(task_id, timeout=KILL_SECONDS)
+            return await node.runtime.wait(task_id, timeout=KILL_SECONDS)
     except NotFound:
-        pass
+        return None
     except TimedOut as exc:
         raise CleanupIncomplete(f"the process of {task_id} did not end {KILL_SECONDS:g} s after SIGKILL") from exc
 
@@ -96,35 +99,40 @@ async def free(node: Node, task_id: str) -> None:
 
 
 async def settle_container(node: Node, container_id: str) -> None:
-    """If a running container's task has ended, free it and record how; no error if it runs on, or is not known.
+    """If a running container's task has ended, record how and free it; no error if it runs on, or is not known.
 
     A container that is being started is left alone: StartContainer settles it once it is known to run. Freed before
     that, how it ended would be lost.
     """
     async with settling(node, container_id):
-        container = node.ledger.containers.get(container_id)
-        if container is None or container.state is not ContainerState.RUNNING:
-            return
-        oom = False
+        if await record_end(node, container_id):
+            await free_recorded(node, container_id)
 
-        def look() -> None:
-            nonlocal oom
-            oom = _oom_kills(node, container) > 0
 
-        ended = await ended_task(node, container_id, look)
-        if ended is None:
-            return
-        await node.logs.drain(container_id, node.config.logs.drain_seconds)
-        vanished = ended.code == VANISHED and not ended.at
-        node.ledger.update_container(
-            container_id,
-            pid=0,
-            finished_at=ended.at or time.time_ns(),
-            exit_code=ended.code,
-            reason=_reason(node, container_id, ended, vanished=vanished, oom=oom),
-            message="its process ended while sandboxd was not watching" if vanished else "",
-        )
-        log.info("container ended", sandbox=container.sandbox_id, container=container_id, code=ended.code)
+async def record_end(node: Node, container_id: str) -> bool:
+    """Record how a running container's task ended, if it has; whether that was done.
+
+    Call it while settling. All that the container wrote is in its log by then, and its task is still there.
+    """
+    container = node.ledger.containers.get(container_id)
+    if container is None or container.state is not ContainerState.RUNNING:
+        return False
+    ended = await how_ended(node, container_id)
+    if ended is None:
+        return False
+    oom = _oom_kills(node, container) > 0  # while its cgroup is there
+    await node.logs.drain(container_id, node.config.logs.drain_seconds)
+    vanished = ended.code == VANISHED and not ended.at
+    node.ledger.update_container(
+        container_id,
+        pid=0,
+        finished_at=ended.at or time.time_ns(),
+        exit_code=ended.code,
+        reason=_reason(node, container_id, ended, vanished=vanished, oom=oom),
+        message="its process ended while sandboxd was not watching" if vanished else "",
+    )
+    log.info("container ended", sandbox=container.sandbox_id, container=container_id, code=ended.code)
+    return True
 
 
 def _oom_kills(node: Node, container: ContainerRecord) -> int:
@@ -150,17 +158,38 @@ def _reason(node: Node, container_id: str, end: Exit, *, vanished: bool, oom: bo
     return "Completed" if end.code == 0 else "Error"
 
 
-async def ended_task(node: Node, task_id: str, look: Callable[[], None] | None = None) -> Exit | None:
-    """How the task ended, after freeing its resources; None while it is running or has not been started.
+async def how_ended(node: Node, task_id: str) -> Exit | None:
+    """How the task ended; None while it is running or has not been started.
 
-    `look` is called once it has ended, before its cgroup is removed.
+    The task stays if it can: who asks records this first, and frees it then (`free_recorded`). The other way round a
+    daemon that dies in between would lose the code. A shim that reports it only when it deletes the task is asked
+    to. `at` is 0 when nothing reports when it ended.
     """
     try:
         task = await node.runtime.get(task_id)
+        if task.state is not TaskState.STOPPED:
+            return None
+        if _is_told(task.exit):
+            return task.exit
+        waited = await node.runtime.wait(task_id, timeout=TOLD_SECONDS)
     except NotFound:
         return Exit(code=VANISHED, at=0)
-    if task.state is not TaskState.STOPPED:
-        return None
-    if look is not None:
-        look()
-    return await node.runtime.delete(task_id) or task.exit
+    except TimedOut:
+        waited = None
+    if _is_told(waited):
+        return waited
+    ended = await node.runtime.delete(task_id) or waited or task.exit
+    return Exit(code=VANISHED, at=0) if ended is None else replace(ended, at=max(0, ended.at))
+
+
+def _is_told(end: Exit | None) -> bool:
+    """Whether it says when that was; a time that is not known is the year 1, or 0."""
+    return end is not None and end.at > 0
+
+
+async def free_recorded(node: Node, task_id: str) -> None:
+    """`free` a task whose end is recorded and which is being settled; what fails is left to the next comparison."""
+    try:
+        await node.runtime.delete(task_id)
+    except SandboxdError as exc:
+        log.warning("an ended task could not be freed, this is tried again later", task=task_id, error=str(exc))

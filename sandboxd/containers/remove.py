@@ -38,8 +38,11 @@ async def remove_remains(held: Held, container_id: str) -> None:
         await ending.kill(node, container_id)
         # Until the record is gone nothing may take the end of the task for news.
         async with ending.settling(node, container_id):
+            # Recorded although the record is about to go: should we die in between, it says how the container ended.
+            recorded = await ending.record_end(node, container_id)
             await node.runtime.delete(container_id)
-            await node.logs.drain(container_id, node.config.logs.drain_seconds)
+            if not recorded:
+                await node.logs.drain(container_id, node.config.logs.drain_seconds)
             await node.runtime.delete_container(container_id)
             await userns.drop(node, container_id)
             await node.images.remove_rootfs(container_id)

@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from sandboxd.containers.ending import ended_task, settling
+from sandboxd.containers.ending import free_recorded, how_ended, settling
 from sandboxd.machine import pins
 from sandboxd.model import SandboxRecord, SandboxState
 from sandboxd.node import Node
@@ -21,11 +21,13 @@ async def settle_sandbox(node: Node, sandbox_id: str) -> None:
         record = node.ledger.sandboxes.get(sandbox_id)
         if record is None or not record.started_at or record.exited_at:
             return
-        ended = await ended_task(node, sandbox_id)
+        ended = await how_ended(node, sandbox_id)
         if ended is not None and (record := node.ledger.sandboxes.get(sandbox_id)) and not record.exited_at:
             gone = {} if pins.intact(node, record) else {"ips": ()}
             node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=ended.at or time.time_ns(), **gone)
             log.warning("pause container ended", sandbox=sandbox_id, code=ended.code)
+        if ended is not None:
+            await free_recorded(node, sandbox_id)
 
 
 def unpinned(node: Node) -> list[str]:

@@ -29,6 +29,8 @@ class Action(enum.Enum):
     SETTLE_CONTAINER = "record how a container ended"
     CONFIRM_RUNNING = "record that a container runs whose start was interrupted"
     UNDO_START = "end a container whose start was interrupted"
+    FREE_TASK = "free what the task of an ended container still holds"
+    FREE_PAUSE = "free what the ended pause container of a pod still holds"
     REOPEN_LOG = "go on logging a running container"
     PAY_DEBT = "delete a network attachment that a stopped or removed pod still owes"
 
@@ -90,6 +92,10 @@ def reconcile(
             repairs.append(Repair(action=Action.REMOVE_SANDBOX, id=record.id))
         elif record.state is SandboxState.READY and tasks.get(record.id) is not Seen.RUNNING:
             repairs.append(Repair(action=Action.SETTLE_SANDBOX, id=record.id))
+        elif tasks.get(record.id) is Seen.STOPPED:
+            # What ended was not freed, or was not seen to end since the pod had failed before.
+            what = Action.FREE_PAUSE if record.exited_at else Action.SETTLE_SANDBOX
+            repairs.append(Repair(action=what, id=record.id))
     doomed = {repair.id for repair in repairs if repair.action is Action.REMOVE_SANDBOX}
     for container in containers.values():
         if container.sandbox_id in busy or container.sandbox_id in doomed:
@@ -114,6 +120,9 @@ def _container_action(container: ContainerRecord, task: Seen | None, starting_up
             if task is not Seen.RUNNING:
                 return Action.SETTLE_CONTAINER
             return Action.REOPEN_LOG if starting_up else None
+        case ContainerState.EXITED if task is not None:
+            # Its end was recorded, and then it could not be freed.
+            return Action.FREE_TASK
         case ContainerState.CREATED if task is not None:
             # StartContainer was cut off: what had not begun to run is undone, the client asks again.
             return Action.CONFIRM_RUNNING if task is not Seen.CREATED else Action.UNDO_START

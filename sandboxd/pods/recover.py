@@ -21,10 +21,10 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.containers import checkpoint
-from sandboxd.containers.ending import settle_container
+from sandboxd.containers.ending import free, kill, settle_container
 from sandboxd.containers.exec import end_leftovers
 from sandboxd.containers.remove import remove_remains
-from sandboxd.errors import NotFound, SandboxdError
+from sandboxd.errors import NotFound, NotReady, SandboxdError, Unclassified
 from sandboxd.logs.client import fifo_paths
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
@@ -174,6 +174,14 @@ async def _apply(node: Node, repair: Repair) -> None:
             async with _held(node, repair.id, ContainerState.CREATING) as held:
                 if held:
                     await remove_remains(held, repair.id)
+        case Action.FREE_TASK:
+            async with _held(node, repair.id, ContainerState.EXITED) as held:
+                if held:
+                    await kill(node, repair.id)
+                    await free(node, repair.id)
+        case Action.FREE_PAUSE:
+            async with hold(node, repair.id), _bounded(node):
+                await free(node, repair.id)
         case Action.CONFIRM_RUNNING | Action.UNDO_START:
             async with _held(node, repair.id, ContainerState.CREATED) as held:
                 if held:
@@ -206,12 +214,22 @@ async def _decide_start(node: Node, container_id: str) -> None:
     except NotFound:
         return
     if task.state is TaskState.CREATED:
-        await node.runtime.kill(container_id, 9)
-        await node.runtime.delete(container_id)
+        await _undo_start(node, container_id)
         return
     await _open_log(node, container_id)
     node.ledger.update_container(container_id, pid=task.pid, started_at=time.time_ns())
     await settle_container(node, container_id)
+
+
+async def _undo_start(node: Node, container_id: str) -> None:
+    """End a task that had not begun to run. Raises the runtime's errors."""
+    try:
+        # In one call: killed before it is deleted, it would look as if it had run should we die in between.
+        await node.runtime.delete(container_id)
+    except (NotReady, Unclassified):
+        # A shim that deletes nothing but what has ended.
+        await kill(node, container_id)
+        await node.runtime.delete(container_id)
 
 
 async def _open_log(node: Node, container_id: str) -> None:

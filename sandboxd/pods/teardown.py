@@ -122,9 +122,10 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
                 if isinstance(outcome, BaseException):
                     raise outcome
     with steps.step("pod.pause.stop"):
-        await kill(node, sandbox_id)
+        ended = await kill(node, sandbox_id)
+        at = ended.at if ended is not None and ended.at > 0 else time.time_ns()
+        node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or at)
         await free(node, sandbox_id)
-    node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or time.time_ns())
     await _release(held, record)
     with steps.step("pod.files.unmount"):
         pod_files.unmount(node, sandbox_id)

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from sandboxd.containerd.shims import socket_path
+from sandboxd.ledger import Ledger
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
@@ -32,6 +33,9 @@ from tests.processes import until
 from tests.testbed import Testbed
 
 pytestmark = pytest.mark.e2e
+
+CTR = ("ctr", "-a", "/run/sandboxd/containerd/containerd.sock", "-n", "sandboxd")
+AT = 1_700_000_000 * 10**9  # when a container ended, unix nanoseconds
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["terminated", "killed"])
@@ -70,6 +74,34 @@ def test_an_exit_while_the_daemon_is_down_is_seen_with_its_code(bed: Testbed, im
     assert log_lines(bed, container_id) == ["before"]
     (data / "go").unlink()
     remove_pod(bed, pod_id)
+
+
+def test_a_task_whose_end_was_recorded_but_that_was_not_deleted_is_freed_and_keeps_its_code(
+    bed: Testbed, images: tuple[str, ...]
+) -> None:
+    """The daemon died between the two; what it had recorded is what holds."""
+    pod_id = run_pod(bed)
+    container_id = run_container(bed, pod_id, container_config("ends", "busybox", ["sleep", "100000"]))
+    pid = container_info(bed, container_id)["pid"]
+    bed.kill_daemon()
+    bed.run(["kill", "-9", str(pid)])
+    until(lambda: not _alive(bed, pid), what="the container ends")
+    ledger = Ledger(str(bed.path("/var/lib/sandboxd/ledger.db")))
+    ledger.update_container(container_id, pid=0, finished_at=AT, exit_code=42, reason="Error")
+    ledger.close()
+    assert "STOPPED" in tasks(bed)[container_id]
+    bed.relaunch_daemon()
+
+    until(lambda: container_id not in tasks(bed), what="the task is freed")
+    status = container_status(bed, container_id)
+    assert (status.state, status.exit_code, status.finished_at) == (cri.CONTAINER_EXITED, 42, AT)
+    remove_pod(bed, pod_id)
+
+
+def tasks(bed: Testbed) -> dict[str, str]:
+    """The states of containerd's tasks, by their containers' ids."""
+    listed = bed.run([*CTR, "tasks", "ls"]).stdout.splitlines()[1:]
+    return {fields[0]: fields[-1] for fields in map(str.split, listed)}
 
 
 def _alive(bed: Testbed, pid: int) -> bool:

@@ -381,6 +381,7 @@ VERBS: Sequence[Verb] = (
         call=lambda world: stop.stop_container(node(world), world.container_id, 5),
         done=container_ended,
         undone=runs_or_has_ended,
+        compared=True,
     ),
     Verb(
         name="StopContainer by force",
@@ -389,6 +390,7 @@ VERBS: Sequence[Verb] = (
         call=lambda world: stop.stop_container(node(world), world.container_id, 5),
         done=container_ended,
         undone=runs_or_has_ended,
+        compared=True,
     ),
     Verb(
         name="RemoveContainer",

@@ -53,6 +53,40 @@ async def test_what_the_ended_task_held_is_freed_and_the_rest_stays_for_a_stop(f
     assert fakes.netns.pinned and fakes.kernel.mounts and fakes.cni.attached
 
 
+async def test_the_end_is_recorded_before_the_task_is_deleted_which_forgets_it(fakes: Bundle, pod: str) -> None:
+    pause = fakes.runtime.tasks[pod].init
+    pause.end(3)
+    assert pause.exit
+    fakes.points.hang(Point("runtime.delete", 0))
+    settling = asyncio.ensure_future(settle_sandbox(fakes.node, pod))
+    await fakes.points.hangs.wait()
+
+    assert record(fakes, pod).exited_at == pause.exit.at
+    fakes.points.release()
+    await settling
+
+
+async def test_a_task_that_cannot_be_freed_keeps_no_end_from_being_known(fakes: Bundle, pod: str) -> None:
+    fakes.runtime.tasks[pod].init.end(3)
+    fakes.points.fail(Point("runtime.delete", 0), Unavailable("containerd is away"))
+
+    await settle_sandbox(fakes.node, pod)
+
+    assert record(fakes, pod).exited_at
+    assert pod in fakes.runtime.tasks, "the comparison frees it"
+
+
+async def test_a_stop_records_when_the_pause_container_ended_before_its_task_goes(fakes: Bundle, pod: str) -> None:
+    pause = fakes.runtime.tasks[pod].init
+    fakes.points.hang(Point("runtime.delete", 0))
+    stopping = asyncio.ensure_future(stop_sandbox(fakes.node, pod))
+    await fakes.points.hangs.wait()
+
+    assert pause.exit and record(fakes, pod).exited_at == pause.exit.at
+    fakes.points.release()
+    await stopping
+
+
 async def test_a_pod_whose_task_is_gone_has_ended_as_well(fakes: Bundle, pod: str) -> None:
     fakes.runtime.tasks[pod].init.end(0)
     del fakes.runtime.tasks[pod]

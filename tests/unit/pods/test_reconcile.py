@@ -106,10 +106,19 @@ def test_what_is_done_about_a_sandbox(state: SandboxState, task: Seen | None, st
         expected = Action.REMOVE_SANDBOX
     if state is SandboxState.READY and task is not Seen.RUNNING:
         expected = Action.SETTLE_SANDBOX
+    if state is SandboxState.NOTREADY and task is Seen.STOPPED:
+        expected = Action.FREE_PAUSE
 
     found = repairs(sandbox(state), tasks={"s": task} if task else {}, starting_up=starting_up)
 
     assert found == ([(expected, "s")] if expected else [])
+
+
+def test_a_pod_that_failed_before_its_pause_container_ended_is_settled_as_well() -> None:
+    lost = replace(sandbox(SandboxState.READY), failure="its namespaces are gone")
+
+    assert repairs(lost, tasks={"s": Seen.RUNNING}) == []
+    assert repairs(lost, tasks={"s": Seen.STOPPED}) == [(Action.SETTLE_SANDBOX, "s")]
 
 
 @pytest.mark.parametrize(
@@ -128,9 +137,9 @@ def test_what_is_done_about_a_sandbox(state: SandboxState, task: Seen | None, st
         (ContainerState.RUNNING, Seen.RUNNING, Action.REOPEN_LOG, None),
         (ContainerState.RUNNING, Seen.STOPPED, Action.SETTLE_CONTAINER, Action.SETTLE_CONTAINER),
         (ContainerState.EXITED, None, None, None),
-        (ContainerState.EXITED, Seen.CREATED, None, None),
-        (ContainerState.EXITED, Seen.RUNNING, None, None),
-        (ContainerState.EXITED, Seen.STOPPED, None, None),
+        (ContainerState.EXITED, Seen.CREATED, Action.FREE_TASK, Action.FREE_TASK),
+        (ContainerState.EXITED, Seen.RUNNING, Action.FREE_TASK, Action.FREE_TASK),
+        (ContainerState.EXITED, Seen.STOPPED, Action.FREE_TASK, Action.FREE_TASK),
     ],
 )
 def test_what_is_done_about_a_container(

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import structlog
 
+from sandboxd.containerd.tasks import Exit
 from sandboxd.containers import checkpoint
-from sandboxd.errors import AlreadyExists, NotReady, Unavailable
-from sandboxd.model import Attachment, AttachmentState, SandboxState, sandbox_name
+from sandboxd.containers.create import create_container
+from sandboxd.errors import AlreadyExists, NotReady, Unavailable, Unclassified
+from sandboxd.model import Attachment, AttachmentState, ContainerState, SandboxState, sandbox_name
 from sandboxd.node import Node
 from sandboxd.pods import recover
 from sandboxd.pods.reconcile import Action, Repair
 from sandboxd.pods.teardown import stop_sandbox
 from sandboxd.retries import Retries
-from tests.fakes.bundle import CONTAINER, POD, Bundle, pod_config
+from tests.fakes.bundle import CONTAINER, POD, Bundle, container_config, pod_config
 from tests.fakes.points import Point
 from tests.unit.pods.requests import turns
 
@@ -318,3 +320,70 @@ async def test_a_start_that_was_cut_off_is_decided_under_the_lock_as_things_are_
         await recover._apply(node, Repair(action=action, id="gone"))
     assert not fakes.points.count("runtime.kill") and not fakes.points.count("runtime.delete_container")
     assert CONTAINER in node.ledger.containers
+
+
+async def test_what_an_ended_container_still_holds_is_freed_and_what_is_recorded_stays(
+    fakes: Bundle, node: Node
+) -> None:
+    """The daemon died, or containerd was away, when its end was recorded and its task was not deleted yet."""
+    node.ledger.update_container(CONTAINER, started_at=4, finished_at=5, exit_code=3, reason="Error")
+    fakes.runtime.put(CONTAINER, Exit(code=3, at=5))
+    fakes.runtime.put(POD)
+
+    await recover.recover(node)
+    await fakes.repaired()
+
+    assert CONTAINER not in fakes.runtime.tasks and POD in fakes.runtime.tasks
+    ended = node.ledger.containers[CONTAINER]
+    assert (ended.exit_code, ended.finished_at, ended.reason) == (3, 5, "Error")
+
+
+async def test_what_the_ended_pause_container_of_a_pod_still_holds_is_freed(fakes: Bundle, node: Node) -> None:
+    node.ledger.update_sandbox(POD, exited_at=5)
+    fakes.runtime.put(POD, Exit(code=3, at=5))
+
+    await recover.compare(node)
+    await fakes.repaired()
+
+    assert not fakes.runtime.tasks
+    assert node.ledger.sandboxes[POD].exited_at == 5
+
+
+async def test_a_container_that_was_freed_by_then_is_no_error(fakes: Bundle, node: Node) -> None:
+    node.ledger.update_container(CONTAINER, started_at=4, finished_at=5)
+    for action, of in ((Action.FREE_TASK, CONTAINER), (Action.FREE_TASK, "gone"), (Action.FREE_PAUSE, POD)):
+        await recover._apply(node, Repair(action=action, id=of))
+
+
+async def test_a_start_is_undone_in_one_call_so_that_it_never_looks_as_if_it_had_run(
+    fakes: Bundle,
+) -> None:
+    container_id = await unstarted(fakes)
+
+    await recover.compare(fakes.node)
+    await fakes.repaired()
+
+    assert container_id not in fakes.runtime.tasks
+    assert not fakes.points.count("runtime.kill")
+    assert fakes.node.ledger.containers[container_id].state is ContainerState.CREATED
+
+
+async def test_a_start_is_undone_with_a_shim_that_deletes_only_what_has_ended(
+    fakes: Bundle,
+) -> None:
+    container_id = await unstarted(fakes)
+    fakes.points.fail(Point("runtime.delete", 0), Unclassified("cannot delete a created process"))
+
+    await recover.compare(fakes.node)
+    await fakes.repaired()
+
+    assert container_id not in fakes.runtime.tasks
+    assert fakes.node.ledger.containers[container_id].state is ContainerState.CREATED
+
+
+async def unstarted(fakes: Bundle) -> str:
+    """A container whose start was cut off before its task was started."""
+    container_id = await create_container(fakes.node, await fakes.ready_pod(pod_config()), container_config())
+    await fakes.runtime.create(container_id, ())
+    fakes.points.reset()
+    return container_id
