@@ -37,6 +37,7 @@ from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.runtime import ContainerdRuntime
 from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
+from sandboxd.images import leftovers, uploads
 from sandboxd.images.pause import PauseImage
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
@@ -93,7 +94,7 @@ async def serve(config: Config) -> None:
         stack.callback(ledger.close)
         stack.callback(steps.subscribe(ledger.append_step))
         stack.callback(steps.subscribe(_log_step))
-        client = Containerd(config.containerd_socket, config.containerd.namespace)
+        client = Containerd(config.containerd_socket, config.containerd.namespace, places.owner)
         stack.push_async_callback(client.close)
         jobs = Jobs()
         logs = Logs(
@@ -219,10 +220,15 @@ async def _start_up(
         await _reach_containerd(config, client)
         await follow.follow(node, client, images)
 
+    # No archive is taken before this daemon is ready: what is there now was left.
+    archives = uploads.left(node.places.uploads)
+    node.jobs.background("uploads", lambda: uploads.remove(archives))
+    every = config.daemon.reconcile_seconds
+    node.jobs.watch("image leftovers", lambda: leftovers.clear_forever(images, node.jobs, every))
     node.jobs.start("features", lambda: handlers.ask_all(node))
     node.jobs.watch("containerd", keep_up)
     node.jobs.watch("logger", node.logs.keep_up)
-    node.jobs.watch("compare", lambda: compare_forever(node, config.daemon.reconcile_seconds))
+    node.jobs.watch("compare", lambda: compare_forever(node, every))
     condition.trouble = ""
     # What exists now lives as long as the daemon: exclude it from collections. (A full one takes 50 ms.)
     gc.collect()

@@ -9,6 +9,7 @@ Cgroups are paths below the root of the hierarchy, as in /proc/PID/cgroup. They 
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Set
@@ -60,6 +61,11 @@ class Places:
     def uploads(self) -> str:
         """Where image archives that clients send are spooled."""
         return f"{self.root}/uploads"
+
+    @property
+    def owner(self) -> str:
+        """The mark on what is ours in containerd and has no id: another daemon may share the namespace."""
+        return hashlib.sha256(self.root.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     @property
     def checkpoints(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket as sockets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from sandboxd.pb.containerd.services.version.v1 import version_pb2_grpc
 
 # containerd's own limit for a message in either direction.
 MESSAGE_BYTES = 16 << 20
+OWNER_LABEL = "sandboxd.io/owner"
 _SO_SNDBUFFORCE = 32  # socket(7); asm-generic/socket.h
 
 _MEANING: dict[grpc.StatusCode, type[errors.SandboxdError]] = {
@@ -74,8 +75,11 @@ def _is_our_deadline(code: grpc.StatusCode, details: str) -> bool:
 class Containerd:
     """A channel to one containerd, in one of its namespaces."""
 
-    def __init__(self, socket: str, namespace: str) -> None:
+    def __init__(self, socket: str, namespace: str, owner: str = "") -> None:
+        """`owner` marks the leases and drafts that are made over this channel, for a later daemon to know its own."""
         self.socket = socket
+        self.owner = owner
+        self.in_use: set[str] = set()  # leases and drafts that work under way here needs
         self.namespace = namespace
         self.metadata = (("containerd-namespace", namespace),)
         self.channel = grpc.aio.insecure_channel(
@@ -92,6 +96,15 @@ class Containerd:
                 ("grpc.default_authority", "localhost"),
             ),
         )
+
+    @property
+    def owned(self) -> dict[str, str]:
+        """The labels of what is ours and has neither a pod's nor a container's id."""
+        return {OWNER_LABEL: self.owner} if self.owner else {}
+
+    def owns(self, labels: Mapping[str, str]) -> bool:
+        """Whether something with these labels can be ours: a daemon of an earlier version marked nothing."""
+        return labels.get(OWNER_LABEL, self.owner) == self.owner
 
     async def close(self) -> None:
         """Close the channel."""

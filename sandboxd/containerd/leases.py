@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import datetime
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 
@@ -38,6 +38,7 @@ class Leases:
     """containerd's lease service."""
 
     def __init__(self, client: Containerd) -> None:
+        self._client = client
         self._meta = client.metadata
         self._stub = leases_pb2_grpc.LeasesStub(client.channel)
 
@@ -46,7 +47,10 @@ class Leases:
         expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
         with translate(f"lease {lease}"):
             await self._stub.Create(
-                leases_pb2.CreateRequest(id=lease, labels={EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ")}),
+                leases_pb2.CreateRequest(
+                    id=lease,
+                    labels={**self._client.owned, EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ")},
+                ),
                 metadata=self._meta,
                 timeout=CALL_SECONDS,
             )
@@ -79,28 +83,61 @@ class Leases:
 
     async def ids(self) -> set[str]:
         """Every lease of this namespace."""
+        return {lease.id for lease in await self._list()}
+
+    async def idle(self) -> set[str]:
+        """The leases that can be ours and that no work under way here needs; their names tell what they were for."""
+        ours = {lease.id for lease in await self._list() if self._client.owns(lease.labels)}
+        return ours - self._client.in_use
+
+    async def _list(self) -> Sequence[leases_pb2.Lease]:
         with translate("listing leases"):
             answer = await self._stub.List(leases_pb2.ListRequest(), metadata=self._meta, timeout=CALL_SECONDS)
-        return {lease.id for lease in answer.leases}
+        return answer.leases
+
+    async def content(self, lease: str) -> set[str]:
+        """The digests of the blobs that belong to a lease; raises NotFound."""
+        with translate(f"lease {lease}"):
+            answer = await self._stub.ListResources(
+                leases_pb2.ListResourcesRequest(id=lease), metadata=self._meta, timeout=CALL_SECONDS
+            )
+        return {resource.id for resource in answer.resources if resource.type == "content"}
+
+    async def collect(self) -> None:
+        """Have containerd remove what neither a name nor a lease leads to any more, and wait until it is gone."""
+        lease = f"sandboxd-collect-{secrets.token_hex(8)}"
+        with self.using(lease):
+            await self.create(lease, seconds=COLLECT_SECONDS)
+            await self.delete(lease, sync=True)
+
+    @contextmanager
+    def using(self, lease: str) -> Iterator[None]:
+        """While the block lasts, the lease is not one that an earlier daemon left."""
+        self._client.in_use.add(lease)
+        try:
+            yield
+        finally:
+            self._client.in_use.discard(lease)
 
     @asynccontextmanager
     async def held(self, purpose: str, *, seconds: float) -> AsyncIterator[str]:
         """Hold a lease for the duration of the block, at most `seconds`; yields its id.
 
         When the block fails, what was created under the lease is collected before the error is raised. If containerd
-        is not available then, the expiry of the lease does it later.
+        is not available then, `images.leftovers` does it later, or the expiry of the lease.
         """
         lease = f"sandboxd-{purpose}-{secrets.token_hex(8)}"
-        await self.create(lease, seconds=seconds)
-        try:
-            yield lease
-        except BaseException:
-            await self._delete_quietly(lease, sync=True)
-            raise
-        await self._delete_quietly(lease, sync=False)
+        with self.using(lease):
+            await self.create(lease, seconds=seconds)
+            try:
+                yield lease
+            except BaseException:
+                await self._delete_quietly(lease, sync=True)
+                raise
+            await self._delete_quietly(lease, sync=False)
 
     async def _delete_quietly(self, lease: str, *, sync: bool) -> None:
         try:
             await self.delete(lease, sync=sync)
         except SandboxdError as exc:
-            log.warning("a lease could not be deleted, it will expire", lease=lease, error=str(exc))
+            log.warning("a lease could not be deleted, this is tried again later", lease=lease, error=str(exc))

@@ -32,6 +32,10 @@ ROOT_LABEL = "containerd.io/gc.root"
 # On an active snapshot, names the committed one that it is to become: containerd refuses if that one exists.
 TARGET_LABEL = "containerd.io/snapshot.ref"
 
+# Snapshots that are in progress: one that is to become a layer's, and the view that changes are told from.
+DRAFT_PREFIX = "sandboxd-unpack-"
+DIFF_PREFIX = "sandboxd-diff-"
+
 # containerd 1.6 knows zstd by the OCI's name only.
 _READ_AS = {f"{DOCKER_LAYER}.zstd": f"{OCI_LAYER}+zstd"}
 
@@ -85,6 +89,7 @@ class Snapshots:
 
     def __init__(self, client: Containerd, snapshotter: str, lease: str = "") -> None:
         self.snapshotter = snapshotter
+        self._client = client
         self._meta = metadata(client, lease)
         self._stub = snapshots_pb2_grpc.SnapshotsStub(client.channel)
         self._diff = diff_pb2_grpc.DiffStub(client.channel)
@@ -231,9 +236,10 @@ class Snapshots:
         The blob belongs to the lease: without one it could be collected at any moment. Raises NotFound.
         """
         parent = (await self.stat(key)).parent
-        view = f"sandboxd-diff-{secrets.token_hex(6)}-{key}"
+        view = f"{DIFF_PREFIX}{secrets.token_hex(6)}-{key}"
+        self._client.in_use.add(view)
         try:
-            left = await self.view(view, parent) if parent else ()
+            left = await self.view(view, parent, self._client.owned) if parent else ()
             with translate(f"packing snapshot {key}"):
                 answer = await self._diff.Diff(
                     diff_pb2.DiffRequest(
@@ -246,6 +252,7 @@ class Snapshots:
                     timeout=UNPACK_SECONDS,
                 )
         finally:
+            self._client.in_use.discard(view)
             await self.remove(view)
         return answer.diff.digest
 
@@ -297,22 +304,43 @@ class Snapshots:
 
         Raises AlreadyExists when there is one of that name, NotFound without the parent.
         """
-        key = f"sandboxd-unpack-{secrets.token_hex(6)}-{name}"
-        return Draft(self, name, key, await self.prepare(key, parent, {TARGET_LABEL: name}))
+        key = f"{DRAFT_PREFIX}{secrets.token_hex(6)}-{name}"
+        self._client.in_use.add(key)
+        try:
+            mounts = await self.prepare(key, parent, {**self._client.owned, TARGET_LABEL: name})
+        except BaseException:
+            self._client.in_use.discard(key)
+            raise
+        return Draft(self, name, key, mounts, self._client.in_use)
+
+    async def idle_drafts(self) -> tuple[str, ...]:
+        """The keys of what can be ours, was to be packed or to become a layer, and that no work here needs."""
+        return tuple(
+            snapshot.name
+            for snapshot in await self.list()
+            if snapshot.kind is not Kind.COMMITTED
+            and snapshot.name.startswith((DRAFT_PREFIX, DIFF_PREFIX))
+            and snapshot.name not in self._client.in_use
+            and self._client.owns(snapshot.labels)
+        )
 
 
 class Draft:
     """A layer's snapshot before it is committed: `commit` it, and `discard` it in any case."""
 
-    def __init__(self, snapshots: Snapshots, name: str, key: str, mounts: tuple[Mount, ...]) -> None:
+    def __init__(
+        self, snapshots: Snapshots, name: str, key: str, mounts: tuple[Mount, ...], in_use: set[str]
+    ) -> None:
         self.mounts = mounts
         self._snapshots = snapshots
         self._name = name
         self._key = key
+        self._in_use = in_use
 
     async def commit(self) -> None:
         """Make it the committed snapshot. Raises AlreadyExists when another request was faster."""
         await self._snapshots.commit(self._name, self._key)
+        self._in_use.discard(self._key)
         self._key = ""
 
     async def discard(self) -> None:
@@ -321,7 +349,9 @@ class Draft:
             try:
                 await self._snapshots.remove(self._key)
             except SandboxdError:
-                pass  # the lease or the next collection removes it; the earlier failure is the error to report
+                pass  # `images.leftovers` removes it; the earlier failure is the error to report
+            finally:
+                self._in_use.discard(self._key)
 
 
 def _message(mount: Mount) -> mount_pb2.Mount:

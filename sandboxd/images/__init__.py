@@ -9,4 +9,5 @@ load     archives into the store; the builtin pause image
 uploads  archives that clients send: spooled, then loaded
 pause    the image of every pod's first container
 save     images into an archive
+leftovers  what work that was cut off has left, removed
 """

@@ -20,10 +20,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -32,7 +33,6 @@ from sandboxd import steps
 from sandboxd.containerd.images import Image
 from sandboxd.errors import (
     AccessDenied,
-    AlreadyExists,
     InvalidRequest,
     NotFound,
     NotReady,
@@ -55,6 +55,8 @@ from sandboxd.registry.reference import Reference
 log = structlog.get_logger(__name__)
 
 KEEP_SECONDS = 24 * 3600.0
+LEASE_PREFIX = "sandboxd-pull-"
+LEASES_KEY = "leases of pulls"  # held while one is chosen or given up, so that none goes that has just been taken up
 LAYERS_OF_ALL = 12  # under way at once, over all pulls; each may hold a thread and some MiB
 WRITERS = 4  # threads that unpack from memory, which must not wait for those that wait for the network
 
@@ -87,7 +89,6 @@ class Pulls:
         self._registries = registries
         self._at_once = layers_at_once
         self._flights: dict[tuple[str, Credentials], _Flight] = {}
-        self._leases: set[str] = set()  # of pulls under way
         self._stopping = False
         # Threads of their own: an examination waits for the network, and the network must not wait for a thread.
         self._executor = ThreadPoolExecutor(
@@ -197,6 +198,8 @@ class Pulls:
         async with self._registries.open(name, credentials, ACCEPT) as repository:
             try:
                 if (record := await self._unchanged(name, repository)) is not None:
+                    if await self._forget_attempts(str(name)):
+                        self._jobs.start("collection", self._store.leases.collect)
                     return record
                 with steps.step("image.manifest", image=str(name)) as step:
                     found = await find(self._store, repository, await repository.manifest(name.digest or name.tag))
@@ -249,10 +252,11 @@ class Pulls:
                 step.note(fetched=self.counters.blobs_fetched - before.blobs_fetched)
                 step.note(reused=self.counters.blobs_reused - before.blobs_reused)
             with steps.step("image.name", image=str(name)):
-                # The digest keeps the image when the tag moves on to another one.
+                # The digest keeps the image when the tag moves on to another one. It comes first: an image that has
+                # its tag has all that a pull gives it, also if we die in between.
                 names = [f"{name.repository}@{found.target.digest}"]
                 if not name.digest:
-                    names.insert(0, f"{name.repository}:{name.tag}")
+                    names.append(f"{name.repository}:{name.tag}")
                 images = [Image(name=each, target=found.target, labels=MANAGED) for each in names]
                 await self._store.name(hold.lease, images)
 
@@ -261,42 +265,58 @@ class Pulls:
     @asynccontextmanager
     async def _lease(self, name: str) -> AsyncIterator[Hold]:
         """Hold a lease of this reference: the one that an earlier attempt left, or a new one."""
-        prefix = f"sandboxd-pull-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
         leases = self._store.leases
-        now = time.time()
-        left = sorted(lease for lease in await leases.ids() if lease.startswith(prefix))
-        # Its end is in its id. One that might end under our hands is replaced; what is touched moves over.
-        usable = [lease for lease in left if lease not in self._leases and _end(lease) > now + KEEP_SECONDS / 2]
-        lease = usable[-1] if usable else f"{prefix}{int(now + KEEP_SECONDS):x}-{len(self._leases):x}"
-        self._leases.add(lease)
-        hold = Hold(lease=lease, written=bool(usable))
-        try:
+        with ExitStack() as using:
+            async with self._jobs.exclusive(LEASES_KEY):
+                now = time.time()
+                left = await self._left(name)
+                # Its end is in its id. One that might end under our hands is replaced; what is touched moves over.
+                usable = [lease for lease in left if _end(lease) > now + KEEP_SECONDS / 2]
+                fresh = f"{_prefix(name)}{int(now + KEEP_SECONDS):x}-{secrets.token_hex(4)}"
+                lease = usable[-1] if usable else fresh
+                using.enter_context(leases.using(lease))
             if not usable:
-                try:
-                    await leases.create(lease, seconds=KEEP_SECONDS)
-                except AlreadyExists:
-                    pass
+                await leases.create(lease, seconds=KEEP_SECONDS)
+            hold = Hold(lease=lease, written=bool(usable))
             try:
                 with no_space(name):
                     yield hold
             except BaseException as exc:
                 error = first_cause(exc) if isinstance(exc, BaseExceptionGroup) else exc
                 if not (hold.written and isinstance(error, _WORTH_KEEPING)):
-                    await self._drop([lease, *left], sync=True)
+                    await self._drop(name, lease, sync=True)
                 raise
-            await self._drop([lease, *left], sync=False)
-        finally:
-            self._leases.discard(lease)
+            await self._drop(name, lease, sync=False)
 
-    async def _drop(self, leases: list[str], *, sync: bool) -> None:
-        """Give up what leases of one reference hold, except for those of others under way."""
-        mine = [lease for number, lease in enumerate(leases) if not number or lease not in self._leases]
-        for number, lease in enumerate(dict.fromkeys(mine)):
-            try:
-                # One collection frees what all held.
-                await self._store.leases.delete(lease, sync=sync and number == len(mine) - 1)
-            except SandboxdError as exc:
-                log.warning("a lease could not be deleted, it will expire", lease=lease, error=str(exc))
+    async def _left(self, name: str) -> list[str]:
+        """The leases that attempts to pull this reference left, the one that lasts longest last."""
+        return sorted(lease for lease in await self._store.leases.idle() if lease.startswith(_prefix(name)))
+
+    async def _forget_attempts(self, name: str, lease: str = "") -> bool:
+        """Give up what attempts hold that were cut off after they had given the names, or that `lease` replaces."""
+        leases = self._store.leases
+        try:
+            async with self._jobs.exclusive(LEASES_KEY):
+                left = [each for each in await self._left(name) if each != lease]
+                for each in left:
+                    await leases.delete(each)
+        except SandboxdError as exc:
+            log.warning("what an earlier pull left could not be given up, it will expire", image=name, error=str(exc))
+            return False
+        return bool(left)
+
+    async def _drop(self, name: str, lease: str, *, sync: bool) -> None:
+        """Give up what this attempt and earlier ones hold; `sync` waits until it is gone."""
+        await self._forget_attempts(name, lease)
+        try:
+            await self._store.leases.delete(lease, sync=sync)
+        except SandboxdError as exc:
+            log.warning("a lease could not be deleted, this is tried again later", lease=lease, error=str(exc))
+
+
+def _prefix(name: str) -> str:
+    """With what the ids of a reference's leases begin."""
+    return f"{LEASE_PREFIX}{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
 
 
 def _work_in_bulk() -> None:

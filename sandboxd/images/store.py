@@ -315,12 +315,13 @@ class ImageStore:
         containerd packs it into a blob, which is gone when this returns. Raises NotFound, OSError.
         """
         await self.forget_changes(key)
-        try:
-            await self.leases.create(_changes_lease(key), seconds=CHANGES_LEASE_SECONDS)
-            leased = self.under(_changes_lease(key))
-            await self.content.copy(await leased.snapshots.diff(key, oci.OCI_LAYER), file)
-        finally:
-            await self.forget_changes(key)
+        with self.leases.using(_changes_lease(key)):
+            try:
+                await self.leases.create(_changes_lease(key), seconds=CHANGES_LEASE_SECONDS)
+                leased = self.under(_changes_lease(key))
+                await self.content.copy(await leased.snapshots.diff(key, oci.OCI_LAYER), file)
+            finally:
+                await self.forget_changes(key)
 
     async def forget_changes(self, key: str) -> None:
         """Remove what an interrupted `rootfs_changes` left in containerd. Idempotent."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from io import FileIO
 from pathlib import Path
+
+import structlog
 
 from sandboxd import private
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady
@@ -17,6 +19,9 @@ from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
 from sandboxd.model import Progress
 
+log = structlog.get_logger(__name__)
+
+PREFIX = "archive-"
 MAX_ARCHIVE_BYTES = 64 << 30
 LOADS_AT_ONCE = 2  # archives that are read and imported; others wait
 
@@ -28,7 +33,6 @@ class Uploads:
         self._store = store
         self._jobs = jobs
         self._directory = Path(directory)
-        self._swept = False
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
 
     async def load(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[Progress | Loaded, None]:
@@ -38,8 +42,8 @@ class Uploads:
         an archive that is empty or too large, Exhausted or NotReady when it cannot be stored, and what `load.load`
         raises; the archive is removed in any case.
         """
-        self._sweep()
-        handle, name = tempfile.mkstemp(dir=self._directory, prefix="archive-")
+        private.make(str(self._directory), private.CLOSED)
+        handle, name = tempfile.mkstemp(dir=self._directory, prefix=PREFIX)
         archive, key = Path(name), ("LoadImage", name)
         try:
             with open(handle, "wb", buffering=0) as file:
@@ -56,14 +60,6 @@ class Uploads:
                 archive.unlink(missing_ok=True)
             raise
 
-    def _sweep(self) -> None:
-        """Make the directory; the first time, remove the archives that an earlier daemon left there."""
-        private.make(str(self._directory), private.CLOSED)
-        if not self._swept:
-            self._swept = True
-            for left in self._directory.glob("archive-*"):
-                left.unlink(missing_ok=True)
-
     async def _import(self, archive: Path, updates: asyncio.Queue[Progress | None]) -> list[Loaded]:
         try:
             async with self._loading:
@@ -71,6 +67,25 @@ class Uploads:
         finally:
             archive.unlink(missing_ok=True)
             updates.put_nowait(None)
+
+
+def left(directory: str) -> list[Path]:
+    """The archives that an earlier daemon left; to be asked before this one takes any."""
+    try:
+        return sorted(path for path in Path(directory).iterdir() if path.name.startswith(PREFIX))
+    except FileNotFoundError:
+        return []
+
+
+async def remove(archives: Sequence[Path]) -> None:
+    """Remove archives that were left; for large ones the disk takes a while. What cannot be removed is logged."""
+    for archive in archives:
+        try:
+            await asyncio.to_thread(archive.unlink, missing_ok=True)
+        except OSError as exc:
+            log.warning("an archive that was left could not be removed", path=str(archive), error=str(exc))
+        else:
+            log.info("an archive of a LoadImage that was cut off was removed", path=str(archive))
 
 
 async def spool(chunks: AsyncIterator[bytes], file: FileIO) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
@@ -36,6 +36,9 @@ class Containerd:
     metadata = ()
 
     def __init__(self, points: Points) -> None:
+        self.in_use: set[str] = set()
+        self.strange: set[str] = set()  # leases and drafts that another daemon has marked as its own
+        self.drafts: set[str] = set()  # snapshots that are not committed
         self.blobs: dict[str, bytes] = {}
         self.labels: dict[str, dict[str, str]] = {}
         self.snapshots: dict[str, str] = {}  # committed, with the one below
@@ -198,6 +201,14 @@ class _Snapshots:
             wanted = names or tuple(self._fakes.snapshots)
             return [SimpleNamespace(name=n, kind=Kind.COMMITTED) for n in wanted if n in self._fakes.snapshots]
 
+    async def idle_drafts(self) -> tuple[str, ...]:
+        async with self._fakes.points.at("snapshots.idle_drafts", Unavailable):
+            return tuple(sorted(self._fakes.drafts - self._fakes.in_use - self._fakes.strange))
+
+    async def remove(self, key: str) -> None:
+        async with self._fakes.points.at("snapshots.remove", Unavailable):
+            self._fakes.drafts.discard(key)
+
     async def usage(self, key: str) -> Usage:
         return Usage(bytes=1, inodes=1)
 
@@ -288,6 +299,38 @@ class _Leases:
         if lease not in self._fakes.leases:
             raise NotFound(f"lease {lease}: not found")
         self._fakes.keep(lease, resource)
+
+    async def create(self, lease: str, *, seconds: float) -> None:
+        async with self._fakes.points.at("leases.create", Unavailable):
+            self._fakes.leases.setdefault(lease, set())
+
+    async def delete(self, lease: str, *, sync: bool = False) -> None:
+        async with self._fakes.points.at("leases.delete", Unavailable):
+            self._fakes.leases.pop(lease, None)
+            if sync:
+                self._fakes.collect()
+
+    async def collect(self) -> None:
+        async with self._fakes.points.at("leases.collect", Unavailable):
+            self._fakes.collect()
+
+    async def idle(self) -> set[str]:
+        async with self._fakes.points.at("leases.idle", Unavailable):
+            return set(self._fakes.leases) - self._fakes.in_use - self._fakes.strange
+
+    async def content(self, lease: str) -> set[str]:
+        async with self._fakes.points.at("leases.content", Unavailable):
+            if lease not in self._fakes.leases:
+                raise NotFound(f"lease {lease}: not found")
+            return self._fakes.leases[lease] & set(self._fakes.blobs)
+
+    @contextmanager
+    def using(self, lease: str) -> Iterator[None]:
+        self._fakes.in_use.add(lease)
+        try:
+            yield
+        finally:
+            self._fakes.in_use.discard(lease)
 
     @asynccontextmanager
     async def held(self, purpose: str, *, seconds: float) -> AsyncIterator[str]:

@@ -132,16 +132,26 @@ async def test_a_full_disk_is_reported_as_that_however_little_is_sent() -> None:
         await uploads.spool(chunks(b"x"), full)
 
 
-async def test_what_an_earlier_daemon_was_sent_goes_at_the_first_archive(subject: Uploads, tmp_path: Path) -> None:
-    """It died in the middle of reading it; later ones are those of this daemon."""
-    left = tmp_path / "uploads" / "archive-left"
-    left.parent.mkdir()
-    left.touch()
-    await events(subject.load(chunks(b"archive")))
-    assert not left.exists()
-    (tmp_path / "uploads" / "archive-new").touch()
-    await events(subject.load(chunks(b"archive")))
-    assert stored(tmp_path) == ["archive-new"]
+async def test_what_an_earlier_daemon_was_sent_is_found_and_removed_and_nothing_else(tmp_path: Path) -> None:
+    """It died in the middle of reading it."""
+    secret = tmp_path / "elsewhere"
+    secret.write_text("stays")
+    (tmp_path / "uploads" / "archive-directory").mkdir(parents=True)
+    (tmp_path / "uploads" / "archive-left").write_text("half an archive")
+    (tmp_path / "uploads" / "archive-link").symlink_to(secret)
+    (tmp_path / "uploads" / "notes").touch()
+
+    archives = uploads.left(str(tmp_path / "uploads"))
+    assert [path.name for path in archives] == ["archive-directory", "archive-left", "archive-link"]
+    (tmp_path / "uploads" / "archive-new").touch()  # it was sent to this daemon, since
+    await uploads.remove(archives)
+
+    assert stored(tmp_path) == ["archive-directory", "archive-new", "notes"], "one that cannot go keeps no other"
+    assert secret.read_text() == "stays"
+
+
+async def test_where_there_was_no_archive_nothing_is_left(tmp_path: Path) -> None:
+    assert uploads.left(str(tmp_path / "uploads")) == []
 
 
 async def test_only_so_many_are_imported_at_once_and_the_others_wait(
