@@ -117,7 +117,7 @@ async def serve(config: Config) -> None:
             runtime=ContainerdRuntime(client),
             images=images,
             logs=logs,
-            machine=Machine(facts=machine.facts(config)),
+            machine=Machine(facts=machine.facts(config), boot=machine.boot_id()),
             places=places,
         )
         condition = _Condition()

@@ -77,6 +77,7 @@ class SandboxRecord:
     netns_inode: int = 0  # what `netns_path` leads to; 0 when an earlier version made the pod
     userns_inode: int = 0  # the same for the pinned user namespace
     warnings: tuple[str, ...] = ()  # what the pod asked for and may not get, for people
+    boot: str = ""  # of the machine, in which the pod was made; "" when an earlier version made it
 
     @property
     def name(self) -> str:
@@ -164,6 +165,7 @@ class Attachment:
     failed_at: int = 0  # time of the first of them, unix nanoseconds
     owed: tuple[Owed, ...] = ()  # the plugins that still owe their DEL; all of them when empty
     pod: str = ""  # "namespace/name", for people: the attachment can outlive its sandbox
+    boot: str = ""  # of the machine, in which its plugins last ran; "" when an earlier version ran them
 
     @property
     def owes(self) -> bool:
@@ -172,6 +174,14 @@ class Attachment:
 
 
 AnyRecord = SandboxRecord | ContainerRecord
+
+
+def of_earlier_boot(record: SandboxRecord | Attachment, boot: str) -> bool:
+    """Whether it is of another boot than `boot`, which is now: no process and no namespace of it is left.
+
+    False when either is not known.
+    """
+    return bool(boot and record.boot) and record.boot != boot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,6 +159,7 @@ class Machine:
     """What this machine is and can."""
 
     facts: HostFacts
+    boot: str = ""  # the kernel's id of this boot, "" where it is not known
     cgroups: Cgroups = field(default_factory=Cgroups)
     remembered: Remembered = field(default_factory=Remembered)  # what its programs and its kernel were asked
 

@@ -42,6 +42,7 @@ NAMES: Mapping[str, str] = {
     "pod.network.attach": "CNI ADD of all plugins, and what they answered",
     "pod.network.check": "what the pod asks of its network and may not get",
     "pod.network.detach": "CNI DEL of all plugins",
+    "pod.network.wait": "for addresses that pods of an earlier boot of the machine still have",
     "pod.files.mount": "the file systems of what the containers share, and a first version of the files",
     "pod.files.write": "hosts, hostname and resolv.conf, with the pod's addresses",
     "pod.files.mend": "what somebody removed of them is written again",

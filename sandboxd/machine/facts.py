@@ -21,6 +21,7 @@ from sandboxd.trees import Event
 
 log = structlog.get_logger(__name__)
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CGROUPS = Path("/sys/fs/cgroup")
 APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
@@ -54,6 +55,11 @@ def facts(config: Config) -> HostFacts:
         selinux_runs=SELINUX_ENFORCE.exists(),
         selinux=_selinux_contexts(),
     )
+
+
+def boot_id() -> str:
+    """What the kernel calls this boot of the machine (random(4)); "" where it does not say."""
+    return _text(BOOT_ID).strip()
 
 
 def for_pod(known: HostFacts, config: cri.PodSandboxConfig, settings: Runtime) -> HostFacts:

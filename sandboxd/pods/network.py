@@ -22,7 +22,7 @@ from sandboxd.errors import CleanupIncomplete, Exhausted, NotReady, SandboxdErro
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.operations import Held
-from sandboxd.pods import holders
+from sandboxd.pods import boots, holders
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +48,7 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
     On failure the attachment stays in the ledger, for teardown to DEL.
     """
     node = held.node
+    await boots.released(node, network.name)
     planned = request.plan(
         network,
         sandbox.config,
@@ -58,7 +59,9 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         cgroup_path=node.places.requested_parent(sandbox),
     )
     pod = f"{sandbox.config.metadata.namespace}/{sandbox.config.metadata.name}"
-    adding = node.ledger.put_attachment(replace(planned, state=AttachmentState.ADDING, pod=pod))
+    adding = node.ledger.put_attachment(
+        replace(planned, state=AttachmentState.ADDING, pod=pod, boot=node.machine.boot)
+    )
     with steps.step("pod.network.attach", network=network.name, conf=network.source) as step:
         try:
             answer = await node.network.cni.add(adding)
@@ -164,6 +167,7 @@ def _owe(held: Held, attachment: Attachment, owed: tuple[Owed, ...], exc: Except
             tried_at=now,
             failed_at=attachment.failed_at or now,
             owed=owed,
+            boot=held.node.machine.boot,
         )
     )
 

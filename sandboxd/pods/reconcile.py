@@ -17,6 +17,7 @@ from sandboxd.model import (
     ContainerState,
     SandboxRecord,
     SandboxState,
+    of_earlier_boot,
 )
 
 
@@ -32,7 +33,7 @@ class Action(enum.Enum):
     FREE_TASK = "free what the task of an ended container still holds"
     FREE_PAUSE = "free what the ended pause container of a pod still holds"
     REOPEN_LOG = "go on logging a running container"
-    PAY_DEBT = "delete a network attachment that a stopped or removed pod still owes"
+    PAY_DEBT = "delete a network attachment of a pod that was stopped, removed, or ended by a reboot"
 
 
 PROMPT = frozenset({Action.SETTLE_SANDBOX, Action.SETTLE_CONTAINER, Action.CONFIRM_RUNNING, Action.REOPEN_LOG})
@@ -76,13 +77,14 @@ def reconcile(
     tasks: Mapping[str, Seen],
     *,
     busy: Set[str] = frozenset(),
+    boot: str = "",
     starting_up: bool,
 ) -> list[Repair]:
     """The repairs, in order.
 
     `busy` are sandboxes with an operation in flight: they are left to it. What is being made and not busy was left by
     a daemon that died, or by an operation that could not undo it. A pod that never came to be is nobody's: its id was
-    given to no client.
+    given to no client. `boot` is the machine's present one: pods of another hold addresses that they cannot use.
     """
     repairs = []
     for record in sandboxes.values():
@@ -103,7 +105,11 @@ def reconcile(
         action = _container_action(container, tasks.get(container.id), starting_up)
         if action is not None:
             repairs.append(Repair(action=action, id=container.id))
-    owing = {a.sandbox_id for a in attachments if a.state in _OWED or a.sandbox_id not in sandboxes}
+    owing = {
+        attachment.sandbox_id
+        for attachment in attachments
+        if attachment.state in _OWED or attachment.sandbox_id not in sandboxes or of_earlier_boot(attachment, boot)
+    }
     repairs += [Repair(action=Action.PAY_DEBT, id=sandbox_id) for sandbox_id in sorted(owing - doomed - set(busy))]
     return repairs
 

@@ -29,7 +29,7 @@ from sandboxd.logs.client import fifo_paths
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.operations import Held, hold
-from sandboxd.pods import debts, files
+from sandboxd.pods import boots, debts, files
 from sandboxd.pods.ending import settle_namespaces, settle_sandbox, unpinned
 from sandboxd.pods.reconcile import PROMPT, Action, Repair, Seen, reconcile
 from sandboxd.pods.teardown import remove_abandoned
@@ -56,6 +56,7 @@ async def recover(node: Node) -> None:
     """Bring records and reality together after a start. Raises Unavailable when containerd does not answer."""
     try:
         files.prepare_missing(node)
+        boots.retire(node)
         await _round(node, starting_up=True)
     except (SandboxdError, OSError):
         raise
@@ -89,6 +90,7 @@ async def _round(node: Node, *, starting_up: bool) -> None:
         node.ledger.attachments,
         tasks,
         busy=node.jobs.held(),
+        boot=node.machine.boot,
         starting_up=starting_up,
     )
     begun = [_begin(node, work) for work in _works(node, repairs) if node.jobs.retries.due(work.key)]

@@ -31,7 +31,7 @@ from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdErr
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, pod_files, userns
-from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, sandbox_name
+from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, of_earlier_boot, sandbox_name
 from sandboxd.node import Node
 from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
@@ -39,7 +39,7 @@ from sandboxd.operations import Held, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import network, publish
 from sandboxd.pods.ending import settle_sandbox
-from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, teardown
+from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, remove_sandbox, teardown
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,8 @@ async def run_sandbox(
 ) -> str:
     """Make a pod and return its id.
 
-    The same request again joins the one in flight, or returns the pod that it made. Raises InvalidRequest,
+    The same request again joins the one in flight, or returns the pod that it made. A pod that ended because the
+    machine was restarted is removed, and made anew. Raises InvalidRequest,
     AlreadyExists when another pod has the name, NotReady when the machine cannot (no network, a plugin missing),
     PluginFailed and its relatives; nothing is left behind then.
     """
@@ -70,7 +71,7 @@ async def _run(
 ) -> str:
     node = held.node
     name = sandbox_name(config.metadata)
-    await _wait_for_name(node, name)
+    await _free_name(node, name, config, handler)
     existing = node.ledger.sandbox_named(name)
     if existing is not None:
         return _again(existing, config, handler)
@@ -84,6 +85,7 @@ async def _run(
         runtime_handler=handler,
         netns_path="" if on_host else node.places.network_namespace(held.sandbox_id),
         created_at=time.time_ns(),
+        boot=node.machine.boot,
         warnings=publish.check(node, config, chosen) if chosen else publish.on_host(config),
     )
     # Nothing is waited for between the check and this, so two pods cannot both find a host port free.
@@ -99,16 +101,26 @@ async def _run(
     return record.id
 
 
-async def _wait_for_name(node: Node, name: str) -> None:
-    """If the name is that of a pod whose creation was cut off, see that this is undone."""
+async def _free_name(node: Node, name: str, config: cri.PodSandboxConfig, handler: str) -> None:
+    """Free the name of a pod whose creation was cut off, or that is the one asked for and ended with another boot."""
     left = node.ledger.sandbox_named(name)
-    if left is None or left.started_at:
+    if left is None:
         return
-    if left.id not in node.jobs.held() or being_abandoned(node, left.id):
+    remove: Callable[[Node, str], Awaitable[None]] | None = None
+    if not left.started_at:
+        if left.id not in node.jobs.held() or being_abandoned(node, left.id):
+            remove = remove_abandoned
+    elif of_earlier_boot(left, node.machine.boot) and _is_same(left, config, handler):
+        remove = remove_sandbox
+    if remove is not None:
         try:
-            await remove_abandoned(node, left.id)
+            await remove(node, left.id)
         except SandboxdError as exc:
             log.warning("the name of a new pod is still taken", pod=name, sandbox=left.id, error=str(exc))
+
+
+def _is_same(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) -> bool:
+    return existing.config == config and existing.runtime_handler == handler
 
 
 async def _check_user_namespace(node: Node, config: cri.PodSandboxConfig, handler: str) -> None:
@@ -126,7 +138,7 @@ async def _check_user_namespace(node: Node, config: cri.PodSandboxConfig, handle
 def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) -> str:
     """The answer to a request whose name is already in use."""
     if existing.state is SandboxState.READY:
-        if existing.config == config and existing.runtime_handler == handler:
+        if _is_same(existing, config, handler):
             return existing.id
         raise AlreadyExists(f"pod {existing.name} exists with another configuration, as {existing.id}")
     why = f" ({existing.failure})" if existing.failure else ""

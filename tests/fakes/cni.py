@@ -97,7 +97,7 @@ class Cni:
         ]
         added = self.attached.get(key)
         if added is not None:
-            names = ("state", "result", "error", "attempts", "tried_at", "failed_at", "owed")
+            names = ("state", "result", "error", "attempts", "tried_at", "failed_at", "owed", "boot")
             given = replace(attachment, **{name: getattr(added, name) for name in names})
             assert given == added, f"DEL was given something else than its ADD: {given} instead of {added}"
         if not failed:
