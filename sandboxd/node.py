@@ -78,6 +78,7 @@ class Runtime(Protocol):
     @property
     def processes(self) -> ProcessService: ...
 
+    def trouble(self) -> str: ...
     async def create_container(
         self,
         container_id: str,

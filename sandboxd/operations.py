@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import structlog
 
 from sandboxd import disclosure, steps
-from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError
+from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, Unavailable
 from sandboxd.machine import pins, pod_files
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from sandboxd.node import Node
@@ -63,7 +63,8 @@ class Held:
     async def ready_sandbox(self) -> SandboxRecord:
         """The pod, able to take containers: what they join is repaired if need be.
 
-        Raises NotFound; NotReady saying what it lacks; Unavailable when containerd does not answer.
+        Raises NotFound; NotReady saying what it lacks; Unavailable when containerd does not answer, at once if that
+        is known.
         """
         sandbox = known_sandbox(self.node, self.sandbox_id)
         if sandbox.state is SandboxState.READY and not await pins.restore(self.node, sandbox):
@@ -71,6 +72,7 @@ class Held:
         if sandbox.state is not SandboxState.READY:
             why = f" ({sandbox.failure})" if sandbox.failure else ""
             raise NotReady(f"pod {sandbox.name} ({sandbox.id}) is {sandbox.state.value}{why}")
+        demand_containerd(self.node)
         await pod_files.mend(self.node, sandbox)
         return sandbox
 
@@ -172,6 +174,12 @@ def cleaning(what: str) -> Iterator[None]:
     except Exception as exc:
         log.error("cleaning up failed unexpectedly, a retry continues from there", what=what, exc_info=exc)
         raise CleanupIncomplete(f"{what}: {disclosure.sentence(exc)}") from exc
+
+
+def demand_containerd(node: Node) -> None:
+    """Raise Unavailable if containerd is known not to answer: nothing is begun that could not be undone."""
+    if trouble := node.runtime.trouble():
+        raise Unavailable(f"{trouble}; repeat the request once it does")
 
 
 def known_sandbox(node: Node, sandbox_id: str) -> SandboxRecord:

@@ -13,3 +13,8 @@ class ContainerdRuntime(Tasks):
     def __init__(self, client: Containerd) -> None:
         super().__init__(client)
         self.processes = Processes(client)
+        self._client = client
+
+    def trouble(self) -> str:
+        """Why containerd is known not to answer, "" when it is not."""
+        return self._client.trouble()

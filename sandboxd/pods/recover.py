@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ import structlog
 
 from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Task, TaskState
-from sandboxd.containers import checkpoint
+from sandboxd.containers import checkpoint, start
 from sandboxd.containers.ending import free, kill, settle_container
 from sandboxd.containers.exec import end_leftovers
 from sandboxd.containers.remove import remove_remains
-from sandboxd.errors import NotFound, NotReady, SandboxdError, Unclassified
-from sandboxd.logs.client import fifo_paths
-from sandboxd.model import ContainerRecord, ContainerState
+from sandboxd.errors import SandboxdError
+from sandboxd.model import ContainerState
 from sandboxd.node import Node
 from sandboxd.operations import Held, hold
 from sandboxd.pods import boots, debts, files
@@ -167,11 +165,11 @@ async def _apply(node: Node, repair: Repair) -> None:
         case Action.SETTLE_CONTAINER:
             async with _bounded(node):
                 # What it wrote before it ended is still in its FIFOs, if its shim lives.
-                await _open_log(node, repair.id)
+                await start.open_log(node, repair.id)
                 await settle_container(node, repair.id)
         case Action.REOPEN_LOG:
             async with _bounded(node):
-                await _open_log(node, repair.id)
+                await start.open_log(node, repair.id)
         case Action.REMOVE_CONTAINER:
             async with _held(node, repair.id, ContainerState.CREATING) as held:
                 if held:
@@ -187,7 +185,7 @@ async def _apply(node: Node, repair: Repair) -> None:
         case Action.CONFIRM_RUNNING | Action.UNDO_START:
             async with _held(node, repair.id, ContainerState.CREATED) as held:
                 if held:
-                    await _decide_start(node, repair.id)
+                    await start.decide(node, repair.id)
 
 
 @asynccontextmanager
@@ -207,38 +205,6 @@ async def _held(node: Node, container_id: str, state: ContainerState) -> AsyncIt
     async with hold(node, container.sandbox_id) as held, _bounded(node):
         now = node.ledger.containers.get(container_id)
         yield held if now is not None and now.state is state else None
-
-
-async def _decide_start(node: Node, container_id: str) -> None:
-    """A start was cut off: record that the container runs, or undo what had not begun to run."""
-    try:
-        task = await node.runtime.get(container_id)
-    except NotFound:
-        return
-    if task.state is TaskState.CREATED:
-        await _undo_start(node, container_id)
-        return
-    await _open_log(node, container_id)
-    node.ledger.update_container(container_id, pid=task.pid, started_at=time.time_ns())
-    await settle_container(node, container_id)
-
-
-async def _undo_start(node: Node, container_id: str) -> None:
-    """End a task that had not begun to run. Raises the runtime's errors."""
-    try:
-        # In one call: killed before it is deleted, it would look as if it had run should we die in between.
-        await node.runtime.delete(container_id)
-    except (NotReady, Unclassified):
-        # A shim that deletes nothing but what has ended.
-        await kill(node, container_id)
-        await node.runtime.delete(container_id)
-
-
-async def _open_log(node: Node, container_id: str) -> None:
-    container: ContainerRecord | None = node.ledger.containers.get(container_id)
-    fifos = fifo_paths(node.places.streams(container_id)) if container else {}
-    if container and fifos:
-        await node.logs.open(container.id, fifos, container.log_path, resume=True)
 
 
 async def _pin_namespaces(node: Node, sandbox_id: str) -> None:

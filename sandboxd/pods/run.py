@@ -35,7 +35,7 @@ from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, of_earlier_
 from sandboxd.node import Node
 from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
-from sandboxd.operations import Held, perform
+from sandboxd.operations import Held, demand_containerd, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import network, publish
 from sandboxd.pods.ending import settle_sandbox
@@ -71,8 +71,11 @@ async def _run(
 ) -> str:
     node = held.node
     name = sandbox_name(config.metadata)
-    await _free_name(node, name, config, handler)
     existing = node.ledger.sandbox_named(name)
+    if existing is None or existing.state is not SandboxState.READY:
+        demand_containerd(node)
+        await _free_name(node, name, config, handler)
+        existing = node.ledger.sandbox_named(name)
     if existing is not None:
         return _again(existing, config, handler)
     pause = await pause_image()

@@ -151,10 +151,14 @@ class Runtime:
         self.containers: dict[str, Container] = {}
         self.tasks: dict[str, Running] = {}
         self.patience = 0.01
+        self.away = ""  # why it is known not to answer
         self.on_exit: Callable[[str], None] = lambda container_id: None
         self.processes = Processes(points, self)
         self._points = points
         self._pids = itertools.count(FIRST_PID)
+
+    def trouble(self) -> str:
+        return self.away
 
     def left(self) -> list[str]:
         """Everything that is there."""

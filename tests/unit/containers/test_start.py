@@ -15,9 +15,10 @@ import pytest
 from sandboxd.containerd.tasks import TaskState
 from sandboxd.containers.create import create_container
 from sandboxd.containers.start import START_ERROR, start_container
-from sandboxd.errors import NotFound, NotReady, Unavailable
+from sandboxd.errors import NotFound, NotReady, TimedOut, Unavailable
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pods import recover
 from tests.fakes.bundle import Bundle, container_config
 from tests.fakes.points import Point
 from tests.fakes.runtime import Program
@@ -220,3 +221,126 @@ async def test_mapped_mounts_are_there_while_the_task_is_created_and_no_longer(
     assert f"lowerdir={stage}/0-0" in overlay.options
     assert not fakes.kernel.mounts
     assert not os.path.exists(stage)
+
+
+# A start that was cut off: what came of it is not known, and not said to be a failure
+
+AWAY = Unavailable("containerd does not answer")
+
+
+async def cut_off(fakes: Bundle, container_id: str, point: str, *, after: bool) -> ContainerRecord:
+    """containerd goes away at this call and is not back when the start is undone."""
+    fakes.points.fail(Point(point, 0), AWAY, after=after)
+    fakes.points.fail_always("runtime.get", AWAY)
+    with pytest.raises(Unavailable, match="containerd does not answer"):
+        await start_container(fakes.node, container_id)
+    record = fakes.node.ledger.containers[container_id]
+    assert (record.state, record.reason) == (ContainerState.CREATED, "")
+    fakes.points.reset()  # it is back
+    return record
+
+
+CUTS = pytest.mark.parametrize(
+    ("point", "after", "begun"),
+    [
+        ("images.rootfs", False, False),
+        ("runtime.create", False, False),
+        ("runtime.create", True, False),
+        ("runtime.start", False, False),
+        ("runtime.start", True, True),
+    ],
+)
+
+
+@CUTS
+async def test_an_outage_does_not_end_a_container_that_can_be_started(
+    fakes: Bundle, pod: SandboxRecord, point: str, after: bool, begun: bool
+) -> None:
+    config = container_config()
+    config.log_path = "app.log"
+    container_id = await created(fakes, pod, config)
+    await cut_off(fakes, container_id, point, after=after)
+
+    record = await started(fakes, container_id)  # asked for again before anything has compared
+    assert record.state is ContainerState.RUNNING
+    assert fakes.runtime.tasks[container_id].init.state is TaskState.RUNNING
+    assert container_id in fakes.logs.opened
+    assert fakes.points.count("runtime.start") == (0 if begun else 1)
+
+
+@CUTS
+async def test_when_containerd_is_back_the_comparison_decides(
+    fakes: Bundle, pod: SandboxRecord, point: str, after: bool, begun: bool
+) -> None:
+    container_id = await created(fakes, pod)
+    await cut_off(fakes, container_id, point, after=after)
+
+    await recover.compare(fakes.node)
+    await fakes.repaired()
+    state = fakes.node.ledger.containers[container_id].state
+    assert state is (ContainerState.RUNNING if begun else ContainerState.CREATED)
+    assert (container_id in fakes.runtime.tasks) is begun
+
+
+async def test_one_that_ran_and_ended_meanwhile_has_its_own_exit_code(fakes: Bundle, pod: SandboxRecord) -> None:
+    fakes.runtime.programs[APP] = Program(output=b"hello\n", code=3)
+    config = container_config()
+    config.log_path = "app.log"
+    container_id = await created(fakes, pod, config)
+    await cut_off(fakes, container_id, "runtime.start", after=True)
+
+    await recover.compare(fakes.node)
+    await fakes.repaired()
+    record = fakes.node.ledger.containers[container_id]
+    assert (record.state, record.exit_code) == (ContainerState.EXITED, 3)
+    assert Path(record.log_path).read_text().endswith(" stdout F hello\n")
+
+
+async def test_a_lost_answer_is_looked_up_at_once(fakes: Bundle, pod: SandboxRecord) -> None:
+    container_id = await created(fakes, pod)
+    fakes.points.fail(Point("runtime.start", 0), AWAY, after=True)
+    with pytest.raises(Unavailable):
+        await start_container(fakes.node, container_id)
+    await fakes.settled()
+    assert fakes.node.ledger.containers[container_id].state is ContainerState.RUNNING
+
+
+async def test_a_shutdown_does_not_end_a_container_that_was_being_started(fakes: Bundle, pod: SandboxRecord) -> None:
+    container_id = await created(fakes, pod)
+    fakes.points.fail(Point("runtime.start", 0), asyncio.CancelledError())  # type: ignore[arg-type]
+    with pytest.raises(asyncio.CancelledError):
+        await start_container(fakes.node, container_id)
+    assert fakes.node.ledger.containers[container_id].state is ContainerState.CREATED
+    await fakes.settled()
+
+
+@pytest.mark.parametrize("away", ["", "containerd has stopped answering"])
+async def test_a_limit_that_ran_out_is_a_failure_only_while_containerd_answers(
+    fakes: Bundle, pod: SandboxRecord, away: str
+) -> None:
+    container_id = await created(fakes, pod)
+
+    async def create(*_: object, **__: object) -> int:
+        fakes.runtime.away = away
+        raise TimedOut("context deadline exceeded")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fakes.runtime, "create", create)
+        with pytest.raises(TimedOut):
+            await start_container(fakes.node, container_id)
+    state = fakes.node.ledger.containers[container_id].state
+    assert state is (ContainerState.CREATED if away else ContainerState.EXITED)
+
+
+async def test_while_containerd_is_known_to_be_away_a_start_is_refused_and_nothing_is_tried(
+    fakes: Bundle, pod: SandboxRecord
+) -> None:
+    container_id = await created(fakes, pod)
+    left = fakes.left()
+    fakes.runtime.away = "containerd at x does not answer"
+    with pytest.raises(Unavailable, match="containerd at x does not answer; repeat the request once it does"):
+        await start_container(fakes.node, container_id)
+    with pytest.raises(Unavailable):
+        await create_container(fakes.node, pod.id, container_config("another"))
+    assert fakes.node.ledger.containers[container_id].state is ContainerState.CREATED
+    assert fakes.left() == left

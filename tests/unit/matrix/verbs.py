@@ -178,14 +178,18 @@ def container_runs(world: World) -> None:
 
 
 def start_failed(world: World) -> None:
-    """The container has ended, and says why; nothing of it runs."""
-    assert world.container.state is ContainerState.EXITED
-    assert (world.container.reason, bool(world.container.message)) == ("StartError", True)
-    assert world.container_id not in world.fakes.logs.opened
-    assert task_state(world, world.container_id) is None
-    assert [
-        item for item in world.there() if item != world.fakes.places.container(world.container_id)
-    ] == world.before
+    """The container has ended, and says why, and nothing of it runs; or it was cut off and what came of it is so."""
+    if world.container.state is ContainerState.RUNNING:
+        container_runs(world)
+    elif world.container.state is ContainerState.CREATED:
+        as_before(world)
+    else:
+        assert world.container.state is ContainerState.EXITED
+        assert (world.container.reason, bool(world.container.message)) == ("StartError", True)
+        assert world.container_id not in world.fakes.logs.opened
+        assert task_state(world, world.container_id) is None
+        own = world.fakes.places.container(world.container_id)
+        assert [item for item in world.there() if item != own] == world.before
 
 
 # StopContainer, RemoveContainer

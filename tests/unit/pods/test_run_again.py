@@ -12,6 +12,7 @@ import pytest
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdError, Unavailable, Unsupported
 from sandboxd.model import SandboxState
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pods import recover
 from tests.fakes.bundle import Bundle, pod_config
 from tests.fakes.points import Point
 from tests.unit.pods.requests import asked, done, nothing_left, run, until, with_user_namespace
@@ -161,3 +162,42 @@ async def test_what_cannot_be_is_refused_before_there_is_a_record(
         await asked(fakes, config, handler)
 
     assert not seen and nothing_left(fakes)
+
+
+# While containerd is away
+
+
+async def test_while_containerd_is_known_to_be_away_a_new_pod_is_refused_before_there_is_a_record(
+    fakes: Bundle,
+) -> None:
+    there = await run(fakes)
+    fakes.runtime.away = "containerd at x does not answer"
+    left = fakes.left()
+
+    with pytest.raises(Unavailable, match="containerd at x does not answer; repeat the request once it does"):
+        await asked(fakes, pod_config("another"))
+
+    assert fakes.left() == left and set(fakes.node.ledger.sandboxes) == {there.id}
+    assert await run(fakes) == there, "what is there is there"
+
+
+async def test_a_pod_that_an_outage_cut_off_gives_its_name_back_when_containerd_is(fakes: Bundle) -> None:
+    """Its creation could not be undone then, and is when it is asked for again, or by the comparison."""
+    for name in ("asked", "compared"):
+        fakes.points.fail_always("runtime.create", Unavailable("containerd does not answer"))
+        fakes.points.fail_always("runtime.kill", Unavailable("containerd does not answer"))
+        with pytest.raises(Unavailable, match="containerd does not answer"):
+            await asked(fakes, pod_config(name))
+        await fakes.repaired()
+        (left,) = (record for record in fakes.node.ledger.sandboxes.values() if not record.started_at)
+        fakes.runtime.away = "known by now"
+        with pytest.raises(Unavailable, match="known by now"):
+            await asked(fakes, pod_config(name))
+        fakes.runtime.away = ""
+        fakes.points.reset()  # it is back
+        if name == "compared":
+            await recover.compare(fakes.node)
+            await fakes.repaired()
+            assert left.id not in fakes.node.ledger.sandboxes
+        record = fakes.node.ledger.sandboxes[await asked(fakes, pod_config(name))]
+        assert record.state is SandboxState.READY and record.id != left.id
