@@ -217,7 +217,11 @@ async def _start_up(
         return
 
     async def keep_up() -> None:
-        await _reach_containerd(config, client)
+        if config.containerd.managed:
+            await _reach_containerd(config, client)
+        else:
+            await client.wait_until_serving(None)
+        node.jobs.came_up("containerd")
         await follow.follow(node, client, images)
 
     # No archive is taken before this daemon is ready: what is there now was left.
@@ -227,6 +231,7 @@ async def _start_up(
     node.jobs.watch("image leftovers", lambda: leftovers.clear_forever(images, node.jobs, every))
     node.jobs.start("features", lambda: handlers.ask_all(node))
     node.jobs.watch("containerd", keep_up)
+    node.jobs.watch("containerd answers", lambda: follow.look(node, client))
     node.jobs.watch("logger", node.logs.keep_up)
     node.jobs.watch("compare", lambda: compare_forever(node, every))
     condition.trouble = ""

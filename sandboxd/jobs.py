@@ -4,7 +4,7 @@ Rules:
 1. A mutating request is a *job*: it runs to its end even if the client disconnects (`run_to_end`). The request
    only waits for it.
 2. A job that is requested again while it runs is joined, not repeated.
-3. A permanent loop (`watch`) is named, logged when it ends, and restarted with backoff.
+3. A permanent loop (`watch`) is named, logged when it ends, and restarted with backoff; one that was up, soon.
 4. `drain` waits for jobs and never cancels them; loops are cancelled, and so is what runs in the `background`.
 5. A key may hold a whole request. Logs and asyncio name a job by `described`, never by its key.
 6. Long work on files runs in threads, a piece at a time (`in_pieces`): it delays neither other work nor a shutdown.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -35,6 +36,11 @@ MAX_NAME_CHARS = 300  # of a string in a key that is shown as it is; no image na
 
 # Separate from asyncio's own threads, which are for calls that take only a moment.
 _THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pieces")
+
+
+def restart_seconds(ends: int) -> float:
+    """How long a loop rests that has ended `ends` times before since it was last up."""
+    return float(min(RESTART_SECONDS * 2 ** min(ends, 16), MAX_RESTART_SECONDS))
 
 
 async def in_pieces(work: Generator[None, None, T]) -> T:
@@ -63,6 +69,7 @@ class Jobs:
         self.retries = Retries()
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
         self._loops: set[asyncio.Task[None]] = set()
+        self._ends: Counter[str] = Counter()  # of each loop, since it came up
         self._background: set[asyncio.Task[Any]] = set()
         self._locks: dict[str, _Turnstile] = {}
 
@@ -126,24 +133,30 @@ class Jobs:
         self._loops.add(task)
         task.add_done_callback(self._loops.discard)
 
+    def came_up(self, name: str) -> None:
+        """The loop `name` is where it wanted to be: when it ends now, it is started again soon, as at first."""
+        self._ends.pop(name, None)
+
     async def _watched(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        delay = RESTART_SECONDS
         clock = asyncio.get_running_loop().time
         while True:
-            began = clock()
+            began, error = clock(), ""
             try:
                 await loop()
-                log.warning("loop ended, restarting it", loop=name, in_seconds=delay)
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError) as exc:
                 # grpc.aio raises CancelledError for a call that it abandoned; only drain cancels the loop itself.
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                if isinstance(exc, asyncio.CancelledError) and _is_cancelled():
                     raise
-                words = disclosure.words(error)
-                log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=words)
+                error = disclosure.words(exc) or type(exc).__name__
             if clock() - began > STEADY_SECONDS:
-                delay = RESTART_SECONDS
+                self.came_up(name)
+            delay = restart_seconds(self._ends[name])
+            self._ends[name] += 1
+            if error:
+                log.warning("loop failed, restarting it", loop=name, in_seconds=delay, error=error)
+            else:
+                log.warning("loop ended, restarting it", loop=name, in_seconds=delay)
             await asyncio.sleep(delay)
-            delay = min(delay * 2, MAX_RESTART_SECONDS)
 
     @asynccontextmanager
     async def exclusive(self, key: str) -> AsyncIterator[None]:

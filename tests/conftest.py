@@ -43,6 +43,7 @@ WHERE_IT_CAN_DIFFER = frozenset(
         "handlers",
         "hostile_images",
         "other_users",
+        "outages",
         "pull",
         "pull_faults",
         "pull_wrong_images",

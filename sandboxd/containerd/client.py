@@ -2,6 +2,10 @@
 
 gRPC reconnects a lost channel by itself; while it does, calls fail with Unavailable rather than wait (rule 7 of
 the design: reads never wait). `wait_until_serving` is for callers that can wait.
+
+A containerd that is stopped, or stuck, keeps its connection and answers nothing. Each call to it would run into its
+own limit, and a request makes many. `look` notices; from then on calls fail at once, so that a request waits for one
+limit in all: that of the call that was under way.
 """
 
 from __future__ import annotations
@@ -9,16 +13,20 @@ from __future__ import annotations
 import asyncio
 import os
 import socket as sockets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, cast
 
 import grpc
 import grpc.aio
+import structlog
 from google.protobuf import empty_pb2
 
 from sandboxd import errors
 from sandboxd.pb.containerd.services.version.v1 import version_pb2_grpc
+
+log = structlog.get_logger(__name__)
 
 # containerd's own limit for a message in either direction.
 MESSAGE_BYTES = 16 << 20
@@ -82,7 +90,8 @@ class Containerd:
         self.in_use: set[str] = set()  # leases and drafts that work under way here needs
         self.namespace = namespace
         self.metadata = (("containerd-namespace", namespace),)
-        self.channel = grpc.aio.insecure_channel(
+        self._silent = False
+        self._channel = grpc.aio.insecure_channel(
             f"unix://{socket}",
             options=(
                 ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -96,6 +105,7 @@ class Containerd:
                 ("grpc.default_authority", "localhost"),
             ),
         )
+        self.channel: grpc.aio.Channel = cast("grpc.aio.Channel", _Guarded(self._channel, self._demand_answers))
 
     @property
     def owned(self) -> dict[str, str]:
@@ -108,14 +118,38 @@ class Containerd:
 
     async def close(self) -> None:
         """Close the channel."""
-        await self.channel.close()
+        await self._channel.close()
 
     def trouble(self) -> str:
         """What is known to be wrong with the connection, "" when nothing is. Makes no call."""
-        state = self.channel.get_state()
+        state = self._channel.get_state()
         if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
             return f"containerd at {self.socket} does not answer"
+        if self._silent:
+            return f"containerd at {self.socket} is connected and has stopped answering"
         return ""
+
+    async def look(self, timeout: float) -> bool:
+        """Ask whether containerd answers, and remember it; whether it does again, after it did not.
+
+        The answer may take `timeout` seconds. That nothing is connected is known without asking.
+        """
+        before = self._silent
+        try:
+            await self.version(timeout)
+        except errors.TimedOut as exc:
+            self._silent = True
+            if not before:
+                log.warning("containerd has stopped answering, calls to it fail until it does again", error=str(exc))
+        except errors.SandboxdError:
+            self._silent = False  # it is gone, which the channel knows
+        else:
+            return before
+        return False
+
+    def _demand_answers(self) -> None:
+        if self._silent:
+            raise errors.Unavailable(self.trouble())
 
     def widen(self, count: int) -> None:
         """Give the connection room for messages of `count` bytes, if possible.
@@ -133,12 +167,13 @@ class Containerd:
     async def version(self, timeout: float = 5.0) -> Version:
         """Ask for the version; raises Unavailable when containerd does not answer in `timeout` seconds."""
         with translate(f"containerd at {self.socket}"):
-            stub = version_pb2_grpc.VersionStub(self.channel)
+            stub = version_pb2_grpc.VersionStub(self._channel)
             answer = await stub.Version(empty_pb2.Empty(), timeout=timeout)
+        self._silent = False
         return Version(version=answer.version, revision=answer.revision)
 
-    async def wait_until_serving(self, timeout: float) -> Version:
-        """Wait for containerd to answer; raises Unavailable after `timeout` seconds."""
+    async def wait_until_serving(self, timeout: float | None) -> Version:
+        """Wait for containerd to answer; raises Unavailable after `timeout` seconds, None is for ever."""
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -151,12 +186,39 @@ class Containerd:
 
     async def _state_change(self) -> None:
         """Return when the channel leaves the failed state it is in."""
-        state = self.channel.get_state(try_to_connect=True)
+        state = self._channel.get_state(try_to_connect=True)
         if state is not grpc.ChannelConnectivity.READY:
-            await self.channel.wait_for_state_change(state)
+            await self._channel.wait_for_state_change(state)
         else:
             # Connected, but the service is not registered yet: give containerd a moment.
             await asyncio.sleep(0.05)
+
+
+class _Guarded:
+    """A channel on which no call is begun while `demand` raises."""
+
+    def __init__(self, channel: grpc.aio.Channel, demand: Callable[[], None]) -> None:
+        self._channel = channel
+        self._demand = demand
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return self._guarded(self._channel.unary_unary(*args, **kwargs))
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return self._guarded(self._channel.unary_stream(*args, **kwargs))
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return self._guarded(self._channel.stream_unary(*args, **kwargs))
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return self._guarded(self._channel.stream_stream(*args, **kwargs))
+
+    def _guarded(self, begin: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._demand()
+            return begin(*args, **kwargs)
+
+        return call
 
 
 @contextmanager

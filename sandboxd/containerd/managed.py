@@ -7,7 +7,9 @@ it needs on disk derives from sandboxd's own directories.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from sandboxd.errors import NotReady, TimedOut, Unavailable
 from sandboxd.supervised import Supervised
 
 log = structlog.get_logger(__name__)
+
+STARTS = 5  # in a row, of one that ends before it answers: killed, which is over soon, or broken
 
 # What a pod daemon does not need. The CRI plugin would compete for the same pods, `opt` creates /opt/containerd,
 # and the snapshotters probe the disk for file systems that we do not use. Names of 1.x and 2.x side by side:
@@ -103,9 +107,22 @@ async def ensure_running(
         # It is there and slow: ours is waited for, and there is no room for a second one.
         if not places.process.pid():
             raise
-    if pid := places.process.pid():
-        log.info("the private containerd is starting or stuck, waiting for it", pid=pid)
-        return await client.wait_until_serving(timeout)
+    for _ in range(STARTS):
+        if pid := places.process.pid():
+            log.info("the private containerd is starting or stuck, waiting for it", pid=pid)
+        else:
+            _start(binary, places, env)
+        try:
+            version = await _served(client, places, timeout)
+        except Unavailable as exc:
+            raise Unavailable(f"{exc}; {_tail(places)}") from exc
+        if version is not None:
+            return version
+        log.warning("the private containerd ended before it answered", log_file=places.log_file)
+    raise Unavailable(f"the private containerd ended {STARTS} times before it answered; {_tail(places)}")
+
+
+def _start(binary: str, places: ManagedPaths, env: Mapping[str, str]) -> None:
     path = shutil.which(binary)
     if path is None:
         raise NotReady(
@@ -117,8 +134,33 @@ async def ensure_running(
     private.write(places.config_file, configuration(places))
     pid = places.process.start([path, "--config", places.config_file], log_file=places.log_file, env=env)
     log.info("private containerd started", pid=pid, binary=path, socket=places.socket)
+
+
+async def _served(client: Containerd, places: ManagedPaths, timeout: float) -> Version | None:
+    """Wait for an answer; None as soon as the process has ended, whoever's child it is."""
+    fd = places.process.pidfd()
+    if fd < 0:
+        return None
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(fd)
+        scope.reschedule(loop.time())
+
     try:
-        return await client.wait_until_serving(timeout)
-    except Unavailable as exc:
+        async with asyncio.timeout(None) as scope:
+            loop.add_reader(fd, ended)
+            return await client.wait_until_serving(timeout)
+    except TimeoutError:
+        return None
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
+def _tail(places: ManagedPaths) -> str:
+    try:
         tail = Path(places.log_file).read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise Unavailable(f"{exc}; the end of {places.log_file}:\n{tail}") from exc
+    except OSError as exc:
+        tail = str(exc)
+    return f"the end of {places.log_file}:\n{tail}"

@@ -1,6 +1,8 @@
-"""Follow containerd's events: an event only says where to look."""
+"""Follow containerd's events: an event only says where to look. And look whether it answers at all."""
 
 from __future__ import annotations
+
+import asyncio
 
 import structlog
 
@@ -16,11 +18,29 @@ from sandboxd.pods.recover import compare
 log = structlog.get_logger(__name__)
 
 
+LOOK_SECONDS = 5.0  # between two looks
+ANSWER_SECONDS = 10.0  # for an answer that takes a millisecond; a loaded machine may take long
+
+
+async def look(node: Node, client: Containerd) -> None:
+    """Look for ever whether containerd answers; compare when it does again, as after any outage."""
+    while True:
+        if await client.look(ANSWER_SECONDS):
+            log.info("containerd answers again")
+            caught_up(node)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def caught_up(node: Node) -> None:
+    """containerd is there: look what happened meanwhile, and try again at once what failed."""
+    node.jobs.retries.hurry()
+    node.jobs.start("compare", lambda: compare(node))
+
+
 async def follow(node: Node, client: Containerd, images: ImageStore) -> None:
     """Follow the stream until it breaks. Compares first, to find what happened while not subscribed."""
     stream = containerd_events.subscribe(client)
-    node.jobs.retries.hurry()  # what failed may have failed for want of containerd
-    node.jobs.start("compare", lambda: compare(node))
+    caught_up(node)
     node.jobs.start("images", images.refresh)
     async for event in stream:
         _wake(node, images, event)

@@ -281,6 +281,30 @@ async def test_a_loop_that_lived_long_enough_starts_over_with_a_short_pause(
     assert sleeps.waits == [module.RESTART_SECONDS] * 4
 
 
+async def test_a_loop_that_comes_up_each_time_is_restarted_soon_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, sleeps, runs = Jobs(), Sleeps(monkeypatch), 0
+
+    async def loop() -> None:
+        nonlocal runs
+        runs += 1
+        if runs > 3:
+            jobs.came_up("events")
+
+    with structlog.testing.capture_logs():
+        jobs.watch("events", loop)
+        await settle()
+        await sleeps.pass_by(8)
+    await jobs.drain(0)
+
+    first = module.RESTART_SECONDS
+    assert sleeps.waits == [first, first * 2, first * 4, *[first] * 6]
+
+
+@pytest.mark.parametrize(("ends", "seconds"), [(0, 0.2), (1, 0.4), (4, 3.2), (7, 25.6), (8, 30.0), (10**9, 30.0)])
+def test_the_pauses_of_a_loop_that_does_not_come_up_grow_to_a_limit(ends: int, seconds: float) -> None:
+    assert module.restart_seconds(ends) == pytest.approx(seconds)
+
+
 async def test_a_loop_whose_call_was_cancelled_by_others_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs, sleeps, runs = Jobs(), Sleeps(monkeypatch), 0
 

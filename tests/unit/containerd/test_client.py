@@ -27,9 +27,12 @@ class VersionService(version_pb2_grpc.VersionServicer):
     def __init__(self) -> None:
         self.failures: list[grpc.StatusCode] = []
         self.calls = 0
+        self.stopped: asyncio.Event | None = None
 
     async def Version(self, request: empty_pb2.Empty, context: Any) -> version_pb2.VersionResponse:
         self.calls += 1
+        if self.stopped is not None:
+            await self.stopped.wait()
         if self.failures:
             await context.abort(self.failures.pop(0), "its own words")
         return version_pb2.VersionResponse(version="1.2.3", revision="abc")
@@ -205,6 +208,52 @@ async def test_a_restarted_containerd_is_found_again(client: Containerd, service
     assert (await client.wait_until_serving(30)).version == "1.2.3"
     assert client.trouble() == ""
     await second.stop(None)
+
+
+# One that is stopped keeps its connection
+
+
+async def test_one_that_stops_answering_is_noticed_and_calls_fail_at_once_until_it_does_again(
+    client: Containerd, serving: VersionService
+) -> None:
+    guarded = version_pb2_grpc.VersionStub(client.channel)
+    assert await client.look(30) is False
+    assert (await guarded.Version(empty_pb2.Empty())).version == "1.2.3"
+    serving.stopped = asyncio.Event()
+    under_way = asyncio.ensure_future(guarded.Version(empty_pb2.Empty()))
+
+    assert await client.look(0.05) is False
+    assert client.trouble() == f"containerd at {client.socket} is connected and has stopped answering"
+    calls = serving.calls
+    with pytest.raises(errors.Unavailable, match="has stopped answering"):
+        await guarded.Version(empty_pb2.Empty())
+    assert serving.calls == calls, "nothing was sent"
+
+    serving.stopped.set()
+    assert (await under_way).version == "1.2.3", "what was under way is not given up"
+    assert await client.look(30) is True
+    assert client.trouble() == ""
+    assert (await guarded.Version(empty_pb2.Empty())).version == "1.2.3"
+    assert await client.look(30) is False
+
+
+async def test_one_that_is_gone_is_not_one_that_has_stopped(client: Containerd, service: VersionService) -> None:
+    server = await start(service, client.socket)
+    service.stopped = asyncio.Event()
+    await client.look(0.05)
+    await server.stop(None)
+
+    assert await client.look(30) is False
+    assert client.trouble() == f"containerd at {client.socket} does not answer"
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+async def test_calls_of_every_kind_are_held_back(client: Containerd, serving: VersionService, kind: str) -> None:
+    serving.stopped = asyncio.Event()
+    await client.look(0.05)
+    with pytest.raises(errors.Unavailable, match="has stopped answering"):
+        getattr(client.channel, kind)("/a/B")(b"")
+    serving.stopped.set()
 
 
 async def test_the_connection_is_widened_and_nothing_else_is_touched(

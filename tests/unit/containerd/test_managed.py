@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd, Version
 from sandboxd.containerd.managed import ManagedPaths, configuration, ensure_running
 from sandboxd.errors import NotReady, TimedOut, Unavailable
@@ -53,7 +54,7 @@ class Answers(Containerd):
             raise answer
         return answer
 
-    async def wait_until_serving(self, timeout: float) -> Version:
+    async def wait_until_serving(self, timeout: float | None) -> Version:
         self.waited += 1
         return await self.version()
 
@@ -194,3 +195,73 @@ async def test_one_that_does_not_come_up_shows_the_end_of_its_log(places: Manage
         assert os.getsid(pid) == pid  # what is sent to the daemon's group does not reach it
     finally:
         assert places.process.end(30)
+
+
+class Served(Answers):
+    """A client for which containerd serves once it has been started `starts` times."""
+
+    def __init__(self, started: Path, starts: int) -> None:
+        super().__init__(Unavailable("no"))
+        self._started, self._starts = started, starts
+
+    async def wait_until_serving(self, timeout: float | None) -> Version:
+        self.waited += 1
+        while self._so_far() < self._starts:  # noqa: ASYNC110 - a file is all that the process can tell with
+            await asyncio.sleep(0.01)
+        return VERSION
+
+    def _so_far(self) -> int:
+        return len(self._started.read_text()) if self._started.exists() else 0
+
+
+def mortal(tmp_path: Path, deaths: int) -> tuple[Path, Path]:
+    """A containerd that dies at once the first `deaths` times; and where it counts its starts."""
+    binary, started = tmp_path / "containerd", tmp_path / "started"
+    binary.write_text(
+        f'#!/bin/sh\nprintf x >>"{started}"\n[ "$(wc -c <"{started}")" -gt {deaths} ] || kill -9 $$\n'
+        f'read -r _ <"{binary}.fifo"\n'
+    )
+    binary.chmod(0o755)
+    os.mkfifo(f"{binary}.fifo")
+    return binary, started
+
+
+async def test_one_that_dies_while_it_starts_is_started_again_at_once(places: ManagedPaths, tmp_path: Path) -> None:
+    """Its limit, for which nobody could wait here, is for one that lives and does not answer."""
+    binary, started = mortal(tmp_path, deaths=managed.STARTS - 1)
+    client = Served(started, managed.STARTS)
+    try:
+        async with asyncio.timeout(60):
+            assert await ensure_running(client, str(binary), places, 3600, {}) == VERSION
+        assert len(started.read_text()) == managed.STARTS
+        assert places.process.pid()
+    finally:
+        places.process.end(30)
+
+
+async def test_one_that_always_dies_is_given_up_and_shows_the_end_of_its_log(
+    places: ManagedPaths, tmp_path: Path
+) -> None:
+    binary = tmp_path / "containerd"
+    binary.write_text('#!/bin/sh\necho "no such plugin" >&2\nexit 1\n')
+    binary.chmod(0o755)
+    async with asyncio.timeout(60):
+        with pytest.raises(
+            Unavailable, match=rf"ended {managed.STARTS} times before it answered; .*\n.*no such plugin"
+        ):
+            await ensure_running(Served(tmp_path / "started", 1), str(binary), places, 3600, {})
+
+
+async def test_one_that_an_earlier_daemon_started_and_that_dies_is_replaced(
+    places: ManagedPaths, lookalike: asyncio.subprocess.Process, tmp_path: Path
+) -> None:
+    binary, started = mortal(tmp_path, deaths=0)
+    try:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            waiting = group.create_task(ensure_running(Served(started, 1), str(binary), places, 3600, {}))
+            await asyncio.sleep(0)
+            lookalike.kill()
+            assert await waiting == VERSION
+        assert places.process.pid() not in (0, lookalike.pid)
+    finally:
+        places.process.end(30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -16,6 +17,7 @@ from sandboxd.containers.start import start_container
 from sandboxd.errors import Unavailable
 from sandboxd.images.store import ImageStore
 from sandboxd.model import ContainerState, SandboxState
+from sandboxd.pods import follow as module
 from sandboxd.pods.follow import follow
 from tests.fakes.bundle import Bundle, container_config
 from tests.unit.pods.conftest import LogLines, RunPod
@@ -218,3 +220,32 @@ async def test_a_broken_stream_ends_the_following_with_its_error(
 
     with pytest.raises(Unavailable, match="connection reset"):
         await following(fakes, images)
+
+
+class Looked(Containerd):
+    """A containerd that answers as it is told, then no more."""
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers = list(answers)
+        self.asked_all = asyncio.Event()
+
+    async def look(self, timeout: float) -> bool:
+        if not self.answers:
+            self.asked_all.set()
+            await asyncio.Event().wait()
+        return self.answers.pop(0)
+
+
+async def test_when_containerd_answers_again_what_failed_is_tried_at_once(
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    fakes.node.jobs.retries.failed("what waits for containerd", "it was away")
+    client = Looked(False, True, False)
+    fakes.node.jobs.watch("look", lambda: module.look(fakes.node, client))
+    async with asyncio.timeout(60):
+        await client.asked_all.wait()
+    await fakes.settled()
+
+    assert fakes.points.count("runtime.list") == 1
+    assert fakes.node.jobs.retries.due("what waits for containerd")

@@ -1,0 +1,173 @@
+"""containerd is killed, or stopped, under the daemon: it is back soon, and no outage is made permanent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.audit import Snapshot, assert_no_leaks, observe
+from tests.pods import (
+    container_config,
+    container_status,
+    create_container,
+    log_lines,
+    pod_config,
+    pod_status,
+    refused,
+    remove_pod,
+    run_container,
+    run_pod,
+    shell,
+    start_container,
+)
+from tests.processes import until
+from tests.testbed import Testbed
+
+pytestmark = pytest.mark.e2e
+
+AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+SLEEP = ["sleep", "100000"]
+
+
+def warmed_up(bed: Testbed) -> Snapshot:
+    """What is there once a first pod and container have come and gone."""
+    pod_id = run_pod(bed)
+    run_container(bed, pod_id, container_config("first", "busybox", SLEEP))
+    remove_pod(bed, pod_id)
+    return observe(bed)
+
+
+def containerd(bed: Testbed) -> str:
+    """The pid, inside, of the private containerd."""
+    return bed.path("/run/sandboxd/containerd/containerd.pid").read_text().strip()
+
+
+def trouble(bed: Testbed) -> str:
+    """Why the runtime is not ready, "" when it is."""
+    status = bed.runtime.Status(cri.StatusRequest(), timeout=60).status
+    (ready,) = (condition for condition in status.conditions if condition.type == "RuntimeReady")
+    assert (ready.reason, bool(ready.message)) == (("", False) if ready.status else ("ContainerdUnavailable", True))
+    return str(ready.message)
+
+
+@contextmanager
+def stopped(bed: Testbed) -> Iterator[None]:
+    """A containerd that is stopped, and known to be."""
+    pid = containerd(bed)
+    bed.run(["kill", "-STOP", pid])
+    try:
+        yield
+    finally:
+        bed.run(["kill", "-CONT", pid])
+        until(lambda: not trouble(bed), what="it is seen to answer again")
+
+
+def answered(bed: Testbed, config: cri.PodSandboxConfig) -> str:
+    """The id of the pod, asked for until containerd is there."""
+    made = []
+
+    def asked() -> bool:
+        try:
+            made.append(run_pod(bed, config))
+        except grpc.RpcError as error:
+            assert refused(error)[0] in AWAY, refused(error)
+        return bool(made)
+
+    until(asked, what="a pod can be run")
+    return made[0]
+
+
+def test_the_private_containerd_is_back_however_often_it_is_killed(bed: Testbed, images: tuple[str, ...]) -> None:
+    """With pauses that grew at each of these deaths, the last would be waited for for more than a minute."""
+    living = run_pod(bed)
+    run_container(bed, living, container_config("sleeps", "busybox", SLEEP))
+    pids = set()
+    for _ in range(8):
+        pid = containerd(bed)
+        bed.run(["kill", "-9", pid])
+        pids.add(pid)
+        remove_pod(bed, answered(bed, pod_config()))
+    assert len(pids) == 8 and containerd(bed) not in pids
+    pauses = [line for line in bed.log_file.read_text().splitlines() if "restarting it" in line]
+    assert len(pauses) >= 8 and all("in_seconds=0.2" in line for line in pauses), pauses
+    assert pod_status(bed, living).state == cri.SANDBOX_READY
+    remove_pod(bed, living)
+
+
+def test_a_containerd_that_is_stopped_is_noticed_and_nothing_that_it_cut_off_is_made_permanent(
+    bed: Testbed, images: tuple[str, ...]
+) -> None:
+    before = warmed_up(bed)
+    pod_id, leaving, config = run_pod(bed), run_pod(bed), pod_config()
+    runs = run_container(bed, pod_id, container_config("runs", "busybox", SLEEP))
+    waits, created = (
+        create_container(bed, pod_id, shell(f"echo {name}; sleep 100000")) for name in ("waits", "created")
+    )
+    with ThreadPoolExecutor(2) as clients, stopped(bed):
+        cut_off = [clients.submit(run_pod, bed, config), clients.submit(start_container, bed, waits)]
+        until(lambda: "has stopped answering" in trouble(bed), what="Status says so")
+
+        # Refused at once: within a limit that is shorter than any of a call to containerd.
+        with pytest.raises(grpc.RpcError) as refusal:
+            bed.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod_config()), timeout=20)
+        assert refused(refusal.value)[0] is grpc.StatusCode.UNAVAILABLE
+        assert "has stopped answering" in refused(refusal.value)[1]
+        with pytest.raises(grpc.RpcError) as refusal:
+            bed.runtime.StartContainer(cri.StartContainerRequest(container_id=created), timeout=20)
+        assert "has stopped answering" in refused(refusal.value)[1]
+        with pytest.raises(grpc.RpcError) as refusal:
+            bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=leaving), timeout=20)
+        assert "has stopped answering" in refused(refusal.value)[1]
+        assert container_status(bed, runs).state == cri.CONTAINER_RUNNING
+        # Each ends with the limit of the one call that was under way.
+        for request in cut_off:
+            error = request.exception(timeout=150)
+            assert error is not None and refused(error)[0] in AWAY
+    for container_id, name in ((waits, "waits"), (created, "created")):
+        assert container_status(bed, container_id).state != cri.CONTAINER_EXITED
+        start_container(bed, container_id)
+        assert container_status(bed, container_id).state == cri.CONTAINER_RUNNING
+        until(lambda each=container_id, line=name: log_lines(bed, each) == [line], what="its output is logged")
+    remove_pod(bed, leaving)
+    made = answered(bed, config)
+    assert pod_status(bed, made).state == cri.SANDBOX_READY
+    remove_pod(bed, made)
+    remove_pod(bed, pod_id)
+    assert_no_leaks(bed, before)
+
+
+def test_what_a_death_of_containerd_cuts_off_is_undone_or_done_when_it_is_back(
+    bed: Testbed, images: tuple[str, ...]
+) -> None:
+    before = warmed_up(bed)
+    pod_id = run_pod(bed)
+    for number in range(6):
+        container_id, config = create_container(bed, pod_id, shell(f"echo {number}; sleep 100000")), pod_config()
+        with ThreadPoolExecutor(2) as clients:
+            requests = [clients.submit(start_container, bed, container_id), clients.submit(run_pod, bed, config)]
+            if number % 2:  # later: a task exists, or runs
+                until(lambda each=container_id: _shim_knows(bed, each), what="a bundle of its task is there")
+            bed.run(["kill", "-9", containerd(bed)])
+            for request in requests:
+                error = request.exception(timeout=150)
+                assert error is None or refused(error)[0] in AWAY, error
+        made = answered(bed, config)
+        assert pod_status(bed, made).state == cri.SANDBOX_READY
+        state = container_status(bed, container_id)
+        assert state.state != cri.CONTAINER_EXITED, (state.exit_code, state.reason, state.message)
+        start_container(bed, container_id)
+        assert container_status(bed, container_id).state == cri.CONTAINER_RUNNING
+        until(lambda each=container_id, line=str(number): log_lines(bed, each) == [line], what="its output is logged")
+        remove_pod(bed, made)
+    remove_pod(bed, pod_id)
+    assert_no_leaks(bed, before)
+
+
+def _shim_knows(bed: Testbed, container_id: str) -> bool:
+    directory = bed.path("/run/sandboxd/containerd/state/io.containerd.runtime.v2.task/sandboxd") / container_id
+    return directory.exists()
