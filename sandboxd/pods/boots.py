@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import structlog
 
 from sandboxd import steps
+from sandboxd.machine import pins
 from sandboxd.model import Attachment, SandboxState, of_earlier_boot
 from sandboxd.node import Node
 
@@ -25,6 +27,7 @@ ENDED = "the machine was restarted, and the pod ended with it"
 
 def retire(node: Node) -> None:
     """Record that the pods of earlier boots have ended and have no address."""
+    _know_our_own(node)
     for record in tuple(node.ledger.sandboxes.values()):
         if not of_earlier_boot(record, node.machine.boot) or not record.started_at:
             continue
@@ -37,6 +40,15 @@ def retire(node: Node) -> None:
                 failure=record.failure or ("" if record.stopped_at else ENDED),
             )
             log.warning("a pod ended with an earlier boot of the machine", sandbox=record.id, pod=record.name)
+
+
+def _know_our_own(node: Node) -> None:
+    """Note the boot of pods that an earlier version of sandboxd made in this one: their namespaces are there."""
+    for record in tuple(node.ledger.sandboxes.values()):
+        if node.machine.boot and not record.boot and record.netns_path and pins.intact(node, record):
+            node.ledger.update_sandbox(record.id, boot=node.machine.boot)
+            for attachment in node.ledger.attachments_of(record.id):
+                node.ledger.put_attachment(replace(attachment, boot=node.machine.boot))
 
 
 async def released(node: Node, network: str) -> None:

@@ -26,7 +26,7 @@ from sandboxd.machine import pins, pod_files, userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
-from sandboxd.operations import Held, cleaning, perform
+from sandboxd.operations import Held, cleaning, demand_containerd, perform
 from sandboxd.pods import files, network
 from sandboxd.pods.reconcile import Action, Repair
 
@@ -85,11 +85,17 @@ def _abandoning(sandbox_id: str) -> tuple[str, ...]:
 
 
 async def teardown(held: Held, *, remove: bool) -> None:
-    """Stop the pod, or remove it whole. Raises CleanupIncomplete naming what is left."""
+    """Stop the pod, or remove it whole.
+
+    Raises CleanupIncomplete naming what is left; Unavailable when containerd is away, and when that is known before,
+    nothing has changed.
+    """
     node, sandbox_id = held.node, held.sandbox_id
     record = node.ledger.sandboxes.get(sandbox_id)
     if record is None:
         return
+    if remove or not record.stopped_at:
+        demand_containerd(node)
     try:
         with cleaning(f"pod {record.name} ({sandbox_id})"):
             if not record.stopped_at:

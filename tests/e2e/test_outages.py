@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -67,6 +69,15 @@ def stopped(bed: Testbed) -> Iterator[None]:
         until(lambda: not trouble(bed), what="it is seen to answer again")
 
 
+def bundle(bed: Testbed, container_id: str) -> Path:
+    """Where containerd keeps what it knows of the container's task."""
+    return bed.path("/run/sandboxd/containerd/state/io.containerd.runtime.v2.task/sandboxd") / container_id
+
+
+def until_logged(bed: Testbed, container_id: str, line: str) -> None:
+    until(lambda: log_lines(bed, container_id) == [line], what="its output is logged, once")
+
+
 def answered(bed: Testbed, config: cri.PodSandboxConfig) -> str:
     """The id of the pod, asked for until containerd is there."""
     made = []
@@ -105,11 +116,13 @@ def test_a_containerd_that_is_stopped_is_noticed_and_nothing_that_it_cut_off_is_
     before = warmed_up(bed)
     pod_id, leaving, config = run_pod(bed), run_pod(bed), pod_config()
     runs = run_container(bed, pod_id, container_config("runs", "busybox", SLEEP))
-    waits, created = (
-        create_container(bed, pod_id, shell(f"echo {name}; sleep 100000")) for name in ("waits", "created")
-    )
+    waits = create_container(bed, pod_id, shell("echo waits; sleep 100000"))
+    created = create_container(bed, leaving, shell("echo created; sleep 100000"))
     with ThreadPoolExecutor(2) as clients, stopped(bed):
-        cut_off = [clients.submit(run_pod, bed, config), clients.submit(start_container, bed, waits)]
+        cut_off: list[Future[Any]] = [
+            clients.submit(run_pod, bed, config),
+            clients.submit(start_container, bed, waits),
+        ]
         until(lambda: "has stopped answering" in trouble(bed), what="Status says so")
 
         # Refused at once: within a limit that is shorter than any of a call to containerd.
@@ -128,11 +141,12 @@ def test_a_containerd_that_is_stopped_is_noticed_and_nothing_that_it_cut_off_is_
         for request in cut_off:
             error = request.exception(timeout=150)
             assert error is not None and refused(error)[0] in AWAY
+        assert pod_status(bed, leaving).state == cri.SANDBOX_READY, "nothing of it was stopped"
     for container_id, name in ((waits, "waits"), (created, "created")):
         assert container_status(bed, container_id).state != cri.CONTAINER_EXITED
         start_container(bed, container_id)
         assert container_status(bed, container_id).state == cri.CONTAINER_RUNNING
-        until(lambda each=container_id, line=name: log_lines(bed, each) == [line], what="its output is logged")
+        until_logged(bed, container_id, name)
     remove_pod(bed, leaving)
     made = answered(bed, config)
     assert pod_status(bed, made).state == cri.SANDBOX_READY
@@ -149,9 +163,12 @@ def test_what_a_death_of_containerd_cuts_off_is_undone_or_done_when_it_is_back(
     for number in range(6):
         container_id, config = create_container(bed, pod_id, shell(f"echo {number}; sleep 100000")), pod_config()
         with ThreadPoolExecutor(2) as clients:
-            requests = [clients.submit(start_container, bed, container_id), clients.submit(run_pod, bed, config)]
+            requests: list[Future[Any]] = [
+                clients.submit(start_container, bed, container_id),
+                clients.submit(run_pod, bed, config),
+            ]
             if number % 2:  # later: a task exists, or runs
-                until(lambda each=container_id: _shim_knows(bed, each), what="a bundle of its task is there")
+                until(bundle(bed, container_id).exists, what="a bundle of its task is there")
             bed.run(["kill", "-9", containerd(bed)])
             for request in requests:
                 error = request.exception(timeout=150)
@@ -162,12 +179,7 @@ def test_what_a_death_of_containerd_cuts_off_is_undone_or_done_when_it_is_back(
         assert state.state != cri.CONTAINER_EXITED, (state.exit_code, state.reason, state.message)
         start_container(bed, container_id)
         assert container_status(bed, container_id).state == cri.CONTAINER_RUNNING
-        until(lambda each=container_id, line=str(number): log_lines(bed, each) == [line], what="its output is logged")
+        until_logged(bed, container_id, str(number))
         remove_pod(bed, made)
     remove_pod(bed, pod_id)
     assert_no_leaks(bed, before)
-
-
-def _shim_knows(bed: Testbed, container_id: str) -> bool:
-    directory = bed.path("/run/sandboxd/containerd/state/io.containerd.runtime.v2.task/sandboxd") / container_id
-    return directory.exists()

@@ -87,6 +87,7 @@ async def test_a_new_pod_waits_for_the_first_attempt_at_each_of_their_dels(
     old = [await fakes.ready_pod(pod_config(name)) for name in ("a", "b", "c")]
     await fakes.settled()
     await stop_sandbox(fakes.node, old[0])  # what it owed was released in its own boot
+    fakes.node.ledger.remove_sandbox(old[2])  # what it owes is the debt of a removed pod
     node = booted("second")
     fakes.points.reset()
     fakes.points.fail(Point("cni.delete", 0), NotReady("not now"))
@@ -189,3 +190,21 @@ async def test_another_configuration_does_not_replace_it(fakes: Bundle, booted: 
     with pytest.raises(AlreadyExists, match=r"the machine was restarted.*remove it first"):
         await fakes.ready_pod(config)
     assert old in node.ledger.sandboxes
+
+
+async def test_a_pod_of_an_earlier_version_is_known_to_be_of_the_boot_in_which_its_namespace_is_there(
+    fakes: Bundle, booted: Callable[[str], Node]
+) -> None:
+    booted("")
+    here = await fakes.ready_pod(pod_config("here"))
+    gone = await fakes.ready_pod(pod_config("gone"))
+    await fakes.settled()
+    del fakes.netns.pinned[fakes.places.network_namespace(gone)]
+    fakes.node = replace(fakes.node, machine=replace(fakes.node.machine, boot="first"))
+
+    boots.retire(fakes.node)
+
+    boot_of = {record.id: record.boot for record in fakes.node.ledger.sandboxes.values()}
+    assert boot_of == {here: "first", gone: ""}
+    assert {each.sandbox_id: each.boot for each in fakes.node.ledger.attachments} == boot_of
+    assert fakes.node.ledger.sandboxes[here].state is SandboxState.READY

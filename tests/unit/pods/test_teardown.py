@@ -215,3 +215,30 @@ async def test_a_strict_teardown_fails_as_long_as_a_del_does(
     await stopping(strict, POD)
 
     assert not strict.ledger.attachments
+
+
+@pytest.mark.parametrize("verb", [stop_sandbox, remove_sandbox])
+async def test_while_containerd_is_known_to_be_away_it_is_refused_and_the_pod_is_as_it_was(
+    fakes: Bundle, verb: Callable[[Node, str], Any]
+) -> None:
+    node = fakes.with_records()
+    before = node.ledger.sandboxes[POD]
+    fakes.runtime.away = "containerd at x does not answer"
+    with pytest.raises(Unavailable, match="containerd at x does not answer; repeat the request once it does"):
+        await verb(node, POD)
+    assert node.ledger.sandboxes[POD] == before and before.state is SandboxState.READY
+
+    fakes.runtime.away = ""
+    await verb(node, POD)
+    await fakes.settled()
+    assert not node.ledger.attachments
+
+
+async def test_a_stopped_pod_needs_no_containerd_to_release_what_it_owes(fakes: Bundle) -> None:
+    node = fakes.with_records()
+    fakes.points.fail_always("cni.delete", NotReady("not now"))
+    await stop_sandbox(node, POD)
+    fakes.points.reset()
+    fakes.runtime.away = "containerd at x does not answer"
+    await stop_sandbox(node, POD)
+    assert not node.ledger.attachments
