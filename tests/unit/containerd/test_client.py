@@ -164,8 +164,11 @@ async def test_somebody_who_accepts_but_never_speaks_is_an_error_in_time(client:
             await client.version(timeout=0.3)
 
 
-async def test_waiting_ends_when_containerd_comes_up(client: Containerd, service: VersionService) -> None:
-    waiting = asyncio.create_task(client.wait_until_serving(30))
+@pytest.mark.parametrize("limit", [30, None])
+async def test_waiting_ends_when_containerd_comes_up(
+    client: Containerd, service: VersionService, limit: float | None
+) -> None:
+    waiting = asyncio.create_task(client.wait_until_serving(limit))
     with pytest.raises(errors.Unavailable):
         await client.version()
     server = await start(service, client.socket)

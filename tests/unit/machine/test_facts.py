@@ -250,3 +250,11 @@ def test_a_source_propagates_as_the_mount_does_that_can_be_seen_there(
 
     sources = {name: found[str(tmp_path / name)] for name in expected}
     assert {name: (source.shared, source.slave) for name, source in sources.items()} == expected
+
+
+def test_the_boot_is_what_the_kernel_calls_it_and_not_known_where_it_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert machine.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""
+    monkeypatch.setattr(machine, "BOOT_ID", tmp_path / "nothing")
+    assert machine.boot_id() == ""

@@ -210,6 +210,16 @@ def test_whatever_is_left_of_a_removed_pod_is_owed(state: AttachmentState) -> No
     assert repairs(debt("gone", state=state), starting_up=False) == [(Action.PAY_DEBT, "gone")]
 
 
+@pytest.mark.parametrize(("boot", "owes"), [("now", False), ("", False), ("earlier", True)])
+@pytest.mark.parametrize("state", [SandboxState.READY, SandboxState.NOTREADY])
+def test_a_pod_of_an_earlier_boot_owes_its_addresses(boot: str, owes: bool, state: SandboxState) -> None:
+    pod, attachment = sandbox(state), replace(debt("s", state=AttachmentState.ADDED), boot=boot)
+
+    found = reconcile({pod.id: pod}, {}, (attachment,), {"s": Seen.RUNNING}, boot="now", starting_up=True)
+
+    assert (Repair(action=Action.PAY_DEBT, id="s") in found) is owes
+
+
 def test_the_debt_of_a_pod_that_never_came_to_be_goes_with_it() -> None:
     assert repairs(sandbox(SandboxState.CREATING), debt("s")) == [(Action.REMOVE_SANDBOX, "s")]
 
