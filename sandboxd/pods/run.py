@@ -27,7 +27,7 @@ from sandboxd.cni.conf import NetworkConfig
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.containers import runtime_reads
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdError, Unsupported
+from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdError, Unavailable, Unsupported
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, pod_files, userns
@@ -118,6 +118,8 @@ async def _free_name(node: Node, name: str, config: cri.PodSandboxConfig, handle
     if remove is not None:
         try:
             await remove(node, left.id)
+        except Unavailable:
+            raise  # nothing is wrong with the name: the same request succeeds once containerd is back
         except SandboxdError as exc:
             log.warning("the name of a new pod is still taken", pod=name, sandbox=left.id, error=str(exc))
 

@@ -298,8 +298,8 @@ async def test_a_name_that_an_interrupted_pod_holds_is_freed_by_who_wants_it(fak
 
 async def test_a_name_that_cannot_be_freed_is_taken_and_the_reason_is_said(fakes: Bundle) -> None:
     await interrupted(fakes)
-    fakes.points.fail_always("runtime.kill", Unavailable("containerd does not answer"))
-    with pytest.raises(AlreadyExists, match="containerd does not answer"):
+    fakes.points.fail_always("runtime.kill", NotReady("the process does not end"))
+    with pytest.raises(AlreadyExists, match="the process does not end"):
         await fakes.ready_pod(pod_config())
     fakes.points.reset()
 
@@ -307,6 +307,15 @@ async def test_a_name_that_cannot_be_freed_is_taken_and_the_reason_is_said(fakes
     await fakes.repaired()
 
     assert not fakes.node.ledger.sandboxes, "it is nobody's, and not kept for a restart"
+
+
+async def test_a_name_that_only_an_outage_keeps_from_being_freed_is_not_said_to_be_taken(fakes: Bundle) -> None:
+    await interrupted(fakes)
+    fakes.points.fail_always("runtime.kill", Unavailable("containerd does not answer"))
+    with pytest.raises(Unavailable, match="containerd does not answer"):
+        await fakes.ready_pod(pod_config())
+    fakes.points.reset()
+    assert await fakes.ready_pod(pod_config()) != POD
 
 
 async def test_a_start_that_was_cut_off_is_decided_under_the_lock_as_things_are_then(
