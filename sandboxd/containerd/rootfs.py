@@ -38,6 +38,7 @@ class Entry:
     mode: int  # as in stat(2), type and permissions
     target: str = ""  # of a symbolic link
     device: int = 0  # the number of a device
+    size: int = 0  # of a file, in bytes
 
 
 Look = Callable[[Sequence[str]], Entry | None]
@@ -173,7 +174,7 @@ class _Root:
             return None
         fd, info = found
         target = os.readlink(names[-1], dir_fd=fd) if stat.S_ISLNK(info.st_mode) else ""
-        return Entry(info.st_mode, target, info.st_rdev)
+        return Entry(info.st_mode, target, info.st_rdev, info.st_size if stat.S_ISREG(info.st_mode) else 0)
 
     def _to_root(self) -> None:
         while len(self._shown) > 1:

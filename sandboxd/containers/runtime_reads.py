@@ -1,9 +1,10 @@
 """The files that the OCI runtime itself opens in a container's root: what they may be.
 
 For the user's home and groups, runtimes open /etc/passwd and /etc/group as root, once the container's mounts are in
-place, and wait for as long as it takes: for ever on a FIFO, and on a device or in /proc with effects that the image
-chooses. So CreateContainer follows these paths as the container will see them, through the image's layers and the
-mounts over them, and refuses what is not a regular file. What is missing, or a link in a circle, is not opened.
+place, and wait for as long as it takes: for ever on a FIFO, for hours on a huge sparse file, and on a device or in
+/proc with effects that the image chooses. So CreateContainer follows these paths as the container will see them,
+through the image's layers and the mounts over them, and refuses what is not a small regular file. What is missing, or
+a link in a circle, is not opened.
 
 What is mounted may be replaced before the container is started, so StartContainer looks again (`mounted`).
 
@@ -36,7 +37,12 @@ _RUNTIMES_OWN = ("proc", "dev", "sys")  # mounted by the runtime, whatever the i
 _SYSTEMS = ("/proc", "/sys")  # what looks like a file there is none: some wait, and to read some has effects
 _MAX_LINKS = 40  # the kernel's own limit
 _MAX_NAMES = 128  # that one path may lead through; each is looked up from the root, in every layer
-_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "larger than 8 MiB",
+}
 
 
 def check(rootfs: Sequence[Mount], mounts: Mapping[str, str]) -> None:
@@ -48,11 +54,11 @@ def check(rootfs: Sequence[Mount], mounts: Mapping[str, str]) -> None:
         seen = _Seen(look, mounts)
         for path in PATHS:
             place, entry = seen.follow(path, path)
-            if place == HARMLESS or entry is None or _can_be_read(entry.mode, entry.device):
+            if place == HARMLESS or entry is None or _can_be_read(entry.mode, entry.device, entry.size):
                 continue
             raise InvalidRequest(
                 f"{path} of the container is {_described(path, place, entry)}, but the OCI runtime reads it and"
-                " needs a regular file: use another image, or mount a file there"
+                " needs a small regular file: use another image, or mount a file there"
             )
 
 
@@ -87,11 +93,11 @@ def check_running(pid: int) -> None:
         systems = {info.st_dev for top in _SYSTEMS if (info := _info_in(root, top))} - {os.fstat(root).st_dev}
         for path in PATHS:
             info = _info_in(root, path)
-            if info and not (_can_be_read(info.st_mode, info.st_rdev) and info.st_dev not in systems):
+            if info and not (_can_be_read(info.st_mode, info.st_rdev, info.st_size) and info.st_dev not in systems):
                 kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a device")
-                kind = "a file of the running system" if stat.S_ISREG(info.st_mode) else kind
+                kind = "a file of the running system" if info.st_dev in systems else kind
                 raise NotReady(
-                    f"{path} of the container is now {kind}, which the OCI runtime would read: make it a file again"
+                    f"{path} of the container is now {kind}, and the OCI runtime would read it: make it a small file"
                 )
     finally:
         os.close(root)
@@ -120,8 +126,10 @@ def starting(exec_id: str) -> list[int]:
     return found
 
 
-def _can_be_read(mode: int, device: int) -> bool:
-    return stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and (os.major(device), os.minor(device)) == _NULL)
+def _can_be_read(mode: int, device: int, size: int) -> bool:
+    return (stat.S_ISREG(mode) and size <= image_files.MAX_BYTES) or (
+        stat.S_ISCHR(mode) and (os.major(device), os.minor(device)) == _NULL
+    )
 
 
 def _with_argument(ending: bytes) -> list[int]:
@@ -210,7 +218,8 @@ class _Seen:
 def _of_host(path: str) -> Entry | None:
     try:
         info = os.lstat(path)
-        return Entry(info.st_mode, os.readlink(path) if stat.S_ISLNK(info.st_mode) else "", info.st_rdev)
+        target = os.readlink(path) if stat.S_ISLNK(info.st_mode) else ""
+        return Entry(info.st_mode, target, info.st_rdev, info.st_size)
     except OSError:
         return None
 

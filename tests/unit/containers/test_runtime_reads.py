@@ -31,6 +31,12 @@ def link(target: str) -> Make:
     return lambda path: path.symlink_to(target)
 
 
+def huge(path: Path) -> None:
+    """A sparse file."""
+    path.touch()
+    os.truncate(path, 10**11)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A root file system with an /etc; beside it a directory that is not in it, with a file."""
@@ -47,6 +53,7 @@ def root(tmp_path: Path) -> Path:
         (os.mkfifo, "is a FIFO"),
         (Path.mkdir, "is a directory"),
         (lambda path: os.mknod(path, 0o140600), "is a socket"),
+        (huge, "is larger than 8 MiB"),
         (link("/proc/self/fd/0"), "is a link to '/proc/self/fd/0', a file of the running system"),
         (link("../proc/kmsg"), "is a link to '/proc/kmsg'"),
         (link("/dev/stdin"), "is a link to '/dev/stdin'"),
@@ -177,7 +184,12 @@ def running(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(os.mkfifo, "is now a FIFO"), (Path.mkdir, "is now a directory"), (link("/pipe"), "is now a FIFO")],
+    [
+        (huge, "is now larger"),
+        (os.mkfifo, "is now a FIFO"),
+        (Path.mkdir, "is now a directory"),
+        (link("/pipe"), "is now a FIFO"),
+    ],
 )
 def test_a_file_that_a_container_has_replaced_is_not_opened(root: Path, running: int, make: Make, words: str) -> None:
     os.mkfifo(root / "pipe")
