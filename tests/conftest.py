@@ -42,6 +42,7 @@ WHERE_IT_CAN_DIFFER = frozenset(
         "accounting",
         "handlers",
         "hostile_images",
+        "image_leftovers",
         "other_users",
         "outages",
         "pull",

@@ -79,7 +79,7 @@ def nothing_left(bed: Testbed) -> Iterator[None]:
     yield
     until(lambda: stores(bed) == before, what="containerd has collected what the checkpoint needed")
     scratch = bed.path("/var/lib/sandboxd/checkpoints")
-    assert not scratch.exists() or list(scratch.iterdir()) == []
+    until(lambda: not scratch.exists() or not list(scratch.iterdir()), what="what was gathered is gone")
     assert [path.name for path in bed.path(ARCHIVES).iterdir() if "unfinished" in path.name] == []
 
 

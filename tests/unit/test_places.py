@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sandboxd import places
@@ -18,6 +20,13 @@ def places_of(driver: str, parent: str = "/sandboxd") -> Places:
 def pod(id_: str, parent: str = "") -> SandboxRecord:
     config = cri.PodSandboxConfig(linux=cri.LinuxPodSandboxConfig(cgroup_parent=parent))
     return SandboxRecord(id=id_, config=config, runtime_handler="", netns_path="", created_at=1)
+
+
+def test_the_mark_on_what_has_no_id_is_that_of_the_root_whatever_its_bytes() -> None:
+    here, again, elsewhere = (replace(places_of("cgroupfs"), root=root) for root in ("/r", "/r", "/other\udcff"))
+
+    assert here.owner == again.owner != elsewhere.owner
+    assert len(here.owner) == 16 and here.owner.isalnum()
 
 
 def test_every_directory_derives_from_the_two_roots_and_the_id() -> None:

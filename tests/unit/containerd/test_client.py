@@ -17,7 +17,7 @@ import pytest
 from google.protobuf import empty_pb2
 
 from sandboxd import errors
-from sandboxd.containerd.client import Containerd, Version, translate
+from sandboxd.containerd.client import OWNER_LABEL, Containerd, Version, translate
 from sandboxd.pb.containerd.services.version.v1 import version_pb2, version_pb2_grpc
 
 
@@ -292,3 +292,15 @@ def send_buffers(peer: str) -> list[int]:
 def test_a_channel_that_is_closed_is_a_containerd_that_cannot_be_had() -> None:
     with pytest.raises(errors.Unavailable, match=r"^task x: Channel is closed"), translate("task x"):
         raise grpc.aio.UsageError("Channel is closed.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "ours"),
+    [({OWNER_LABEL: "me"}, True), ({OWNER_LABEL: "another"}, False), ({}, True), ({"a": "b"}, True)],
+)
+async def test_what_bears_another_mark_is_not_ours(tmp_path: Path, labels: dict[str, str], ours: bool) -> None:
+    """What bears none can be what an earlier version left."""
+    client = Containerd(str(tmp_path / "c.sock"), "test", "me")
+    assert client.owned == {OWNER_LABEL: "me"}
+    assert client.owns(labels) is ours
+    await client.close()
