@@ -76,6 +76,32 @@ def test_an_exit_while_the_daemon_is_down_is_seen_with_its_code(bed: Testbed, im
     remove_pod(bed, pod_id)
 
 
+def test_a_daemon_that_dies_while_it_records_an_end_loses_no_exit_code(bed: Testbed, images: tuple[str, ...]) -> None:
+    """A logger that stands still keeps it waiting for the rest of the output, after it has seen the end."""
+    pod_id = run_pod(bed)
+    data = bed.write("/var/lib/gate/.keep", "").parent
+    config = container_config(
+        "ends",
+        "busybox",
+        ["sh", "-c", "while [ ! -e /data/go ]; do sleep 0.02; done; exit 5"],
+        mounts=[cri.Mount(host_path="/var/lib/gate", container_path="/data")],
+    )
+    container_id = run_container(bed, pod_id, config)
+    logger = bed.path("/run/sandboxd/logger.pid").read_text().split()[0]
+    bed.run(["kill", "-STOP", logger])
+    (data / "go").touch()
+    until(lambda: tasks(bed).get(container_id) != "RUNNING", what="it has ended")
+    bed.kill_daemon()
+    bed.run(["kill", "-CONT", logger])
+    bed.relaunch_daemon()
+
+    until(lambda: exited(bed, container_id), what="its end is recorded")
+    status = container_status(bed, container_id)
+    assert (status.exit_code, status.reason) == (5, "Error")
+    (data / "go").unlink()
+    remove_pod(bed, pod_id)
+
+
 def test_a_task_whose_end_was_recorded_but_that_was_not_deleted_is_freed_and_keeps_its_code(
     bed: Testbed, images: tuple[str, ...]
 ) -> None:
