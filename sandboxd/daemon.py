@@ -216,6 +216,18 @@ async def _start_up(
     else:
         return
 
+    _keep_working(config, node, client, images)
+    condition.trouble = ""
+    # What exists now lives as long as the daemon: exclude it from collections. (A full one takes 50 ms.)
+    gc.collect()
+    gc.freeze()
+    log.info("ready", containerd=version, pods=len(node.ledger.sandboxes), containers=len(node.ledger.containers))
+    _notify("READY=1")
+
+
+def _keep_working(config: Config, node: Node, client: Containerd, images: ImageStore) -> None:
+    """Start what goes on for as long as the daemon runs."""
+
     async def keep_up() -> None:
         if config.containerd.managed:
             await _reach_containerd(config, client)
@@ -234,12 +246,6 @@ async def _start_up(
     node.jobs.watch("containerd answers", lambda: follow.look(node, client))
     node.jobs.watch("logger", node.logs.keep_up)
     node.jobs.watch("compare", lambda: compare_forever(node, every))
-    condition.trouble = ""
-    # What exists now lives as long as the daemon: exclude it from collections. (A full one takes 50 ms.)
-    gc.collect()
-    gc.freeze()
-    log.info("ready", containerd=version, pods=len(node.ledger.sandboxes), containers=len(node.ledger.containers))
-    _notify("READY=1")
 
 
 async def _reach_containerd(config: Config, client: Containerd) -> str:
