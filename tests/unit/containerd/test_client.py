@@ -119,15 +119,24 @@ async def reset_every_stream(reader: asyncio.StreamReader, writer: asyncio.Strea
             if head[3] == HEADERS_FRAME:
                 writer.write(frame(RST_STREAM_FRAME, int.from_bytes(head[5:], "big"), CANCEL.to_bytes(4, "big")))
     except asyncio.IncompleteReadError:
+        pass
+    finally:
         writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_deadline_that_containerd_notices_first_is_a_timeout(client: Containerd) -> None:
-    server = await asyncio.start_unix_server(reset_every_stream, client.socket)
+    connections: list[asyncio.Task[None]] = []
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.create_task(reset_every_stream(reader, writer)))
+
+    server = await asyncio.start_unix_server(connected, client.socket)
     async with server:
         with pytest.raises(errors.TimedOut, match="RST_STREAM"):
             await client.version()
         await client.close()
+        await asyncio.gather(*connections)
 
 
 def test_an_error_without_words_says_its_code() -> None:
