@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandboxd import mountinfo, mounts
+from sandboxd import mountinfo, mounts, private
 from sandboxd.config import Runtime
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.machine import facts as machine
@@ -208,6 +209,14 @@ MOUNTS = """\
 """
 
 
+@pytest.fixture
+def umask_of_the_daemon() -> Iterator[None]:
+    before = os.umask(private.UMASK)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask_of_the_daemon")
 def test_a_missing_source_is_made_a_directory(tmp_path: Path) -> None:
     missing = tmp_path / "a" / "b"
     config = cri.ContainerConfig(mounts=[cri.Mount(container_path="/x", host_path=str(missing))])
