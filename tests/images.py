@@ -84,36 +84,58 @@ def host_architecture() -> str:
     return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(os.uname().machine, "")
 
 
-def with_volumes(base: Path, out: Path, volumes: Sequence[str], content: bytes, name: str) -> Path:
-    """The image of the archive `base` by another name, with another layer and these volumes, as the archive `out`."""
-    with tarfile.open(base) as tar:
-        files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
-        blobs = {name: file.read() for name, file in files.items() if file is not None}
+class _Layout:
+    """The blobs of an archive, to make another one of."""
 
-    def add(kind: str, data: bytes) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[f"blobs/sha256/{digest}"] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+    def __init__(self, archive: Path) -> None:
+        with tarfile.open(archive) as tar:
+            files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
+            self.blobs = {name: file.read() for name, file in files.items() if file is not None}
+        self.manifest = self.document(json.loads(self.blobs["index.json"])["manifests"][0])
+        self.config = self.document(self.manifest["config"])
 
-    def blob(descriptor: dict[str, Any]) -> dict[str, Any]:
-        parsed: dict[str, Any] = json.loads(blobs["blobs/" + descriptor["digest"].replace(":", "/")])
+    def document(self, descriptor: dict[str, Any]) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self.blobs["blobs/" + descriptor["digest"].replace(":", "/")])
         return parsed
 
-    index = json.loads(blobs["index.json"])
-    manifest = blob(index["manifests"][0])
-    config = blob(manifest["config"])
-    added = add("layer.v1.tar", content)
+    def add(self, kind: str, data: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        self.blobs[f"blobs/sha256/{digest}"] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    def image(self, name: str, manifest: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+        """The descriptor of another image."""
+        described = {**manifest, "config": self.add("config.v1+json", json.dumps(config).encode())}
+        top = self.add("manifest.v1+json", json.dumps(described).encode())
+        return {**top, "annotations": {"io.containerd.image.name": name}}
+
+    def write(self, out: Path, images: Sequence[dict[str, Any]]) -> Path:
+        self.blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": images}).encode()
+        with tarfile.open(out, "w") as tar:
+            for path, data in sorted(self.blobs.items()):
+                entry = tarfile.TarInfo(path)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+        return out
+
+
+def with_configs(base: Path, out: Path, configs: Mapping[str, Mapping[str, Any]]) -> Path:
+    """An archive with the image of the archive `base` once for each name, with these changes of its config."""
+    layout = _Layout(base)
+    images = [
+        layout.image(name, layout.manifest, {**layout.config, "config": {**layout.config["config"], **changes}})
+        for name, changes in configs.items()
+    ]
+    return layout.write(out, images)
+
+
+def with_volumes(base: Path, out: Path, volumes: Sequence[str], content: bytes, name: str) -> Path:
+    """The image of the archive `base` by another name, with another layer and these volumes, as the archive `out`."""
+    layout = _Layout(base)
+    added = layout.add("layer.v1.tar", content)
+    config = layout.config
     config["rootfs"]["diff_ids"].append(added["digest"])
     config["config"]["Volumes"] = {path: {} for path in volumes}
     config.pop("history", None)
-    manifest["layers"].append(added)
-    manifest["config"] = add("config.v1+json", json.dumps(config).encode())
-    top = add("manifest.v1+json", json.dumps(manifest).encode())
-    top["annotations"] = {"io.containerd.image.name": name}
-    blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
-    with tarfile.open(out, "w") as tar:
-        for path, data in sorted(blobs.items()):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return out
+    manifest = {**layout.manifest, "layers": [*layout.manifest["layers"], added]}
+    return layout.write(out, [layout.image(name, manifest, config)])

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import secrets
 import signal as signals
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.images import with_configs
 from tests.pods import (
     container_config,
     container_status,
@@ -42,42 +39,11 @@ def image_name(signal: str) -> str:
     return f"docker.io/test/stopped-by-{hashlib.sha256(signal.encode()).hexdigest()[:12]}:1"
 
 
-def with_stop_signals(base: Path, out: Path, signals: list[str]) -> Path:
-    """An archive with the image of the archive `base` once for each stop signal."""
-    with tarfile.open(base) as tar:
-        files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
-        blobs = {name: file.read() for name, file in files.items() if file is not None}
-
-    def add(kind: str, document: dict[str, Any]) -> dict[str, Any]:
-        data = json.dumps(document).encode()
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[f"blobs/sha256/{digest}"] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    def blob(descriptor: dict[str, Any]) -> dict[str, Any]:
-        parsed: dict[str, Any] = json.loads(blobs["blobs/" + descriptor["digest"].replace(":", "/")])
-        return parsed
-
-    manifest = blob(json.loads(blobs["index.json"])["manifests"][0])
-    config = blob(manifest["config"])
-    tops = []
-    for signal in signals:
-        config["config"]["StopSignal"] = signal
-        top = add("manifest.v1+json", {**manifest, "config": add("config.v1+json", config)})
-        tops.append({**top, "annotations": {"io.containerd.image.name": image_name(signal)}})
-    blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": tops}).encode()
-    with tarfile.open(out, "w") as tar:
-        for name, data in sorted(blobs.items()):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return out
-
-
 @pytest.fixture(scope="module")
 def pod(bed: Testbed, images: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     archive = tmp_path_factory.mktemp("signals") / "signals.tar"
-    bed.load_archive(with_stop_signals(bed.build_image("busybox"), archive, [*UNKNOWN, *KNOWN]))
+    configs = {image_name(signal): {"StopSignal": signal} for signal in (*UNKNOWN, *KNOWN)}
+    bed.load_archive(with_configs(bed.build_image("busybox"), archive, configs))
     pod_id = run_pod(bed)
     yield pod_id
     remove_pod(bed, pod_id)

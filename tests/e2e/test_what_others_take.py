@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import pytest
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import assert_no_leaks, observe
 from tests.e2e.test_handlers import CRUN
+from tests.images import with_configs
 from tests.pods import (
     container_config,
     container_status,
@@ -43,36 +40,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def changed(base: Path, out: Path, name: str, changes: dict[str, Any]) -> Path:
-    """An archive with the image of the archive `base`, with another config."""
-    with tarfile.open(base) as tar:
-        files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
-        blobs = {path: file.read() for path, file in files.items() if file is not None}
-
-    def add(kind: str, document: dict[str, Any]) -> dict[str, Any]:
-        data = json.dumps(document).encode()
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[f"blobs/sha256/{digest}"] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    def blob(descriptor: dict[str, Any]) -> dict[str, Any]:
-        parsed: dict[str, Any] = json.loads(blobs["blobs/" + descriptor["digest"].replace(":", "/")])
-        return parsed
-
-    manifest = blob(json.loads(blobs["index.json"])["manifests"][0])
-    config = blob(manifest["config"])
-    config["config"] = {**config["config"], **changes}
-    top = add("manifest.v1+json", {**manifest, "config": add("config.v1+json", config)})
-    top["annotations"] = {"io.containerd.image.name": name}
-    blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
-    with tarfile.open(out, "w") as tar:
-        for path, data in sorted(blobs.items()):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return out
-
-
 @pytest.fixture(scope="module")
 def two(containerd_bin: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     """A bed with the handlers runc and crun and all the images, after a first pod."""
@@ -82,10 +49,9 @@ def two(containerd_bin: Path | None, tmp_path_factory: pytest.TempPathFactory) -
         handlers = {"crun": {"binary": "/var/lib/crun-here", "root": "/run/crun"}}
         bed.start_daemon(runtime={"handlers": handlers, "cgroup_parent": bed.cgroup_parent})
         bed.load_image("busybox")
-        directory = tmp_path_factory.mktemp("images")
-        for name, changes in CONFIGS.items():
-            archive = changed(bed.build_image("busybox"), directory / "i.tar", f"docker.io/test/{name}:1", changes)
-            bed.load_archive(archive)
+        archive = tmp_path_factory.mktemp("images") / "images.tar"
+        configs = {f"docker.io/test/{name}:1": changes for name, changes in CONFIGS.items()}
+        bed.load_archive(with_configs(bed.build_image("busybox"), archive, configs))
         for name in ("first", "second"):
             bed.write(f"/var/lib/odd/{name}/which", f"{name}\n")
         for handler in ("runc", "crun"):
