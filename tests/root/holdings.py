@@ -38,8 +38,11 @@ async def held(private: Private, store: ImageStore) -> Held:
         content=frozenset(info.digest for info in await store.content.list()),
         snapshots=frozenset(snapshot.name for snapshot in await store.snapshots.list()),
         leases=frozenset(await store.leases.ids()),
-        # The header line is not of interest.
-        transfers="\n".join(private.run_ctr(store.client.namespace, "content", "active").splitlines()[1:]),
+        # Without the header, and without the ages.
+        transfers="\n".join(
+            "\t".join(line.split("\t")[:2])
+            for line in private.run_ctr(store.client.namespace, "content", "active").splitlines()[1:]
+        ),
     )
 
 

