@@ -27,7 +27,7 @@ from sandboxd.model import FsInfo, ImageRecord
 from sandboxd.oci import image as oci
 from sandboxd.oci import platforms
 from sandboxd.oci.image import Descriptor, ImageConfig, Manifest, Platform
-from sandboxd.oci.selection import Search, Selected, Wanted, search
+from sandboxd.oci.selection import Search, Selected, Wanted, advance, search
 from sandboxd.registry import reference
 
 log = structlog.get_logger(__name__)
@@ -330,18 +330,14 @@ class ImageStore:
 
 async def carried_out(searching: Search, read: Callable[[Wanted], Awaitable[bytes]]) -> Selected:
     """Carry out a search for an image's manifest. `read` raises NotFound or InvalidRequest for what is not there."""
-    try:
-        wanted = next(searching)
-        while True:
-            try:
-                data = await read(wanted)
-            except (NotFound, InvalidRequest) as exc:
-                wanted = searching.throw(exc)
-            else:
-                wanted = searching.send(data)
-    except StopIteration as done:
-        found: Selected = done.value
-        return found
+    at = advance(searching)
+    while isinstance(at, Wanted):
+        try:
+            answer: bytes | NotFound | InvalidRequest = await read(at)
+        except (NotFound, InvalidRequest) as exc:
+            answer = exc
+        at = advance(searching, answer)
+    return at
 
 
 def _changes_lease(key: str) -> str:

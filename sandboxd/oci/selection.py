@@ -94,20 +94,30 @@ def search(target: Descriptor, host: Platform, known: Known | None = None) -> Se
     return replace(_said(found, target), skipped=tuple(looking.skipped))
 
 
-def drive(searching: Search, read: Callable[[Wanted], bytes]) -> Selected:
-    """Carry a search out with a `read` that blocks and raises NotFound or InvalidRequest."""
+def advance(searching: Search, answer: bytes | NotFound | InvalidRequest | None = None) -> Wanted | Selected:
+    """Go on with a search: what it wants next, or what it found.
+
+    `answer` is what it wanted, or why that is not to be had; None at the beginning.
+    """
     try:
-        wanted = next(searching)
-        while True:
-            try:
-                data = read(wanted)
-            except (NotFound, InvalidRequest) as exc:
-                wanted = searching.throw(exc)
-            else:
-                wanted = searching.send(data)
+        if answer is None:
+            return next(searching)
+        return searching.throw(answer) if isinstance(answer, Exception) else searching.send(answer)
     except StopIteration as done:
         found: Selected = done.value
         return found
+
+
+def drive(searching: Search, read: Callable[[Wanted], bytes]) -> Selected:
+    """Carry a search out with a `read` that blocks and raises NotFound or InvalidRequest."""
+    at = advance(searching)
+    while isinstance(at, Wanted):
+        try:
+            answer: bytes | NotFound | InvalidRequest = read(at)
+        except (NotFound, InvalidRequest) as exc:
+            answer = exc
+        at = advance(searching, answer)
+    return at
 
 
 def _said(found: Selected, entry: Descriptor) -> Selected:

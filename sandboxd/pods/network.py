@@ -12,7 +12,9 @@ name it. One that only lacks its IPAM plugin does its own work without it.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -187,18 +189,26 @@ def _uninstalled(node: Node, attachment: Attachment) -> frozenset[str]:
     choice = node.network.conf.current()
     if choice.config is None and not choice.empty:
         return frozenset()
-    named = _types(choice.config) if choice.config else frozenset()
+    named = _types(choice.config.plugins) if choice.config else frozenset()
     directories = attachment.plugin_path.split(":")
-    recorded = _types(conf.from_json(attachment.config)) - named
+    recorded = _types(_chain(attachment)) - named
     return frozenset(type_ for type_ in recorded if lookup.is_missing(type_, directories))
 
 
-def _types(config: conf.NetworkConfig) -> frozenset[str]:
-    return frozenset(type_ for plugin in config.plugins for type_ in (plugin["type"], conf.delegate_type(plugin)))
+def _chain(attachment: Attachment) -> Sequence[Mapping[str, Any]]:
+    """The plugins that it recorded; none where the record is damaged, which its DEL tells."""
+    try:
+        return conf.from_json(attachment.config).plugins
+    except SandboxdError:
+        return ()
+
+
+def _types(chain: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    return frozenset(type_ for plugin in chain for type_ in (plugin["type"], conf.delegate_type(plugin)))
 
 
 def _delegates(attachment: Attachment) -> set[str]:
-    return {conf.delegate_type(plugin) for plugin in conf.from_json(attachment.config).plugins}
+    return {conf.delegate_type(plugin) for plugin in _chain(attachment)}
 
 
 def _tell(attachment: Attachment, types: str, step: steps.Step) -> None:

@@ -355,6 +355,28 @@ async def test_detaching_is_a_step_that_says_which_attempt_it_is(
     ]
 
 
+async def test_a_damaged_record_is_a_debt_of_which_the_plugins_side_hears(
+    fakes: Bundle, held: Held, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the plugins that an earlier daemon left running, whatever the record says."""
+    await attached(held)
+    (attachment,) = fakes.node.ledger.attachments
+    fakes.node.ledger.put_attachment(replace(attachment, config=b"{"))
+    asked: list[str] = []
+    delete = fakes.cni.delete
+
+    async def heard(attachment: Attachment, *, without: frozenset[str]) -> tuple[Owed, ...]:
+        asked.append(attachment.sandbox_id)
+        return await delete(attachment, without=without)
+
+    monkeypatch.setattr(fakes.cni, "delete", heard)
+
+    (debt,) = await network.release(held, held.sandbox().netns_path)
+
+    assert "not valid JSON" in debt.error
+    assert asked == [held.sandbox_id]
+
+
 # uninstalled plugins
 
 CHAIN = '{"cniVersion": "1.0.0", "name": "%s", "plugins": [%s]}'
