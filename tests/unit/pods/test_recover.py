@@ -193,11 +193,13 @@ def owing(fakes: Bundle, number: int, **changes: Any) -> Attachment:
 
 
 async def test_neither_a_start_nor_a_pod_nor_another_debt_waits_for_a_debt_that_hangs(
-    fakes: Bundle, node: Node
+    fakes: Bundle, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recover, "PROMPT_SECONDS", None)  # what a start does wait for, it waits for
     debts = [owing(fakes, number) for number in range(3)]
     fakes.points.hang(Point("cni.delete", 1))
-    await recover.recover(node)
+    async with asyncio.timeout(30):
+        await recover.recover(node)
     await fakes.points.hangs.wait()
     await turns()
 
@@ -272,11 +274,15 @@ async def interrupted(fakes: Bundle) -> str:
     return POD
 
 
-async def test_an_interrupted_pod_is_removed_behind_the_start_and_its_name_waits_for_that(fakes: Bundle) -> None:
+async def test_an_interrupted_pod_is_removed_behind_the_start_and_its_name_waits_for_that(
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await interrupted(fakes)
     node = fakes.node
+    monkeypatch.setattr(recover, "PROMPT_SECONDS", None)  # what a start does wait for, it waits for
     fakes.points.hang(Point("cni.delete", 0))
-    await recover.recover(node)
+    async with asyncio.timeout(30):
+        await recover.recover(node)
     await fakes.points.hangs.wait()
     assert POD in node.jobs.held()
 
