@@ -36,7 +36,10 @@ awk '{ print $5 }' /proc/self/mountinfo | grep -E '^/(run|var/lib)/' | sort -r |
     while read -r mount; do umount -l "$mount"; done
 find /run -mindepth 1 -delete
 for link in $(ls /sys/class/net); do
-    case $link in lo | up0 | up1) ;; *) ip link delete "$link" ;; esac
+    case $link in
+    lo | up0 | up1) ;;
+    *) ip link delete "$link" || [ ! -e "/sys/class/net/$link" ] ;; # with its other end, or its namespace
+    esac
 done
 for table in nat filter; do iptables -t $table -F; iptables -t $table -X; done
 """
