@@ -9,8 +9,9 @@ PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
 BENCH_ARGS ?=
 DIRTY_ARGS ?=
+FAULTS ?=
 
-.PHONY: help setup setup-test setup-tools proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test setup-tools proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-faults test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,16 +53,19 @@ test test-quick: export PYTHONASYNCIODEBUG ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults" $(PYTEST_ARGS)
 
 test-second-containerd: setup-test images conformance-tools ## run what can differ on a current containerd (PYTEST_ARGS=--every-containerd: everything)
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools and not faults" $(PYTEST_ARGS)
 
 test-dirty: setup-test images ## run what a machine can spoil on one that others have used
 	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
 
 test-tools: setup-tools images ## pass images between sandboxd and skopeo, buildah, podman, umoci and compressors
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/tools $(PYTEST_ARGS)
+
+test-faults: setup-test images ## kill, fail, fill and race the daemon, cell by cell (FAULTS=long: all); writes build/faults/summary.json
+	FAULTS=$(FAULTS) $(PY) -m pytest $(SIDE_BY_SIDE) tests/faults $(PYTEST_ARGS)
 
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)

@@ -93,7 +93,7 @@ def _flavour(item: pytest.Item) -> str:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that need root fail without it: a skipped test would look like a passed one."""
-    needs_root = any(item.get_closest_marker(name) for name in ("root", "e2e"))
+    needs_root = any(item.get_closest_marker(name) for name in ("root", "e2e", "faults"))
     if needs_root and os.geteuid() != 0:
         pytest.fail("this test makes namespaces and mounts: run it as root (sudo make test)", pytrace=False)
 
