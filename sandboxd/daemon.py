@@ -114,7 +114,7 @@ async def serve(config: Config) -> None:
                 conf=ConfDir(config.network.conf_dir),
                 cni=Invoker(config.network.plugin_seconds, path=plugin_path(config)),
             ),
-            runtime=ContainerdRuntime(client),
+            runtime=ContainerdRuntime(client, containerd_state(config)),
             images=images,
             logs=logs,
             machine=Machine(facts=machine.facts(config), boot=machine.boot_id()),
@@ -257,6 +257,11 @@ async def _reach_containerd(config: Config, client: Containerd) -> str:
     else:
         version = await client.wait_until_serving(LOOK_SECONDS)
     return version.version
+
+
+def containerd_state(config: Config) -> str:
+    """containerd's state directory: that of one which is not ours is, unless it was told otherwise, its socket's."""
+    return managed_places(config).bundles if config.containerd.managed else str(Path(config.containerd_socket).parent)
 
 
 def managed_places(config: Config) -> managed.ManagedPaths:

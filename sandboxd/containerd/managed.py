@@ -67,6 +67,11 @@ class ManagedPaths:
         return f"{self.state}/containerd.log"
 
     @property
+    def bundles(self) -> str:
+        """The directory that containerd itself calls its state."""
+        return f"{self.state}/state"
+
+    @property
     def process(self) -> Supervised:
         return Supervised(pid_file=self.pid_file, argument=self.config_file)
 
@@ -78,7 +83,7 @@ def configuration(places: ManagedPaths) -> str:
         "# Written by sandboxd at each start; changes here are lost.\n"
         "version = 2\n"
         f"root = {_quoted(places.root)}\n"
-        f"state = {_quoted(f'{places.state}/state')}\n"
+        f"state = {_quoted(places.bundles)}\n"
         f"disabled_plugins = [{disabled}]\n"
         "[grpc]\n"
         f"address = {_quoted(places.socket)}\n"

@@ -165,9 +165,10 @@ async def _remove(held: Held) -> None:
         await node.runtime.delete_container(sandbox_id)
         await node.images.remove_rootfs(sandbox_id)
     with steps.step("pod.files.remove"):
-        # containerd leaves the socket of a shim whose start was interrupted, for example by the daemon's death.
+        # containerd leaves the shim whose start was interrupted, or its socket, for example by the daemon's death.
         shim = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id
-        shims.remove_dead_socket(shims.socket_path(*shim))
+        if shims.remove_dead_socket(shims.socket_path(*shim)):
+            await asyncio.to_thread(shims.end_left, *shim)
         await files.remove_cgroup(node.places.own_cgroup(sandbox_id))
         await in_pieces(trees.remove(node.places.pod_files(sandbox_id)))
         await in_pieces(trees.remove(node.places.sandbox(sandbox_id)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from sandboxd.containerd import shims
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import Snapshot, assert_no_leaks, observe
 from tests.pods import (
@@ -34,6 +38,9 @@ pytestmark = pytest.mark.e2e
 
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 SLEEP = ["sleep", "100000"]
+SOCKET = "/run/sandboxd/containerd/containerd.sock"
+SHIM = "import socket, sys, time; s = socket.socket(1); s.bind(sys.argv[1]); s.listen(); time.sleep(1000)"
+SHIM_IS_KNOWN = ("address", "bootstrap.json", "shim-binary-path", "sandbox")
 
 
 def warmed_up(bed: Testbed) -> Snapshot:
@@ -182,4 +189,54 @@ def test_what_a_death_of_containerd_cuts_off_is_undone_or_done_when_it_is_back(
         until_logged(bed, container_id, str(number))
         remove_pod(bed, made)
     remove_pod(bed, pod_id)
+    assert_no_leaks(bed, before)
+
+
+@pytest.mark.parametrize("written", range(6))
+def test_a_bundle_that_a_dying_containerd_left_blocks_no_start(
+    bed: Testbed, images: tuple[str, ...], written: int
+) -> None:
+    """containerd writes a bundle's parts one after the other, and keeps for ever what is there when it dies."""
+    before = warmed_up(bed)
+    pod_id = run_pod(bed)
+    container_id = create_container(bed, pod_id, shell("echo starts; sleep 100000"))
+    whole, left = bundle(bed, pod_id), bundle(bed, container_id)
+    work = bed.path(os.readlink(whole / "work")).with_name(container_id)
+    (bed.path("/run/sandboxd/containers") / container_id / "io").mkdir(parents=True)  # a start was begun
+    left.mkdir()
+    if written > 0:
+        (left / "rootfs").mkdir()
+    if written > 1:
+        work.mkdir()
+    if written > 2:
+        (left / "work").symlink_to(os.readlink(whole / "work").replace(pod_id, container_id))
+    if written > 3:
+        shutil.copy(whole / "config.json", left)
+    if written > 4:
+        for name in SHIM_IS_KNOWN:
+            if (whole / name).exists():
+                shutil.copy(whole / name, left)
+    bed.run(["kill", "-9", containerd(bed)])
+    remove_pod(bed, answered(bed, pod_config()))
+    start_container(bed, container_id)
+    until_logged(bed, container_id, "starts")
+    remove_pod(bed, pod_id)
+    assert_no_leaks(bed, before)
+    assert not work.exists()
+
+
+def test_a_shim_without_a_task_goes_with_its_pod(bed: Testbed, images: tuple[str, ...]) -> None:
+    """As when the daemon is killed while containerd waits for the shim: it gives up, and the shim waits on."""
+    before = warmed_up(bed)
+    pod_id = run_pod(bed)
+    listens = shims.socket_path(SOCKET, "sandboxd", pod_id)
+    bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id), timeout=120)
+    until(lambda: not bed.path(listens).exists(), what="its shim has gone")
+    options = ["-namespace", "sandboxd", "-id", pod_id, "-address", SOCKET]
+    # In the directory of Python, which finds its modules by its name.
+    named = f'exec -a {Path(sys.executable).with_name("containerd-shim")} "$@"'
+    left = bed.popen(["bash", "-c", named, "", sys.executable, "-c", SHIM, listens, *options])
+    until(bed.path(listens).exists, what="a shim listens that no containerd knows")
+    remove_pod(bed, pod_id)
+    assert left.wait(timeout=60) != 0
     assert_no_leaks(bed, before)

@@ -497,7 +497,9 @@ class TestContainerd(Contract):
         async def rootfs(name: str) -> Sequence[Mount]:
             return await store.prepare_rootfs(name, image)
 
-        made = Bench(runtime=ContainerdRuntime(client), rootfs=rootfs, directory=tmp_path)
+        made = Bench(
+            runtime=ContainerdRuntime(client, str(Path(client.socket).parent)), rootfs=rootfs, directory=tmp_path
+        )
         yield made
         await made.end()
         for name in made.mounts:
