@@ -24,7 +24,7 @@ modules: no IO, no clock, no environment, no async.
         withheld        P    what of a request no log may show
     streaming/  insight/
         streaming/           exec, attach, port-forward: protocol cores P, the server for them, its sessions
-        insight/             doctor: what a machine lacks; metrics: what the daemon counts
+        insight/             explain P: which operations a name means; doctor: what a machine lacks; metrics
     usage/                   what pods and containers use
     pods/                    run, connected, looked after, taken down
     containers/              created, started, changed, entered, ended, removed
@@ -38,12 +38,13 @@ modules: no IO, no clock, no environment, no async.
         cni/                 conf P, request P, result P, invoker: the plugins
         containerd/          containerd's services over its socket; managed: a private containerd
         logs/                format P, client; and the logger, a process of its own that outlives the daemon
-        ledger               SQLite: records, unique names, attachments, timelines
+        ledger               SQLite: records, unique names, attachments
         announce             CRI's events, from the ledger's changes
     oci/                     CRI config to OCI runtime spec P; image formats P, image archives
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
     places              P    every path, key, cgroup and label that an id gives
     model               P    records and the states they compute to
+    timelines                the steps of pods, and the operations that failed, in the ledger's database
     steps                    the one instrument
     mounts  supervised
         mounts               the mounts that this process sees, and taking them away

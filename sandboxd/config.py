@@ -135,6 +135,15 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """[failures]"""
+
+    kept: int = 200  # failed operations that `explain` can tell of
+    days: float = 7.0  # how long
+    mebibytes: int = 16  # how much they may take in the ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The effective configuration. `sources` maps "section.key" to "default", a file or a flag."""
 
@@ -147,6 +156,7 @@ class Config:
     streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
     metrics: Metrics = field(default_factory=Metrics)
+    failures: Failures = field(default_factory=Failures)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -59,11 +59,12 @@ from sandboxd.registry import credential_helper
 from sandboxd.registry.client import Registries
 from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts_dir import HostsDir
-from sandboxd.registry.patience import Limits
+from sandboxd.registry.patience import Limits as PullLimits
 from sandboxd.registry.proxies import Proxies
 from sandboxd.registry.ranges import Ranges
 from sandboxd.streaming.link import Limits as StreamLimits
 from sandboxd.streaming.server import StreamingServer
+from sandboxd.timelines import Limits
 from sandboxd.usage.stats import Stats
 from sandboxd.usage.written import Layers
 
@@ -90,8 +91,12 @@ async def serve(config: Config) -> None:
         places = Places.of(config)
         private.prepare(places.root, places.state, closed=places.closed)
         _lock(stack, places.lock_file)
-        ledger = Ledger(places.ledger_file)
+        kept = Limits(
+            number=config.failures.kept, seconds=config.failures.days * 86400, bytes=config.failures.mebibytes << 20
+        )
+        ledger = Ledger(places.ledger_file, kept)
         stack.callback(ledger.close)
+        stack.callback(steps.subscribe_failures(lambda story: _keep(ledger, story)))
         stack.callback(steps.subscribe(ledger.append_step))
         stack.callback(steps.subscribe(_log_step))
         client = Containerd(config.containerd_socket, config.containerd.namespace, places.owner)
@@ -126,6 +131,7 @@ async def serve(config: Config) -> None:
         pause = PauseImage(images, pulls, jobs, config.runtime)
         metrics = Metrics(pulls, sandboxd.__version__, lambda: [debt.attachment for debt in debts.listed(node)])
         stack.callback(steps.subscribe(metrics.step))
+        stack.callback(steps.subscribe_failures(metrics.story))
         server = _server(config, node, images, pause, pulls, client, streaming, condition, metrics)
         await server.start()
         await streaming.start()
@@ -157,6 +163,12 @@ async def serve(config: Config) -> None:
             )
         await server.stop(grace=SERVER_SECONDS)
         Path(config.socket).unlink(missing_ok=True)
+
+
+def _keep(ledger: Ledger, story: steps.Story) -> None:
+    """Keep a failed request; what fails again and again without one (a repair, a probe's exec) is told elsewhere."""
+    if story.operation not in ("recover", "Exec"):
+        ledger.keep_story(story)
 
 
 def _last_resort(drain_seconds: float) -> None:
@@ -310,7 +322,7 @@ def _registries(config: Config) -> Registries:
         hosts=HostsDir(config.images.certs_dir),
         docker_config=DockerConfig(config.images.docker_config, credential_helper.run),
         proxies=Proxies(http=http, https=https, no_proxy=none),
-        limits=Limits(progress_seconds=config.images.progress_seconds),
+        limits=PullLimits(progress_seconds=config.images.progress_seconds),
         ranges=Ranges(count=config.images.range_connections),
         user_agent=f"sandboxd/{sandboxd.__version__}",
     )

@@ -19,9 +19,7 @@ import base64
 import json
 import os
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -30,16 +28,15 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from sandboxd import private
-from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
+from sandboxd.errors import AlreadyExists, NotFound, NotReady
 from sandboxd.model import AnyRecord, Attachment, AttachmentState, ContainerRecord, Owed, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.steps import PluginExecution, StepRecord
+from sandboxd.steps import StepRecord, Story
+from sandboxd.timelines import Limits, Timelines, committed, known
 
 log = structlog.get_logger(__name__)
 
 SCHEMA_VERSION = 1
-STEPS_KEPT = 400  # per sandbox; the oldest are dropped first
-_TRIM_EVERY = 64  # steps added to a sandbox; until then it keeps up to so many more
 
 # Primary result codes that are about the machine and not about the file (https://www.sqlite.org/rescode.html).
 _CIRCUMSTANCES = frozenset(
@@ -66,10 +63,6 @@ CREATE TABLE attachments (
     sandbox_id TEXT NOT NULL, network TEXT NOT NULL, ifname TEXT NOT NULL, body TEXT NOT NULL,
     PRIMARY KEY (sandbox_id, network, ifname)
 ) STRICT;
-CREATE TABLE steps (
-    seq INTEGER PRIMARY KEY, sandbox_id TEXT NOT NULL, body TEXT NOT NULL
-) STRICT;
-CREATE INDEX steps_by_sandbox ON steps (sandbox_id, seq);
 CREATE TABLE quarantine (
     seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NOT NULL, content TEXT NOT NULL, reason TEXT NOT NULL
 ) STRICT;
@@ -96,17 +89,17 @@ class Ledger:
     Changes raise Unavailable when they cannot be written; nothing has changed then.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, limits: Limits | None = None) -> None:
         """Open or create the database at `path` (":memory:" for tests) and read everything.
 
-        Raises NotReady when the file is intact but cannot be used.
+        `limits` are those of failed operations. Raises NotReady when the file is intact but cannot be used.
         """
         self._db, self.replaced = _open(path)
         self._sandboxes = _Table(self._db, "sandboxes", SandboxRecord, cri.PodSandboxConfig.FromString)
         self._containers = _Table(self._db, "containers", ContainerRecord, cri.ContainerConfig.FromString)
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
         self._load_attachments()
-        self._appended: Counter[str] = Counter()
+        self._timelines = Timelines(self._db, limits or Limits())
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
@@ -153,12 +146,11 @@ class Ledger:
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget the sandbox and its timeline. Its attachments stay until they are removed separately."""
-        with _committed(self._db):
+        with committed(self._db):
             self._sandboxes.delete(sandbox_id)
-            self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
+            self._timelines.delete(sandbox_id)
         before = self._sandboxes.rows.get(sandbox_id)
         self._sandboxes.forget(sandbox_id)
-        self._appended.pop(sandbox_id, None)
         if before is not None:
             self._announce(before, None)
 
@@ -191,7 +183,7 @@ class Ledger:
 
     def remove_container(self, container_id: str) -> None:
         """Forget the container. Idempotent."""
-        with _committed(self._db):
+        with committed(self._db):
             self._containers.delete(container_id)
         before = self._containers.rows.get(container_id)
         self._containers.forget(container_id)
@@ -212,7 +204,7 @@ class Ledger:
     def put_attachment(self, attachment: Attachment) -> Attachment:
         """Add or replace an attachment."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with _committed(self._db):
+        with committed(self._db):
             self._db.execute(
                 "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", (*key, _attachment_json(attachment))
             )
@@ -222,7 +214,7 @@ class Ledger:
     def remove_attachment(self, attachment: Attachment) -> None:
         """Forget an attachment: its DEL succeeded, or no plugin ever ran."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with _committed(self._db):
+        with committed(self._db):
             self._db.execute("DELETE FROM attachments WHERE sandbox_id = ? AND network = ? AND ifname = ?", key)
         self._attachments.pop(key, None)
 
@@ -240,28 +232,19 @@ class Ledger:
         """Add a step to its sandbox's timeline; steps of unknown sandboxes are not kept."""
         if record.sandbox_id not in self._sandboxes.rows:
             return
-        with _committed(self._db):
-            self._db.execute(
-                "INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record))
-            )
-            self._appended[record.sandbox_id] += 1
-            if self._appended[record.sandbox_id] % _TRIM_EVERY == 1:
-                self._db.execute(
-                    "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <= (SELECT seq FROM steps"
-                    " WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-                    (record.sandbox_id, STEPS_KEPT),
-                )
+        self._timelines.append(record)
 
     def timeline(self, sandbox_id: str) -> list[StepRecord]:
         """The sandbox's steps in the order in which they ended; a damaged one is left out."""
-        rows = self._db.execute("SELECT body FROM steps WHERE sandbox_id = ? ORDER BY seq", (sandbox_id,))
-        steps = []
-        for (body,) in rows:
-            try:
-                steps.append(_step_from(json.loads(body)))
-            except Exception as exc:
-                log.warning("a step of the timeline cannot be read", sandbox=sandbox_id, error=str(exc))
-        return steps
+        return self._timelines.of(sandbox_id)
+
+    def keep_story(self, story: Story) -> None:
+        """Keep an operation that failed."""
+        self._timelines.keep(story)
+
+    def stories(self) -> list[Story]:
+        """The failed operations that are kept, newest first."""
+        return self._timelines.stories()
 
     # Damage
 
@@ -281,7 +264,7 @@ class _Table(Generic[Record]):
         self._names: dict[str, str] = {}
         for rowid, id_, config, body in db.execute(f"SELECT rowid, id, config, body FROM {name}").fetchall():
             try:
-                values = _known(kind, json.loads(body))
+                values = known(kind, json.loads(body))
                 values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
                 self._keep(kind(id=id_, config=parse(config), **values))
             except Exception as exc:
@@ -296,7 +279,7 @@ class _Table(Generic[Record]):
 
     def add(self, record: Record) -> None:
         try:
-            with _committed(self._db):
+            with committed(self._db):
                 self._db.execute(
                     f"INSERT INTO {self._name} VALUES (?, ?, ?, ?)",
                     (record.id, record.name, record.config.SerializeToString(), _body(record)),
@@ -309,7 +292,7 @@ class _Table(Generic[Record]):
         if id_ not in self.rows:
             raise NotFound(f"{id_} is gone")
         record = replace(self.rows[id_], **changes)
-        with _committed(self._db):
+        with committed(self._db):
             if "config" in changes:
                 self._db.execute(
                     f"UPDATE {self._name} SET config = ? WHERE id = ?",
@@ -395,20 +378,10 @@ def _connect(path: str) -> sqlite3.Connection:
     return db
 
 
-@contextmanager
-def _committed(db: sqlite3.Connection) -> Iterator[None]:
-    """One transaction; raises Unavailable when it cannot be written."""
-    try:
-        with db:
-            yield
-    except sqlite3.OperationalError as exc:
-        raise Unavailable(f"the ledger cannot be written: {exc}") from exc
-
-
 def _quarantine(db: sqlite3.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:
     reason = f"{type(exc).__name__}: {exc}"
     log.error("a record cannot be read and was quarantined", kind=kind, id=str(id_), reason=reason)
-    with _committed(db):
+    with committed(db):
         db.execute(
             "INSERT INTO quarantine (kind, id, content, reason) VALUES (?, ?, ?, ?)",
             (kind, str(id_), body, reason),
@@ -435,30 +408,7 @@ def _attachment_json(attachment: Attachment) -> str:
 
 def _attachment_from(values: dict[str, Any]) -> Attachment:
     values["state"] = AttachmentState(values["state"])
-    values["owed"] = tuple(Owed(**_known(Owed, each)) for each in values.get("owed", ()))
+    values["owed"] = tuple(Owed(**known(Owed, each)) for each in values.get("owed", ()))
     for key in ("config", "capability_args", "result"):
         values[key] = base64.b64decode(values[key])
-    return Attachment(**_known(Attachment, values))
-
-
-def _step_json(record: StepRecord) -> str:
-    values: dict[str, Any] = {f.name: getattr(record, f.name) for f in fields(record)}
-    if record.plugin is not None:
-        plugin = {f.name: getattr(record.plugin, f.name) for f in fields(record.plugin)}
-        for key in ("stdin", "stdout", "stderr"):
-            plugin[key] = _text(plugin[key])
-        values["plugin"] = plugin
-    return json.dumps(values)
-
-
-def _step_from(values: dict[str, Any]) -> StepRecord:
-    if values["plugin"] is not None:
-        for key in ("stdin", "stdout", "stderr"):
-            values["plugin"][key] = base64.b64decode(values["plugin"][key])
-        values["plugin"] = PluginExecution(**_known(PluginExecution, values["plugin"]))
-    return StepRecord(**_known(StepRecord, values))
-
-
-def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values for which `kind` has fields: a newer sandboxd with the same schema may have written more."""
-    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    return Attachment(**known(Attachment, values))

@@ -253,6 +253,11 @@ def sandbox_name(meta: cri.PodSandboxMetadata) -> str:
     return f"{meta.namespace}/{meta.name}/{meta.uid}/{meta.attempt}"
 
 
+def subject_of(meta: cri.PodSandboxMetadata, container: str = "") -> str:
+    """What people call a pod, "namespace/name", or one of its containers, "namespace/name/container"."""
+    return "/".join(part for part in (meta.namespace, meta.name, container) if part)
+
+
 def is_id_prefix(text: str) -> bool:
     """Whether `text` could be an id or the beginning of one (lower-case hex, at most 64 digits)."""
     return bool(_ID_PREFIX.match(text))

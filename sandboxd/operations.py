@@ -26,7 +26,7 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError, Unavailable
 from sandboxd.machine import pins, pod_files
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
+from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, subject_of
 from sandboxd.node import Node
 
 log = structlog.get_logger(__name__)
@@ -114,15 +114,18 @@ async def perform(
     *,
     container_id: str = "",
     key: tuple[Hashable, ...] = (),
+    subject: str = "",
 ) -> T:
     """Answer one mutating request with what `work` returns; see the head of this module.
 
     `verb` is the RPC's name, and `key` what makes two requests the same: the id of the container or pod by default.
-    Keys are named in the log, so they hold ids and digests, not messages.
+    Keys are named in the log, so they hold ids and digests, not messages. `subject` names what is to be made; what
+    exists has a name.
     """
 
     async def whole() -> T:
-        with steps.operation(verb, sandbox_id=sandbox_id, container_id=container_id):
+        about = subject or _named(node, sandbox_id, container_id)
+        with steps.operation(verb, sandbox_id=sandbox_id, container_id=container_id, subject=about):
             async with hold(node, sandbox_id) as held:
                 return await work(held)
 
@@ -144,10 +147,20 @@ async def perform_unlocked(
     """
 
     async def whole() -> T:
-        with steps.operation(verb, sandbox_id=container.sandbox_id, container_id=container.id):
+        about = _named(node, container.sandbox_id, container.id)
+        with steps.operation(verb, sandbox_id=container.sandbox_id, container_id=container.id, subject=about):
             return await work()
 
     return await node.jobs.run_to_end((verb, *key), whole)
+
+
+def _named(node: Node, sandbox_id: str, container_id: str) -> str:
+    """The name of the container, or of the pod, as people know it; "" when there is none."""
+    sandbox = node.ledger.sandboxes.get(sandbox_id)
+    container = node.ledger.containers.get(container_id)
+    if sandbox is None:
+        return ""
+    return subject_of(sandbox.config.metadata, container.config.metadata.name if container else "")
 
 
 @asynccontextmanager

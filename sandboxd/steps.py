@@ -11,12 +11,15 @@ ledger, metrics and spans are all made from it. Nothing else times or logs such 
 Everyone who may read the log can read a step's details: note names, paths and counts, never values of the request
 (environment, arguments, credentials).
 
-The operation is carried by a context variable, so it follows awaits and the jobs started within it.
+The operation is carried by a context variable, so it follows awaits and the jobs started within it. While it runs,
+`running` tells what it has done and what it waits for. One that fails is a `Story`, which outlives what it was about.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -93,6 +96,7 @@ NAMES: Mapping[str, str] = {
     "cni.leftovers": "plugins that outlived an earlier daemon are ended before their pod's DEL",
 }
 
+STEPS_KEPT = 400  # of an operation, and of a pod; the oldest are dropped first
 
 # Those that tell the life of a pod and of an image in a few lines; the others are the details.
 MILESTONES = frozenset(
@@ -146,14 +150,55 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """An operation that failed, whole."""
+
+    operation: str
+    subject: str  # what it was about, for people: "namespace/pod", a container's name, an image
+    sandbox_id: str
+    container_id: str
+    started_at: int  # unix nanoseconds
+    duration: int  # nanoseconds
+    error: str
+    steps: tuple[StepRecord, ...] = ()  # in the order in which they ended
+    times: int = 1  # that the same failed in the same way, one after the other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """A step that has not ended."""
+
+    name: str
+    started_at: int  # unix nanoseconds
+    detail: Mapping[str, str]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Running:
+    """An operation under way. It changes as it goes on: what reads it does not wait."""
+
+    operation: str
+    subject: str
+    sandbox_id: str
+    container_id: str
+    started_at: int
+    ended: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
+    open: dict[int, Open] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Operation:
     name: str
     sandbox_id: str
     container_id: str
+    running: Running
 
 
 _current: ContextVar[_Operation | None] = ContextVar("sandboxd_operation", default=None)
 _subscribers: list[Callable[[StepRecord], None]] = []
+_failed: list[Callable[[Story], None]] = []
+_running: dict[int, Running] = {}  # oldest first
+_numbers = itertools.count()
 
 
 def subscribe(receive: Callable[[StepRecord], None]) -> Callable[[], None]:
@@ -162,30 +207,93 @@ def subscribe(receive: Callable[[StepRecord], None]) -> Callable[[], None]:
     return lambda: _subscribers.remove(receive)
 
 
+def subscribe_failures(receive: Callable[[Story], None]) -> Callable[[], None]:
+    """The same for operations that fail."""
+    _failed.append(receive)
+    return lambda: _failed.remove(receive)
+
+
+def running() -> tuple[Running, ...]:
+    """The operations under way, oldest first."""
+    return tuple(_running.values())
+
+
 @contextmanager
-def operation(name: str, *, sandbox_id: str = "", container_id: str = "") -> Iterator[None]:
-    """Name the operation of the steps inside. A nested operation keeps the outer one's name."""
+def operation(name: str, *, sandbox_id: str = "", container_id: str = "", subject: str = "") -> Iterator[None]:
+    """Name the operation of the steps inside. One within another is a part of it and keeps its name.
+
+    `subject` says for people what it is about.
+    """
     outer = _current.get()
-    token = _current.set(
-        _Operation(
-            name=outer.name if outer else name,
-            sandbox_id=sandbox_id or (outer.sandbox_id if outer else ""),
-            container_id=container_id or (outer.container_id if outer else ""),
-        )
+    if outer is not None:
+        with _within(
+            _Operation(
+                name=outer.name,
+                sandbox_id=sandbox_id or outer.sandbox_id,
+                container_id=container_id or outer.container_id,
+                running=outer.running,
+            )
+        ):
+            yield
+        return
+    this = Running(
+        operation=name,
+        subject=subject,
+        sandbox_id=sandbox_id,
+        container_id=container_id,
+        started_at=time.time_ns(),
     )
+    number, began = next(_numbers), time.perf_counter_ns()
+    _running[number] = this
+    try:
+        with _within(_Operation(name=name, sandbox_id=sandbox_id, container_id=container_id, running=this)):
+            yield
+    except Exception as exc:
+        _tell(this, time.perf_counter_ns() - began, exc)
+        raise
+    finally:
+        del _running[number]
+
+
+@contextmanager
+def _within(this: _Operation) -> Iterator[None]:
+    token = _current.set(this)
     try:
         yield
     finally:
         _current.reset(token)
 
 
+def _tell(this: Running, duration: int, cause: Exception) -> None:
+    story = Story(
+        operation=this.operation,
+        subject=this.subject,
+        sandbox_id=this.sandbox_id,
+        container_id=this.container_id,
+        started_at=this.started_at,
+        duration=duration,
+        error=disclosure.words(cause),
+        steps=tuple(this.ended),
+    )
+    for receive in tuple(_failed):
+        try:
+            receive(story)
+        except Exception as broken:
+            log.error(
+                "a failed operation could not be kept", operation=story.operation, error=disclosure.words(broken)
+            )
+
+
 @contextmanager
 def step(name: str, **detail: object) -> Iterator[Step]:
     """Time a step, record how it ended, and let its error pass through unchanged."""
-    current = _current.get() or _Operation(name="", sandbox_id="", container_id="")
+    current = _current.get()
     this = Step({key: str(value) for key, value in detail.items() if value is not None})
     started_at, began = time.time_ns(), time.perf_counter_ns()
     error = ""
+    number = next(_numbers)
+    if current is not None:
+        current.running.open[number] = Open(name=name, started_at=started_at, detail=this.detail)
     try:
         yield this
     except BaseException as exc:
@@ -193,16 +301,19 @@ def step(name: str, **detail: object) -> Iterator[Step]:
         raise
     finally:
         record = StepRecord(
-            operation=current.name,
+            operation=current.name if current else "",
             name=name,
-            sandbox_id=current.sandbox_id,
-            container_id=current.container_id,
+            sandbox_id=current.sandbox_id if current else "",
+            container_id=current.container_id if current else "",
             started_at=started_at,
             duration=time.perf_counter_ns() - began,
             error=error,
             detail=dict(this.detail),
             plugin=this.plugin,
         )
+        if current is not None:
+            current.running.open.pop(number, None)
+            current.running.ended.append(record)
         for receive in tuple(_subscribers):
             try:
                 receive(record)

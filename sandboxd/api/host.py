@@ -1,4 +1,4 @@
-"""Our own RPCs for what CRI cannot say: a pod explained, logs and figures read."""
+"""Our own RPCs for what CRI cannot say: logs and figures read."""
 
 from __future__ import annotations
 
@@ -6,40 +6,27 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from sandboxd.api import views
 from sandboxd.api.lookup import Lookup
 from sandboxd.errors import InvalidRequest, NotReady
 from sandboxd.ledger import Ledger
 from sandboxd.logs import reader
 from sandboxd.model import ContainerState
-from sandboxd.node import Logs, Netns
+from sandboxd.node import Logs
 from sandboxd.pb.host.v1 import host_pb2
 
 
 class Host:
     """See host.proto for what each RPC promises."""
 
-    def __init__(self, ledger: Ledger, netns: Netns, logs: Logs, exposition: Callable[[], bytes]) -> None:
+    def __init__(self, ledger: Ledger, logs: Logs, exposition: Callable[[], bytes]) -> None:
         """`exposition` gives the daemon's figures in Prometheus' text format."""
         self._ledger = ledger
-        self._netns = netns
         self._logs = logs
         self._lookup = Lookup(ledger)
         self._exposition = exposition
 
     async def Metrics(self, request: host_pb2.MetricsRequest, context: Any) -> host_pb2.MetricsResponse:
         return host_pb2.MetricsResponse(text=self._exposition().decode())
-
-    async def Explain(self, request: host_pb2.ExplainRequest, context: Any) -> host_pb2.ExplainResponse:
-        record = self._lookup.sandbox(request.pod_sandbox_id)
-        return host_pb2.ExplainResponse(
-            pod_sandbox_id=record.id,
-            netns_path=record.netns_path,
-            pid=record.pid,
-            netns_inode=self._netns.inode(record.netns_path) if record.netns_path else 0,
-            steps=[views.step(step) for step in self._ledger.timeline(record.id)],
-            attachments=[views.attachment(a) for a in self._ledger.attachments_of(record.id)],
-        )
 
     async def ReadLogs(
         self, request: host_pb2.ReadLogsRequest, context: Any

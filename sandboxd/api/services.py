@@ -16,6 +16,7 @@ from sandboxd.announce import Announcer
 from sandboxd.api.containers import Containers
 from sandboxd.api.debts import Debts
 from sandboxd.api.events import Events
+from sandboxd.api.history import History
 from sandboxd.api.host import Host
 from sandboxd.api.images import Images
 from sandboxd.api.inside import Inside
@@ -103,7 +104,8 @@ def host_service(
     """Our own Host service. `exposition` gives the daemon's figures in Prometheus' text format."""
     composed = compose(
         host_pb2.DESCRIPTOR.services_by_name["Host"],
-        Host(node.ledger, node.netns, node.logs, exposition),
+        Host(node.ledger, node.logs, exposition),
+        History(node.ledger, node.netns),
         Debts(node),
         Transfer(images, pulls, Uploads(images, node.jobs, node.places.uploads), node.jobs),
     )

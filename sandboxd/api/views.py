@@ -14,7 +14,7 @@ from sandboxd.model import Attachment, ContainerRecord, ContainerState, ImageRec
 from sandboxd.oci import stop_signal
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
-from sandboxd.steps import PluginExecution, StepRecord
+from sandboxd.steps import PluginExecution, Running, StepRecord, Story
 
 _CONTAINER_STATES = {
     ContainerState.CREATED: cri.CONTAINER_CREATED,
@@ -188,6 +188,39 @@ def step(record: StepRecord) -> host_pb2.Step:
         error=record.error,
         detail=record.detail,
         plugin=_execution(record.plugin) if record.plugin else None,
+    )
+
+
+def story(told: Story) -> host_pb2.Operation:
+    """An operation that failed."""
+    return host_pb2.Operation(
+        operation=told.operation,
+        subject=told.subject,
+        pod_sandbox_id=told.sandbox_id,
+        container_id=told.container_id,
+        started_at=told.started_at,
+        duration=told.duration,
+        error=told.error,
+        steps=[step(each) for each in told.steps],
+        times=told.times,
+    )
+
+
+def running(now: Running) -> host_pb2.Operation:
+    """An operation under way."""
+    return host_pb2.Operation(
+        operation=now.operation,
+        subject=now.subject,
+        pod_sandbox_id=now.sandbox_id,
+        container_id=now.container_id,
+        started_at=now.started_at,
+        steps=[step(each) for each in now.ended],
+        open=[
+            host_pb2.Step(
+                operation=now.operation, name=each.name, started_at=each.started_at, detail=dict(each.detail)
+            )
+            for each in now.open.values()
+        ],
     )
 
 

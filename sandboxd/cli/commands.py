@@ -11,6 +11,7 @@ from click.shell_completion import get_completion_class
 
 from sandboxd.cli import (
     commands_debts,
+    commands_explain,
     commands_images,
     commands_inside,
     commands_life,
@@ -141,7 +142,7 @@ for _command in (
     commands_pods.pods,
     commands_pods.ps,
     commands_pods.inspect_one,
-    commands_pods.explain,
+    commands_explain.explain,
     commands_debts.debts,
     commands_life.start,
     commands_life.stop,

@@ -1,11 +1,11 @@
-"""`pods`, `ps`, `inspect` and `explain`: listing and inspecting pods and containers."""
+"""`pods`, `ps` and `inspect`: listing and inspecting pods and containers."""
 
 from __future__ import annotations
 
 import click
 import grpc
 
-from sandboxd.cli import names, render, timeline
+from sandboxd.cli import names, render
 from sandboxd.cli.client import Failure
 from sandboxd.cli.session import (
     PAIR,
@@ -20,7 +20,6 @@ from sandboxd.cli.session import (
     with_network,
 )
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pb.host.v1 import host_pb2 as host
 
 _POD_STATES = {"ready": cri.SANDBOX_READY, "notready": cri.SANDBOX_NOTREADY}
 _CONTAINER_STATES = {
@@ -32,6 +31,7 @@ _CONTAINER_STATES = {
 
 
 @click.command()
+@click.option("-a", "--all", "every", is_flag=True, help="Also those that are being made or could not be made.")
 @click.option(
     "--label", "labels", multiple=True, type=PAIR, help="Only those with this label. Repeatable: all of them."
 )
@@ -51,6 +51,7 @@ _CONTAINER_STATES = {
 @pass_session
 def pods(
     session: Session,
+    every: bool,
     labels: tuple[tuple[str, str], ...],
     state: str | None,
     patterns: tuple[str, ...],
@@ -75,7 +76,8 @@ def pods(
         emit({"items": [with_network(pod, statuses.get(pod.id)) for pod in listed]}, form)
         return
     owing = _owing(session)
-    show(render.pods_table(listed, statuses, now(), owing))
+    unmade = render.unmade_pods(session.operations(), session.pods(), now()) if every else ()
+    show(render.pods_table(listed, statuses, now(), owing, unmade))
     if owing:
         who = "1 pod owes its network a DEL" if len(owing) == 1 else f"{len(owing)} pods owe their networks DELs"
         note(f"sandboxctl: {who}; `sandboxctl debts` shows what and why")
@@ -165,24 +167,6 @@ def inspect_one(session: Session, reference: str, form: str | None) -> None:
         )
     # The daemon has the verbose part under the key "info"; like crictl, print its members at the top level.
     emit({**render.info_dict(answer.info), "status": render.as_dict(answer.status)}, form or "json")
-
-
-@click.command()
-@click.argument("reference", metavar="POD")
-@output_option
-@pass_session
-def explain(session: Session, reference: str, form: str | None) -> None:
-    """Show how a pod was set up: each step in order, its duration, and each CNI plugin's input and output."""
-    pod = session.pod(reference)
-    answer = session.daemon.call(
-        session.daemon.host.Explain,
-        host.ExplainRequest(pod_sandbox_id=pod.id),
-        f"explain pod {names.pod_name(pod)}",
-    )
-    if form:
-        emit(render.explain_dict(answer), form)
-    else:
-        show(timeline.story(answer, names.pod_name(pod)))
 
 
 def _owing(session: Session) -> set[str]:

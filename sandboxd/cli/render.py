@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -46,7 +47,16 @@ def info_dict(info: Mapping[str, str]) -> dict[str, Any]:
 def explain_dict(answer: host.ExplainResponse) -> dict[str, Any]:
     """Explain's answer in protobuf's JSON form, but with plugin input and output as JSON or text, not base64."""
     data = as_dict(answer)
-    for item, step in zip(data["steps"], answer.steps, strict=True):
+    _open_plugins(data["steps"], answer.steps)
+    for item, operation in zip(data["operations"], answer.operations, strict=True):
+        _open_plugins(item["steps"], operation.steps)
+    for item, attachment in zip(data["attachments"], answer.attachments, strict=True):
+        item |= {"config": _parsed(attachment.config), "result": _parsed(attachment.result)}
+    return data
+
+
+def _open_plugins(items: Iterable[dict[str, Any]], steps: Iterable[host.Step]) -> None:
+    for item, step in zip(items, steps, strict=True):
         if step.HasField("plugin"):
             plugin = step.plugin
             item["plugin"] |= {
@@ -54,9 +64,6 @@ def explain_dict(answer: host.ExplainResponse) -> dict[str, Any]:
                 "stdout": _parsed(plugin.stdout),
                 "stderr": plugin.stderr.decode(errors="replace"),
             }
-    for item, attachment in zip(data["attachments"], answer.attachments, strict=True):
-        item |= {"config": _parsed(attachment.config), "result": _parsed(attachment.result)}
-    return data
 
 
 def dump(data: Any, form: str) -> str:
@@ -209,21 +216,60 @@ def pods_table(
     statuses: Mapping[str, cri.PodSandboxStatus],
     now: int,
     owing: Collection[str] = (),
+    unmade: Iterable[tuple[str, ...]] = (),
 ) -> Table:
-    """The output of `pods`; `owing` are the ids of those that owe their network a DEL."""
+    """The output of `pods`; `owing` are the ids of those that owe their network a DEL, `unmade` further rows."""
     return table(
         ("POD ID", "NAME", "NAMESPACE", "STATE", "IP", "CREATED", "RUNTIME"),
+        itertools.chain(
+            (
+                (
+                    pod.id[:SHORT_ID],
+                    pod.metadata.name,
+                    pod.metadata.namespace,
+                    pod_state(pod.state) + (" (owes DEL)" if pod.id in owing else ""),
+                    address(statuses.get(pod.id)),
+                    age(pod.created_at, now),
+                    pod.runtime_handler or "(default)",
+                )
+                for pod in pods
+            ),
+            unmade,
+        ),
+    )
+
+
+def unmade_pods(
+    answer: host.ListOperationsResponse, pods: Iterable[cri.PodSandbox], now: int
+) -> Iterable[tuple[str, ...]]:
+    """Rows for `pods_table`: the pods that are being made, and those that could not be made and do not exist."""
+    taken = {f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in pods}
+    for each in (*answer.running, *answer.failed):
+        if each.operation != "RunPodSandbox" or each.subject in taken:
+            continue
+        taken.add(each.subject)
+        namespace, _, name = each.subject.partition("/")
+        state = f"Failed: {each.error}"
+        if not each.duration:
+            inner = each.open[-1] if each.open else None
+            state = f"Creating ({inner.name} for {span(max(0, now - inner.started_at))})" if inner else "Creating"
+        yield each.pod_sandbox_id[:SHORT_ID], name, namespace, state, NONE, age(each.started_at, now), NONE
+
+
+def operations_table(answer: host.ListOperationsResponse, now: int) -> Table:
+    """The output of `explain --failed`: what is under way, and what failed."""
+    return table(
+        ("REQUEST", "SUBJECT", "BEGAN", "TOOK", "TIMES", "ERROR"),
         (
             (
-                pod.id[:SHORT_ID],
-                pod.metadata.name,
-                pod.metadata.namespace,
-                pod_state(pod.state) + (" (owes DEL)" if pod.id in owing else ""),
-                address(statuses.get(pod.id)),
-                age(pod.created_at, now),
-                pod.runtime_handler or "(default)",
+                each.operation,
+                each.subject,
+                age(each.started_at, now),
+                span(each.duration) if each.duration else "under way",
+                str(each.times or 1),
+                each.error or NONE,
             )
-            for pod in pods
+            for each in (*answer.running, *answer.failed)
         ),
     )
 

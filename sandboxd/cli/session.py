@@ -67,6 +67,11 @@ class Session:
         """What stopped and removed pods owe their networks, oldest first."""
         return list(self.daemon.call(self.daemon.host.ListDebts, host.ListDebtsRequest(), "list the debts").debts)
 
+    def operations(self) -> host.ListOperationsResponse:
+        """The requests under way, and those that failed."""
+        request = host.ListOperationsRequest()
+        return self.daemon.call(self.daemon.host.ListOperations, request, "list the operations")
+
     def image(self, reference: str) -> cri.Image | None:
         """The image with this name or id; None if there is none."""
         answer = self.daemon.call(

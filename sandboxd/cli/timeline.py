@@ -1,4 +1,7 @@
-"""Explain's answer → the timeline of a pod: its steps in order, their durations, and the plugins' output."""
+"""Explain's answer → the timeline of a pod: its steps in order, their durations, and the plugins' output.
+
+What is under way for it and what failed follow; of what could not be made there is only that.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,19 @@ from sandboxd.pb.host.v1 import host_pb2 as host
 _DEEP = 4 + 10 + 2 + 9 + 2  # column of a step's name: indent, offset, gap, duration, gap
 
 
-def story(answer: host.ExplainResponse, title: str) -> Text:
-    """The whole text. `title` names the pod; the steps of one operation are grouped under its name."""
-    lines = [*_pod(answer, title)]
+def story(answer: host.ExplainResponse, title: str, now: int) -> Text:
+    """The whole text. `title` names the pod; the steps of one operation are grouped under its name.
+
+    `now` is the time, in unix nanoseconds.
+    """
+    lines = [*_pod(answer, title)] if answer.pod_sandbox_id else [_line((title, "bold"), "  does not exist")]
     for operation, group in itertools.groupby(answer.steps, key=lambda step: step.operation):
         lines += [Text(), *_operation(operation, list(group))]
     if answer.attachments:
         lines += [Text(), Text("Networks", style="bold")]
         for attachment in answer.attachments:
             lines += _attachment(attachment)
+    lines += _operations(answer, now)
     return Text("\n").join(lines)
 
 
@@ -41,11 +48,45 @@ def _pod(answer: host.ExplainResponse, title: str) -> Iterator[Text]:
 def _operation(operation: str, steps: list[host.Step]) -> Iterator[Text]:
     begin = min(step.started_at for step in steps)
     end = max(step.started_at + step.duration for step in steps)
-    clock = datetime.fromtimestamp(begin // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
     millis = begin // 10**6 % 1000
-    yield _line((operation, "bold"), f"  {clock}.{millis:03} UTC  took {span(end - begin)}")
+    yield _line((operation, "bold"), f"  {_clock(begin)}.{millis:03} UTC  took {span(end - begin)}")
     for step in steps:
         yield from _step(step, begin)
+
+
+def _operations(answer: host.ExplainResponse, now: int) -> Iterator[Text]:
+    """What is under way, and what failed: the last failure whole, a line for each other."""
+    for each in answer.operations:
+        if not each.duration:
+            yield from _under_way(each, now, whole=not answer.pod_sandbox_id)
+    failed = [each for each in answer.operations if each.duration]
+    for number, each in enumerate(failed):
+        times = f", {each.times} times in a row" if each.times > 1 else ""
+        yield Text()
+        yield _line(
+            (each.operation, "bold red"),
+            f" {each.subject}  failed {_clock(each.started_at + each.duration)} UTC{times}",
+        )
+        yield _line("    ", (each.error, "red"))
+        if number == 0:
+            for step in sorted(each.steps, key=lambda step: step.started_at):
+                yield from _step(step, each.started_at)
+
+
+def _under_way(running: host.Operation, now: int, *, whole: bool) -> Iterator[Text]:
+    yield Text()
+    since = span(max(0, now - running.started_at))
+    yield _line((running.operation, "bold"), f" {running.subject}  is under way, for {since}")
+    for step in sorted(running.steps, key=lambda step: step.started_at) if whole else ():
+        yield from _step(step, running.started_at)
+    for step in running.open:
+        detail = "".join(f"  {key}={step.detail[key]}" for key in sorted(step.detail))
+        waited = span(max(0, now - step.started_at))
+        yield _line(f"    {'now in':>10}  {waited:>9}  ", (step.name, "bold"), (detail, "dim"))
+
+
+def _clock(moment: int) -> str:
+    return datetime.fromtimestamp(moment // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _step(step: host.Step, begin: int) -> Iterator[Text]:

@@ -21,7 +21,7 @@ from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, userns
-from sandboxd.model import ContainerRecord, ContainerState, ImageRecord, SandboxRecord
+from sandboxd.model import ContainerRecord, ContainerState, ImageRecord, SandboxRecord, subject_of
 from sandboxd.node import Node
 from sandboxd.oci import cdi, dubious, linux, stop_signal, users, validate
 from sandboxd.oci import container as oci_container
@@ -39,7 +39,8 @@ async def create_container(node: Node, sandbox_id: str, config: cri.ContainerCon
     Raises NotFound for an unknown pod or image, NotReady for a pod that does not run, AlreadyExists when another
     container has the name, InvalidRequest otherwise; nothing is left behind then.
     """
-    validate.container_config(config, known_sandbox(node, sandbox_id).config)
+    sandbox = known_sandbox(node, sandbox_id).config
+    validate.container_config(config, sandbox)
     container_id = secrets.token_hex(32)
     fingerprint = hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest()
     return await perform(
@@ -49,6 +50,7 @@ async def create_container(node: Node, sandbox_id: str, config: cri.ContainerCon
         lambda held: _create(held, container_id, config),
         container_id=container_id,
         key=(sandbox_id, fingerprint),
+        subject=subject_of(sandbox.metadata, config.metadata.name),
     )
 
 

@@ -179,7 +179,7 @@ class Pulls:
     async def _run(self, key: tuple[str, Credentials], name: Reference, flight: _Flight) -> ImageRecord:
         self.counters.started += 1
         try:
-            with steps.operation("PullImage"):
+            with steps.operation("PullImage", subject=str(name)):
                 record = await self._pull(name, key[1], flight.tell)
         except asyncio.CancelledError:
             self.counters.cancelled += 1

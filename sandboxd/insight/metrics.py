@@ -3,6 +3,8 @@
     sandboxd_image_…                          the counters of pulls, read on each scrape
     sandboxd_step_seconds{step,outcome}       every step of every operation; outcome is "ok" or "error"
     sandboxd_rpcs_total{method,code}          every answered RPC
+    sandboxd_operations_failed_total{operation}  requests that failed after they were begun
+    sandboxd_operations_in_flight{operation}  requests, and the daemon's own repairs, under way
     sandboxd_network_debts                    networks of stopped and removed pods for which a DEL failed
     sandboxd_network_debt_oldest_seconds      how long ago the oldest of them failed first, 0 without one
     sandboxd_network_debt_retries{outcome}    further attempts; outcome is "paid" or "failed"
@@ -15,6 +17,7 @@ come from the code (steps, methods, codes), never from requests, so that their n
 from __future__ import annotations
 
 import time
+from collections import Counter as Counted
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, disable_created_metrics, generate_latest
@@ -22,9 +25,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from sandboxd import steps
 from sandboxd.images.pull import Pulls
 from sandboxd.model import Attachment
-from sandboxd.steps import StepRecord
+from sandboxd.steps import StepRecord, Story
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -48,6 +52,12 @@ class Metrics:
             registry=self._registry,
         )
         self._rpcs = Counter("sandboxd_rpcs", "RPCs that were answered.", ("method", "code"), registry=self._registry)
+        self._failed = Counter(
+            "sandboxd_operations_failed",
+            "Requests that failed after they were begun.",
+            ("operation",),
+            registry=self._registry,
+        )
         self._retries = Counter(
             "sandboxd_network_debt_retries",
             "Further attempts at DELs that had failed.",
@@ -60,6 +70,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self._registry.register(_PullFigures(pulls))
         self._registry.register(_DebtFigures(debts))
+        self._registry.register(_InFlight())
 
     def step(self, record: StepRecord) -> None:
         """Count a step that has ended; for `steps.subscribe`."""
@@ -67,6 +78,10 @@ class Metrics:
         self._steps.labels(step=record.name, outcome=outcome).observe(record.duration / 1e9)
         if record.name == "pod.network.detach" and record.detail.get("attempt") != "1":
             self._retries.labels(outcome="failed" if record.error else "paid").inc()
+
+    def story(self, story: Story) -> None:
+        """Count an operation that has failed; for `steps.subscribe_failures`."""
+        self._failed.labels(operation=story.operation).inc()
 
     def rpc(self, method: str, code: str) -> None:
         """Count an RPC that has ended with `code`, the name of a gRPC status."""
@@ -105,6 +120,16 @@ class _PullFigures(Collector):
         yield GaugeMetricFamily(
             "sandboxd_image_pulls_in_flight", "Pulls that are in progress.", value=len(self._pulls.in_flight())
         )
+
+
+class _InFlight(Collector):
+    """The operations under way, read on each scrape."""
+
+    def collect(self) -> Iterator[Metric]:
+        gauge = GaugeMetricFamily("sandboxd_operations_in_flight", "Operations under way.", labels=("operation",))
+        for operation, count in Counted(each.operation for each in steps.running()).items():
+            gauge.add_metric((operation,), count)
+        yield gauge
 
 
 class _DebtFigures(Collector):

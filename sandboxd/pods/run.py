@@ -31,7 +31,7 @@ from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdErr
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, pod_files, userns
-from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, of_earlier_boot, sandbox_name
+from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, of_earlier_boot, sandbox_name, subject_of
 from sandboxd.node import Node
 from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
@@ -63,6 +63,7 @@ async def run_sandbox(
         secrets.token_hex(32),
         lambda held: _run(held, pause_image, config, handler),
         key=(fingerprint,),
+        subject=subject_of(config.metadata),
     )
 
 

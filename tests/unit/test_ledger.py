@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from sandboxd import ledger as module
+from sandboxd import timelines
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
 from sandboxd.ledger import SCHEMA_VERSION, Ledger
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, Owed, SandboxRecord
@@ -272,7 +272,7 @@ def test_a_change_that_the_disk_does_not_take_has_not_happened(file: Path, reope
 def test_a_timeline_keeps_the_newest_steps_and_is_bounded(
     other_sandboxes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STEPS_KEPT", 40)
+    monkeypatch.setattr(timelines, "STEPS_KEPT", 40)
     with closing(Ledger(":memory:")) as ledger:
         ids = ["a", *(f"b{i}" for i in range(other_sandboxes))]
         for id_ in ids:

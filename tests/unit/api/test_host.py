@@ -10,20 +10,12 @@ import pytest
 from sandboxd.api.host import Host
 from sandboxd.errors import InvalidRequest, NotFound, NotReady
 from sandboxd.ledger import Ledger
-from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord
+from sandboxd.model import ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
 
 POD, MUTE, LOGGING = "a" * 64, "b" * 64, "c" * 64
 NOTHING: Any = None
-
-
-class Netns:
-    """One named namespace."""
-
-    def inode(self, path: str) -> int:
-        assert path == "/run/netns/a"
-        return 42
 
 
 @pytest.fixture
@@ -54,8 +46,7 @@ def ledger() -> Any:
 
 @pytest.fixture
 def host(ledger: Ledger) -> Host:
-    netns: Any = Netns()
-    return Host(ledger, netns, NOTHING, lambda: "x 1.0 ✓\n".encode())
+    return Host(ledger, NOTHING, lambda: "x 1.0 ✓\n".encode())
 
 
 async def read(call: AsyncIterator[host_pb2.ReadLogsResponse]) -> list[host_pb2.ReadLogsResponse]:
@@ -66,21 +57,6 @@ async def test_metrics_are_the_exposition(host: Host) -> None:
     answer = await host.Metrics(host_pb2.MetricsRequest(), None)
 
     assert answer.text == "x 1.0 ✓\n"
-
-
-async def test_explain_takes_a_prefix_and_shows_where_a_pod_is_connected(host: Host, ledger: Ledger) -> None:
-    """Also when a plugin's result makes no sense: it is shown as it is, without addresses."""
-    ledger.put_attachment(
-        Attachment(
-            sandbox_id=POD, network="net", ifname="eth0", netns_path="", state=AttachmentState.ADDED, conf_file="f",
-            config=b"{}", plugin_path="", args="", capability_args=b"{}", result=b"not a result",
-        )
-    )  # fmt: skip
-    answer = await host.Explain(host_pb2.ExplainRequest(pod_sandbox_id="aa"), None)
-
-    assert (answer.pod_sandbox_id, answer.netns_path, answer.netns_inode) == (POD, "/run/netns/a", 42)
-    (attachment,) = answer.attachments
-    assert (attachment.network, attachment.result, list(attachment.ips)) == ("net", b"not a result", [])
 
 
 async def test_logs_that_cannot_be_read_are_refused_with_the_reason(host: Host) -> None:

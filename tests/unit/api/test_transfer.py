@@ -14,6 +14,7 @@ import pytest
 
 from sandboxd.api.debts import Debts
 from sandboxd.api.edge import Edge
+from sandboxd.api.history import History
 from sandboxd.api.host import Host
 from sandboxd.api.services import compose
 from sandboxd.api.transfer import Transfer
@@ -77,9 +78,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     pulls = Scripted(jobs)
     store: Any = None
     transfer = Transfer(store, pulls, Uploads(store, jobs, str(tmp_path / "uploads")), jobs)
-    reading = Host(cast(Any, None), cast(Any, None), cast(Any, None), lambda: b"")
+    reading = Host(cast(Any, None), cast(Any, None), lambda: b"")
     server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
-    service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading, Debts(cast(Any, None)))
+    others = History(cast(Any, None), cast(Any, None)), Debts(cast(Any, None))
+    service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading, *others)
     host_pb2_grpc.add_HostServicer_to_server(cast(Any, service), server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

@@ -109,6 +109,7 @@ REQUESTS: dict[str, Message] = {
     "Host.PullImage": host_pb2.PullImageRequest(image="busybox", auth=AUTH),
     "Host.SaveImage": host_pb2.SaveImageRequest(images=["busybox"]),
     "Host.Explain": host_pb2.ExplainRequest(pod_sandbox_id=POD),
+    "Host.ListOperations": host_pb2.ListOperationsRequest(),
     "Host.ReadLogs": host_pb2.ReadLogsRequest(container_id=RUNNING, follow=True),
     "Host.Metrics": host_pb2.MetricsRequest(),
     "Host.ListDebts": host_pb2.ListDebtsRequest(),
@@ -292,6 +293,7 @@ class Site:
                 found.append(await explain(host_pb2.ExplainRequest(pod_sandbox_id=record.id), timeout=SECONDS))
             except grpc.aio.AioRpcError as exc:
                 found.append(exc.details())
+        found += self.ledger.stories()
         return str(found)
 
     def _pods(self) -> list[SandboxRecord]:
@@ -328,7 +330,11 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
         places=Places.of(config),
     )
     pulls = Pulls(cast(ImageStore, images), jobs, cast(Registries, Breaking(fault)))
-    stop = [steps.subscribe(ledger.append_step), steps.subscribe(_log_step)]
+    stop = [
+        steps.subscribe(ledger.append_step),
+        steps.subscribe(_log_step),
+        steps.subscribe_failures(ledger.keep_story),
+    ]
     edge = Edge(lambda: "", private=withheld.private(lambda: ledger.containers.values()))
     server = grpc.aio.server(interceptors=(edge,))
     other = cast(Any, Breaking(fault))

@@ -36,6 +36,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.images: dict[str, cri.Image] = {}
         self.logs: dict[str, list[host.LogLine]] = {}
         self.steps: list[host.Step] = []
+        self.operations = host.ListOperationsResponse()
         self.attachments: list[host.Attachment] = []
         self.debts: list[host.Debt] = []
         self.info = {"config": json.dumps({"state": "/run/sandboxd", "workers": 2})}
@@ -342,8 +343,17 @@ class FakeHost(host_grpc.HostServicer):
         remarks = self._daemon.remarks
         yield host.LoadImageResponse(loaded=host.LoadedImage(image_id="sha256:2", remarks=remarks))
 
+    def ListOperations(
+        self, request: host.ListOperationsRequest, context: grpc.ServicerContext
+    ) -> host.ListOperationsResponse:
+        self._daemon._enter("ListOperations", request, context)
+        return self._daemon.operations
+
     def Explain(self, request: host.ExplainRequest, context: grpc.ServicerContext) -> host.ExplainResponse:
         self._daemon._enter("Explain", request, context)
+        if request.reference:
+            told = [*self._daemon.operations.running, *self._daemon.operations.failed]
+            return host.ExplainResponse(operations=[each for each in told if request.reference in each.subject])
         return host.ExplainResponse(
             pod_sandbox_id=request.pod_sandbox_id,
             netns_path=f"/run/netns/{request.pod_sandbox_id}",

@@ -9,6 +9,9 @@ MS = 10**6
 START = 1_700_000_000_123 * MS
 
 
+NOW = 1_800_000_000 * 10**9
+
+
 def step(operation: str, name: str, at: int, took: int, **more: object) -> host.Step:
     made = host.Step(operation=operation, name=name, started_at=START + at * MS, duration=took * MS)
     made.MergeFrom(host.Step(**more))  # type: ignore[arg-type]
@@ -16,8 +19,11 @@ def step(operation: str, name: str, at: int, took: int, **more: object) -> host.
 
 
 def told(**fields: object) -> list[str]:
-    answer = host.ExplainResponse(pod_sandbox_id="a" * 64, **fields)  # type: ignore[arg-type]
-    return [line.rstrip() for line in timeline.story(answer, "default/web").plain.split("\n")]
+    return lines(host.ExplainResponse(pod_sandbox_id="a" * 64, **fields))  # type: ignore[arg-type]
+
+
+def lines(answer: host.ExplainResponse) -> list[str]:
+    return [line.rstrip() for line in timeline.story(answer, "default/web", NOW).plain.split("\n")]
 
 
 def test_the_pod_comes_first_with_namespace_and_pid() -> None:
@@ -113,3 +119,34 @@ def test_networks_come_last_with_addresses_and_debts() -> None:
 def test_control_characters_of_a_plugin_do_not_reach_the_terminal() -> None:
     plugin = host.PluginExecution(stderr=b"\x1b[2Jgone")
     assert not any("\x1b" in line for line in told(steps=[step("x", "y", 0, 1, plugin=plugin)]))
+
+
+def operation(**values: object) -> host.Operation:
+    made = host.Operation(operation="RunPodSandbox", subject="default/web", started_at=NOW - 30 * 10**9)
+    made.MergeFrom(host.Operation(**values))  # type: ignore[arg-type]
+    return made
+
+
+def test_what_could_not_be_made_has_its_last_failure_whole_and_a_line_for_each_other() -> None:
+    step = host.Step(operation="RunPodSandbox", name="cni.add", started_at=NOW - 29 * 10**9, error="no address left")
+    failed = [
+        operation(duration=10**9, error="the second", steps=[step], times=3),
+        operation(duration=10**9, error="the first", steps=[step], times=1),
+    ]
+    shown = lines(host.ExplainResponse(operations=failed))
+    assert shown[0] == "default/web  does not exist"
+    assert "RunPodSandbox default/web  failed 2027-01-15 07:59:31 UTC, 3 times in a row" in shown
+    assert [line.strip() for line in shown if "the second" in line or "the first" in line] == [
+        "the second",
+        "the first",
+    ]
+    assert sum("cni.add" in line for line in shown) == 1
+
+
+def test_what_is_under_way_says_what_it_waits_for_and_how_long() -> None:
+    waits = host.Step(name="cni.add", started_at=NOW - 20 * 10**9, detail={"plugin": "bridge"})
+    shown = lines(host.ExplainResponse(pod_sandbox_id="a" * 64, operations=[operation(open=[waits])]))
+    assert "RunPodSandbox default/web  is under way, for 30 s" in shown
+    assert [line.split() for line in shown if "cni.add" in line] == [
+        ["now", "in", "20", "s", "cni.add", "plugin=bridge"]
+    ]

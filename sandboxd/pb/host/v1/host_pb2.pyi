@@ -139,14 +139,20 @@ class ExplainRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
     pod_sandbox_id: builtins.str
     """The full id, as RunPodSandbox gave it."""
+    reference: builtins.str
+    """Instead of the id: the beginning of one, also of a container; a pod's name, "namespace/name" or
+    "namespace/name/container"; an image. Also of what does not exist any more, if it failed.
+    """
     def __init__(
         self,
         *,
         pod_sandbox_id: builtins.str = ...,
+        reference: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["pod_sandbox_id", b"pod_sandbox_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pod_sandbox_id", b"pod_sandbox_id", "reference", b"reference"]) -> None: ...
 
 global___ExplainRequest = ExplainRequest
 
@@ -160,6 +166,7 @@ class ExplainResponse(google.protobuf.message.Message):
     STEPS_FIELD_NUMBER: builtins.int
     ATTACHMENTS_FIELD_NUMBER: builtins.int
     NETNS_INODE_FIELD_NUMBER: builtins.int
+    OPERATIONS_FIELD_NUMBER: builtins.int
     pod_sandbox_id: builtins.str
     netns_path: builtins.str
     """Where the pod's network namespace is bound in the file system, for `ip netns` and `nsenter --net=`. Empty
@@ -177,6 +184,12 @@ class ExplainResponse(google.protobuf.message.Message):
     def attachments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Attachment]:
         """The networks of the pod in the order in which they were added; the first one provides the pod's address."""
 
+    @property
+    def operations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Operation]:
+        """What is under way, oldest first, and then what failed, newest first, with their steps. `pod_sandbox_id` is
+        empty when there is only that, and no pod.
+        """
+
     def __init__(
         self,
         *,
@@ -186,10 +199,96 @@ class ExplainResponse(google.protobuf.message.Message):
         steps: collections.abc.Iterable[global___Step] | None = ...,
         attachments: collections.abc.Iterable[global___Attachment] | None = ...,
         netns_inode: builtins.int = ...,
+        operations: collections.abc.Iterable[global___Operation] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attachments", b"attachments", "netns_inode", b"netns_inode", "netns_path", b"netns_path", "pid", b"pid", "pod_sandbox_id", b"pod_sandbox_id", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attachments", b"attachments", "netns_inode", b"netns_inode", "netns_path", b"netns_path", "operations", b"operations", "pid", b"pid", "pod_sandbox_id", b"pod_sandbox_id", "steps", b"steps"]) -> None: ...
 
 global___ExplainResponse = ExplainResponse
+
+@typing.final
+class Operation(google.protobuf.message.Message):
+    """A request that is under way or has failed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    CONTAINER_ID_FIELD_NUMBER: builtins.int
+    STARTED_AT_FIELD_NUMBER: builtins.int
+    DURATION_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    OPEN_FIELD_NUMBER: builtins.int
+    TIMES_FIELD_NUMBER: builtins.int
+    operation: builtins.str
+    """The call: "RunPodSandbox"."""
+    subject: builtins.str
+    """What it is about: "namespace/pod", "namespace/pod/container", an image."""
+    pod_sandbox_id: builtins.str
+    container_id: builtins.str
+    started_at: builtins.int
+    duration: builtins.int
+    """0 while it is under way."""
+    error: builtins.str
+    """Why it failed; empty while it is under way."""
+    times: builtins.int
+    """How many times the same failed in the same way, one after the other; this is the last."""
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Step]:
+        """The steps that have ended, oldest first by started_at."""
+
+    @property
+    def open(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Step]:
+        """The steps that it is in, outermost first: the last one says what it waits for. Without duration."""
+
+    def __init__(
+        self,
+        *,
+        operation: builtins.str = ...,
+        subject: builtins.str = ...,
+        pod_sandbox_id: builtins.str = ...,
+        container_id: builtins.str = ...,
+        started_at: builtins.int = ...,
+        duration: builtins.int = ...,
+        error: builtins.str = ...,
+        steps: collections.abc.Iterable[global___Step] | None = ...,
+        open: collections.abc.Iterable[global___Step] | None = ...,
+        times: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["container_id", b"container_id", "duration", b"duration", "error", b"error", "open", b"open", "operation", b"operation", "pod_sandbox_id", b"pod_sandbox_id", "started_at", b"started_at", "steps", b"steps", "subject", b"subject", "times", b"times"]) -> None: ...
+
+global___Operation = Operation
+
+@typing.final
+class ListOperationsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListOperationsRequest = ListOperationsRequest
+
+@typing.final
+class ListOperationsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    @property
+    def running(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Operation]: ...
+    @property
+    def failed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Operation]: ...
+    def __init__(
+        self,
+        *,
+        running: collections.abc.Iterable[global___Operation] | None = ...,
+        failed: collections.abc.Iterable[global___Operation] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "running", b"running"]) -> None: ...
+
+global___ListOperationsResponse = ListOperationsResponse
 
 @typing.final
 class Step(google.protobuf.message.Message):

@@ -24,6 +24,11 @@ class HostStub(object):
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainResponse.FromString,
                 )
+        self.ListOperations = channel.unary_unary(
+                '/sandboxd.host.v1.Host/ListOperations',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsResponse.FromString,
+                )
         self.ReadLogs = channel.unary_stream(
                 '/sandboxd.host.v1.Host/ReadLogs',
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsRequest.SerializeToString,
@@ -78,8 +83,17 @@ class HostServicer(object):
 
     def Explain(self, request, context):
         """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
-        exact input and output, and its current networks. Answers from records alone, also for failed and stopped
-        pods, until the pod is removed; it never waits for a plugin or for containerd.
+        exact input and output, and its current networks; what is under way for it, and what failed. Answers from
+        records alone, also for failed and stopped pods; it never waits for a plugin or for containerd. Of a pod that
+        could not be made, and of an image that could not be pulled, it gives what failed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperations(self, request, context):
+        """Lists the requests under way, oldest first, and those that failed, newest first: of these the last ones, as
+        [failures] in the configuration says. What failed is without its steps, which Explain gives.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +175,11 @@ def add_HostServicer_to_server(servicer, server):
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainRequest.FromString,
                     response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainResponse.SerializeToString,
             ),
+            'ListOperations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperations,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsResponse.SerializeToString,
+            ),
             'ReadLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLogs,
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReadLogsRequest.FromString,
@@ -237,6 +256,23 @@ class Host(object):
         return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Explain',
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainRequest.SerializeToString,
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListOperations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/ListOperations',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

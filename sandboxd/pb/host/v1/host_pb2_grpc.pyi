@@ -50,8 +50,17 @@ class HostStub:
         sandboxd.pb.host.v1.host_pb2.ExplainResponse,
     ]
     """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
-    exact input and output, and its current networks. Answers from records alone, also for failed and stopped
-    pods, until the pod is removed; it never waits for a plugin or for containerd.
+    exact input and output, and its current networks; what is under way for it, and what failed. Answers from
+    records alone, also for failed and stopped pods; it never waits for a plugin or for containerd. Of a pod that
+    could not be made, and of an image that could not be pulled, it gives what failed.
+    """
+
+    ListOperations: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ListOperationsRequest,
+        sandboxd.pb.host.v1.host_pb2.ListOperationsResponse,
+    ]
+    """Lists the requests under way, oldest first, and those that failed, newest first: of these the last ones, as
+    [failures] in the configuration says. What failed is without its steps, which Explain gives.
     """
 
     ReadLogs: grpc.UnaryStreamMultiCallable[
@@ -135,8 +144,17 @@ class HostAsyncStub(HostStub):
         sandboxd.pb.host.v1.host_pb2.ExplainResponse,
     ]
     """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
-    exact input and output, and its current networks. Answers from records alone, also for failed and stopped
-    pods, until the pod is removed; it never waits for a plugin or for containerd.
+    exact input and output, and its current networks; what is under way for it, and what failed. Answers from
+    records alone, also for failed and stopped pods; it never waits for a plugin or for containerd. Of a pod that
+    could not be made, and of an image that could not be pulled, it gives what failed.
+    """
+
+    ListOperations: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ListOperationsRequest,
+        sandboxd.pb.host.v1.host_pb2.ListOperationsResponse,
+    ]
+    """Lists the requests under way, oldest first, and those that failed, newest first: of these the last ones, as
+    [failures] in the configuration says. What failed is without its steps, which Explain gives.
     """
 
     ReadLogs: grpc.aio.UnaryStreamMultiCallable[
@@ -224,8 +242,19 @@ class HostServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.ExplainResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.ExplainResponse]]:
         """Explains how a pod came to be what it is: every recorded step, including the CNI executions with their
-        exact input and output, and its current networks. Answers from records alone, also for failed and stopped
-        pods, until the pod is removed; it never waits for a plugin or for containerd.
+        exact input and output, and its current networks; what is under way for it, and what failed. Answers from
+        records alone, also for failed and stopped pods; it never waits for a plugin or for containerd. Of a pod that
+        could not be made, and of an image that could not be pulled, it gives what failed.
+        """
+
+    @abc.abstractmethod
+    def ListOperations(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.ListOperationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.ListOperationsResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.ListOperationsResponse]]:
+        """Lists the requests under way, oldest first, and those that failed, newest first: of these the last ones, as
+        [failures] in the configuration says. What failed is without its steps, which Explain gives.
         """
 
     @abc.abstractmethod

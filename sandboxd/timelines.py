@@ -1,0 +1,191 @@
+"""What happened, kept: the steps of each pod, and the operations that failed.
+
+Both are tables of the ledger's database. A pod's steps go with its record. A failed operation stays longer than what
+it was about, for whoever asks why: bounded in number, in age and in bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import structlog
+
+from sandboxd.errors import Unavailable
+from sandboxd.steps import STEPS_KEPT, PluginExecution, StepRecord, Story
+
+log = structlog.get_logger(__name__)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS steps (
+    seq INTEGER PRIMARY KEY, sandbox_id TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS steps_by_sandbox ON steps (sandbox_id, seq);
+CREATE TABLE IF NOT EXISTS stories (
+    seq INTEGER PRIMARY KEY, operation TEXT NOT NULL, subject TEXT NOT NULL, ended_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+"""
+_TRIM_EVERY = 64  # steps added to a pod; until then it keeps up to so many more
+_OUTPUT = ("stdin", "stdout", "stderr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of what failed is kept; the oldest goes first."""
+
+    number: int = 200
+    seconds: float = 7 * 86400.0
+    bytes: int = 16 << 20
+
+
+class Timelines:
+    """The steps of pods, and the stories of failed operations.
+
+    Changes raise Unavailable when they cannot be written.
+    """
+
+    def __init__(self, db: sqlite3.Connection, limits: Limits) -> None:
+        """Make the tables where an earlier sandboxd made none."""
+        self._db = db
+        self._limits = limits
+        self._appended: Counter[str] = Counter()
+        with committed(db):
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+
+    # Pods
+
+    def append(self, record: StepRecord) -> None:
+        """Add a step to its pod's."""
+        with committed(self._db):
+            self._db.execute(
+                "INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record))
+            )
+            self._appended[record.sandbox_id] += 1
+            if self._appended[record.sandbox_id] % _TRIM_EVERY == 1:
+                self._db.execute(
+                    "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <= (SELECT seq FROM steps"
+                    " WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+                    (record.sandbox_id, STEPS_KEPT),
+                )
+
+    def of(self, sandbox_id: str) -> list[StepRecord]:
+        """A pod's steps in the order in which they ended; a damaged one is left out."""
+        rows = self._db.execute("SELECT body FROM steps WHERE sandbox_id = ? ORDER BY seq", (sandbox_id,))
+        steps = []
+        for (body,) in rows:
+            try:
+                steps.append(_step_from(json.loads(body)))
+            except Exception as exc:
+                log.warning("a step of the timeline cannot be read", sandbox=sandbox_id, error=str(exc))
+        return steps
+
+    def delete(self, sandbox_id: str) -> None:
+        """Delete a pod's steps, in the caller's transaction."""
+        self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
+        self._appended.pop(sandbox_id, None)
+
+    # What failed
+
+    def keep(self, story: Story) -> None:
+        """Keep a failed operation; one that repeats the last of its kind is counted, and replaces it."""
+        kind = story.operation, story.subject
+        last = self._db.execute(
+            "SELECT seq, body FROM stories WHERE operation = ? AND subject = ? ORDER BY seq DESC LIMIT 1", kind
+        ).fetchone()
+        with committed(self._db):
+            if last and (before := _story_or_none(last[1])) and _without_ids(before) == _without_ids(story):
+                story = replace(story, times=before.times + 1)
+                self._db.execute("DELETE FROM stories WHERE seq = ?", (last[0],))
+            self._db.execute(
+                "INSERT INTO stories (operation, subject, ended_at, body) VALUES (?, ?, ?, ?)",
+                (*kind, story.started_at + story.duration, _story_json(story)),
+            )
+            self._trim()
+
+    def stories(self) -> list[Story]:
+        """The failed operations that are kept, newest first; a damaged one is left out."""
+        oldest = time.time_ns() - int(self._limits.seconds * 1e9)
+        rows = self._db.execute("SELECT body FROM stories WHERE ended_at > ? ORDER BY seq DESC", (oldest,))
+        return [story for (body,) in rows if (story := _story_or_none(body)) is not None]
+
+    def _trim(self) -> None:
+        oldest = time.time_ns() - int(self._limits.seconds * 1e9)
+        self._db.execute("DELETE FROM stories WHERE ended_at <= ?", (oldest,))
+        taken = 0
+        sizes = self._db.execute("SELECT seq, length(body) FROM stories ORDER BY seq DESC").fetchall()
+        for number, (seq, size) in enumerate(sizes):
+            taken += size
+            if number >= self._limits.number or taken > self._limits.bytes:
+                self._db.execute("DELETE FROM stories WHERE seq <= ?", (seq,))
+                return
+
+
+@contextmanager
+def committed(db: sqlite3.Connection) -> Iterator[None]:
+    """One transaction; raises Unavailable when it cannot be written."""
+    try:
+        with db:
+            yield
+    except sqlite3.OperationalError as exc:
+        raise Unavailable(f"the ledger cannot be written: {exc}") from exc
+
+
+def known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values for which `kind` has fields: a newer sandboxd with the same schema may have written more."""
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+
+def _without_ids(story: Story) -> str:
+    """The error, by which a client's next attempt at the same is recognised: the ids are new each time."""
+    words = story.error
+    for id_ in (story.sandbox_id, story.container_id):
+        if id_:
+            words = words.replace(id_, "")
+    return words
+
+
+def _step_values(record: StepRecord) -> dict[str, Any]:
+    values: dict[str, Any] = {f.name: getattr(record, f.name) for f in fields(record)}
+    if record.plugin is not None:
+        plugin = {f.name: getattr(record.plugin, f.name) for f in fields(record.plugin)}
+        for key in _OUTPUT:
+            plugin[key] = base64.b64encode(plugin[key]).decode("ascii")
+        values["plugin"] = plugin
+    return values
+
+
+def _step_json(record: StepRecord) -> str:
+    return json.dumps(_step_values(record))
+
+
+def _step_from(values: dict[str, Any]) -> StepRecord:
+    if values["plugin"] is not None:
+        for key in _OUTPUT:
+            values["plugin"][key] = base64.b64decode(values["plugin"][key])
+        values["plugin"] = PluginExecution(**known(PluginExecution, values["plugin"]))
+    return StepRecord(**known(StepRecord, values))
+
+
+def _story_json(story: Story) -> str:
+    values: dict[str, Any] = {f.name: getattr(story, f.name) for f in fields(story)}
+    values["steps"] = [_step_values(step) for step in story.steps]
+    return json.dumps(values)
+
+
+def _story_or_none(body: str) -> Story | None:
+    try:
+        values = json.loads(body)
+        values["steps"] = tuple(_step_from(step) for step in values["steps"])
+        return Story(**known(Story, values))
+    except Exception as exc:
+        log.warning("a failed operation that was kept cannot be read", error=str(exc))
+        return None

@@ -1,0 +1,86 @@
+"""What failed is kept: counted when it repeats, bounded, and over a restart."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sandboxd.steps import PluginExecution, StepRecord, Story
+from sandboxd.timelines import Limits, Timelines
+
+PLUGIN = PluginExecution(
+    command="ADD", binary="/x", env={"A": "b"}, stdin=b"{}", stdout=b"\xff", stderr=b"", exit_code=-9, duration=1
+)
+STEP = StepRecord(
+    operation="RunPodSandbox", name="cni.add", sandbox_id="a", container_id="", started_at=1, duration=2, error="no",
+    detail={"plugin": "bridge"}, plugin=PLUGIN,
+)  # fmt: skip
+
+
+def story(subject: str = "default/web", error: str = "no address left", sandbox_id: str = "a" * 64) -> Story:
+    return Story(
+        operation="RunPodSandbox",
+        subject=subject,
+        sandbox_id=sandbox_id,
+        container_id="",
+        started_at=time.time_ns(),
+        duration=5,
+        error=error,
+        steps=(STEP,),
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    with sqlite3.connect(tmp_path / "ledger.db") as db:
+        yield db
+    db.close()
+
+
+def test_a_story_is_kept_whole_and_over_a_restart(file: sqlite3.Connection) -> None:
+    kept = story()
+    Timelines(file, Limits()).keep(kept)
+    assert Timelines(file, Limits()).stories() == [kept]
+
+
+def test_the_same_again_is_counted_and_the_last_is_kept(file: sqlite3.Connection) -> None:
+    """A client that tries again gets a new id each time, which its error may name."""
+    timelines = Timelines(file, Limits())
+    for id_ in ("a" * 64, "b" * 64, "c" * 64):
+        timelines.keep(story(error=f"pod {id_}: no address left", sandbox_id=id_))
+        timelines.keep(story(subject="default/other"))
+    other, last = timelines.stories()
+    assert (last.times, last.sandbox_id, other.times) == (3, "c" * 64, 3)
+    timelines.keep(story(error="something else"))
+    assert [each.times for each in timelines.stories()] == [1, 3, 3]
+
+
+@pytest.mark.parametrize("limits", [Limits(number=3), Limits(bytes=len("x" * 40_000 * 3) + 3000)])
+def test_the_oldest_goes_first(file: sqlite3.Connection, limits: Limits) -> None:
+    timelines = Timelines(file, limits)
+    for number in range(9):
+        timelines.keep(story(error=f"{number}" + "x" * 40_000))
+    assert [each.error[0] for each in timelines.stories()] == ["8", "7", "6"]
+
+
+def test_what_is_too_old_is_not_shown_and_goes(file: sqlite3.Connection) -> None:
+    timelines = Timelines(file, Limits(seconds=3600))
+    timelines.keep(replace(story("old"), started_at=time.time_ns() - 3601 * 10**9))
+    assert timelines.stories() == []
+    timelines.keep(story("new"))
+    assert file.execute("SELECT subject FROM stories").fetchall() == [("new",)]
+
+
+def test_a_damaged_story_is_left_out(file: sqlite3.Connection) -> None:
+    timelines = Timelines(file, Limits())
+    timelines.keep(story("damaged"))
+    file.execute("UPDATE stories SET body = substr(body, 1, 40)")
+    timelines.keep(story("damaged"))  # the same again, which cannot be seen
+    file.execute("UPDATE stories SET body = '[]' WHERE seq = 1")
+    timelines.keep(story("whole"))
+    assert [each.subject for each in timelines.stories()] == ["whole", "damaged"]
