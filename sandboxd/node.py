@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cni.conf import Choice, NetworkConfig
 from sandboxd.config import Config
+from sandboxd.containerd.records import Stored
 from sandboxd.containerd.snapshots import Mount, Usage
 from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
 from sandboxd.jobs import Jobs
@@ -72,11 +73,19 @@ class ProcessService(Protocol):
     async def close_stdin(self, container_id: str, exec_id: str) -> None: ...
 
 
+class RecordService(Protocol):
+    """The container records that are stored; `sandboxd.containerd.records.Records` is the real one."""
+
+    async def list(self) -> dict[str, Stored]: ...
+
+
 class Runtime(Protocol):
     """Containers, tasks and the processes in them; `sandboxd.containerd.runtime` is the real one."""
 
     @property
     def processes(self) -> ProcessService: ...
+    @property
+    def records(self) -> RecordService: ...
 
     def trouble(self) -> str: ...
     async def create_container(
@@ -89,9 +98,10 @@ class Runtime(Protocol):
         snapshot_key: str,
         labels: Mapping[str, str],
         runtime: RuntimeOptions,
+        keep: bytes = b"",
     ) -> None: ...
     async def delete_container(self, container_id: str) -> None: ...
-    async def set_spec(self, container_id: str, spec: Mapping[str, Any]) -> None: ...
+    async def set_spec(self, container_id: str, spec: Mapping[str, Any], *, keep: bytes = b"") -> None: ...
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None: ...
     async def spec(self, container_id: str) -> dict[str, Any]: ...
     async def create(

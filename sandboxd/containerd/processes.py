@@ -12,7 +12,8 @@ from typing import Any
 from google.protobuf import any_pb2
 
 from sandboxd.containerd.client import Containerd, translate
-from sandboxd.containerd.tasks import CALL_SECONDS, RUNTIME_SECONDS, Exit, nanoseconds, runtime_words
+from sandboxd.containerd.records import nanoseconds
+from sandboxd.containerd.tasks import CALL_SECONDS, RUNTIME_SECONDS, Exit, runtime_words
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.pb.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from sandboxd.containerd import bundles
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.processes import Processes
+from sandboxd.containerd.records import Records
 from sandboxd.containerd.tasks import Exit, Tasks
 from sandboxd.jobs import in_pieces
 
 
 class ContainerdRuntime(Tasks):
-    """Containers and tasks; `processes` are those that run inside."""
+    """Containers and tasks; `processes` are those that run inside, `records` those that are stored."""
 
     def __init__(self, client: Containerd, state: str) -> None:
         """`state` is the state directory of the containerd behind `client`."""
         super().__init__(client)
         self.processes = Processes(client)
+        self.records = Records(client)
         self._client = client
         self._bundles = bundles.directory(state, client.namespace)
 

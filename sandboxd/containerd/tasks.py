@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import any_pb2, field_mask_pb2, timestamp_pb2
+from google.protobuf import any_pb2, field_mask_pb2
 
 from sandboxd.containerd.client import Containerd, translate
+from sandboxd.containerd.records import EXTENSION, extension, nanoseconds
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.errors import NotFound, NotReady, SandboxdError, TimedOut, Unclassified
 from sandboxd.pb.containerd.runc.options import oci_pb2 as runc_options
@@ -87,6 +88,7 @@ class Tasks:
 
     def __init__(self, client: Containerd) -> None:
         self._meta = client.metadata
+        self._owned = client.owned
         self._containers = containers_pb2_grpc.ContainersStub(client.channel)
         self._tasks = tasks_pb2_grpc.TasksStub(client.channel)
 
@@ -100,8 +102,12 @@ class Tasks:
         snapshot_key: str,
         labels: Mapping[str, str],
         runtime: RuntimeOptions,
+        keep: bytes = b"",
     ) -> None:
-        """Store the container's record; raises AlreadyExists when the id is taken."""
+        """Store the container's record, marked as ours; raises AlreadyExists when the id is taken.
+
+        containerd keeps the bytes `keep` with it, for `Records.list` to return.
+        """
         options = runc_options.Options(
             binary_name=runtime.binary,
             systemd_cgroup=runtime.systemd_cgroup,
@@ -111,7 +117,7 @@ class Tasks:
         )
         container = containers_pb2.Container(
             id=container_id,
-            labels=labels,
+            labels={**labels, **self._owned},
             image=image,
             runtime=containers_pb2.Container.Runtime(
                 name=runtime.type,
@@ -120,6 +126,7 @@ class Tasks:
             spec=any_pb2.Any(type_url=SPEC_TYPE, value=json.dumps(spec).encode()),
             snapshotter=snapshotter,
             snapshot_key=snapshot_key,
+            extensions=extension(keep),
         )
         with translate(f"container record {container_id}"):
             await self._containers.Create(
@@ -137,15 +144,21 @@ class Tasks:
         parsed: dict[str, Any] = json.loads(answer.container.spec.value)
         return parsed
 
-    async def set_spec(self, container_id: str, spec: Mapping[str, Any]) -> None:
-        """Replace the stored OCI runtime spec; a running task is not affected. Raises NotFound."""
+    async def set_spec(self, container_id: str, spec: Mapping[str, Any], *, keep: bytes = b"") -> None:
+        """Replace the stored OCI runtime spec, and with `keep` also the bytes that are kept with it.
+
+        A running task is not affected. Raises NotFound.
+        """
         container = containers_pb2.Container(
-            id=container_id, spec=any_pb2.Any(type_url=SPEC_TYPE, value=json.dumps(spec).encode())
+            id=container_id,
+            spec=any_pb2.Any(type_url=SPEC_TYPE, value=json.dumps(spec).encode()),
+            extensions=extension(keep),
         )
+        changed = ["spec", f"extensions.{EXTENSION}"] if keep else ["spec"]
         with translate(f"container record {container_id}"):
             await self._containers.Update(
                 containers_pb2.UpdateContainerRequest(
-                    container=container, update_mask=field_mask_pb2.FieldMask(paths=["spec"])
+                    container=container, update_mask=field_mask_pb2.FieldMask(paths=changed)
                 ),
                 metadata=self._meta,
                 timeout=CALL_SECONDS,
@@ -349,8 +362,3 @@ def _task(process: task_pb2.Process) -> Task:
     # 1.6 names the container in `id` only when listing, in `container_id` only for exec'd processes.
     end = Exit(code=process.exit_status, at=nanoseconds(process.exited_at)) if state is TaskState.STOPPED else None
     return Task(id=process.id, pid=process.pid, state=state, exit=end)
-
-
-def nanoseconds(stamp: timestamp_pb2.Timestamp) -> int:
-    """A protobuf timestamp as unix nanoseconds."""
-    return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sandboxd.containerd.client import OWNER_LABEL
+from sandboxd.containerd.records import Stored
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task, TaskState
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
@@ -127,6 +129,9 @@ class Container:
     labels: Mapping[str, str]
     snapshot_key: str
     runtime: RuntimeOptions
+    kept: bytes = b""
+    snapshotter: str = ""
+    created_at: int = field(default_factory=time.time_ns)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -154,6 +159,8 @@ class Runtime:
         self.away = ""  # why it is known not to answer
         self.on_exit: Callable[[str], None] = lambda container_id: None
         self.processes = Processes(points, self)
+        self.records = Records(points, self)
+        self.owner = ""  # the mark on what is made here
         self._points = points
         self._pids = itertools.count(FIRST_PID)
 
@@ -209,12 +216,18 @@ class Runtime:
         snapshot_key: str,
         labels: Mapping[str, str],
         runtime: RuntimeOptions,
+        keep: bytes = b"",
     ) -> None:
         async with self._points.at("runtime.create_container", Unavailable):
             if container_id in self.containers:
                 raise AlreadyExists(f'container record {container_id}: container "{container_id}": already exists')
             self.containers[container_id] = Container(
-                spec=json.dumps(spec), labels=dict(labels), snapshot_key=snapshot_key, runtime=runtime
+                spec=json.dumps(spec),
+                labels={**labels, OWNER_LABEL: self.owner} if self.owner else dict(labels),
+                snapshot_key=snapshot_key,
+                snapshotter=snapshotter,
+                runtime=runtime,
+                kept=keep,
             )
 
     async def spec(self, container_id: str) -> dict[str, Any]:
@@ -222,9 +235,10 @@ class Runtime:
             parsed: dict[str, Any] = json.loads(self._record(container_id).spec)
             return parsed
 
-    async def set_spec(self, container_id: str, spec: Mapping[str, Any]) -> None:
+    async def set_spec(self, container_id: str, spec: Mapping[str, Any], *, keep: bytes = b"") -> None:
         async with self._points.at("runtime.set_spec", Unavailable):
-            self._record(container_id).spec = json.dumps(spec)
+            record = self._record(container_id)
+            record.spec, record.kept = json.dumps(spec), keep or record.kept
 
     async def delete_container(self, container_id: str) -> None:
         async with self._points.at("runtime.delete_container", Unavailable):
@@ -365,6 +379,28 @@ class Runtime:
 
 def _seen(container_id: str, init: Process) -> Task:
     return Task(id=container_id, pid=init.pid, state=init.state, exit=init.exit)
+
+
+class Records:
+    """The records of a runtime."""
+
+    def __init__(self, points: Points, runtime: Runtime) -> None:
+        self._points = points
+        self._runtime = runtime
+
+    async def list(self) -> dict[str, Stored]:
+        async with self._points.at("runtime.records.list", Unavailable):
+            return {
+                container_id: Stored(
+                    id=container_id,
+                    labels=record.labels,
+                    extension=record.kept,
+                    snapshotter=record.snapshotter,
+                    snapshot_key=record.snapshot_key,
+                    created_at=record.created_at,
+                )
+                for container_id, record in self._runtime.containers.items()
+            }
 
 
 class Processes:

@@ -29,7 +29,7 @@ def busybox() -> Path:
 @pytest.fixture
 async def client(private: Private) -> AsyncIterator[Containerd]:
     """A connection in one namespace for all: the image is loaded once."""
-    connected = Containerd(private.socket, "contract")
+    connected = Containerd(private.socket, "contract", "contract")
     try:
         await connected.wait_until_serving(30)
         yield connected

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ PROGRAMS = {
     FAILS: Program(code=3),
     MISSING: Program(missing=True),
 }
+OWNER = "contract"  # the mark on what is made here
 SECONDS = 30.0  # for what takes milliseconds
 NUMBERS = itertools.count()
 
@@ -100,7 +102,7 @@ class Bench:
         await self.store(name, argv)
         return name
 
-    async def store(self, name: str, argv: Sequence[str]) -> None:
+    async def store(self, name: str, argv: Sequence[str], keep: bytes = b"") -> None:
         await self.runtime.create_container(
             name,
             spec=spec(argv, name),
@@ -109,6 +111,7 @@ class Bench:
             snapshot_key=name,
             labels={"a": "b"},
             runtime=RuntimeOptions(type="io.containerd.runc.v2"),
+            keep=keep,
         )
 
     async def created(self, argv: Sequence[str] = IDLE, **streams: str) -> str:
@@ -176,6 +179,27 @@ class Contract:
             await bench.runtime.delete_container(name)
         with pytest.raises(NotFound):
             await bench.runtime.spec(name)
+
+    async def test_records_are_listed_with_whose_they_are_and_what_is_kept_with_them(self, bench: Bench) -> None:
+        plain, name = await bench.record(), f"contract-{os.getpid()}-{next(NUMBERS)}"
+        bench.mounts[name] = await bench.rootfs(name)
+        before, kept = time.time_ns(), bytes(range(256)) * 512
+        await bench.store(name, IDLE, kept)
+        listed = await bench.runtime.records.list()
+        stored = listed[name]
+        assert (stored.id, stored.extension, stored.owner) == (name, kept, OWNER)
+        assert stored.labels["a"] == "b"
+        assert (stored.snapshotter, stored.snapshot_key) == ("overlayfs", name)
+        assert abs(stored.created_at - before) < 3600 * 10**9
+        assert listed[plain].extension == b""
+
+        await bench.runtime.set_spec(name, spec(SAYS, name), keep=b"other")
+        assert (await bench.runtime.records.list())[name].extension == b"other"
+        await bench.runtime.set_spec(name, spec(IDLE, name))
+        changed = (await bench.runtime.records.list())[name]
+        assert (changed.extension, changed.labels) == (b"other", stored.labels), "what is not given stays"
+        await bench.runtime.delete_container(name)
+        assert name not in await bench.runtime.records.list()
 
     async def test_a_spec_can_be_replaced_while_there_is_a_record(self, bench: Bench) -> None:
         name = await bench.record()
@@ -475,6 +499,7 @@ class TestFake(Contract):
     async def bench(self, tmp_path: Path) -> AsyncIterator[Bench]:
         programs: Mapping[tuple[str, ...], Program] = PROGRAMS
         runtime = fake.Runtime(Points(), programs)
+        runtime.owner = OWNER
 
         async def rootfs(name: str) -> Sequence[Mount]:
             return ()
