@@ -42,9 +42,11 @@ modules: no IO, no clock, no environment, no async.
         announce             CRI's events, from the ledger's changes
     oci/                     CRI config to OCI runtime spec P; image formats P, image archives
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
-    places              P    every path, key, cgroup and label that an id gives
-    model               P    records and the states they compute to
     timelines                the steps of pods, and the operations that failed, in the ledger's database
+    places  record_format
+        places          P    every path, key, cgroup and label that an id gives
+        record_format   P    records as text, for the ledger and for containerd to keep
+    model               P    records and the states they compute to
     steps                    the one instrument
     mounts  supervised
         mounts               the mounts that this process sees, and taking them away

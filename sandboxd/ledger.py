@@ -15,24 +15,22 @@ which `reconcile` repairs (https://www.sqlite.org/wal.html, "Performance Conside
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import structlog
 
-from sandboxd import private
+from sandboxd import private, record_format
 from sandboxd.errors import AlreadyExists, NotFound, NotReady
-from sandboxd.model import AnyRecord, Attachment, AttachmentState, ContainerRecord, Owed, SandboxRecord
+from sandboxd.model import AnyRecord, Attachment, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import StepRecord, Story
-from sandboxd.timelines import Limits, Timelines, committed, known
+from sandboxd.timelines import Limits, Timelines, committed
 
 log = structlog.get_logger(__name__)
 
@@ -206,7 +204,8 @@ class Ledger:
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
         with committed(self._db):
             self._db.execute(
-                "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", (*key, _attachment_json(attachment))
+                "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)",
+                (*key, record_format.attachment_text(attachment)),
             )
         self._attachments[key] = attachment
         return attachment
@@ -222,7 +221,7 @@ class Ledger:
         rows = self._db.execute("SELECT rowid, sandbox_id, network, ifname, body FROM attachments").fetchall()
         for rowid, sandbox_id, network, ifname, body in rows:
             try:
-                self._attachments[sandbox_id, network, ifname] = _attachment_from(json.loads(body))
+                self._attachments[sandbox_id, network, ifname] = record_format.attachment(body)
             except Exception as exc:
                 _quarantine(self._db, "attachments", rowid, sandbox_id, body, exc)
 
@@ -264,9 +263,7 @@ class _Table(Generic[Record]):
         self._names: dict[str, str] = {}
         for rowid, id_, config, body in db.execute(f"SELECT rowid, id, config, body FROM {name}").fetchall():
             try:
-                values = known(kind, json.loads(body))
-                values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-                self._keep(kind(id=id_, config=parse(config), **values))
+                self._keep(record_format.record(kind, id_, parse(config), body))
             except Exception as exc:
                 _quarantine(db, name, rowid, id_, f"{body}\n{config!r}", exc)
 
@@ -282,7 +279,7 @@ class _Table(Generic[Record]):
             with committed(self._db):
                 self._db.execute(
                     f"INSERT INTO {self._name} VALUES (?, ?, ?, ?)",
-                    (record.id, record.name, record.config.SerializeToString(), _body(record)),
+                    (record.id, record.name, record.config.SerializeToString(), record_format.body(record)),
                 )
         except sqlite3.IntegrityError as exc:
             raise AlreadyExists(f"the name {record.name} is in use") from exc
@@ -298,7 +295,7 @@ class _Table(Generic[Record]):
                     f"UPDATE {self._name} SET config = ? WHERE id = ?",
                     (record.config.SerializeToString(), id_),
                 )
-            self._db.execute(f"UPDATE {self._name} SET body = ? WHERE id = ?", (_body(record), id_))
+            self._db.execute(f"UPDATE {self._name} SET body = ? WHERE id = ?", (record_format.body(record), id_))
         self.rows[id_] = record
         return record
 
@@ -387,28 +384,3 @@ def _quarantine(db: sqlite3.Connection, kind: str, rowid: int, id_: object, body
             (kind, str(id_), body, reason),
         )
         db.execute(f"DELETE FROM {kind} WHERE rowid = ?", (rowid,))
-
-
-def _body(record: SandboxRecord | ContainerRecord) -> str:
-    return json.dumps({f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("id", "config")})
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _attachment_json(attachment: Attachment) -> str:
-    values = {f.name: getattr(attachment, f.name) for f in fields(attachment)}
-    values["state"] = attachment.state.value
-    values["owed"] = [asdict(each) for each in attachment.owed]
-    for key in ("config", "capability_args", "result"):
-        values[key] = _text(values[key])
-    return json.dumps(values)
-
-
-def _attachment_from(values: dict[str, Any]) -> Attachment:
-    values["state"] = AttachmentState(values["state"])
-    values["owed"] = tuple(Owed(**known(Owed, each)) for each in values.get("owed", ()))
-    for key in ("config", "capability_args", "result"):
-        values[key] = base64.b64decode(values[key])
-    return Attachment(**known(Attachment, values))

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from sandboxd.errors import Unavailable
+from sandboxd.record_format import encoded, known
 from sandboxd.steps import STEPS_KEPT, PluginExecution, StepRecord, Story
 
 log = structlog.get_logger(__name__)
@@ -139,11 +140,6 @@ def committed(db: sqlite3.Connection) -> Iterator[None]:
         raise Unavailable(f"the ledger cannot be written: {exc}") from exc
 
 
-def known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values for which `kind` has fields: a newer sandboxd with the same schema may have written more."""
-    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
-
-
 def _without_ids(story: Story) -> str:
     """The error, by which a client's next attempt at the same is recognised: the ids are new each time."""
     words = story.error
@@ -158,7 +154,7 @@ def _step_values(record: StepRecord) -> dict[str, Any]:
     if record.plugin is not None:
         plugin = {f.name: getattr(record.plugin, f.name) for f in fields(record.plugin)}
         for key in _OUTPUT:
-            plugin[key] = base64.b64encode(plugin[key]).decode("ascii")
+            plugin[key] = encoded(plugin[key])
         values["plugin"] = plugin
     return values
 

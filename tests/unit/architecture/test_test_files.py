@@ -22,6 +22,7 @@ ELSEWHERE = {
     "containerd.images": "tests/root/test_images_on_containerd.py",
     "containerd.leases": "tests/root/test_images_on_containerd.py",
     "containerd.processes": "tests/e2e/test_exec.py",
+    "containerd.records": "tests/root/contracts/test_runtime_contract.py",
     "containerd.snapshots": "tests/root/test_images_on_containerd.py",
     "containerd.tasks": "tests/e2e/test_lifecycle.py",
     "daemon": "tests/e2e/test_daemon.py",
