@@ -7,12 +7,13 @@ import hashlib
 import posixpath
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
-from sandboxd import places, steps
+from sandboxd import places, record_format, steps
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.containers import declared_volumes, image_mounts, runtime_reads
@@ -121,6 +122,13 @@ async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, im
         # A dry run: a file system that cannot map ids fails the creation, not the start.
         async with userns.staged(node, sandbox, record.id, rootfs, config):
             pass
+    await _store(node, sandbox, record, image, spec)
+
+
+async def _store(
+    node: Node, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord, spec: Mapping[str, Any]
+) -> None:
+    """Have containerd store the spec, and keep what it takes to rebuild our record (`pods.adopt`)."""
     with steps.step("container.record"):
         await node.runtime.create_container(
             record.id,
@@ -128,8 +136,9 @@ async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, im
             image=image.name,
             snapshotter=node.config.containerd.snapshotter,
             snapshot_key=record.id,
-            labels=places.labels(sandbox.config, sandbox.id, kind="container", container=config.metadata.name),
+            labels=places.labels(sandbox.config, sandbox.id, kind="container", container=record.config.metadata.name),
             runtime=handlers.runtime_options(node, sandbox),
+            keep=record_format.keep_container(node.ledger.containers[record.id]),
         )
 
 

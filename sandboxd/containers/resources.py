@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sandboxd import record_format
 from sandboxd.errors import NotFound, NotReady, Unsupported
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
@@ -53,10 +55,10 @@ async def _update(held: Held, container_id: str, wanted: cri.LinuxContainerResou
 
     async def undo(_: BaseException) -> None:
         await asyncio.to_thread(_restore_oom_score_adj, earlier)
-        await held.node.runtime.set_spec(container_id, spec)
+        await held.node.runtime.set_spec(container_id, spec, keep=record_format.keep_container(container))
 
     async with held.effect("container.update", undo=undo, container=container.config.metadata.name):
-        await _apply(held.node, container, spec, limits, wanted.oom_score_adj, earlier)
+        await _apply(held.node, replace(container, config=config), spec, limits, wanted.oom_score_adj, earlier)
     held.node.ledger.update_container(container_id, config=config)
 
 
@@ -81,7 +83,8 @@ async def _apply(
     """Change the stored spec, and the task if the container runs; `earlier` gets the OOM scores that change."""
     if oom_score_adj:
         oom_score_adj = linux.oom_score_adj(oom_score_adj, node.machine.facts)
-    await node.runtime.set_spec(container.id, updated_spec(spec, limits, oom_score_adj))
+    keep = record_format.keep_container(container)
+    await node.runtime.set_spec(container.id, updated_spec(spec, limits, oom_score_adj), keep=keep)
     if container.state is not ContainerState.RUNNING:
         return
     try:

@@ -44,14 +44,9 @@ async def choose(node: Node) -> conf.NetworkConfig:
     return await node.network.cni.prepare(choice.config, node.config.network.plugin_dirs)
 
 
-async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig) -> tuple[str, ...]:
-    """ADD the sandbox to the network; return its addresses.
-
-    On failure the attachment stays in the ledger, for teardown to DEL.
-    """
-    node = held.node
-    await boots.released(node, network.name)
-    planned = request.plan(
+def planned(node: Node, sandbox: SandboxRecord, network: conf.NetworkConfig) -> Attachment:
+    """The sandbox's attachment to the network, before any plugin runs. Raises InvalidRequest."""
+    attachment = request.plan(
         network,
         sandbox.config,
         sandbox.id,
@@ -61,9 +56,17 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         cgroup_path=node.places.requested_parent(sandbox),
     )
     pod = f"{sandbox.config.metadata.namespace}/{sandbox.config.metadata.name}"
-    adding = node.ledger.put_attachment(
-        replace(planned, state=AttachmentState.ADDING, pod=pod, boot=node.machine.boot)
-    )
+    return replace(attachment, pod=pod, boot=node.machine.boot)
+
+
+async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig) -> tuple[str, ...]:
+    """ADD the sandbox to the network; return its addresses.
+
+    On failure the attachment stays in the ledger, for teardown to DEL.
+    """
+    node = held.node
+    await boots.released(node, network.name)
+    adding = node.ledger.put_attachment(replace(planned(node, sandbox, network), state=AttachmentState.ADDING))
     with steps.step("pod.network.attach", network=network.name, conf=network.source) as step:
         try:
             answer = await node.network.cni.add(adding)

@@ -28,6 +28,8 @@ from sandboxd.model import ContainerState
 from sandboxd.node import Node
 from sandboxd.operations import Held, hold
 from sandboxd.pods import boots, debts, files
+from sandboxd.pods.adopt import adopt
+from sandboxd.pods.adopt import is_due as adoption_is_due
 from sandboxd.pods.ending import settle_namespaces, settle_sandbox, unpinned
 from sandboxd.pods.reconcile import PROMPT, Action, Repair, Seen, reconcile
 from sandboxd.pods.teardown import remove_abandoned
@@ -54,6 +56,7 @@ async def recover(node: Node) -> None:
     """Bring records and reality together after a start. Raises Unavailable when containerd does not answer."""
     try:
         files.prepare_missing(node)
+        await adopt(node)
         boots.retire(node)
         await _round(node, starting_up=True)
     except (SandboxdError, OSError):
@@ -65,6 +68,8 @@ async def recover(node: Node) -> None:
 async def compare(node: Node) -> None:
     """The same while running: what an event should have told us and did not."""
     try:
+        if adoption_is_due(node):
+            await adopt(node)
         await _round(node, starting_up=False)
     except SandboxdError as exc:
         log.warning("records could not be compared with containerd", error=str(exc))

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from sandboxd import disclosure, places, steps
+from sandboxd import disclosure, places, record_format, steps
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
@@ -158,16 +158,16 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
     ips: tuple[str, ...] = ()
     await _create_namespaces(node, record)
     if chosen is None:
-        await _create_pause(node, record, pause)
+        await _create_pause(node, record, pause, None)
     elif network_comes_first(record.config, chosen):
         ips = await network.attach(held, record, chosen)
-        await _create_pause(node, record, pause)
+        await _create_pause(node, record, pause, chosen)
     else:
         # Neither is cancelled when the other fails: containerd would go on creating the task after teardown had
         # looked for it, and a plugin that is killed leaves more behind than one that finishes.
         attached, created = await asyncio.gather(
             network.attach(held, record, chosen),
-            _create_pause(node, record, pause),
+            _create_pause(node, record, pause, chosen),
             return_exceptions=True,
         )
         for outcome in (attached, created):
@@ -216,7 +216,7 @@ async def _create_namespaces(node: Node, record: SandboxRecord) -> None:
     )
 
 
-async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -> None:
+async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord, chosen: NetworkConfig | None) -> None:
     """Create the pause container, but do not start it."""
     with steps.step("pod.files.mount"):
         # The runtime binds these when it creates the container; the pod's addresses are written before it starts.
@@ -239,6 +239,9 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
         user=user,
         host=found,
     )
+    # From this a lost ledger is rebuilt (`adopt`).
+    now = node.ledger.sandboxes[record.id]
+    keep = record_format.keep_sandbox(now, network.planned(node, now, chosen) if chosen else None)
     with steps.step("pod.pause.record"):
         await node.runtime.create_container(
             record.id,
@@ -248,6 +251,7 @@ async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord) -
             snapshot_key=record.id,
             labels=places.labels(record.config, record.id, kind="sandbox"),
             runtime=handlers.runtime_options(node, record),
+            keep=keep,
         )
     with steps.step("pod.pause.create") as step:
         async with userns.staged(node, record, record.id, rootfs) as mapped:

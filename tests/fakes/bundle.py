@@ -72,6 +72,7 @@ class Bundle:
         self.config = _config(directory)
         self.places = Places.of(self.config)
         private.prepare(self.places.root, self.places.state, closed=self.places.closed)
+        self.runtime.owner = self.places.owner
         self.node = _node(self)
 
     def __enter__(self) -> Bundle:

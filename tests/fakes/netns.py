@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandboxd.errors import CleanupIncomplete, NotReady
+from sandboxd.netns import Interface
 from tests.fakes.points import Points
 
 
@@ -20,6 +21,7 @@ class Netns:
     def __init__(self, points: Points) -> None:
         self.pinned: dict[str, int] = {}
         self.inside: dict[tuple[int, str], int] = {}  # (pid, kind of namespace) -> the inode of the one it is in
+        self.addresses: dict[str, dict[str, tuple[str, ...]]] = {}  # path -> interface -> its addresses
         self._points = points
         self._inodes = itertools.count(4_026_531_840)
 
@@ -66,6 +68,23 @@ class Netns:
                 self._unpin(path)
             except OSError as exc:
                 raise CleanupIncomplete(f"network namespace {path} cannot be removed: {exc}") from exc
+
+    async def interfaces(self, path: str) -> list[Interface]:
+        async with self._points.at("netns.interfaces", NotReady):
+            if not self.exists(path):
+                raise NotReady(f"network namespace {path} cannot be entered: no such file")
+            named = {"lo": ("127.0.0.1/8", "::1/128"), **self.addresses.get(path, {})}
+            return [
+                Interface(
+                    name=name,
+                    index=index,
+                    mac=f"00:00:00:00:00:{index - 1:02x}",
+                    mtu=1500,
+                    up=True,
+                    addresses=addresses,
+                )
+                for index, (name, addresses) in enumerate(named.items(), 1)
+            ]
 
     def exists(self, path: str) -> bool:
         return path in self.pinned and os.path.exists(path)

@@ -77,6 +77,15 @@ async def a_directory_that_is_missing_is_refused(netns: Netns, directory: str) -
     assert os.listdir(directory) == []
 
 
+async def what_is_inside_can_be_read(netns: Netns, directory: str) -> None:
+    path = f"{directory}/a"
+    await netns.create(path)
+    (lo,) = await netns.interfaces(path)
+    assert (lo.name, lo.index, lo.up, "127.0.0.1/8" in lo.addresses) == ("lo", 1, True, True)
+    await netns.remove(path)
+    await refused(NotReady, netns.interfaces(path))
+
+
 async def a_plain_file_is_no_namespace(netns: Netns, directory: str) -> None:
     path = f"{directory}/a"
     Path(path).write_text("left by somebody")
@@ -156,6 +165,7 @@ RULES: Sequence[Rule] = (
     a_path_that_is_taken_is_refused,
     a_directory_that_was_removed_is_made_again,
     a_directory_that_is_missing_is_refused,
+    what_is_inside_can_be_read,
     a_plain_file_is_no_namespace,
     links_that_lead_to_it_go_with_it,
     what_cannot_be_removed_is_reported,
