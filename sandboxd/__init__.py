@@ -48,7 +48,8 @@ modules: no IO, no clock, no environment, no async.
         record_format   P    records as text, for the ledger and for containerd to keep
     model               P    records and the states they compute to
     steps                    the one instrument
-    mounts  supervised
+    database  mounts  supervised
+        database             the ledger's SQLite file: opened, put aside, watched
         mounts               the mounts that this process sees, and taking them away
         supervised           processes that outlive the daemon: started, found again, ended
     jobs  config  private  remembered  syscalls  complaints  foreign_json  trees  mountinfo

@@ -8,9 +8,6 @@ Rules:
 4. A damaged row is moved to `quarantine` and reported; a damaged file is renamed and kept. Neither is fatal. A file
    that is intact but cannot be used (locked, unreadable, of a newer sandboxd) is fatal: starting without it would
    mean forgetting pods that run.
-
-WAL with synchronous=NORMAL: a crash of the process loses nothing; a crash of the machine can lose the last moments,
-which `reconcile` repairs (https://www.sqlite.org/wal.html, "Performance Considerations").
 """
 
 from __future__ import annotations
@@ -18,53 +15,21 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import structlog
 
-from sandboxd import private, record_format
-from sandboxd.errors import AlreadyExists, NotFound, NotReady
+from sandboxd import database, record_format
+from sandboxd.errors import AlreadyExists, NotFound, Unavailable
 from sandboxd.model import AnyRecord, Attachment, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import StepRecord, Story
-from sandboxd.timelines import Limits, Timelines, committed
+from sandboxd.timelines import Limits, Timelines
 
 log = structlog.get_logger(__name__)
-
-SCHEMA_VERSION = 1
-
-# Primary result codes that are about the machine and not about the file (https://www.sqlite.org/rescode.html).
-_CIRCUMSTANCES = frozenset(
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    )
-)
-
-_SCHEMA = """
-CREATE TABLE sandboxes (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, config BLOB NOT NULL, body TEXT NOT NULL
-) STRICT;
-CREATE TABLE containers (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, config BLOB NOT NULL, body TEXT NOT NULL
-) STRICT;
-CREATE TABLE attachments (
-    sandbox_id TEXT NOT NULL, network TEXT NOT NULL, ifname TEXT NOT NULL, body TEXT NOT NULL,
-    PRIMARY KEY (sandbox_id, network, ifname)
-) STRICT;
-CREATE TABLE quarantine (
-    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NOT NULL, content TEXT NOT NULL, reason TEXT NOT NULL
-) STRICT;
-"""
 
 Record = TypeVar("Record", SandboxRecord, ContainerRecord)
 
@@ -92,7 +57,8 @@ class Ledger:
 
         `limits` are those of failed operations. Raises NotReady when the file is intact but cannot be used.
         """
-        self._db, self.replaced = _open(path)
+        self._path = path
+        self._db, self.replaced = database.open_or_replace(path)
         self._sandboxes = _Table(self._db, "sandboxes", SandboxRecord, cri.PodSandboxConfig.FromString)
         self._containers = _Table(self._db, "containers", ContainerRecord, cri.ContainerConfig.FromString)
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
@@ -119,6 +85,38 @@ class Ledger:
         """Checkpoint and close the file."""
         self._db.close()
 
+    def check(self) -> None:
+        """Look whether the file is still ours and whole; if it is not, write another one from memory.
+
+        Someone may delete, replace, truncate or overwrite it while it is open. SQLite does not notice: it goes on
+        with a file that has no name any more, which would be lost with this process. Raises Unavailable when the new
+        one cannot be written; the next check tries again.
+        """
+        if self._path == ":memory:" or not (wrong := self._db.wrong(self._path)):
+            return
+        try:
+            aside = self._rewrite()
+        except (sqlite3.Error, OSError) as exc:
+            raise Unavailable(f"the ledger is lost ({wrong}) and cannot be written anew: {exc}") from exc
+        log.error("the ledger was lost and is written anew from memory", file=self._path, was=wrong, kept_as=aside)
+
+    def _rewrite(self) -> str:
+        """Put a new file in the place of the present one; where what is there was moved to, "" if nothing is."""
+        draft = f"{self._path}.new"
+        database.unlink(draft)
+        database.restrict(draft)
+        with closing(database.connect(draft)) as new, new:
+            for table in (self._sandboxes, self._containers):
+                new.executemany(f"INSERT INTO {table.name} VALUES (?, ?, ?, ?)", map(_row, table.rows.values()))
+            new.executemany("INSERT INTO attachments VALUES (?, ?, ?, ?)", map(_attachment_row, self.attachments))
+            self._timelines.copy(new)
+        with suppress(sqlite3.Error):  # it may want to write to what is no longer there
+            self._db.close()
+        aside = database.set_aside(self._path)
+        os.replace(draft, self._path)
+        self._db = self._sandboxes.db = self._containers.db = self._timelines.db = database.connect(self._path)
+        return aside
+
     # Sandboxes
 
     @property
@@ -144,7 +142,7 @@ class Ledger:
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget the sandbox and its timeline. Its attachments stay until they are removed separately."""
-        with committed(self._db):
+        with database.committed(self._db):
             self._sandboxes.delete(sandbox_id)
             self._timelines.delete(sandbox_id)
         before = self._sandboxes.rows.get(sandbox_id)
@@ -181,7 +179,7 @@ class Ledger:
 
     def remove_container(self, container_id: str) -> None:
         """Forget the container. Idempotent."""
-        with committed(self._db):
+        with database.committed(self._db):
             self._containers.delete(container_id)
         before = self._containers.rows.get(container_id)
         self._containers.forget(container_id)
@@ -202,18 +200,15 @@ class Ledger:
     def put_attachment(self, attachment: Attachment) -> Attachment:
         """Add or replace an attachment."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with committed(self._db):
-            self._db.execute(
-                "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)",
-                (*key, record_format.attachment_text(attachment)),
-            )
+        with database.committed(self._db):
+            self._db.execute("INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", _attachment_row(attachment))
         self._attachments[key] = attachment
         return attachment
 
     def remove_attachment(self, attachment: Attachment) -> None:
         """Forget an attachment: its DEL succeeded, or no plugin ever ran."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with committed(self._db):
+        with database.committed(self._db):
             self._db.execute("DELETE FROM attachments WHERE sandbox_id = ? AND network = ? AND ifname = ?", key)
         self._attachments.pop(key, None)
 
@@ -256,9 +251,9 @@ class Ledger:
 class _Table(Generic[Record]):
     """Sandboxes or containers: rows in memory, written through."""
 
-    def __init__(self, db: sqlite3.Connection, name: str, kind: type[Record], parse: Callable[[bytes], Any]) -> None:
-        self._db = db
-        self._name = name
+    def __init__(self, db: database.Connection, name: str, kind: type[Record], parse: Callable[[bytes], Any]) -> None:
+        self.db = db
+        self.name = name
         self.rows: dict[str, Record] = {}
         self._names: dict[str, str] = {}
         for rowid, id_, config, body in db.execute(f"SELECT rowid, id, config, body FROM {name}").fetchall():
@@ -276,10 +271,10 @@ class _Table(Generic[Record]):
 
     def add(self, record: Record) -> None:
         try:
-            with committed(self._db):
-                self._db.execute(
-                    f"INSERT INTO {self._name} VALUES (?, ?, ?, ?)",
-                    (record.id, record.name, record.config.SerializeToString(), record_format.body(record)),
+            with database.committed(self.db):
+                self.db.execute(
+                    f"INSERT INTO {self.name} VALUES (?, ?, ?, ?)",
+                    _row(record),
                 )
         except sqlite3.IntegrityError as exc:
             raise AlreadyExists(f"the name {record.name} is in use") from exc
@@ -289,19 +284,19 @@ class _Table(Generic[Record]):
         if id_ not in self.rows:
             raise NotFound(f"{id_} is gone")
         record = replace(self.rows[id_], **changes)
-        with committed(self._db):
+        with database.committed(self.db):
             if "config" in changes:
-                self._db.execute(
-                    f"UPDATE {self._name} SET config = ? WHERE id = ?",
+                self.db.execute(
+                    f"UPDATE {self.name} SET config = ? WHERE id = ?",
                     (record.config.SerializeToString(), id_),
                 )
-            self._db.execute(f"UPDATE {self._name} SET body = ? WHERE id = ?", (record_format.body(record), id_))
+            self.db.execute(f"UPDATE {self.name} SET body = ? WHERE id = ?", (record_format.body(record), id_))
         self.rows[id_] = record
         return record
 
     def delete(self, id_: str) -> None:
         """Delete the row; `forget` follows once that is committed."""
-        self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", (id_,))
+        self.db.execute(f"DELETE FROM {self.name} WHERE id = ?", (id_,))
 
     def forget(self, id_: str) -> None:
         record = self.rows.pop(id_, None)
@@ -309,76 +304,19 @@ class _Table(Generic[Record]):
             self._names.pop(record.name, None)
 
 
-def _open(path: str) -> tuple[sqlite3.Connection, str]:
-    """The connection, and the new name of a damaged file ("" when there was none)."""
-    aside = ""
-    if path != ":memory:":
-        _restrict(path)
-    try:
-        return _connect(path), aside
-    except sqlite3.DatabaseError as exc:
-        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _CIRCUMSTANCES:
-            raise NotReady(f"the ledger {path} cannot be opened: {exc}") from exc
-        aside = _free_name(f"{path}.damaged")
-        log.error("the ledger is damaged, starting an empty one", file=path, kept_as=aside, error=str(exc))
-        os.replace(path, aside)
-        for extra in ("-wal", "-shm"):
-            Path(path + extra).unlink(missing_ok=True)
-        return _connect(path), aside
+def _row(record: AnyRecord) -> tuple[str, str, bytes, str]:
+    return record.id, record.name, record.config.SerializeToString(), record_format.body(record)
 
 
-def _restrict(path: str) -> None:
-    """Keep other users out of the database, which holds the containers' environment.
-
-    SQLite creates its other two files with the mode of the first (https://www.sqlite.org/wal.html); the modes of
-    those that an earlier sandboxd left are corrected as well. Raises NotReady.
-    """
-    try:
-        private.make(str(Path(path).parent), private.CLOSED)
-        os.close(private.opener(path, os.O_RDWR | os.O_CREAT))
-        for other in (f"{path}-wal", f"{path}-shm"):
-            if os.path.exists(other):
-                os.close(private.opener(other, os.O_RDWR))
-    except OSError as exc:
-        raise NotReady(f"the ledger {path} cannot be opened: {exc.strerror or exc}") from exc
+def _attachment_row(attachment: Attachment) -> tuple[str, str, str, str]:
+    key = attachment.sandbox_id, attachment.network, attachment.ifname
+    return *key, record_format.attachment_text(attachment)
 
 
-def _free_name(path: str) -> str:
-    number = 1
-    while os.path.exists(f"{path}-{number}"):
-        number += 1
-    return f"{path}-{number}"
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    # One thread (the event loop's) uses the connection; the check would only forbid closing it elsewhere.
-    db = sqlite3.connect(path, check_same_thread=False)
-    try:
-        # Bytes that are not UTF-8 become escapes that JSON does not have: this damages one row, not the whole query.
-        db.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise NotReady(
-                f"the ledger {path} has schema version {version}, this sandboxd supports {SCHEMA_VERSION}:"
-                " start the sandboxd that wrote it, or move the file away after removing its pods"
-            )
-        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _quarantine(db: sqlite3.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:
+def _quarantine(db: database.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:
     reason = f"{type(exc).__name__}: {exc}"
     log.error("a record cannot be read and was quarantined", kind=kind, id=str(id_), reason=reason)
-    with committed(db):
+    with database.committed(db):
         db.execute(
             "INSERT INTO quarantine (kind, id, content, reason) VALUES (?, ?, ?, ?)",
             (kind, str(id_), body, reason),

@@ -11,29 +11,17 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import structlog
 
-from sandboxd.errors import Unavailable
+from sandboxd.database import Connection, committed
 from sandboxd.record_format import encoded, known
 from sandboxd.steps import STEPS_KEPT, PluginExecution, StepRecord, Story
 
 log = structlog.get_logger(__name__)
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS steps (
-    seq INTEGER PRIMARY KEY, sandbox_id TEXT NOT NULL, body TEXT NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS steps_by_sandbox ON steps (sandbox_id, seq);
-CREATE TABLE IF NOT EXISTS stories (
-    seq INTEGER PRIMARY KEY, operation TEXT NOT NULL, subject TEXT NOT NULL, ended_at INTEGER NOT NULL,
-    body TEXT NOT NULL
-) STRICT;
-"""
 _TRIM_EVERY = 64  # steps added to a pod; until then it keeps up to so many more
 _OUTPUT = ("stdin", "stdout", "stderr")
 
@@ -53,26 +41,31 @@ class Timelines:
     Changes raise Unavailable when they cannot be written.
     """
 
-    def __init__(self, db: sqlite3.Connection, limits: Limits) -> None:
-        """Make the tables where an earlier sandboxd made none."""
-        self._db = db
+    def __init__(self, db: Connection, limits: Limits) -> None:
+        self.db = db
         self._limits = limits
         self._appended: Counter[str] = Counter()
-        with committed(db):
-            for statement in SCHEMA.split(";"):
-                db.execute(statement)
+
+    def copy(self, into: Connection) -> None:
+        """Copy what can be read into another database, in the caller's transaction."""
+        for table, columns in (("steps", 3), ("stories", 5)):
+            rows = f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})"
+            try:
+                into.executemany(rows, self.db.execute(f"SELECT * FROM {table}"))
+            except sqlite3.DatabaseError as exc:
+                log.warning("timelines are lost with the ledger", table=table, error=str(exc))
 
     # Pods
 
     def append(self, record: StepRecord) -> None:
         """Add a step to its pod's."""
-        with committed(self._db):
-            self._db.execute(
+        with committed(self.db):
+            self.db.execute(
                 "INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record))
             )
             self._appended[record.sandbox_id] += 1
             if self._appended[record.sandbox_id] % _TRIM_EVERY == 1:
-                self._db.execute(
+                self.db.execute(
                     "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <= (SELECT seq FROM steps"
                     " WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
                     (record.sandbox_id, STEPS_KEPT),
@@ -80,9 +73,8 @@ class Timelines:
 
     def of(self, sandbox_id: str) -> list[StepRecord]:
         """A pod's steps in the order in which they ended; a damaged one is left out."""
-        rows = self._db.execute("SELECT body FROM steps WHERE sandbox_id = ? ORDER BY seq", (sandbox_id,))
         steps = []
-        for (body,) in rows:
+        for body in self._read("SELECT body FROM steps WHERE sandbox_id = ? ORDER BY seq", sandbox_id):
             try:
                 steps.append(_step_from(json.loads(body)))
             except Exception as exc:
@@ -91,7 +83,7 @@ class Timelines:
 
     def delete(self, sandbox_id: str) -> None:
         """Delete a pod's steps, in the caller's transaction."""
-        self._db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
+        self.db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
         self._appended.pop(sandbox_id, None)
 
     # What failed
@@ -99,14 +91,14 @@ class Timelines:
     def keep(self, story: Story) -> None:
         """Keep a failed operation; one that repeats the last of its kind is counted, and replaces it."""
         kind = story.operation, story.subject
-        last = self._db.execute(
-            "SELECT seq, body FROM stories WHERE operation = ? AND subject = ? ORDER BY seq DESC LIMIT 1", kind
-        ).fetchone()
-        with committed(self._db):
+        with committed(self.db):
+            last = self.db.execute(
+                "SELECT seq, body FROM stories WHERE operation = ? AND subject = ? ORDER BY seq DESC LIMIT 1", kind
+            ).fetchone()
             if last and (before := _story_or_none(last[1])) and _without_ids(before) == _without_ids(story):
                 story = replace(story, times=before.times + 1)
-                self._db.execute("DELETE FROM stories WHERE seq = ?", (last[0],))
-            self._db.execute(
+                self.db.execute("DELETE FROM stories WHERE seq = ?", (last[0],))
+            self.db.execute(
                 "INSERT INTO stories (operation, subject, ended_at, body) VALUES (?, ?, ?, ?)",
                 (*kind, story.started_at + story.duration, _story_json(story)),
             )
@@ -115,29 +107,28 @@ class Timelines:
     def stories(self) -> list[Story]:
         """The failed operations that are kept, newest first; a damaged one is left out."""
         oldest = time.time_ns() - int(self._limits.seconds * 1e9)
-        rows = self._db.execute("SELECT body FROM stories WHERE ended_at > ? ORDER BY seq DESC", (oldest,))
-        return [story for (body,) in rows if (story := _story_or_none(body)) is not None]
+        bodies = self._read("SELECT body FROM stories WHERE ended_at > ? ORDER BY seq DESC", oldest)
+        return [story for body in bodies if (story := _story_or_none(body)) is not None]
+
+    def _read(self, query: str, value: object) -> list[str]:
+        """The texts that a query gives; none from a file that is damaged."""
+        try:
+            return [text for (text,) in self.db.execute(query, (value,)).fetchall()]
+        except sqlite3.DatabaseError as exc:
+            self.db.damaged = self.db.damaged or not isinstance(exc, sqlite3.OperationalError)
+            log.warning("what happened cannot be read", error=str(exc))
+            return []
 
     def _trim(self) -> None:
         oldest = time.time_ns() - int(self._limits.seconds * 1e9)
-        self._db.execute("DELETE FROM stories WHERE ended_at <= ?", (oldest,))
+        self.db.execute("DELETE FROM stories WHERE ended_at <= ?", (oldest,))
         taken = 0
-        sizes = self._db.execute("SELECT seq, length(body) FROM stories ORDER BY seq DESC").fetchall()
+        sizes = self.db.execute("SELECT seq, length(body) FROM stories ORDER BY seq DESC").fetchall()
         for number, (seq, size) in enumerate(sizes):
             taken += size
             if number >= self._limits.number or taken > self._limits.bytes:
-                self._db.execute("DELETE FROM stories WHERE seq <= ?", (seq,))
+                self.db.execute("DELETE FROM stories WHERE seq <= ?", (seq,))
                 return
-
-
-@contextmanager
-def committed(db: sqlite3.Connection) -> Iterator[None]:
-    """One transaction; raises Unavailable when it cannot be written."""
-    try:
-        with db:
-            yield
-    except sqlite3.OperationalError as exc:
-        raise Unavailable(f"the ledger cannot be written: {exc}") from exc
 
 
 def _without_ids(story: Story) -> str:

@@ -68,6 +68,10 @@ async def recover(node: Node) -> None:
 async def compare(node: Node) -> None:
     """The same while running: what an event should have told us and did not."""
     try:
+        node.ledger.check()
+    except SandboxdError as exc:  # it goes on with what it has
+        log.error("the ledger is lost if this daemon ends now", error=str(exc))
+    try:
         if adoption_is_due(node):
             await adopt(node)
         await _round(node, starting_up=False)

@@ -12,8 +12,9 @@ import pytest
 import structlog
 
 from sandboxd import timelines
+from sandboxd.database import SCHEMA_VERSION
 from sandboxd.errors import AlreadyExists, NotFound, NotReady, Unavailable
-from sandboxd.ledger import SCHEMA_VERSION, Ledger
+from sandboxd.ledger import Ledger
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, Owed, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import PluginExecution, StepRecord

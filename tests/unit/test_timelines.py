@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sandboxd.database import Connection, connect
 from sandboxd.steps import PluginExecution, StepRecord, Story
 from sandboxd.timelines import Limits, Timelines
 
@@ -36,19 +37,18 @@ def story(subject: str = "default/web", error: str = "no address left", sandbox_
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    with sqlite3.connect(tmp_path / "ledger.db") as db:
+def file(tmp_path: Path) -> Iterator[Connection]:
+    with closing(connect(str(tmp_path / "ledger.db"))) as db:
         yield db
-    db.close()
 
 
-def test_a_story_is_kept_whole_and_over_a_restart(file: sqlite3.Connection) -> None:
+def test_a_story_is_kept_whole_and_over_a_restart(file: Connection) -> None:
     kept = story()
     Timelines(file, Limits()).keep(kept)
     assert Timelines(file, Limits()).stories() == [kept]
 
 
-def test_the_same_again_is_counted_and_the_last_is_kept(file: sqlite3.Connection) -> None:
+def test_the_same_again_is_counted_and_the_last_is_kept(file: Connection) -> None:
     """A client that tries again gets a new id each time, which its error may name."""
     timelines = Timelines(file, Limits())
     for id_ in ("a" * 64, "b" * 64, "c" * 64):
@@ -61,14 +61,14 @@ def test_the_same_again_is_counted_and_the_last_is_kept(file: sqlite3.Connection
 
 
 @pytest.mark.parametrize("limits", [Limits(number=3), Limits(bytes=len("x" * 40_000 * 3) + 3000)])
-def test_the_oldest_goes_first(file: sqlite3.Connection, limits: Limits) -> None:
+def test_the_oldest_goes_first(file: Connection, limits: Limits) -> None:
     timelines = Timelines(file, limits)
     for number in range(9):
         timelines.keep(story(error=f"{number}" + "x" * 40_000))
     assert [each.error[0] for each in timelines.stories()] == ["8", "7", "6"]
 
 
-def test_what_is_too_old_is_not_shown_and_goes(file: sqlite3.Connection) -> None:
+def test_what_is_too_old_is_not_shown_and_goes(file: Connection) -> None:
     timelines = Timelines(file, Limits(seconds=3600))
     timelines.keep(replace(story("old"), started_at=time.time_ns() - 3601 * 10**9))
     assert timelines.stories() == []
@@ -76,7 +76,7 @@ def test_what_is_too_old_is_not_shown_and_goes(file: sqlite3.Connection) -> None
     assert file.execute("SELECT subject FROM stories").fetchall() == [("new",)]
 
 
-def test_a_damaged_story_is_left_out(file: sqlite3.Connection) -> None:
+def test_a_damaged_story_is_left_out(file: Connection) -> None:
     timelines = Timelines(file, Limits())
     timelines.keep(story("damaged"))
     file.execute("UPDATE stories SET body = substr(body, 1, 40)")

@@ -142,6 +142,21 @@ async def test_without_containerd_a_start_is_told_so_and_a_comparison_waits_for_
     assert applied == []
 
 
+async def test_a_comparison_notices_that_the_ledger_was_lost_and_goes_on_when_that_cannot_be_mended(
+    fakes: Bundle, node: Node, applied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def check(ledger: object) -> None:
+        asked.append(ledger)
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr(type(node.ledger), "check", check)
+    failing(monkeypatch, applied, ValueError())
+    await recover.compare(node)
+    assert (asked, applied) == ([node.ledger], ["first", "bad", "last"])
+
+
 # What is slow, or stuck
 
 
