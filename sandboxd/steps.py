@@ -175,9 +175,22 @@ class Open:
     detail: Mapping[str, str]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """An operation under way. It changes as it goes on: what reads it does not wait."""
+    """An operation under way, as it is now."""
+
+    operation: str
+    subject: str
+    sandbox_id: str
+    container_id: str
+    started_at: int
+    ended: tuple[StepRecord, ...]  # in the order in which they ended
+    open: tuple[Open, ...]  # in the order in which they began: each is within those before it, or beside them
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Course:
+    """An operation as it goes on."""
 
     operation: str
     subject: str
@@ -185,7 +198,21 @@ class Running:
     container_id: str
     started_at: int
     ended: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
-    open: dict[int, Open] = field(default_factory=dict)
+    open: dict[int, tuple[str, int, Step]] = field(default_factory=dict)  # name, start
+
+    def now(self) -> Running:
+        return Running(
+            operation=self.operation,
+            subject=self.subject,
+            sandbox_id=self.sandbox_id,
+            container_id=self.container_id,
+            started_at=self.started_at,
+            ended=tuple(self.ended),
+            open=tuple(
+                Open(name=name, started_at=started_at, detail=dict(step.detail))
+                for name, started_at, step in self.open.values()
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,13 +220,13 @@ class _Operation:
     name: str
     sandbox_id: str
     container_id: str
-    running: Running
+    course: _Course
 
 
 _current: ContextVar[_Operation | None] = ContextVar("sandboxd_operation", default=None)
 _subscribers: list[Callable[[StepRecord], None]] = []
 _failed: list[Callable[[Story], None]] = []
-_running: dict[int, Running] = {}  # oldest first
+_running: dict[int, _Course] = {}  # oldest first
 _numbers = itertools.count()
 
 
@@ -217,7 +244,7 @@ def subscribe_failures(receive: Callable[[Story], None]) -> Callable[[], None]:
 
 def running() -> tuple[Running, ...]:
     """The operations under way, oldest first."""
-    return tuple(_running.values())
+    return tuple(course.now() for course in _running.values())
 
 
 @contextmanager
@@ -233,12 +260,12 @@ def operation(name: str, *, sandbox_id: str = "", container_id: str = "", subjec
                 name=outer.name,
                 sandbox_id=sandbox_id or outer.sandbox_id,
                 container_id=container_id or outer.container_id,
-                running=outer.running,
+                course=outer.course,
             )
         ):
             yield
         return
-    this = Running(
+    this = _Course(
         operation=name,
         subject=subject,
         sandbox_id=sandbox_id,
@@ -248,7 +275,7 @@ def operation(name: str, *, sandbox_id: str = "", container_id: str = "", subjec
     number, began = next(_numbers), time.perf_counter_ns()
     _running[number] = this
     try:
-        with _within(_Operation(name=name, sandbox_id=sandbox_id, container_id=container_id, running=this)):
+        with _within(_Operation(name=name, sandbox_id=sandbox_id, container_id=container_id, course=this)):
             yield
     except Exception as exc:
         _tell(this, time.perf_counter_ns() - began, exc)
@@ -266,7 +293,7 @@ def _within(this: _Operation) -> Iterator[None]:
         _current.reset(token)
 
 
-def _tell(this: Running, duration: int, cause: Exception) -> None:
+def _tell(this: _Course, duration: int, cause: Exception) -> None:
     story = Story(
         operation=this.operation,
         subject=this.subject,
@@ -295,7 +322,7 @@ def step(name: str, **detail: object) -> Iterator[Step]:
     error = ""
     number = next(_numbers)
     if current is not None:
-        current.running.open[number] = Open(name=name, started_at=started_at, detail=this.detail)
+        current.course.open[number] = name, started_at, this
     try:
         yield this
     except BaseException as exc:
@@ -314,8 +341,8 @@ def step(name: str, **detail: object) -> Iterator[Step]:
             plugin=this.plugin,
         )
         if current is not None:
-            current.running.open.pop(number, None)
-            current.running.ended.append(record)
+            current.course.open.pop(number, None)
+            current.course.ended.append(record)
         for receive in tuple(_subscribers):
             try:
                 receive(record)

@@ -216,10 +216,8 @@ def running(now: Running) -> host_pb2.Operation:
         started_at=now.started_at,
         steps=[step(each) for each in now.ended],
         open=[
-            host_pb2.Step(
-                operation=now.operation, name=each.name, started_at=each.started_at, detail=dict(each.detail)
-            )
-            for each in now.open.values()
+            host_pb2.Step(operation=now.operation, name=each.name, started_at=each.started_at, detail=each.detail)
+            for each in now.open
         ],
     )
 

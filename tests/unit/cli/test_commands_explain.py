@@ -1,0 +1,54 @@
+"""`explain` of what failed and of what is under way, against a fake daemon."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from sandboxd.pb.host.v1 import host_pb2 as host
+from tests.unit.cli.conftest import Sandboxctl
+from tests.unit.cli.fake_daemon import FakeDaemon
+
+FAILED = host.Operation(
+    operation="RunPodSandbox", subject="default/db", pod_sandbox_id="b" * 64, started_at=time.time_ns() - 60 * 10**9,
+    duration=10**9, error="no address left", times=2,
+)  # fmt: skip
+RUNNING = host.Operation(
+    operation="RunPodSandbox", subject="default/slow", pod_sandbox_id="c" * 64, started_at=time.time_ns() - 10**9,
+    open=[host.Step(name="pod.run"), host.Step(name="cni.add", started_at=time.time_ns() - 10**9)],
+)  # fmt: skip
+
+
+def told(daemon: FakeDaemon) -> None:
+    daemon.operations = host.ListOperationsResponse(running=[RUNNING], failed=[FAILED])
+
+
+def test_a_pod_that_does_not_exist_is_asked_of_the_daemon_by_its_name(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl
+) -> None:
+    told(daemon)
+    story = sandboxctl("explain", "db").stdout
+    assert story.startswith("db  does not exist\n") and "no address left" in story
+    (only,) = json.loads(sandboxctl("explain", "db", "-o", "json").stdout)["operations"]
+    assert only["subject"] == "default/db"
+
+
+def test_what_failed_and_what_is_under_way_is_listed(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    told(daemon)
+    _, slow, db = sandboxctl("explain", "--failed").stdout.splitlines()
+    assert "default/slow" in slow and "under way" in slow
+    assert "default/db" in db and "no address left" in db
+    assert len(json.loads(sandboxctl("explain", "--failed", "-o", "json").stdout)["failed"]) == 1
+
+
+def test_pods_shows_them_only_when_asked(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    told(daemon)
+    web = daemon.add_pod("web")
+    assert "db" not in sandboxctl("pods").stdout
+    listed = sandboxctl("pods", "-a").stdout
+    assert "Creating (cni.add for" in listed and "Failed: no address left" in listed and web[:12] in listed
+
+
+def test_one_thing_is_asked_at_a_time(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    assert sandboxctl("explain").exit_code == 2
+    assert sandboxctl("explain", "web", "--failed").exit_code == 2
