@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -18,8 +19,16 @@ from typing import Self
 
 from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest
-from sandboxd.model import SandboxRecord
+from sandboxd.model import ID_LENGTH, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+
+KIND_LABEL, SANDBOX_LABEL = "sandboxd.io/kind", "sandboxd.io/sandbox"  # in containerd
+STAGE_DIGITS = 16  # of an id, in the name of a directory where mounts are staged
+
+_ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}\Z")
+_SCOPE = re.compile(rf"sandboxd-([0-9a-f]{{{ID_LENGTH}}})\.scope\Z")
+_NAMESPACE = re.compile(rf"sandboxd-([0-9a-f]{{{ID_LENGTH}}})\Z")
+_IMAGE_SNAPSHOT = re.compile(rf"([0-9a-f]{{{ID_LENGTH}}})-image-[0-9a-f]{{{ID_LENGTH}}}\Z")
 
 USER_NAMESPACE = "userns"  # the name of a pod's pinned user namespace in its directory
 
@@ -90,6 +99,21 @@ class Places:
             *(f"{self.root}/{name}" for name in ("checkpoints", "image-volumes", "pod-files", "uploads", "volumes")),
         )
 
+    @property
+    def of_pods(self) -> tuple[str, ...]:
+        """The directories that have an entry for each pod that needs one, named by its id."""
+        return (f"{self.state}/sandboxes", f"{self.root}/pod-files", f"{self.root}/image-volumes")
+
+    @property
+    def of_containers(self) -> tuple[str, ...]:
+        """The same for containers."""
+        return (f"{self.state}/containers", f"{self.root}/volumes", self.checkpoints)
+
+    @property
+    def stages(self) -> str:
+        """The directory that has an entry for each container that is being made, named by the head of its id."""
+        return f"{self.state}/idmapped"
+
     # A pod's.
 
     def sandbox(self, sandbox_id: str) -> str:
@@ -150,7 +174,7 @@ class Places:
 
     def stage(self, object_id: str) -> str:
         """Where mounts for a container are staged; short, for an overlay's options must fit into one page."""
-        return f"{self.state}/idmapped/{object_id[:16]}"
+        return f"{self.stages}/{object_id[:STAGE_DIGITS]}"
 
     # Cgroups.
 
@@ -216,6 +240,26 @@ class Places:
         return parent not in crowded
 
 
+def id_of_directory(name: str) -> str:
+    """The id that a directory's, a cgroup's or a snapshot's name is, "" when it is none."""
+    return name if _ID.match(name) else ""
+
+
+def id_of_namespace(name: str) -> str:
+    """The pod whose network namespace has this file name, "" when it is none's."""
+    return found[1] if (found := _NAMESPACE.match(name)) else ""
+
+
+def id_of_scope(name: str) -> str:
+    """The container whose systemd scope has this name, "" when it is none's."""
+    return found[1] if (found := _SCOPE.match(name)) else ""
+
+
+def id_of_image_snapshot(key: str) -> str:
+    """The pod for which an image is mounted from the snapshot `key`, "" when it is another one."""
+    return found[1] if (found := _IMAGE_SNAPSHOT.match(key)) else ""
+
+
 def slice_path(name: str) -> str:
     """Where systemd puts a slice: "a-b.slice" is "/a.slice/a-b.slice" (systemd.slice(5))."""
     unit = name.rstrip("/").rpartition("/")[2].removesuffix(".slice")
@@ -236,8 +280,8 @@ def labels(config: cri.PodSandboxConfig, sandbox_id: str, *, kind: str, containe
         "io.kubernetes.pod.name": config.metadata.name,
         "io.kubernetes.pod.namespace": config.metadata.namespace,
         "io.kubernetes.pod.uid": config.metadata.uid,
-        "sandboxd.io/kind": kind,
-        "sandboxd.io/sandbox": sandbox_id,
+        KIND_LABEL: kind,
+        SANDBOX_LABEL: sandbox_id,
     }
     if container:
         result["io.kubernetes.container.name"] = container

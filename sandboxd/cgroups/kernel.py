@@ -104,6 +104,23 @@ class Cgroups:
             return keyed(text).get("oom_kill")
         return None
 
+    def children(self, path: str) -> dict[str, int]:
+        """The names of the cgroups right below this one, in any hierarchy, and when each was made (unix ns)."""
+        found: dict[str, int] = {}
+        try:
+            hierarchies = [self._root] if self.v2 else [each for each in self._root.iterdir() if each.is_dir()]
+        except OSError:
+            return found
+        for hierarchy in hierarchies:
+            try:
+                with os.scandir(hierarchy / path.lstrip("/")) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            found.setdefault(entry.name, entry.stat(follow_symlinks=False).st_mtime_ns)
+            except OSError:
+                continue  # it is in no pod's hierarchy, or was removed while being read
+        return found
+
     def processes(self, path: str) -> list[int]:
         """The pids in the cgroup and below it, as numbered in our own pid namespace; none when it is gone."""
         try:

@@ -180,6 +180,22 @@ class Content:
         except SandboxdError:
             pass
 
+    async def transfers(self) -> dict[str, int]:
+        """Every unfinished transfer of this namespace by its reference, and when it began (unix nanoseconds)."""
+        with translate("transfers"):
+            answer = await self._stub.ListStatuses(
+                content_pb2.ListStatusesRequest(), metadata=self._meta, timeout=CALL_SECONDS
+            )
+        return {status.ref: status.started_at.ToNanoseconds() for status in answer.statuses}
+
+    async def give_up(self, ref: str) -> None:
+        """Drop an unfinished transfer. Idempotent."""
+        try:
+            with translate(f"transfer {ref}"):
+                await self._stub.Abort(content_pb2.AbortRequest(ref=ref), metadata=self._meta, timeout=CALL_SECONDS)
+        except NotFound:
+            pass
+
     async def set_labels(self, digest: str, labels: Mapping[str, str]) -> None:
         """Add or replace labels of a blob, leaving its others; raises NotFound."""
         with translate(f"labels of content {digest}"):

@@ -1,4 +1,4 @@
-"""Runc shims whose start was interrupted: a killed one leaves its socket, a living one is known to nobody.
+"""Runc shims, and those whose start was interrupted: a killed one leaves its socket, a living one is known to nobody.
 
 A shim's socket is named by the SHA-256 of "<containerd's socket>/<namespace>/<group>", where the group is the pod's
 id (its grouping annotation), below a directory that is the same for every containerd. Checked on 1.6 and 2.4.
@@ -25,6 +25,13 @@ log = structlog.get_logger(__name__)
 DIRECTORY = "/run/containerd/s"
 PROGRAM = b"containerd-shim"  # in the path of each
 LEAVING_SECONDS = 2.0  # for a shim to exit by itself; it does once its last task is deleted
+
+
+def groups(containerd_socket: str, namespace: str) -> set[str]:
+    """The groups, pods' ids, that shims of this containerd and namespace were started for. Blocks."""
+    wanted = {b"-namespace": namespace.encode(), b"-address": os.fsencode(containerd_socket)}
+    found = (_options(name) for name in os.listdir("/proc") if name.isdigit())
+    return {os.fsdecode(each[b"-id"]) for each in found if b"-id" in each and wanted.items() <= each.items()}
 
 
 def socket_path(containerd_socket: str, namespace: str, group: str, directory: str = DIRECTORY) -> str:
@@ -100,9 +107,13 @@ def _processes(containerd_socket: str, namespace: str, group: str) -> Iterator[i
 
 def _has(pid: str, wanted: dict[bytes, bytes]) -> bool:
     """Whether the process is a shim with these options. One that has ended has no arguments."""
+    return wanted.items() <= _options(pid).items()
+
+
+def _options(pid: str) -> dict[bytes, bytes]:
+    """The options of a shim, none of another process."""
     try:
         program, *options = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return False
-    given = dict(itertools.pairwise(options))
-    return PROGRAM in program and all(given.get(key) == value for key, value in wanted.items())
+        return {}
+    return dict(itertools.pairwise(options)) if PROGRAM in program else {}

@@ -36,6 +36,12 @@ async def clear_forever(store: ImageStore, jobs: Jobs, every: float) -> None:
         await asyncio.sleep(every)
 
 
+async def useless(store: ImageStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of drafts and the leases that were left, and that nothing will go on from. Raises Unavailable."""
+    leases = sorted(lease for lease in await store.leases.idle() if _OF_NO_USE.fullmatch(lease))
+    return await store.snapshots.idle_drafts(), tuple(leases)
+
+
 async def clear(store: ImageStore, jobs: Jobs) -> None:
     """Remove what was left. What cannot be removed is logged, and keeps nothing else. Raises Unavailable."""
     gone = 0

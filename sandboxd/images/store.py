@@ -288,7 +288,8 @@ class ImageStore:
     ) -> tuple[Mount, ...]:
         # An own root label rather than a lease: it lives exactly as long as the snapshot, and a container record
         # that would refer to it does not exist yet.
-        labels = {ROOT_LABEL: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        # The mark tells it from another daemon's when no record of it is left.
+        labels = {**self.client.owned, ROOT_LABEL: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         try:
             return await make(key, image.chain_id, labels)
         except AlreadyExists:

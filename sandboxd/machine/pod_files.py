@@ -77,18 +77,18 @@ def write(node: Node, sandbox: SandboxRecord, ips: tuple[str, ...]) -> str:
 
 async def mend(node: Node, sandbox: SandboxRecord) -> None:
     """Make again what of a running pod's files is not there any more. Raises NotReady when it cannot be done."""
-    if not _missing(node, sandbox.id):
+    if not missing(node, sandbox.id):
         return
     with steps.step("pod.files.mend") as step:
         mount(node, sandbox.id)
-        missing = _missing(node, sandbox.id)
+        absent = missing(node, sandbox.id)
         contents, _ = _contents(sandbox, sandbox.ips)
         ids = userns.of(sandbox.config)
         found = await handlers.pod_facts(node, sandbox)
         found = await asyncio.to_thread(facts.for_pod, found, sandbox.config, node.config.runtime)
         label = oci_sandbox.pod_labels(sandbox, found).mount
         try:
-            for path in missing:
+            for path in absent:
                 _clear(path)
                 with open(path, "xb") as file:
                     file.write(contents[os.path.basename(path)])
@@ -98,10 +98,10 @@ async def mend(node: Node, sandbox: SandboxRecord) -> None:
                     await in_pieces(facts.relabel(path, label))
         except OSError as exc:
             raise NotReady(f"the files of pod {sandbox.id} cannot be written again: {exc}") from exc
-        step.note(files=" ".join(os.path.basename(path) for path in missing))
+        step.note(files=" ".join(os.path.basename(path) for path in absent))
 
 
-def _missing(node: Node, sandbox_id: str) -> list[str]:
+def missing(node: Node, sandbox_id: str) -> list[str]:
     """The files that are not there as plain files; all when their file system is not."""
     shm, directory = _mount_points(node, sandbox_id)
     found = [f"{directory}/{name}" for name in files.NAMES]
