@@ -6,6 +6,7 @@ network    a pod's attachment: ADD, DEL, and what of a DEL failed
 boots      pods that ended because the machine was restarted, and the addresses that they had
 adopt      records that the ledger has lost, put back from what containerd keeps
 debts      DELs that failed: listed, tried again, forgiven
+reclaim    what is left of a pod that the ledger does not know
 holders    who holds the addresses of a network that has none left
 ending     how pods end: with their pause container, or without their namespaces
 resources  limits that change after the creation
