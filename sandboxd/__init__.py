@@ -16,7 +16,7 @@ modules: no IO, no clock, no environment, no async.
         usage  events        what they use, what happens to them
         images               CRI's ImageService
         host  transfer       our own Host service: reading, images in and out,
-        debts                and networks that pods still owe a DEL
+        debts  audit         networks that pods still owe a DEL, and what is nobody's
         lookup               which records a request is about: ids, filters
         views           P    records to messages
         usage_views     P    the same for records of use
@@ -24,7 +24,8 @@ modules: no IO, no clock, no environment, no async.
         withheld        P    what of a request no log may show
     streaming/  insight/
         streaming/           exec, attach, port-forward: protocol cores P, the server for them, its sessions
-        insight/             explain P: which operations a name means; doctor: what a machine lacks; metrics
+        insight/             explain P: which operations a name means; doctor: what a machine lacks; metrics;
+                             audit: what is nobody's, or missing
     usage/                   what pods and containers use
     pods/                    run, connected, looked after, taken down
     containers/              created, started, changed, entered, ended, removed

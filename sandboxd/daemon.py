@@ -41,6 +41,7 @@ from sandboxd.images import leftovers, uploads
 from sandboxd.images.pause import PauseImage
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
+from sandboxd.insight.audit import Auditor
 from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
@@ -129,10 +130,16 @@ async def serve(config: Config) -> None:
         streaming = _streaming(config, jobs)
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
         pause = PauseImage(images, pulls, jobs, config.runtime)
-        metrics = Metrics(pulls, sandboxd.__version__, lambda: [debt.attachment for debt in debts.listed(node)])
+        auditor = Auditor(node, images)
+        metrics = Metrics(
+            pulls,
+            sandboxd.__version__,
+            lambda: [debt.attachment for debt in debts.listed(node)],
+            lambda: len(auditor.found),
+        )
         stack.callback(steps.subscribe(metrics.step))
         stack.callback(steps.subscribe_failures(metrics.story))
-        server = _server(config, node, images, pause, pulls, client, streaming, condition, metrics)
+        server = _server(config, node, images, pause, pulls, client, streaming, condition, metrics, auditor)
         await server.start()
         await streaming.start()
         if config.metrics.address:
@@ -141,7 +148,7 @@ async def serve(config: Config) -> None:
             await scraped.start(*host_and_port(config.metrics.address))
         log.info("listening", socket=config.socket, root=config.daemon.root)
         stop = _stop_signals()
-        jobs.start("start-up", lambda: _start_up(config, node, client, images, pause, condition, stop))
+        jobs.start("start-up", lambda: _start_up(config, node, client, images, pause, auditor, condition, stop))
         await stop.wait()
         _last_resort(config.daemon.drain_seconds)
         _notify("STOPPING=1")
@@ -200,6 +207,7 @@ async def _start_up(
     client: Containerd,
     images: ImageStore,
     pause: PauseImage,
+    auditor: Auditor,
     condition: _Condition,
     stop: asyncio.Event,
 ) -> None:
@@ -228,7 +236,7 @@ async def _start_up(
     else:
         return
 
-    _keep_working(config, node, client, images)
+    _keep_working(config, node, client, images, auditor)
     condition.trouble = ""
     # What exists now lives as long as the daemon: exclude it from collections. (A full one takes 50 ms.)
     gc.collect()
@@ -237,7 +245,7 @@ async def _start_up(
     _notify("READY=1")
 
 
-def _keep_working(config: Config, node: Node, client: Containerd, images: ImageStore) -> None:
+def _keep_working(config: Config, node: Node, client: Containerd, images: ImageStore, auditor: Auditor) -> None:
     """Start what goes on for as long as the daemon runs."""
 
     async def keep_up() -> None:
@@ -257,6 +265,7 @@ def _keep_working(config: Config, node: Node, client: Containerd, images: ImageS
     node.jobs.watch("containerd", keep_up)
     node.jobs.watch("containerd answers", lambda: follow.look(node, client))
     node.jobs.watch("logger", node.logs.keep_up)
+    node.jobs.watch("audit", auditor.watch)
     node.jobs.watch("compare", lambda: compare_forever(node, every))
 
 
@@ -296,6 +305,7 @@ def _server(
     streaming: StreamingServer,
     condition: _Condition,
     metrics: Metrics,
+    auditor: Auditor,
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=(
@@ -310,7 +320,7 @@ def _server(
     runtime = services.runtime_service(node, pause.get, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(services.image_service(images, pulls), server)
-    host = services.host_service(node, images, pulls, metrics.exposition)
+    host = services.host_service(node, images, pulls, auditor, metrics.exposition)
     host_pb2_grpc.add_HostServicer_to_server(host, server)
     _bind(server, config.socket, config.api.socket_group)
     return server

@@ -13,6 +13,7 @@ from typing import Any, cast
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from sandboxd.announce import Announcer
+from sandboxd.api.audit import Audit
 from sandboxd.api.containers import Containers
 from sandboxd.api.debts import Debts
 from sandboxd.api.events import Events
@@ -27,6 +28,7 @@ from sandboxd.api.usage import Usage
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
 from sandboxd.images.uploads import Uploads
+from sandboxd.insight.audit import Auditor
 from sandboxd.model import ImageRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2, api_pb2_grpc
@@ -99,7 +101,7 @@ def image_service(images: ImageStore, pulls: Pulls) -> api_pb2_grpc.ImageService
 
 
 def host_service(
-    node: Node, images: ImageStore, pulls: Pulls, exposition: Callable[[], bytes]
+    node: Node, images: ImageStore, pulls: Pulls, auditor: Auditor, exposition: Callable[[], bytes]
 ) -> host_pb2_grpc.HostServicer:
     """Our own Host service. `exposition` gives the daemon's figures in Prometheus' text format."""
     composed = compose(
@@ -107,6 +109,7 @@ def host_service(
         Host(node.ledger, node.logs, exposition),
         History(node.ledger, node.netns),
         Debts(node),
+        Audit(auditor),
         Transfer(images, pulls, Uploads(images, node.jobs, node.places.uploads), node.jobs),
     )
     return cast(host_pb2_grpc.HostServicer, composed)

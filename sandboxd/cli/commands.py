@@ -10,6 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from sandboxd.cli import (
+    commands_audit,
     commands_debts,
     commands_explain,
     commands_images,
@@ -143,6 +144,7 @@ for _command in (
     commands_pods.ps,
     commands_pods.inspect_one,
     commands_explain.explain,
+    commands_audit.audit,
     commands_debts.debts,
     commands_life.start,
     commands_life.stop,

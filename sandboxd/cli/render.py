@@ -319,6 +319,29 @@ def debts_table(debts: Iterable[host.Debt], now: int) -> Table:
     return table(("POD ID", "POD", "NETWORK", "PLUGIN", "IP", "SINCE", "ATTEMPTS", "NEXT TRY", "ERROR"), rows)
 
 
+def audit_table(findings: Iterable[host.AuditFinding], now: int, *, repair: bool) -> Table:
+    """The output of `audit`: a line for each finding, with what would be done or, after a repair, what came of it."""
+    rows = [
+        (
+            each.kind + (" (missing)" if each.missing else ""),
+            each.name,
+            each.owner_id[:SHORT_ID] or NONE,
+            each.pod or NONE,
+            age(each.since, now) if each.since else NONE,
+            each.why,
+            _outcome(each) if repair else each.remedy,
+        )
+        for each in findings
+    ]
+    return table(("KIND", "NAME", "OWNER", "POD", "SINCE", "WHY", "OUTCOME" if repair else "REPAIR"), rows)
+
+
+def _outcome(finding: host.AuditFinding) -> str:
+    if finding.repaired:
+        return "repaired"
+    return "left alone" if finding.unclear else f"not repaired: {finding.error}"
+
+
 def _coming(moment: int, now: int) -> str:
     """The time until `moment`: "in 40s", "in 3m", "due" when it has come, "now" for 0."""
     seconds = -((now - moment) // 10**9)

@@ -1,1 +1,8 @@
-"""Insight into the machine and the daemon: `doctor` checks the machine, `metrics` counts what the daemon does."""
+"""Insight into the machine and the daemon.
+
+doctor     what a machine lacks
+metrics    what the daemon counts; metrics_server gives it to Prometheus
+sightings  what pods and containers could leave behind, as it is now
+residue    what of it is nobody's, and what is missing (pure)
+audit      both, on request and now and then; and repairs
+"""

@@ -8,6 +8,7 @@
     sandboxd_network_debts                    networks of stopped and removed pods for which a DEL failed
     sandboxd_network_debt_oldest_seconds      how long ago the oldest of them failed first, 0 without one
     sandboxd_network_debt_retries{outcome}    further attempts; outcome is "paid" or "failed"
+    sandboxd_audit_findings                   things that no record knows, or that are missing, by the last audit
     sandboxd_build_info, process_…            the version, and what the process uses
 
 The registry is our own, because prometheus_client's global one is shared with every other importer. Label values
@@ -20,7 +21,15 @@ import time
 from collections import Counter as Counted
 from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -39,8 +48,14 @@ BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.
 class Metrics:
     """All metrics of one daemon."""
 
-    def __init__(self, pulls: Pulls, version: str, debts: Callable[[], Sequence[Attachment]] = tuple) -> None:
-        """`debts` gives the attachments that are owed."""
+    def __init__(
+        self,
+        pulls: Pulls,
+        version: str,
+        debts: Callable[[], Sequence[Attachment]] = tuple,
+        findings: Callable[[], int] = int,
+    ) -> None:
+        """`debts` gives the attachments that are owed, `findings` how many things the last audit has found."""
         # A creation time for each series would double the answer, and process_start_time_seconds is enough.
         disable_created_metrics()  # type: ignore[no-untyped-call, unused-ignore]
         self._registry = CollectorRegistry()
@@ -71,6 +86,11 @@ class Metrics:
         self._registry.register(_PullFigures(pulls))
         self._registry.register(_DebtFigures(debts))
         self._registry.register(_InFlight())
+        Gauge(
+            "sandboxd_audit_findings",
+            "Things that no record knows, or that records know and are gone, by the last audit.",
+            registry=self._registry,
+        ).set_function(findings)
 
     def step(self, record: StepRecord) -> None:
         """Count a step that has ended; for `steps.subscribe`."""

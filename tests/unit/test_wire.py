@@ -213,6 +213,7 @@ def test_host_api_streams_archives_in_and_out_and_logs_and_progress_out() -> Non
         ("ListDebts", False, False),
         ("RetryDebt", False, False),
         ("ForgiveDebt", False, False),
+        ("Audit", False, False),
     ]
 
 

@@ -36,6 +36,7 @@ from sandboxd.daemon import _log_step
 from sandboxd.errors import NotReady
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
+from sandboxd.insight.audit import Auditor
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.machine import facts as machine
@@ -115,6 +116,7 @@ REQUESTS: dict[str, Message] = {
     "Host.ListDebts": host_pb2.ListDebtsRequest(),
     "Host.RetryDebt": host_pb2.RetryDebtRequest(pod_sandbox_id=POD),
     "Host.ForgiveDebt": host_pb2.ForgiveDebtRequest(pod_sandbox_id=POD),
+    "Host.Audit": host_pb2.AuditRequest(),
 }
 NOTHING_TO_FAIL_AT = {"Version", "ListMetricDescriptors", "Host.LoadImage"}  # the last takes archives, no secrets
 NOTHING_BREAKS = {"RuntimeConfig", "UpdateRuntimeConfig"}
@@ -347,7 +349,8 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     )
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     cri_grpc.add_ImageServiceServicer_to_server(services.image_service(cast(ImageStore, images), pulls), server)
-    own = services.host_service(node, cast(ImageStore, images), pulls, Breaking(fault).exposition)
+    auditor = Auditor(node, cast(ImageStore, images))
+    own = services.host_service(node, cast(ImageStore, images), pulls, auditor, Breaking(fault).exposition)
     host_pb2_grpc.add_HostServicer_to_server(own, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

@@ -21,6 +21,7 @@ PURE = words(
     streaming.streams streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
     pods.reconcile
+    insight.residue
     api.lists api.usage_views api.views api.withheld
     usage.families usage.readings usage.records
     cli.configs cli.names cli.parse cli.render cli.timeline

@@ -39,6 +39,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.operations = host.ListOperationsResponse()
         self.attachments: list[host.Attachment] = []
         self.debts: list[host.Debt] = []
+        self.findings: list[host.AuditFinding] = []
         self.info = {"config": json.dumps({"state": "/run/sandboxd", "workers": 2})}
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.calls: list[str] = []
@@ -408,6 +409,10 @@ class FakeHost(host_grpc.HostServicer):
     ) -> host.ForgiveDebtResponse:
         self._daemon._enter("ForgiveDebt", request, context)
         return host.ForgiveDebtResponse(forgiven=self._settle(request.pod_sandbox_id))
+
+    def Audit(self, request: host.AuditRequest, context: grpc.ServicerContext) -> host.AuditResponse:
+        self._daemon._enter("Audit", request, context)
+        return host.AuditResponse(findings=self._daemon.findings)
 
     def _settle(self, pod_id: str) -> list[host.Debt]:
         settled = [debt for debt in self._daemon.debts if debt.pod_sandbox_id == pod_id]

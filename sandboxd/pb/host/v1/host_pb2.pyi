@@ -5,8 +5,8 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt and ForgiveDebt are the calls that
-write.
+Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt, ForgiveDebt and an Audit that repairs are
+the calls that write.
 
 Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
 is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
@@ -916,3 +916,93 @@ class ForgiveDebtResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["forgiven", b"forgiven"]) -> None: ...
 
 global___ForgiveDebtResponse = ForgiveDebtResponse
+
+@typing.final
+class AuditRequest(google.protobuf.message.Message):
+    """---- Audit"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPAIR_FIELD_NUMBER: builtins.int
+    repair: builtins.bool
+    def __init__(
+        self,
+        *,
+        repair: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["repair", b"repair"]) -> None: ...
+
+global___AuditRequest = AuditRequest
+
+@typing.final
+class AuditResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: builtins.int
+    @property
+    def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AuditFinding]: ...
+    def __init__(
+        self,
+        *,
+        findings: collections.abc.Iterable[global___AuditFinding] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["findings", b"findings"]) -> None: ...
+
+global___AuditResponse = AuditResponse
+
+@typing.final
+class AuditFinding(google.protobuf.message.Message):
+    """A thing that no record knows, or that a record knows and that is not there."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    OWNER_ID_FIELD_NUMBER: builtins.int
+    POD_FIELD_NUMBER: builtins.int
+    SINCE_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    REMEDY_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    UNCLEAR_FIELD_NUMBER: builtins.int
+    REPAIRED_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """What it is, in a word or two: "namespace", "container", "address". More may be added."""
+    name: builtins.str
+    """Its path, key or id."""
+    owner_id: builtins.str
+    """The full id of the pod that it is of, or of the container when nothing tells the pod. Empty when it has none."""
+    pod: builtins.str
+    """That pod's name, "namespace/name". Empty when nothing says it."""
+    since: builtins.int
+    """When it was made or changed last, as far as it says."""
+    why: builtins.str
+    """Why it is a finding, and what a repair does about it; for people."""
+    remedy: builtins.str
+    missing: builtins.bool
+    """It should be there and is not."""
+    unclear: builtins.bool
+    """It may be another daemon's or another runtime's: it is left alone."""
+    repaired: builtins.bool
+    """With `repair`: it is gone, or back."""
+    error: builtins.str
+    """With `repair`: why it is not."""
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        name: builtins.str = ...,
+        owner_id: builtins.str = ...,
+        pod: builtins.str = ...,
+        since: builtins.int = ...,
+        why: builtins.str = ...,
+        remedy: builtins.str = ...,
+        missing: builtins.bool = ...,
+        unclear: builtins.bool = ...,
+        repaired: builtins.bool = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "kind", b"kind", "missing", b"missing", "name", b"name", "owner_id", b"owner_id", "pod", b"pod", "remedy", b"remedy", "repaired", b"repaired", "since", b"since", "unclear", b"unclear", "why", b"why"]) -> None: ...
+
+global___AuditFinding = AuditFinding

@@ -64,6 +64,11 @@ class HostStub(object):
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtResponse.FromString,
                 )
+        self.Audit = channel.unary_unary(
+                '/sandboxd.host.v1.Host/Audit',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditResponse.FromString,
+                )
 
 
 class HostServicer(object):
@@ -162,6 +167,17 @@ class HostServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Audit(self, request, context):
+        """Compares what is on this machine with the daemon's records: what is nobody's, and what records say that there is
+        and is gone. Each thing is looked at twice, a second apart, so that nothing that is being made or removed counts.
+        With `repair`, what is certainly this daemon's and nobody's is removed, as RemovePodSandbox would, and what can be
+        put back is; a repair that was begun goes on when the client leaves. What may be another's is named and left
+        alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -214,6 +230,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.ForgiveDebt,
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtRequest.FromString,
                     response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtResponse.SerializeToString,
+            ),
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -392,5 +413,22 @@ class Host(object):
         return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/ForgiveDebt',
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtRequest.SerializeToString,
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ForgiveDebtResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Audit',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -5,8 +5,8 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt and ForgiveDebt are the calls that
-write.
+Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt, ForgiveDebt and an Audit that repairs are
+the calls that write.
 
 Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
 is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
@@ -126,6 +126,17 @@ class HostStub:
     its plugin is lost or refuses the recorded configuration. NOT_FOUND when the pod owes nothing.
     """
 
+    Audit: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.AuditRequest,
+        sandboxd.pb.host.v1.host_pb2.AuditResponse,
+    ]
+    """Compares what is on this machine with the daemon's records: what is nobody's, and what records say that there is
+    and is gone. Each thing is looked at twice, a second apart, so that nothing that is being made or removed counts.
+    With `repair`, what is certainly this daemon's and nobody's is removed, as RemovePodSandbox would, and what can be
+    put back is; a repair that was begun goes on when the client leaves. What may be another's is named and left
+    alone.
+    """
+
 class HostAsyncStub(HostStub):
     LoadImage: grpc.aio.StreamStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
@@ -218,6 +229,17 @@ class HostAsyncStub(HostStub):
     """Gives up the DELs that a pod owes: removes its namespace and forgets the debts. What the plugins made outside
     of the namespace, such as addresses and rules, is not freed by that. For a debt that can never be paid, as
     its plugin is lost or refuses the recorded configuration. NOT_FOUND when the pod owes nothing.
+    """
+
+    Audit: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.AuditRequest,
+        sandboxd.pb.host.v1.host_pb2.AuditResponse,
+    ]
+    """Compares what is on this machine with the daemon's records: what is nobody's, and what records say that there is
+    and is gone. Each thing is looked at twice, a second apart, so that nothing that is being made or removed counts.
+    With `repair`, what is certainly this daemon's and nobody's is removed, as RemovePodSandbox would, and what can be
+    put back is; a repair that was begun goes on when the client leaves. What may be another's is named and left
+    alone.
     """
 
 class HostServicer(metaclass=abc.ABCMeta):
@@ -332,6 +354,19 @@ class HostServicer(metaclass=abc.ABCMeta):
         """Gives up the DELs that a pod owes: removes its namespace and forgets the debts. What the plugins made outside
         of the namespace, such as addresses and rules, is not freed by that. For a debt that can never be paid, as
         its plugin is lost or refuses the recorded configuration. NOT_FOUND when the pod owes nothing.
+        """
+
+    @abc.abstractmethod
+    def Audit(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.AuditRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.AuditResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.AuditResponse]]:
+        """Compares what is on this machine with the daemon's records: what is nobody's, and what records say that there is
+        and is gone. Each thing is looked at twice, a second apart, so that nothing that is being made or removed counts.
+        With `repair`, what is certainly this daemon's and nobody's is removed, as RemovePodSandbox would, and what can be
+        put back is; a repair that was begun goes on when the client leaves. What may be another's is named and left
+        alone.
         """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
