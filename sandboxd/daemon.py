@@ -33,7 +33,7 @@ from sandboxd.api.edge import Edge
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.invoker import Invoker
 from sandboxd.config import Config, child_environment, host_and_port, notify_socket, plugin_path, proxy_variables
-from sandboxd.containerd import managed
+from sandboxd.containerd import bundles, managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.runtime import ContainerdRuntime
 from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
@@ -130,7 +130,7 @@ async def serve(config: Config) -> None:
         streaming = _streaming(config, jobs)
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
         pause = PauseImage(images, pulls, jobs, config.runtime)
-        auditor = Auditor(node, images)
+        auditor = Auditor(node, images, bundles.directory(containerd_state(config), config.containerd.namespace))
         metrics = Metrics(
             pulls,
             sandboxd.__version__,

@@ -51,10 +51,12 @@ class Outcome:
 class Auditor:
     """Audits one daemon's machine."""
 
-    def __init__(self, node: Node, store: ImageStore) -> None:
+    def __init__(self, node: Node, store: ImageStore, bundles: str) -> None:
+        """`bundles` is the directory of containerd's task bundles."""
         self.found: tuple[Finding, ...] = ()  # by the last audit; what is unclear left out
         self._node = node
         self._store = store
+        self._bundles = bundles
 
     async def audit(self, *, thorough: bool = True) -> list[Finding]:
         """Everything that is found. Changes nothing. Raises Unavailable when containerd does not answer."""
@@ -99,7 +101,7 @@ class Auditor:
     async def _looked(self, *, thorough: bool) -> tuple[Sight, Known, list[Finding]]:
         ledger, held = self._node.ledger, self._node.jobs.held
         before = ledger.sandboxes.keys() | ledger.containers.keys() | held()
-        sight = await sightings.look(self._node, self._store, thorough=thorough)
+        sight = await sightings.look(self._node, self._store, self._bundles, thorough=thorough)
         known = Known(
             sandboxes=dict(ledger.sandboxes),
             containers=dict(ledger.containers),
@@ -135,7 +137,9 @@ class Auditor:
         ledger = self._node.ledger
         if left:
             error = error or ("it is still gone" if finding.missing else "it is still there")
-        elif not finding.missing and (finding.owner in ledger.sandboxes or finding.owner in ledger.containers):
+        elif finding.missing:
+            error = ""
+        elif finding.owner in ledger.sandboxes or finding.owner in ledger.containers:
             error = error or "it could not be removed whole; this is tried again"
         elif finding.kind in _CONNECTED and any(each.sandbox_id == finding.owner for each in ledger.attachments):
             error = "a plugin's DEL failed; it is a debt now, see `sandboxctl debts`"
@@ -181,10 +185,14 @@ class Auditor:
                 containers=containers,
                 connected=any(thing.kind in _CONNECTED for thing in mine),
                 mounts=points,
+                ports=sorted({port for thing in mine for port in thing.ports}),
             )
             await reclaim.reclaim(node, lost)
         else:
             await reclaim.reclaim_container(node, owner, points)
+        for thing in mine:
+            if thing.kind is Kind.SNAPSHOT:  # of a mounted image, whose directory may be gone
+                await node.images.remove_rootfs(thing.name)
         for id_ in {owner, *containers}:
             await node.images.forget_changes(id_)
         await self._end_shims({owner, *containers})
@@ -193,9 +201,9 @@ class Auditor:
         """Those that a teardown leaves: without a task, nothing tells containerd to end them."""
         where = self._node.config.containerd_socket, self._node.config.containerd.namespace
         tasks: Mapping[str, object] = await self._node.runtime.list()
-        for shim in await asyncio.to_thread(shims.running, *where):
-            if shim.id in ids and shim.id not in tasks:
-                await asyncio.to_thread(shims.end, shim, *where)
+        for id_ in ids:
+            if id_ not in tasks:
+                await asyncio.to_thread(shims.end_left, *where, id_)
 
     async def _put_back(self, sandbox_id: str) -> None:
         """What a pod lacks and can get again."""

@@ -51,6 +51,7 @@ class Thing:
     pod: str = ""  # "namespace/name", when that is known
     since: int = 0  # unix nanoseconds, 0 when it does not say
     marked: bool = False  # it is ours, whatever its id
+    ports: tuple[tuple[str, int], ...] = ()  # the host's that a port rule forwards: "tcp" and so on, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from sandboxd.model import SandboxState
 from sandboxd.node import Node
 
 _RULES_SECONDS = 10.0
+_RULE_PORTS = re.compile(r"-p (tcp|udp|sctp) .*--d(?:estination-)?ports? ([0-9,]+)")
 _RULE_ID = re.compile(r'id: \\?"([0-9a-f]{64})\\?"')
 _SHORT_ID = re.compile(r"[0-9a-f]{16}\Z")
 _TRANSFER_PREFIX = "sandboxd-pull-"
@@ -44,8 +45,11 @@ class Sight:
     strangers: frozenset[str]
 
 
-async def look(node: Node, store: ImageStore, *, thorough: bool) -> Sight:
-    """Look once. `thorough` also asks iptables, which is slow. Raises Unavailable, and OSError of the machine."""
+async def look(node: Node, store: ImageStore, bundles: str, *, thorough: bool) -> Sight:
+    """Look once. `bundles` is the directory of containerd's task bundles; `thorough` also asks iptables, slowly.
+
+    Raises Unavailable, and OSError of the machine.
+    """
     records = await node.runtime.records.list()
     tasks = await node.runtime.list()
     snapshots = [each for each in await store.snapshots.list() if each.kind is not SnapshotKind.COMMITTED]
@@ -56,6 +60,7 @@ async def look(node: Node, store: ImageStore, *, thorough: bool) -> Sight:
     things = [
         *_containers(records, ours, node.places.owner),
         *_tasks(tasks),
+        *_bundles(bundles, tasks),
         *_snapshots(snapshots, node.places.owner),
         *await _of_images(node, store),
         *await _on_the_machine(node),
@@ -108,6 +113,12 @@ def _tasks(tasks: Mapping[str, Task]) -> Iterator[Thing]:
     for task_id in tasks:
         if id_ := places.id_of_directory(task_id):
             yield Thing(kind=Kind.TASK, name=task_id, id=id_)
+
+
+def _bundles(directory: str, tasks: Mapping[str, Task]) -> Iterator[Thing]:
+    for entry, since in _entries(directory):
+        if (id_ := places.id_of_directory(entry)) and id_ not in tasks:
+            yield Thing(kind=Kind.BUNDLE, name=f"{directory}/{entry}", id=id_, since=since)
 
 
 def _snapshots(snapshots: Sequence[Snapshot], owner: str) -> Iterator[Thing]:
@@ -164,9 +175,9 @@ async def _on_the_machine(node: Node) -> list[Thing]:
 
 
 def _shims(node: Node) -> Iterator[Thing]:
-    for shim in shims.running(node.config.containerd_socket, node.config.containerd.namespace):
-        if id_ := places.id_of_directory(shim.id):
-            yield Thing(kind=Kind.SHIM, name=f"process {shim.pid}", id=id_, pod_id=id_)
+    for group in shims.groups(node.config.containerd_socket, node.config.containerd.namespace):
+        if id_ := places.id_of_directory(group):
+            yield Thing(kind=Kind.SHIM, name=group, id=id_, pod_id=id_)
 
 
 def _directories(node: Node) -> Iterator[Thing]:
@@ -243,7 +254,10 @@ async def _port_rules() -> list[Thing]:
             if (match := _RULE_ID.search(line)) and line.startswith("-A "):
                 chain = line.split(" ")[1]
                 name = f"{program.removesuffix('-save')} nat {chain} {match[1]}"
-                found[name] = Thing(kind=Kind.PORT_RULE, name=name, id=match[1], pod_id=match[1])
+                ports = found[name].ports if name in found else ()
+                if says := _RULE_PORTS.search(line):
+                    ports += tuple((says[1], int(port)) for port in says[2].split(",") if port)
+                found[name] = Thing(kind=Kind.PORT_RULE, name=name, id=match[1], pod_id=match[1], ports=ports)
     return [*found.values()]
 
 

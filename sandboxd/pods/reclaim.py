@@ -28,6 +28,8 @@ from sandboxd.pods.teardown import remove_abandoned
 
 log = structlog.get_logger(__name__)
 
+_PROTOCOLS = {"tcp": cri.TCP, "udp": cri.UDP, "sctp": cri.SCTP}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
@@ -38,6 +40,7 @@ class Lost:
     containers: Collection[str] = ()  # the ids of those that are known to be in it
     connected: bool = False  # something of a network is left: the plugins' DEL is due
     mounts: Collection[str] = ()  # mount points in its directories
+    ports: Collection[tuple[str, int]] = ()  # the host's that are still forwarded to it: protocol and number
 
 
 async def reclaim(node: Node, lost: Lost) -> None:
@@ -82,7 +85,14 @@ def _sandbox(node: Node, lost: Lost) -> SandboxRecord:
     metadata = cri.PodSandboxMetadata(name=name or lost.id[:12], namespace=namespace or "lost", uid=lost.id)
     return SandboxRecord(
         id=lost.id,
-        config=cri.PodSandboxConfig(metadata=metadata),
+        config=cri.PodSandboxConfig(
+            metadata=metadata,
+            # For the DEL: portmap leaves the rules of a pod that is said to have no ports.
+            port_mappings=[
+                cri.PortMapping(protocol=_PROTOCOLS[protocol], host_port=port, container_port=port)
+                for protocol, port in lost.ports
+            ],
+        ),
         runtime_handler="",
         netns_path=node.places.network_namespace(lost.id) if lost.connected else "",
         created_at=time.time_ns(),

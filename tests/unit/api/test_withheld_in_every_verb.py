@@ -349,7 +349,7 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     )
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     cri_grpc.add_ImageServiceServicer_to_server(services.image_service(cast(ImageStore, images), pulls), server)
-    auditor = Auditor(node, cast(ImageStore, images))
+    auditor = Auditor(node, cast(ImageStore, images), str(tmp_path))
     own = services.host_service(node, cast(ImageStore, images), pulls, auditor, Breaking(fault).exposition)
     host_pb2_grpc.add_HostServicer_to_server(own, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
