@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0  # between two looks: what a request that has just ended leaves to the kernel is gone by then
 EVERY_SECONDS = 600.0  # between two audits that nobody asked for
 
-_CONNECTED = frozenset({Kind.ADDRESS, Kind.NAMESPACE, Kind.PORT_RULE})
+_CONNECTED = frozenset({Kind.ADDRESS, Kind.NAMESPACE, Kind.RULE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +182,7 @@ class Auditor:
             lost = reclaim.Lost(
                 id=owner,
                 pod=found[0].pod,
+                uid=next((thing.uid for thing in mine if thing.uid), ""),
                 containers=containers,
                 connected=any(thing.kind in _CONNECTED for thing in mine),
                 mounts=points,

@@ -32,7 +32,7 @@ class Kind(enum.StrEnum):
     LEASE = "lease"
     MOUNT = "mount"
     NAMESPACE = "namespace"
-    PORT_RULE = "port rule"  # a rule of the plugin portmap
+    RULE = "iptables rule"  # of a plugin, which names the pod in its comment
     SHIM = "shim"
     SNAPSHOT = "snapshot"
     TASK = "task"
@@ -49,6 +49,7 @@ class Thing:
     id: str = ""  # of the pod or container that its name tells; of a staging directory only the head
     pod_id: str = ""  # of its pod, when that is known; a pod's own thing has its id here too
     pod: str = ""  # "namespace/name", when that is known
+    uid: str = ""  # of the pod, which plugins may ask for
     since: int = 0  # unix nanoseconds, 0 when it does not say
     marked: bool = False  # it is ours, whatever its id
     ports: tuple[tuple[str, int], ...] = ()  # the host's that a port rule forwards: "tcp" and so on, number
@@ -107,7 +108,7 @@ _REMEDIES = {
     Kind.LEASE: "give it up and have containerd collect what only it held",
     Kind.MOUNT: "unmount it",
     Kind.NAMESPACE: "have the network's plugins delete the pod (DEL) and unpin it",
-    Kind.PORT_RULE: "have the network's plugins delete it (DEL)",
+    Kind.RULE: "have the network's plugins delete it (DEL)",
     Kind.SHIM: "end it",
     Kind.SNAPSHOT: "remove it",
     Kind.TASK: "end and delete it",

@@ -104,6 +104,7 @@ def _containers(records: Mapping[str, Stored], ours: set[str], owner: str) -> It
                 id=record.id,
                 pod_id=record.labels.get(places.SANDBOX_LABEL, ""),
                 pod=f"{namespace}/{name}" if name else "",
+                uid=record.labels.get("io.kubernetes.pod.uid", ""),
                 since=record.created_at,
                 marked=record.owner == owner,
             )
@@ -257,7 +258,7 @@ async def _port_rules() -> list[Thing]:
                 ports = found[name].ports if name in found else ()
                 if says := _RULE_PORTS.search(line):
                     ports += tuple((says[1], int(port)) for port in says[2].split(",") if port)
-                found[name] = Thing(kind=Kind.PORT_RULE, name=name, id=match[1], pod_id=match[1], ports=ports)
+                found[name] = Thing(kind=Kind.RULE, name=name, id=match[1], pod_id=match[1], ports=ports)
     return [*found.values()]
 
 

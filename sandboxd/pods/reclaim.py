@@ -37,6 +37,7 @@ class Lost:
 
     id: str
     pod: str = ""  # "namespace/name", "" when nothing says it
+    uid: str = ""  # the same
     containers: Collection[str] = ()  # the ids of those that are known to be in it
     connected: bool = False  # something of a network is left: the plugins' DEL is due
     mounts: Collection[str] = ()  # mount points in its directories
@@ -72,7 +73,7 @@ def _record(node: Node, lost: Lost, config: NetworkConfig | None) -> None:
     """Intent before effect, the DEL's first: without the pod's record it is a debt, which is paid as well."""
     sandbox = _sandbox(node, lost)
     if config is not None:
-        node.ledger.put_attachment(_attachment(node, sandbox, config, lost.pod))
+        node.ledger.put_attachment(_attachment(node, sandbox, config, lost))
     for container_id in lost.containers:
         if container_id not in node.ledger.containers:
             node.ledger.add_container(_container(sandbox, container_id))
@@ -100,17 +101,20 @@ def _sandbox(node: Node, lost: Lost) -> SandboxRecord:
     )
 
 
-def _attachment(node: Node, sandbox: SandboxRecord, config: NetworkConfig, pod: str) -> Attachment:
+def _attachment(node: Node, sandbox: SandboxRecord, config: NetworkConfig, lost: Lost) -> Attachment:
+    as_it_was = cri.PodSandboxConfig()
+    as_it_was.CopyFrom(sandbox.config)
+    as_it_was.metadata.uid = lost.uid or lost.id
     planned = request.plan(
         config,
-        sandbox.config,
+        as_it_was,
         sandbox.id,
         sandbox.netns_path,
         node.config.network.plugin_dirs,
         ifname=network.IFNAME,
         cgroup_path=node.places.requested_parent(sandbox),
     )
-    return replace(planned, state=AttachmentState.ADDING, pod=pod, boot=node.machine.boot)
+    return replace(planned, state=AttachmentState.ADDING, pod=lost.pod, boot=node.machine.boot)
 
 
 def _container(sandbox: SandboxRecord, container_id: str) -> ContainerRecord:

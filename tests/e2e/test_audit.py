@@ -29,7 +29,7 @@ from sandboxd.pb.containerd.services.containers.v1 import containers_pb2, contai
 from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2 as host
-from tests.audit import assert_no_leaks, observe
+from tests.audit import assert_no_leaks, difference, observe
 from tests.conftest import StartBed
 from tests.pods import create_container, pod_config, pod_status, remove_pod, run_container, run_pod, shell
 from tests.processes import until
@@ -191,7 +191,7 @@ def test_a_pod_without_a_record_is_named_with_all_that_it_has_and_removed_whole(
         ("mount", f"{STATE}/sandboxes/{pod_id}/shm"),
     }
     kinds = {kind for kind, _ in seen}
-    assert {"address", "port rule"} <= kinds
+    assert {"address", "iptables rule"} <= kinds
     assert not any(each.get("missing") or each.get("unclear") for each in findings)
 
     repaired = sandboxctl(bed, "audit", "--repair")
@@ -215,18 +215,21 @@ def test_what_a_plugin_does_not_release_is_a_debt_and_the_rest_goes(bed: Testbed
     conf.write_text(json.dumps(broken))
     findings = audit(bed, repair=True)
     left = {each.kind: each.error for each in findings if not each.repaired}
-    assert set(left) <= {"namespace", "address", "port rule"} and "debts" in left["namespace"]
+    assert set(left) <= {"namespace", "address", "iptables rule"} and "debts" in left["namespace"]
     assert [each.pod_sandbox_id for each in bed.host.ListDebts(host.ListDebtsRequest()).debts] == [pod_id]
     bed.path("/run/blocked").unlink()
     bed.host.RetryDebt(host.RetryDebtRequest(pod_sandbox_id=pod_id), timeout=60)
     shutil.rmtree(bed.path("/run/blocked"))
     conf.write_text(good)
-    # What an earlier configuration had reserved is left, and nothing says whose it is: it is shown, and not touched.
+    # An address that an earlier configuration had reserved is left, and rules that the plugin removes only when all
+    # else has gone well. Nothing says any more whose they are: they are shown, and not touched.
     left_of_it = audit(bed, repair=True)
-    assert [(each.kind, each.unclear, each.repaired) for each in left_of_it] == [("address", True, False)]
-    (unclear,) = left_of_it
-    bed.path(unclear.name).unlink()
-    assert_no_leaks(bed, before)
+    assert {(each.kind, each.unclear, each.repaired) for each in left_of_it} == {
+        ("address", True, False),
+        ("iptables rule", True, False),
+    }
+    added = [line for line in difference(before, observe(bed)) if "10.0.10." not in line and "CNI-" not in line]
+    assert added == []
 
 
 # --- each kind, planted ------------------------------------------------------------------------------------------
