@@ -1,5 +1,6 @@
 """Insight into the machine and the daemon.
 
+explain    which operations a name means (pure)
 doctor     what a machine lacks
 metrics    what the daemon counts; metrics_server gives it to Prometheus
 sightings  what pods and containers could leave behind, as it is now
