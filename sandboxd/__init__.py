@@ -63,9 +63,10 @@ modules: no IO, no clock, no environment, no async.
         foreign_json    P    JSON of images and registries, read within bounds
         trees                walking and removing what images and containers made
         mountinfo       P    what a list of mounts says, and which of them a path leads to
-    disclosure  retries
+    disclosure  retries  turns
         disclosure           what may be disclosed of an error: tracebacks without values, words without secrets
         retries              when what failed is tried again, and how much at once
+        turns                how much goes on at once, and who is next
     errors              P    the error tree
     pb/                      generated from proto/, never edited
 

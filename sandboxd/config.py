@@ -92,6 +92,9 @@ class Runtime:
     cgroup_parent: str = "/sandboxd"  # of pods that name none (cgroupfs driver)
     seccomp_dir: str = "/etc/sandboxd/seccomp"  # of Localhost profiles with a relative path
     apparmor_default: str = ""  # the loaded profile for RuntimeDefault; "" confines nothing
+    # Pods, and containers, made at once; others wait for their turn. 0 is four for each processor, 8 at least.
+    builds_at_once: int = field(default=0, metadata={"zero": True})
+    execs_per_pod: int = 24  # processes exec'd into one pod at once; the shim of containerd 1.6 is stuck at 32
     cdi_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")  # later directories take precedence
     handlers: Mapping[str, Handler] = field(default_factory=lambda: {"runc": Handler()})
 

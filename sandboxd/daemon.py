@@ -50,7 +50,7 @@ from sandboxd.logs.client import Logs
 from sandboxd.logs.process import LoggerPaths
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers
-from sandboxd.node import Machine, Network, Node
+from sandboxd.node import Load, Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
 from sandboxd.places import Places
@@ -114,6 +114,7 @@ async def serve(config: Config) -> None:
         node = Node(
             config=config,
             jobs=jobs,
+            load=Load(config),
             ledger=ledger,
             netns=netns,
             network=Network(

@@ -6,6 +6,7 @@ the jobs, the configuration) is named by its class.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ from sandboxd.netns import Interface
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
 from sandboxd.remembered import Remembered
+from sandboxd.turns import Budget, Turns
+
+BUILD_SECONDS = 5.0  # for which a turn to make something is lent: what takes longer waits, for a plugin say
+# Of what ExecSync's have written and their clients have not yet; several times that is held while it is sent.
+OUTPUT_BYTES = 48 << 20  # of all together
+LARGEST_OUTPUT_BYTES = 16 << 20  # of one
 
 
 class Netns(Protocol):
@@ -177,12 +184,33 @@ class Machine:
     remembered: Remembered = field(default_factory=Remembered)  # what its programs and its kernel were asked
 
 
+class Execs:
+    """What bounds the processes exec'd into one pod; the key is the pod's id. See `containers.admission`."""
+
+    def __init__(self, per_pod: int) -> None:
+        self.sessions = Turns(max(1, per_pod * 2 // 3))
+        self.places = Turns(per_pod)
+        self.starts = Turns(max(1, per_pod // 6))
+
+
+class Load:
+    """How much goes on at once on this node."""
+
+    def __init__(self, config: Config) -> None:
+        builds = config.runtime.builds_at_once or max(8, 4 * len(os.sched_getaffinity(0)))
+        self.pods = Turns(builds, BUILD_SECONDS)  # being made
+        self.containers = Turns(builds, BUILD_SECONDS)  # being created or started
+        self.execs = Execs(config.runtime.execs_per_pod)
+        self.output = Budget(OUTPUT_BYTES, LARGEST_OUTPUT_BYTES)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """Everything an operation needs. Built once, in `daemon.py`."""
 
     config: Config
     jobs: Jobs
+    load: Load
     ledger: Ledger
     places: Places
     machine: Machine

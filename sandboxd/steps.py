@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 # A name begins with what the step is about: pod, container, image or cni. A test compares this table with the code.
 NAMES: Mapping[str, str] = {
     "pod.run": "RunPodSandbox, from the record to a running pod",
+    "pod.wait": "for a turn: so many pods, and containers, are made at once",
     "pod.stop": "everything that the pod holds is freed, its records stay",
     "pod.remove": "everything else goes",
     "pod.adopt": "a pod that the ledger had lost is put back",
@@ -72,6 +73,7 @@ NAMES: Mapping[str, str] = {
     "container.adopt": "a container that the ledger had lost is put back",
     "container.update": "new limits, in containerd and in the cgroup",
     "container.exec": "a further process",
+    "container.exec.wait": "for a turn: a pod takes so many further processes at once",
     "container.checkpoint": "CheckpointContainer, from the pause to the archive",
     "container.pause": "all processes stand still",
     "container.dump": "CRIU writes their memory",

@@ -7,6 +7,7 @@ from typing import Any
 from sandboxd.api.lookup import Lookup
 from sandboxd.containers import attach as attaching
 from sandboxd.containers import exec as execs
+from sandboxd.containers.output import Output
 from sandboxd.node import Node
 from sandboxd.operations import running_container, unstopped_sandbox
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -27,7 +28,9 @@ class Inside:
 
     async def ExecSync(self, request: cri.ExecSyncRequest, context: Any) -> cri.ExecSyncResponse:
         container_id = self._lookup.container(request.container_id).id
-        stdout, stderr, code = await execs.exec_sync(self._node, container_id, request.cmd, request.timeout)
+        output = Output(self._node)
+        context.add_done_callback(lambda _: output.sent())
+        stdout, stderr, code = await execs.exec_sync(self._node, container_id, request.cmd, request.timeout, output)
         return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)
 
     async def Exec(self, request: cri.ExecRequest, context: Any) -> cri.ExecResponse:
@@ -36,11 +39,13 @@ class Inside:
         execs.check_command(request.cmd)
         wanted = Streams(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
         names = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(wanted, name))
+        pending = execs.Pending(self._node, container_id, request.cmd, tty=request.tty, streams=names)
         url = self._streaming.url_for(
             ExecRequest(
                 subject=container_id,
                 streams=wanted,
-                open=lambda: execs.start(self._node, container_id, request.cmd, tty=request.tty, streams=names),
+                admit=pending.admit,
+                open=pending.start,
                 private=tuple(request.cmd),
             )
         )

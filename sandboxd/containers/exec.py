@@ -25,6 +25,8 @@ import structlog
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd.tasks import Exit
 from sandboxd.containers import runtime_reads
+from sandboxd.containers.admission import Admission
+from sandboxd.containers.output import Output
 from sandboxd.containers.stdin import Stdin
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TimedOut
 from sandboxd.jobs import in_pieces
@@ -35,8 +37,6 @@ from sandboxd.operations import running_container
 
 log = structlog.get_logger(__name__)
 
-# Bytes of output that ExecSync returns; what is more is read and dropped. CRI clients take messages of 16 MiB.
-MAX_OUTPUT_BYTES = (16 << 20) - 65536
 END_SECONDS = 30.0  # for a SIGKILL to show; longer means a process stuck in the kernel
 DRAIN_SECONDS = 2.0  # how long a background child may hold the streams after the process itself has ended
 READ_BYTES = 65536
@@ -58,9 +58,14 @@ class Process:
         self._pipes: list[asyncio.ReadTransport] = []
         self._end: Exit | None = None
         self._driven = AsyncExitStack()
+        self._admission = Admission(node, container)
+
+    async def admit(self, *, session: bool) -> None:
+        """Wait until the pod takes another process; nothing is begun before. See `Admission.wait`."""
+        await self._admission.wait(session=session)
 
     async def start(self, argv: Sequence[str], streams: Sequence[str], within: float | None = None) -> None:
-        """Start it with these of stdin, stdout and stderr, `within` seconds if that is not None.
+        """Start it, once admitted, with these of stdin, stdout and stderr, `within` seconds if that is not None.
 
         Raises NotReady with the runtime's words, TimedOut; clean then.
         """
@@ -85,6 +90,7 @@ class Process:
                     terminal=self._tty,
                 )
                 step.note(pid=await self._started(argv, within))
+                await self._admission.started()
             except BaseException:
                 await self.close()
                 raise
@@ -172,6 +178,7 @@ class Process:
             await in_pieces(trees.remove(self._directory))
         finally:
             await self._driven.aclose()
+            await self._admission.leave()
 
 
 async def _end(node: Node, container_id: str, exec_id: str) -> None:
@@ -289,56 +296,93 @@ def check_command(argv: Sequence[str]) -> None:
         raise InvalidRequest("cmd: there is no command")
 
 
-async def start(node: Node, container_id: str, argv: Sequence[str], *, tty: bool, streams: Sequence[str]) -> Process:
-    """Start a process for a client that will drive and close it."""
-    process = Process(node, running_container(node, container_id), tty=tty)
-    await process.start(argv, streams)
-    return process
+class Pending:
+    """A process that a client will drive and close: admitted, while the client may still leave, then started."""
+
+    def __init__(
+        self, node: Node, container_id: str, argv: Sequence[str], *, tty: bool, streams: Sequence[str]
+    ) -> None:
+        self._node = node
+        self._container_id = container_id
+        self._argv = argv
+        self._tty = tty
+        self._streams = streams
+        self._process: Process | None = None
+
+    async def admit(self) -> None:
+        """Wait until it may be started, and have a place for it. Raises NotFound, NotReady, Exhausted."""
+        process = Process(self._node, running_container(self._node, self._container_id), tty=self._tty)
+        await process.admit(session=True)
+        self._process = process
+
+    async def start(self) -> Process:
+        """Start it, once admitted."""
+        assert self._process is not None, "not admitted"
+        await self._process.start(self._argv, self._streams)
+        return self._process
 
 
-async def exec_sync(node: Node, container_id: str, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
+async def exec_sync(
+    node: Node, container_id: str, argv: Sequence[str], timeout: int, output: Output | None = None
+) -> tuple[bytes, bytes, int]:
     """Run a command to its end: (stdout, stderr, exit code). `timeout` is in seconds; 0 or less is none.
 
-    Raises TimedOut when it takes longer. However this ends, and also when the caller is cancelled, the process is
-    gone afterwards.
+    It counts from when the process may be started. Who passes `output` says when it has been `sent`.
+
+    Raises TimedOut when it takes longer, Exhausted when too many wait. However this ends, and also when the caller is
+    cancelled, the process is gone afterwards.
     """
     check_command(argv)
     timeout = max(timeout, 0)
     process = Process(node, running_container(node, container_id), tty=False)
-    job = node.jobs.spawn(("ExecSync", process.id), lambda: _sync(node, process, argv, timeout))
+    await process.admit(session=False)
+    kept = output if output is not None else Output(node)
+    job = node.jobs.spawn(("ExecSync", process.id), lambda: _sync(node, process, argv, timeout, kept))
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
         # Only the client is gone. The job ends with its process, and cleans up as it always does.
+        kept.sent()
         node.jobs.start(("ExecSync", process.id, "kill"), process.kill)
         raise
+    finally:
+        if output is None:
+            kept.sent()
 
 
-async def _sync(node: Node, process: Process, argv: Sequence[str], timeout: int) -> tuple[bytes, bytes, int]:
+async def _sync(
+    node: Node, process: Process, argv: Sequence[str], timeout: int, output: Output
+) -> tuple[bytes, bytes, int]:
     began = time.monotonic()
     await process.start(argv, ("stdout", "stderr"), timeout or None)
-    stdout, stderr = bytearray(), bytearray()
-    pouring = asyncio.gather(_pour(process.stdout(), stdout), _pour(process.stderr(), stderr))
+    pouring = asyncio.gather(
+        output.pour(process.stdout(), output.stdout), output.pour(process.stderr(), output.stderr)
+    )
     try:
         try:
             async with asyncio.timeout(max(0.0, timeout - (time.monotonic() - began)) if timeout else None):
                 code = await process.wait()
         except TimeoutError as exc:
             await process.kill()
-            raise TimedOut(f"{disclosure.program(argv)} did not end within {timeout} s and was killed") from exc
-        try:
-            async with asyncio.timeout(DRAIN_SECONDS):
-                await asyncio.shield(pouring)
-        except TimeoutError:
-            pass  # a child in the background holds the streams; what there is so far is the answer
-        return bytes(stdout), bytes(stderr[: MAX_OUTPUT_BYTES - len(stdout)]), code
+            why = "; its output waited for that of others to be sent" if output.has_waited() else ""
+            raise TimedOut(f"{disclosure.program(argv)} did not end within {timeout} s and was killed{why}") from exc
+        await _rest(pouring, output)
+        return *output.take(), code
     finally:
         pouring.cancel()
         await asyncio.gather(pouring, return_exceptions=True)
+        output.collected()
         # A job: the shim takes seconds to forget a process whose child still holds the streams.
         node.jobs.start(("ExecSync", process.id, "close"), process.close)
 
 
-async def _pour(source: AsyncIterator[bytes], into: bytearray) -> None:
-    async for data in source:
-        into += data[: MAX_OUTPUT_BYTES - len(into)]
+async def _rest(pouring: asyncio.Future[Any], output: Output) -> None:
+    """Wait for what the process wrote last; for as long as it takes if it is our room that it waits for."""
+    while True:
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await asyncio.shield(pouring)
+                return
+        except TimeoutError:
+            if not (output.has_waited() and output.wanted):
+                return  # a child in the background holds the streams; what there is so far is the answer

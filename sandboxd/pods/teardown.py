@@ -17,7 +17,7 @@ import time
 
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd import shims
-from sandboxd.containers import image_mounts
+from sandboxd.containers import admission, image_mounts
 from sandboxd.containers.ending import end, free, kill
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
@@ -115,6 +115,7 @@ async def teardown(held: Held, *, remove: bool) -> None:
 
 async def _stop(held: Held, record: SandboxRecord) -> None:
     node, sandbox_id = held.node, held.sandbox_id
+    admission.dismiss(node, sandbox_id)
     # While its processes live: DEL must find the pod's namespace, not another one that somebody put in its place.
     with contextlib.suppress(SandboxdError):
         await pins.restore(node, record)

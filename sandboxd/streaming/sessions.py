@@ -75,10 +75,14 @@ class PortForward(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecRequest:
-    """`subject` names the container in log lines and errors; `private` are texts that must not appear in any."""
+    """`subject` names the container in log lines and errors; `private` are texts that must not appear in any.
+
+    `admit` returns once the process may be started; until then nothing is begun, and the client may leave.
+    """
 
     subject: str
     streams: Streams
+    admit: Callable[[], Coroutine[Any, Any, None]]
     open: Callable[[], Coroutine[Any, Any, ExecSession]]
     private: tuple[str, ...] = field(default=(), repr=False)
 

@@ -177,6 +177,8 @@ class Stdio:
             return Failed(message=f"{self._request.subject}: internal error: {disclosure.words(exc)}")
 
     async def _open(self) -> Session:
+        if isinstance(self._request, ExecRequest):
+            await self._request.admit()
         # A job, so that a disconnect at this point cannot leak a process.
         opening = self._jobs.spawn(("stream", "open", id(self)), self._opening)
         try:

@@ -25,7 +25,7 @@ from sandboxd.errors import Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, ImageRecord, SandboxRecord
-from sandboxd.node import Machine, Network, Node
+from sandboxd.node import Load, Machine, Network, Node
 from sandboxd.oci.linux import ALL_CAPABILITIES, HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
@@ -201,6 +201,7 @@ def _node(fakes: Bundle) -> Node:
     return Node(
         config=fakes.config,
         jobs=Jobs(),
+        load=Load(fakes.config),
         ledger=Ledger(":memory:"),
         netns=fakes.netns,
         network=Network(conf=ConfDir(fakes.config.network.conf_dir), cni=fakes.cni),

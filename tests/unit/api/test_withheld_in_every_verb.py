@@ -41,7 +41,7 @@ from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.machine import facts as machine
 from sandboxd.model import ContainerRecord, ImageRecord, SandboxRecord
-from sandboxd.node import Machine, Network, Node
+from sandboxd.node import Load, Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
@@ -319,6 +319,7 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     node = Node(
         config=config,
         jobs=jobs,
+        load=Load(config),
         ledger=cast(Any, BreakingAtOnce(fault)) if ledger_too else ledger,
         netns=cast(Any, Breaking(fault, exists=lambda path: True, inode=lambda path: 1)),
         network=Network(

@@ -51,7 +51,9 @@ async def test_a_client_gets_the_streams_that_it_wants_whatever_the_shim_needs(
 ) -> None:
     fakes.runtime.programs[ECHO] = Program(output=b"said\n", code=3)
     container_id = await fakes.running_container()
-    process = await exec_.start(fakes.node, container_id, ECHO, tty=tty, streams=streams)
+    pending = exec_.Pending(fakes.node, container_id, ECHO, tty=tty, streams=streams)
+    await pending.admit()
+    process = await pending.start()
     try:
         if "stdout" in streams:
             assert [data async for data in process.stdout()] == [b"said\n"]

@@ -346,7 +346,9 @@ async def exec_once(world: World) -> object:
     jobs, streams = node(world).jobs, ("stdin", "stdout", "stderr")
 
     async def session() -> int:
-        process = await exec.start(node(world), world.container_id, ECHO, tty=False, streams=streams)
+        pending = exec.Pending(node(world), world.container_id, ECHO, tty=False, streams=streams)
+        await pending.admit()
+        process = await pending.start()
         try:
             await process.write_stdin(b"x")
             await process.close_stdin()

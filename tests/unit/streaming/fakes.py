@@ -75,9 +75,16 @@ class Container:
     def __init__(self, main: Callable[[FakeProcess], Awaitable[int]]) -> None:
         self._main = main
         self.processes: list[FakeProcess] = []
+        self.waiting = asyncio.Event()
+        self.may_admit = asyncio.Event()
+        self.may_admit.set()
         self.opening = asyncio.Event()
         self.may_open = asyncio.Event()
         self.may_open.set()
+
+    async def admit(self) -> None:
+        self.waiting.set()
+        await self.may_admit.wait()
 
     async def start(self) -> FakeProcess:
         self.opening.set()
@@ -86,7 +93,7 @@ class Container:
         return self.processes[-1]
 
     def exec(self, **streams: bool) -> ExecRequest:
-        return ExecRequest(subject="container c1", streams=Streams(**streams), open=self.start)
+        return ExecRequest(subject="container c1", streams=Streams(**streams), admit=self.admit, open=self.start)
 
     def attach(self, **streams: bool) -> AttachRequest:
         return AttachRequest(subject="container c1", streams=Streams(**streams), open=self._attach)

@@ -167,7 +167,9 @@ async def test_an_exec_that_cannot_start_says_why(serve: Serve) -> None:
         raise NotReady("container c1 is not running; start it first")
 
     server = await serve()
-    request = ExecRequest(subject="container c1", streams=Streams(stdout=True), open=refuse)
+    request = ExecRequest(
+        subject="container c1", streams=Streams(stdout=True), admit=Container(cat).admit, open=refuse
+    )
     client = await SpdyClient.connect(server.url_for(request), SPDY)
     ids = await opened(client, "error", "stdout")
     status = json.loads(await client.all_of(ids["error"]))
