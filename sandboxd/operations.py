@@ -9,6 +9,9 @@
    and what changes a pod asks for it, so that nothing can change one without the lock.
 4. What it does outside the process is an `effect`: a named step, undone when it fails.
 
+5. What makes something waits for its turn first (`turns`): of a burst, so many are under way at once that who asks
+   for something else meanwhile is answered. What ends something waits for nobody's turn.
+
 Everything that is to happen around all requests (hooks, fault injection, the vocabulary of steps) comes in here.
 
 A lock that is taken while a pod's is held is never waited for the other way round; there is one: `containers.ending`
@@ -17,8 +20,10 @@ records the end of a task under a key of its own, since an exit must be recorded
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -28,6 +33,7 @@ from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, SandboxdError
 from sandboxd.machine import pins, pod_files
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, subject_of
 from sandboxd.node import Node
+from sandboxd.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +44,13 @@ Undo = Callable[[BaseException], Awaitable[None]]
 class Held:
     """The lock on one pod while it is held. Made by `hold` and `perform` only, and useless after them."""
 
-    __slots__ = ("_node", "_released", "sandbox_id")
+    __slots__ = ("_node", "_released", "sandbox_id", "waited")
 
-    def __init__(self, node: Node, sandbox_id: str) -> None:
+    def __init__(self, node: Node, sandbox_id: str, waited: str = "") -> None:
         self._node = node
         self._released = False
         self.sandbox_id = sandbox_id
+        self.waited = waited  # for its turn, in words; "" when it came at once
 
     def release(self) -> None:
         """From now on it is refused."""
@@ -115,6 +122,7 @@ async def perform(
     container_id: str = "",
     key: tuple[Hashable, ...] = (),
     subject: str = "",
+    turns: Turns | None = None,
 ) -> T:
     """Answer one mutating request with what `work` returns; see the head of this module.
 
@@ -126,10 +134,29 @@ async def perform(
     async def whole() -> T:
         about = subject or _named(node, sandbox_id, container_id)
         with steps.operation(verb, sandbox_id=sandbox_id, container_id=container_id, subject=about):
-            async with hold(node, sandbox_id) as held:
+            async with _turn(node, turns, sandbox_id) as waited, hold(node, sandbox_id, waited) as held:
                 return await work(held)
 
     return await node.jobs.run_to_end((verb, *(key or (container_id or sandbox_id,))), whole)
+
+
+@asynccontextmanager
+async def _turn(node: Node, turns: Turns | None, sandbox_id: str) -> AsyncIterator[str]:
+    """Wait for a turn and have it; how long that took, in words, "" when it came at once."""
+    if turns is None:
+        yield ""
+        return
+    # Of one pod only one waits for a turn, or has one while it waits for the pod's lock: others can use them.
+    async with node.jobs.exclusive(f"turn:{sandbox_id}"), AsyncExitStack() as stack:
+        if not turns.full():
+            await stack.enter_async_context(turns.turn(who=sandbox_id))
+            yield ""
+            return
+        began = time.monotonic()
+        log.log(logging.DEBUG if turns.waiting() else logging.INFO, "waiting for its turn", sandbox=sandbox_id)
+        with steps.step("pod.wait", ahead=turns.waiting()):
+            await stack.enter_async_context(turns.turn(who=sandbox_id))
+        yield f"{time.monotonic() - began:.1f} s"
 
 
 async def perform_unlocked(
@@ -164,10 +191,10 @@ def _named(node: Node, sandbox_id: str, container_id: str) -> str:
 
 
 @asynccontextmanager
-async def hold(node: Node, sandbox_id: str) -> AsyncIterator[Held]:
+async def hold(node: Node, sandbox_id: str, waited: str = "") -> AsyncIterator[Held]:
     """Wait for the pod's lock and hold it: for repairs, which are not requests."""
     async with node.jobs.exclusive(sandbox_id):
-        held = Held(node, sandbox_id)
+        held = Held(node, sandbox_id, waited)
         try:
             yield held
         finally:

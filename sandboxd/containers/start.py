@@ -34,7 +34,12 @@ async def start_container(node: Node, container_id: str) -> None:
     """
     sandbox_id = known_container(node, container_id).sandbox_id
     await perform(
-        node, "StartContainer", sandbox_id, lambda held: _start(held, container_id), container_id=container_id
+        node,
+        "StartContainer",
+        sandbox_id,
+        lambda held: _start(held, container_id),
+        container_id=container_id,
+        turns=node.load.containers,
     )
 
 

@@ -64,6 +64,7 @@ async def run_sandbox(
         lambda held: _run(held, pause_image, config, handler),
         key=(fingerprint,),
         subject=subject_of(config.metadata),
+        turns=node.load.pods,
     )
 
 
@@ -98,7 +99,7 @@ async def _run(
     async def undo(cause: BaseException) -> None:
         await _roll_back(held, cause)
 
-    async with held.effect("pod.run", undo=undo, pod=record.name):
+    async with held.effect("pod.run", undo=undo, pod=record.name, waited=held.waited or None):
         await _build(held, record, chosen, pause)
     # If pause exited at once, its exit event came before the pod was recorded as running and was ignored.
     node.jobs.start(("started", record.id), lambda: settle_sandbox(node, record.id))
