@@ -36,7 +36,7 @@ from sandboxd.config import Config, child_environment, host_and_port, notify_soc
 from sandboxd.containerd import bundles, managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.runtime import ContainerdRuntime
-from sandboxd.errors import InvalidRequest, NotReady, SandboxdError
+from sandboxd.errors import InvalidRequest, NotReady, SandboxdError, Unavailable
 from sandboxd.images import leftovers, uploads
 from sandboxd.images.pause import PauseImage
 from sandboxd.images.pull import Pulls
@@ -154,6 +154,7 @@ async def serve(config: Config) -> None:
         _last_resort(config.daemon.drain_seconds)
         _notify("STOPPING=1")
         condition.trouble = "sandboxd is shutting down"
+        node.load.dismiss(Unavailable(condition.trouble))
         log.info("shutting down; pods keep running", jobs=len(jobs.in_flight()))
         clock = asyncio.get_running_loop().time
         deadline = clock() + config.daemon.drain_seconds

@@ -18,6 +18,7 @@ from sandboxd.config import Config
 from sandboxd.containerd.records import Stored
 from sandboxd.containerd.snapshots import Mount, Usage
 from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
+from sandboxd.errors import SandboxdError
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
 from sandboxd.model import Attachment, FsInfo, ImageRecord, Owed
@@ -202,6 +203,11 @@ class Load:
         self.containers = Turns(builds, BUILD_SECONDS)  # being created or started
         self.execs = Execs(config.runtime.execs_per_pod)
         self.output = Budget(OUTPUT_BYTES, LARGEST_OUTPUT_BYTES)
+
+    def dismiss(self, why: SandboxdError) -> None:
+        """Send away all who wait for a turn; they have begun nothing."""
+        for turns in (self.pods, self.containers, self.execs.sessions, self.execs.places, self.execs.starts):
+            turns.dismiss_all(why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,11 @@ class Turns:
             if not ticket.done():
                 ticket.set_exception(type(why)(*why.args))
 
+    def dismiss_all(self, why: SandboxdError) -> None:
+        """`dismiss` in every queue."""
+        for key in tuple(self._queues):
+            self.dismiss(key, why)
+
     @asynccontextmanager
     async def turn(self, key: Hashable = "", who: str = "") -> AsyncIterator[None]:
         """Wait for a turn and have it while the body runs.

@@ -1,5 +1,7 @@
 """What every RPC passes: the gate until recovery is done, errors to gRPC codes, the policy on cancellation, a count.
 
+A call that streams its answer may go on for days: of each such method so many are open at once, no more.
+
 It also keeps what is private in a request out of the log of an unexpected error.
 
 When a client disconnects, grpc.aio cancels the handler; the jobs that the handler waits for go on. A CancelledError
@@ -13,6 +15,7 @@ import asyncio
 import inspect
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
@@ -52,6 +55,10 @@ UNEXPECTED: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
         "something in this request, or in what it is about, is nested more deeply than sandboxd can follow",
     ),
 }
+
+# Calls of one method that stream their answers at once: subscribers to the events, followers of logs, and the like.
+# Each has a queue and buffers of its own.
+MOST_STREAMS = 200
 
 # Of a status message: percent-encoding can triple it, and a client takes 8 KiB of trailers.
 MESSAGE_BYTES = 2500
@@ -97,6 +104,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
         self._not_serving = not_serving
         self._ended = ended
         self._private = private
+        self._open: Counter[str] = Counter()  # streaming calls, by method
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler of one call."""
@@ -141,8 +149,13 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     def _streaming(self, name: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             disclosure.withhold(lambda: self._private(request))
+            self._open[name] += 1
             try:
                 self._admit(name, inspect.isasyncgenfunction(behaviour))
+                if self._open[name] > MOST_STREAMS:
+                    raise errors.Exhausted(
+                        f"{MOST_STREAMS} calls of {_short(name)} are open at once; end one of them"
+                    )
                 async for message in behaviour(request, context):
                     yield message
             except (Exception, asyncio.CancelledError) as exc:
@@ -151,6 +164,8 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
                 # The client disconnected while a message was being sent.
                 self._ended(name, grpc.StatusCode.CANCELLED.name)
                 raise
+            finally:
+                self._open[name] -= 1
             self._ended(name, grpc.StatusCode.OK.name)
 
         return call

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from sandboxd import steps
-from sandboxd.errors import CleanupIncomplete, NotFound, NotReady
+from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, Unavailable
 from sandboxd.model import ContainerState
 from sandboxd.node import Node
 from sandboxd.operations import (
@@ -23,7 +23,10 @@ from sandboxd.operations import (
     running_container,
     unstopped_sandbox,
 )
-from tests.fakes.bundle import CONTAINER, POD, Bundle
+from sandboxd.pods.run import run_sandbox
+from sandboxd.pods.teardown import stop_sandbox
+from sandboxd.turns import Turns
+from tests.fakes.bundle import CONTAINER, POD, Bundle, pod_config
 
 
 @pytest.fixture
@@ -231,3 +234,115 @@ def test_a_container_that_is_still_being_created_does_not_exist_for_clients(node
 
     with pytest.raises(NotFound):
         known_container(node, CONTAINER)
+
+
+# Turns
+
+
+class Busy:
+    """Takes all turns until told otherwise."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._end = asyncio.Event()
+        self._tasks = [asyncio.ensure_future(self._have()) for _ in range(turns.each)]
+
+    async def _have(self) -> None:
+        async with self._turns.turn():
+            await self._end.wait()
+
+    async def waited_for(self, count: int) -> None:
+        """Return once so many wait."""
+        async with asyncio.timeout(30):
+            while self._turns.waiting() < count:  # noqa: ASYNC110 - it has no event for this
+                await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        self._end.set()
+        await asyncio.gather(*self._tasks)
+
+
+@pytest.fixture
+def pods(node: Node) -> Turns:
+    """The turns of pods, none of them lent for a time."""
+    node.load.pods = Turns(2)
+    return node.load.pods
+
+
+async def test_of_a_burst_so_many_are_made_at_once_and_in_the_order_in_which_they_were_asked_for(
+    node: Node, pods: Turns
+) -> None:
+    begun: list[str] = []
+    inside = most = 0
+
+    async def work(held: Held) -> None:
+        nonlocal inside, most
+        begun.append(held.sandbox_id)
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        inside -= 1
+
+    ids = [f"pod-{i:02}" for i in range(20)]
+    await asyncio.gather(*(perform(node, "Run", each, work, turns=pods) for each in ids))
+
+    assert (begun, most) == (ids, 2)
+
+
+async def test_what_waits_for_its_turn_is_joined_and_says_afterwards_that_it_waited(
+    fakes: Bundle, node: Node, pods: Turns, recorded: list[steps.StepRecord]
+) -> None:
+    busy = Busy(pods)
+    await asyncio.sleep(0)
+    asked = [asyncio.ensure_future(run_sandbox(node, fakes.pause_image, pod_config("late"), "")) for _ in range(2)]
+    await busy.waited_for(1)
+    assert not recorded
+    await busy.end()
+
+    (made,) = set(await asyncio.gather(*asked))
+    assert [record.detail["ahead"] for record in recorded if record.name == "pod.wait"] == ["0"]
+    (ran,) = (record for record in recorded if record.name == "pod.run")
+    assert ran.sandbox_id == made
+    assert ran.detail["waited"].endswith(" s")
+    await fakes.settled()
+
+
+async def test_stopping_a_pod_waits_for_nobodys_turn(fakes: Bundle, node: Node) -> None:
+    made = await fakes.ready_pod()
+    node.load.pods, node.load.containers = Turns(1), Turns(1)
+    busy = [Busy(node.load.pods), Busy(node.load.containers)]
+    await asyncio.sleep(0)
+
+    await asyncio.wait_for(stop_sandbox(node, made), 30)
+
+    assert node.ledger.sandboxes[made].stopped_at
+    for each in busy:
+        await each.end()
+    await fakes.settled()
+
+
+async def test_a_pod_that_is_busy_takes_one_turn_whatever_is_asked_of_it(node: Node, pods: Turns) -> None:
+    """The others are for other pods."""
+
+    async def work(held: Held) -> str:
+        return held.sandbox_id
+
+    async with hold(node, POD):
+        waiting = [asyncio.ensure_future(perform(node, f"Verb{i}", POD, work, turns=pods)) for i in range(5)]
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(perform(node, "Verb", "other", work, turns=pods), 30) == "other"
+    assert await asyncio.gather(*waiting) == [POD] * 5
+
+
+async def test_at_a_shutdown_what_waits_for_its_turn_is_sent_away(node: Node, pods: Turns) -> None:
+    async def work(held: Held) -> None:
+        pytest.fail("begun")
+
+    busy = Busy(pods)
+    await asyncio.sleep(0)
+    waits = asyncio.ensure_future(perform(node, "Verb", POD, work, turns=pods))
+    await busy.waited_for(1)
+    node.load.dismiss(Unavailable("sandboxd is shutting down"))
+    with pytest.raises(Unavailable, match="shutting down"):
+        await waits
+    await busy.end()

@@ -370,3 +370,29 @@ async def test_a_message_of_any_length_keeps_its_code_and_its_beginning(
     assert refused.code() is expected
     assert f"begins{letter * 50}" in str(refused.details())
     assert str(refused.details()).endswith("… (cut off, sandboxd's log has the rest)")
+
+
+async def test_a_method_has_only_so_many_streams_open_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is ended for a newcomer, who is told, and served once one has ended; other methods are not concerned."""
+    monkeypatch.setattr("sandboxd.api.edge.MOST_STREAMS", 2)
+    release = asyncio.Event()
+    server.runtime.behaviour = release.wait
+    held = [server.host.ReadLogs(host_pb2.ReadLogsRequest(), timeout=60) for _ in range(2)]
+    for call in held:
+        await call.read()
+
+    refused = await server.refusal("streaming")
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "2 calls of ReadLogs are open" in str(refused.details())
+    server.runtime.behaviour = lambda: None
+    assert (await server.single()).version == "v1"
+
+    server.runtime.ended.clear()
+    held[0].cancel()
+    await asyncio.wait_for(server.runtime.ended.wait(), SECONDS)
+    assert await server.streaming() == 2
+    release.set()
+    await held[1].read()
+    assert await held[1].read() is grpc.aio.EOF
