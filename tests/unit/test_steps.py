@@ -204,8 +204,9 @@ def test_the_table_of_steps_has_exactly_those_that_are_made() -> None:
     made = {
         name
         for path in PACKAGE.rglob("*.py")
-        if path.name != "operations.py" and path.parts[-2] != "pb"
+        if path.parts[-2] != "pb"
         for name in names_in(path.read_text())
+        if name != "?" or path.name != "operations.py"  # which passes on what a verb names
     }
 
     assert made == set(steps.NAMES)

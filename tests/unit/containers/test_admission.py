@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,11 +11,10 @@ from sandboxd import steps
 from sandboxd.containers import admission
 from sandboxd.containers import exec as exec_
 from sandboxd.containers.exec import Pending, Process, exec_sync
-from sandboxd.containers.output import FREE_BYTES, MAX_OUTPUT_BYTES, Output
+from sandboxd.containers.output import Output
 from sandboxd.errors import Exhausted, NotReady
 from sandboxd.node import Execs
 from sandboxd.pods.teardown import stop_sandbox
-from sandboxd.turns import Budget
 from tests.fakes.bundle import Bundle
 from tests.fakes.runtime import Program
 
@@ -136,62 +135,6 @@ async def test_a_start_that_fails_gives_its_place_back(fakes: Bundle, box: str) 
             await exec_sync(fakes.node, box, ("nosuch",), 0)
     await fakes.settled()
     assert not fakes.node.load.execs.places._queues
-
-
-# Output
-
-
-async def pieces(count: int, size: int = 1 << 20) -> AsyncIterator[bytes]:
-    for _ in range(count):
-        yield b"x" * size
-
-
-async def test_output_of_all_is_bounded_and_everybody_gets_all_of_his(fakes: Bundle) -> None:
-    object.__setattr__(fakes.node.load, "output", Budget(3 * MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES))
-    most = 0
-
-    async def one() -> int:
-        nonlocal most
-        output = Output(fakes.node)
-        outputs.append(output)
-        await output.pour(pieces(20), output.stdout)
-        most = max(most, sum(len(each.stdout) for each in outputs))
-        stdout, _ = output.take()
-        output.collected()
-        output.sent()
-        return len(stdout)
-
-    outputs: list[Output] = []
-    async with asyncio.timeout(60):
-        assert await asyncio.gather(*(one() for _ in range(12))) == [MAX_OUTPUT_BYTES] * 12
-    assert most <= 3 * MAX_OUTPUT_BYTES + 12 * FREE_BYTES
-    assert fakes.node.load.output.free == 2 * MAX_OUTPUT_BYTES
-
-
-async def test_a_few_lines_need_no_room(fakes: Bundle) -> None:
-    object.__setattr__(fakes.node.load, "output", Budget(0, 0))
-    output = Output(fakes.node)
-    async with asyncio.timeout(30):
-        await output.pour(pieces(1, FREE_BYTES), output.stderr)
-    assert len(output.take()[1]) == FREE_BYTES
-
-
-async def test_output_comes_before_errors_in_an_answer(fakes: Bundle) -> None:
-    output = Output(fakes.node)
-    await output.pour(pieces(17), output.stderr)
-    await output.pour(pieces(10), output.stdout)
-    stdout, stderr = output.take()
-    assert (len(stdout), len(stderr)) == (10 << 20, MAX_OUTPUT_BYTES - (10 << 20))
-
-
-async def test_room_is_kept_until_the_client_has_the_answer(fakes: Bundle) -> None:
-    free = fakes.node.load.output.free
-    output = Output(fakes.node)
-    await output.pour(pieces(2), output.stdout)
-    output.collected()
-    assert fakes.node.load.output.free < free
-    output.sent()
-    assert fakes.node.load.output.free == free
 
 
 async def test_an_exec_sync_uses_the_output_that_it_is_given(fakes: Bundle, box: str) -> None:
