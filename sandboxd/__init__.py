@@ -49,10 +49,12 @@ modules: no IO, no clock, no environment, no async.
         record_format   P    records as text, for the ledger and for containerd to keep
     model               P    records and the states they compute to
     steps                    the one instrument
-    database  mounts  supervised
+    commits                  transactions on the ledger's file, and what waits while it cannot be written
+    database  mounts  supervised  reserve
         database             the ledger's SQLite file: opened, put aside, watched
         mounts               the mounts that this process sees, and taking them away
         supervised           processes that outlive the daemon: started, found again, ended
+        reserve              room on the disk that is set aside, so that pods can be removed when there is none
     jobs  config  private  remembered  syscalls  complaints  foreign_json  trees  mountinfo
         jobs                 background work with an owner
         config               the configuration, and every default

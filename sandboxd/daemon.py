@@ -49,7 +49,7 @@ from sandboxd.ledger import Ledger
 from sandboxd.logs.client import Logs
 from sandboxd.logs.process import LoggerPaths
 from sandboxd.machine import facts as machine
-from sandboxd.machine import handlers
+from sandboxd.machine import handlers, room
 from sandboxd.node import Load, Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
@@ -63,6 +63,7 @@ from sandboxd.registry.hosts_dir import HostsDir
 from sandboxd.registry.patience import Limits as PullLimits
 from sandboxd.registry.proxies import Proxies
 from sandboxd.registry.ranges import Ranges
+from sandboxd.reserve import Reserve
 from sandboxd.streaming.link import Limits as StreamLimits
 from sandboxd.streaming.server import StreamingServer
 from sandboxd.timelines import Limits
@@ -95,7 +96,8 @@ async def serve(config: Config) -> None:
         kept = Limits(
             number=config.failures.kept, seconds=config.failures.days * 86400, bytes=config.failures.mebibytes << 20
         )
-        ledger = Ledger(places.ledger_file, kept)
+        reserve = Reserve(places.reserve_file)
+        ledger = Ledger(places.ledger_file, reserve.give_up, kept)
         stack.callback(ledger.close)
         stack.callback(steps.subscribe_failures(lambda story: _keep(ledger, story)))
         stack.callback(steps.subscribe(ledger.append_step))
@@ -126,6 +128,7 @@ async def serve(config: Config) -> None:
             logs=logs,
             machine=Machine(facts=machine.facts(config), boot=machine.boot_id()),
             places=places,
+            reserve=reserve,
         )
         condition = _Condition()
         streaming = _streaming(config, jobs)
@@ -268,6 +271,7 @@ def _keep_working(config: Config, node: Node, client: Containerd, images: ImageS
     node.jobs.watch("containerd answers", lambda: follow.look(node, client))
     node.jobs.watch("logger", node.logs.keep_up)
     node.jobs.watch("audit", auditor.watch)
+    node.jobs.watch("room", lambda: room.keep(node))
     node.jobs.watch("compare", lambda: compare_forever(node, every))
 
 

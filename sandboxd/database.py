@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from sandboxd import private
-from sandboxd.errors import NotReady, Unavailable
+from sandboxd.errors import NotReady
 
 log = structlog.get_logger(__name__)
 
@@ -96,8 +95,8 @@ class Connection(sqlite3.Connection):
         return ""
 
 
-def open_or_replace(path: str) -> tuple[Connection, str]:
-    """The connection, and the new name of a damaged file ("" when there was none)."""
+def open_or_replace(path: str, make_room: Callable[[], bool] = lambda: False) -> tuple[Connection, str]:
+    """The connection, and the new name of a damaged file ("" when there was none). `make_room` is of `Commits`."""
     aside = ""
     if path != ":memory:":
         restrict(path)
@@ -105,6 +104,8 @@ def open_or_replace(path: str) -> tuple[Connection, str]:
         return connect(path), aside
     except sqlite3.DatabaseError as exc:
         if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _CIRCUMSTANCES:
+            if make_room():
+                return open_or_replace(path, make_room)
             raise NotReady(f"the ledger {path} cannot be opened: {exc}") from exc
         aside = set_aside(path)
         log.error("the ledger is damaged, starting an empty one", file=path, kept_as=aside, error=str(exc))
@@ -176,18 +177,3 @@ def connect(path: str) -> Connection:
         db.close()
         raise
     return db
-
-
-@contextmanager
-def committed(db: Connection) -> Iterator[None]:
-    """One transaction; raises Unavailable when it cannot be written."""
-    try:
-        with db:
-            yield
-    except sqlite3.OperationalError as exc:
-        raise Unavailable(f"the ledger cannot be written: {exc}") from exc
-    except sqlite3.IntegrityError:
-        raise
-    except sqlite3.DatabaseError as exc:
-        db.damaged = True
-        raise Unavailable(f"the ledger cannot be written, it is damaged: {exc}") from exc

@@ -4,7 +4,8 @@ Rules:
 1. Intent before effect: a record is added before anything exists outside the process, and removed only when
    nothing is left.
 2. Unique names are UNIQUE constraints, so that a reservation cannot outlive or precede its record.
-3. Reads come from memory; every change is committed before it is visible.
+3. Reads come from memory. How things begin is committed before it is visible; how they end is visible at once, and
+   committed as soon as that can be done (`commits`): a full disk keeps no pod from being stopped and removed.
 4. A damaged row is moved to `quarantine` and reported; a damaged file is renamed and kept. Neither is fatal. A file
    that is intact but cannot be used (locked, unreadable, of a newer sandboxd) is fatal: starting without it would
    mean forgetting pods that run.
@@ -23,13 +24,20 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from sandboxd import database, record_format
+from sandboxd.commits import Commits, Statement
 from sandboxd.errors import AlreadyExists, NotFound, Unavailable
-from sandboxd.model import AnyRecord, Attachment, ContainerRecord, SandboxRecord
+from sandboxd.model import AnyRecord, Attachment, AttachmentState, ContainerRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.steps import StepRecord, Story
 from sandboxd.timelines import Limits, Timelines
 
 log = structlog.get_logger(__name__)
+
+# How a record ends: no field of one that begins. See `commits`.
+_ENDING = frozenset(
+    ("exit_code", "exited_at", "failure", "finished_at", "ips", "message", "pid", "reason", "stopped_at")
+)
+_ENDING_STATES = frozenset((AttachmentState.DELETING, AttachmentState.OWED))
 
 Record = TypeVar("Record", SandboxRecord, ContainerRecord)
 
@@ -49,21 +57,25 @@ class Quarantined:
 class Ledger:
     """The daemon's memory. All methods are synchronous; none waits for anything but the local disk.
 
-    Changes raise Unavailable when they cannot be written; nothing has changed then.
+    What begins raises Unavailable when it cannot be written; nothing has changed then. What ends never does.
     """
 
-    def __init__(self, path: str, limits: Limits | None = None) -> None:
+    def __init__(
+        self, path: str, make_room: Callable[[], bool] = lambda: False, limits: Limits | None = None
+    ) -> None:
         """Open or create the database at `path` (":memory:" for tests) and read everything.
 
-        `limits` are those of failed operations. Raises NotReady when the file is intact but cannot be used.
+        `make_room` is of `Commits`, `limits` are those of failed operations. Raises NotReady when the file is intact
+        but cannot be used.
         """
         self._path = path
-        self._db, self.replaced = database.open_or_replace(path)
-        self._sandboxes = _Table(self._db, "sandboxes", SandboxRecord, cri.PodSandboxConfig.FromString)
-        self._containers = _Table(self._db, "containers", ContainerRecord, cri.ContainerConfig.FromString)
+        self._db, self.replaced = database.open_or_replace(path, make_room)
+        self.commits = Commits(self._db, make_room)
+        self._sandboxes = _Table(self._db, self.commits, SandboxRecord, cri.PodSandboxConfig.FromString)
+        self._containers = _Table(self._db, self.commits, ContainerRecord, cri.ContainerConfig.FromString)
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
         self._load_attachments()
-        self._timelines = Timelines(self._db, limits or Limits())
+        self._timelines = Timelines(self.commits, limits or Limits())
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
@@ -82,7 +94,8 @@ class Ledger:
                 log.exception("a listener of the ledger failed")
 
     def close(self) -> None:
-        """Checkpoint and close the file."""
+        """Write what waits, checkpoint and close the file."""
+        self.commits.catch_up()
         self._db.close()
 
     def check(self) -> None:
@@ -114,7 +127,8 @@ class Ledger:
             self._db.close()
         aside = database.set_aside(self._path)
         os.replace(draft, self._path)
-        self._db = self._sandboxes.db = self._containers.db = self._timelines.db = database.connect(self._path)
+        self._db = database.connect(self._path)
+        self.commits.use(self._db)
         return aside
 
     # Sandboxes
@@ -142,11 +156,7 @@ class Ledger:
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget the sandbox and its timeline. Its attachments stay until they are removed separately."""
-        with database.committed(self._db):
-            self._sandboxes.delete(sandbox_id)
-            self._timelines.delete(sandbox_id)
-        before = self._sandboxes.rows.get(sandbox_id)
-        self._sandboxes.forget(sandbox_id)
+        before = self._sandboxes.remove(sandbox_id, self._timelines.forget(sandbox_id))
         if before is not None:
             self._announce(before, None)
 
@@ -179,10 +189,7 @@ class Ledger:
 
     def remove_container(self, container_id: str) -> None:
         """Forget the container. Idempotent."""
-        with database.committed(self._db):
-            self._containers.delete(container_id)
-        before = self._containers.rows.get(container_id)
-        self._containers.forget(container_id)
+        before = self._containers.remove(container_id)
         if before is not None:
             self._announce(before, None)
 
@@ -200,16 +207,18 @@ class Ledger:
     def put_attachment(self, attachment: Attachment) -> Attachment:
         """Add or replace an attachment."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with database.committed(self._db):
-            self._db.execute("INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", _attachment_row(attachment))
+        put = "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", _attachment_row(attachment)
+        if attachment.state in _ENDING_STATES:
+            self.commits.late(key, put)
+        else:
+            self.commits.now(put)
         self._attachments[key] = attachment
         return attachment
 
     def remove_attachment(self, attachment: Attachment) -> None:
         """Forget an attachment: its DEL succeeded, or no plugin ever ran."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        with database.committed(self._db):
-            self._db.execute("DELETE FROM attachments WHERE sandbox_id = ? AND network = ? AND ifname = ?", key)
+        self.commits.late(key, ("DELETE FROM attachments WHERE sandbox_id = ? AND network = ? AND ifname = ?", key))
         self._attachments.pop(key, None)
 
     def _load_attachments(self) -> None:
@@ -223,7 +232,10 @@ class Ledger:
     # Timelines
 
     def append_step(self, record: StepRecord) -> None:
-        """Add a step to its sandbox's timeline; steps of unknown sandboxes are not kept."""
+        """Add a step to its sandbox's timeline; steps of unknown sandboxes are not kept.
+
+        Nor is one that cannot be written: what depends on the ledger says so.
+        """
         if record.sandbox_id not in self._sandboxes.rows:
             return
         self._timelines.append(record)
@@ -251,9 +263,11 @@ class Ledger:
 class _Table(Generic[Record]):
     """Sandboxes or containers: rows in memory, written through."""
 
-    def __init__(self, db: database.Connection, name: str, kind: type[Record], parse: Callable[[bytes], Any]) -> None:
-        self.db = db
-        self.name = name
+    def __init__(
+        self, db: database.Connection, commits: Commits, kind: type[Record], parse: Callable[[bytes], Any]
+    ) -> None:
+        self._commits = commits
+        self.name = name = "sandboxes" if kind is SandboxRecord else "containers"
         self.rows: dict[str, Record] = {}
         self._names: dict[str, str] = {}
         for rowid, id_, config, body in db.execute(f"SELECT rowid, id, config, body FROM {name}").fetchall():
@@ -271,11 +285,7 @@ class _Table(Generic[Record]):
 
     def add(self, record: Record) -> None:
         try:
-            with database.committed(self.db):
-                self.db.execute(
-                    f"INSERT INTO {self.name} VALUES (?, ?, ?, ?)",
-                    _row(record),
-                )
+            self._commits.now((f"INSERT INTO {self.name} VALUES (?, ?, ?, ?)", _row(record)))
         except sqlite3.IntegrityError as exc:
             raise AlreadyExists(f"the name {record.name} is in use") from exc
         self._keep(record)
@@ -284,24 +294,24 @@ class _Table(Generic[Record]):
         if id_ not in self.rows:
             raise NotFound(f"{id_} is gone")
         record = replace(self.rows[id_], **changes)
-        with database.committed(self.db):
-            if "config" in changes:
-                self.db.execute(
-                    f"UPDATE {self.name} SET config = ? WHERE id = ?",
-                    (record.config.SerializeToString(), id_),
-                )
-            self.db.execute(f"UPDATE {self.name} SET body = ? WHERE id = ?", (record_format.body(record), id_))
+        body: Statement = (f"UPDATE {self.name} SET body = ? WHERE id = ?", (record_format.body(record), id_))
+        if changes.keys() <= _ENDING:
+            self._commits.late((self.name, id_), body)
+        elif "config" in changes:
+            config = record.config.SerializeToString()
+            self._commits.now((f"UPDATE {self.name} SET config = ? WHERE id = ?", (config, id_)), body)
+        else:
+            self._commits.now(body)
         self.rows[id_] = record
         return record
 
-    def delete(self, id_: str) -> None:
-        """Delete the row; `forget` follows once that is committed."""
-        self.db.execute(f"DELETE FROM {self.name} WHERE id = ?", (id_,))
-
-    def forget(self, id_: str) -> None:
+    def remove(self, id_: str, *besides: Statement) -> Record | None:
+        """Delete the row, if there is one, and what `besides` says; what it was."""
+        self._commits.late((self.name, id_), (f"DELETE FROM {self.name} WHERE id = ?", (id_,)), *besides)
         record = self.rows.pop(id_, None)
         if record is not None:
             self._names.pop(record.name, None)
+        return record
 
 
 def _row(record: AnyRecord) -> tuple[str, str, bytes, str]:
@@ -316,9 +326,12 @@ def _attachment_row(attachment: Attachment) -> tuple[str, str, str, str]:
 def _quarantine(db: database.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:
     reason = f"{type(exc).__name__}: {exc}"
     log.error("a record cannot be read and was quarantined", kind=kind, id=str(id_), reason=reason)
-    with database.committed(db):
-        db.execute(
-            "INSERT INTO quarantine (kind, id, content, reason) VALUES (?, ?, ?, ?)",
-            (kind, str(id_), body, reason),
+    row = (kind, str(id_), body, reason)
+    try:
+        with db:
+            db.execute("INSERT INTO quarantine (kind, id, content, reason) VALUES (?, ?, ?, ?)", row)
+            db.execute(f"DELETE FROM {kind} WHERE rowid = ?", (rowid,))
+    except sqlite3.OperationalError as words:
+        log.error(
+            "it stays where it is, and is met again at the next start", kind=kind, id=str(id_), error=str(words)
         )
-        db.execute(f"DELETE FROM {kind} WHERE rowid = ?", (rowid,))

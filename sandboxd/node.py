@@ -26,6 +26,7 @@ from sandboxd.netns import Interface
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
 from sandboxd.remembered import Remembered
+from sandboxd.reserve import Reserve
 from sandboxd.turns import Budget, Turns
 
 BUILD_SECONDS = 5.0  # for which a turn to make something is lent: what takes longer waits, for a plugin say
@@ -225,3 +226,4 @@ class Node:
     runtime: Runtime
     images: Images
     logs: Logs
+    reserve: Reserve = field(default_factory=lambda: Reserve(""))

@@ -67,6 +67,11 @@ class Places:
         return f"{self.root}/ledger.db"
 
     @property
+    def reserve_file(self) -> str:
+        """Room on the disk that is set aside."""
+        return f"{self.root}/reserve"
+
+    @property
     def uploads(self) -> str:
         """Where image archives that clients send are spooled."""
         return f"{self.root}/uploads"

@@ -11,18 +11,26 @@ import json
 import sqlite3
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import structlog
 
-from sandboxd.database import Connection, committed
+from sandboxd.commits import Commits, Statement
+from sandboxd.database import Connection
+from sandboxd.errors import Unavailable
 from sandboxd.record_format import encoded, known
 from sandboxd.steps import STEPS_KEPT, PluginExecution, StepRecord, Story
 
 log = structlog.get_logger(__name__)
 
 _TRIM_EVERY = 64  # steps added to a pod; until then it keeps up to so many more
+_TRIM = (
+    "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <="
+    " (SELECT seq FROM steps WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)"
+)
+_LAST = "SELECT seq, body FROM stories WHERE operation = ? AND subject = ? ORDER BY seq DESC LIMIT 1"
 _OUTPUT = ("stdin", "stdout", "stderr")
 
 
@@ -36,13 +44,10 @@ class Limits:
 
 
 class Timelines:
-    """The steps of pods, and the stories of failed operations.
+    """The steps of pods, and the stories of failed operations."""
 
-    Changes raise Unavailable when they cannot be written.
-    """
-
-    def __init__(self, db: Connection, limits: Limits) -> None:
-        self.db = db
+    def __init__(self, commits: Commits, limits: Limits) -> None:
+        self._commits = commits
         self._limits = limits
         self._appended: Counter[str] = Counter()
 
@@ -51,84 +56,87 @@ class Timelines:
         for table, columns in (("steps", 3), ("stories", 5)):
             rows = f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})"
             try:
-                into.executemany(rows, self.db.execute(f"SELECT * FROM {table}"))
+                into.executemany(rows, self._commits.db.execute(f"SELECT * FROM {table}"))
             except sqlite3.DatabaseError as exc:
                 log.warning("timelines are lost with the ledger", table=table, error=str(exc))
 
     # Pods
 
     def append(self, record: StepRecord) -> None:
-        """Add a step to its pod's."""
-        with committed(self.db):
-            self.db.execute(
-                "INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record))
-            )
-            self._appended[record.sandbox_id] += 1
-            if self._appended[record.sandbox_id] % _TRIM_EVERY == 1:
-                self.db.execute(
-                    "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <= (SELECT seq FROM steps"
-                    " WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-                    (record.sandbox_id, STEPS_KEPT),
-                )
+        """Add a step to its pod's. One that cannot be written is lost."""
+        statements: list[Statement] = [
+            ("INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record)))
+        ]
+        self._appended[record.sandbox_id] += 1
+        if self._appended[record.sandbox_id] % _TRIM_EVERY == 1:
+            statements.append((_TRIM, (record.sandbox_id, STEPS_KEPT)))
+        with suppress(Unavailable):
+            self._commits.now(*statements)
 
     def of(self, sandbox_id: str) -> list[StepRecord]:
         """A pod's steps in the order in which they ended; a damaged one is left out."""
         steps = []
-        for body in self._read("SELECT body FROM steps WHERE sandbox_id = ? ORDER BY seq", sandbox_id):
+        for _, body in self._read("SELECT seq, body FROM steps WHERE sandbox_id = ? ORDER BY seq", sandbox_id):
             try:
                 steps.append(_step_from(json.loads(body)))
             except Exception as exc:
                 log.warning("a step of the timeline cannot be read", sandbox=sandbox_id, error=str(exc))
         return steps
 
-    def delete(self, sandbox_id: str) -> None:
-        """Delete a pod's steps, in the caller's transaction."""
-        self.db.execute("DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,))
+    def forget(self, sandbox_id: str) -> Statement:
+        """What deletes a pod's steps."""
         self._appended.pop(sandbox_id, None)
+        return "DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,)
 
     # What failed
 
     def keep(self, story: Story) -> None:
-        """Keep a failed operation; one that repeats the last of its kind is counted, and replaces it."""
+        """Keep a failed operation; one that repeats the last of its kind is counted, and replaces it.
+
+        One that cannot be written is lost.
+        """
         kind = story.operation, story.subject
-        with committed(self.db):
-            last = self.db.execute(
-                "SELECT seq, body FROM stories WHERE operation = ? AND subject = ? ORDER BY seq DESC LIMIT 1", kind
-            ).fetchone()
-            if last and (before := _story_or_none(last[1])) and _without_ids(before) == _without_ids(story):
+        statements: list[Statement] = []
+        for seq, body in self._read(_LAST, *kind):
+            if (before := _story_or_none(body)) and _without_ids(before) == _without_ids(story):
                 story = replace(story, times=before.times + 1)
-                self.db.execute("DELETE FROM stories WHERE seq = ?", (last[0],))
-            self.db.execute(
-                "INSERT INTO stories (operation, subject, ended_at, body) VALUES (?, ?, ?, ?)",
-                (*kind, story.started_at + story.duration, _story_json(story)),
-            )
-            self._trim()
+                statements.append(("DELETE FROM stories WHERE seq = ?", (seq,)))
+        text = _story_json(story)
+        add = "INSERT INTO stories (operation, subject, ended_at, body) VALUES (?, ?, ?, ?)"
+        statements.append((add, (*kind, story.started_at + story.duration, text)))
+        with suppress(Unavailable):
+            self._commits.now(*statements, *self._trim(len(text)))
 
     def stories(self) -> list[Story]:
         """The failed operations that are kept, newest first; a damaged one is left out."""
-        oldest = time.time_ns() - int(self._limits.seconds * 1e9)
-        bodies = self._read("SELECT body FROM stories WHERE ended_at > ? ORDER BY seq DESC", oldest)
-        return [story for body in bodies if (story := _story_or_none(body)) is not None]
+        rows = self._read("SELECT seq, body FROM stories WHERE ended_at > ? ORDER BY seq DESC", self._oldest())
+        return [story for _, body in rows if (story := _story_or_none(body)) is not None]
 
-    def _read(self, query: str, value: object) -> list[str]:
-        """The texts that a query gives; none from a file that is damaged."""
+    def _trim(self, added: int) -> list[Statement]:
+        """What makes room for one more, of so many characters."""
+        statements: list[Statement] = [("DELETE FROM stories WHERE ended_at <= ?", (self._oldest(),))]
+        taken = added
+        for number, (seq, size) in enumerate(
+            self._read("SELECT seq, length(body) FROM stories ORDER BY seq DESC"), 1
+        ):
+            taken += int(size)
+            if number >= self._limits.number or taken > self._limits.bytes:
+                statements.append(("DELETE FROM stories WHERE seq <= ?", (seq,)))
+                break
+        return statements
+
+    def _oldest(self) -> int:
+        return time.time_ns() - int(self._limits.seconds * 1e9)
+
+    def _read(self, query: str, *values: object) -> list[tuple[int, str]]:
+        """The rows that a query gives; none from a file that is damaged."""
+        db = self._commits.db
         try:
-            return [text for (text,) in self.db.execute(query, (value,)).fetchall()]
+            return db.execute(query, values).fetchall()
         except sqlite3.DatabaseError as exc:
-            self.db.damaged = self.db.damaged or not isinstance(exc, sqlite3.OperationalError)
+            db.damaged = db.damaged or not isinstance(exc, sqlite3.OperationalError)
             log.warning("what happened cannot be read", error=str(exc))
             return []
-
-    def _trim(self) -> None:
-        oldest = time.time_ns() - int(self._limits.seconds * 1e9)
-        self.db.execute("DELETE FROM stories WHERE ended_at <= ?", (oldest,))
-        taken = 0
-        sizes = self.db.execute("SELECT seq, length(body) FROM stories ORDER BY seq DESC").fetchall()
-        for number, (seq, size) in enumerate(sizes):
-            taken += size
-            if number >= self._limits.number or taken > self._limits.bytes:
-                self.db.execute("DELETE FROM stories WHERE seq <= ?", (seq,))
-                return
 
 
 def _without_ids(story: Story) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import sandboxd
 from sandboxd.cni.conf import Choice
 from sandboxd.config import effective
-from sandboxd.machine import handlers
+from sandboxd.machine import handlers, room
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import cidr, debts
@@ -55,7 +55,7 @@ class Runtime:
         return answer
 
     def _conditions(self, choice: Choice) -> list[cri.RuntimeCondition]:
-        trouble = self._trouble()
+        trouble, shortage = self._trouble(), room.shortage(self._node)
         problems = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
         network = choice.config is not None
         without = "" if network else f"no network configuration in {self._node.config.network.conf_dir}"
@@ -71,6 +71,13 @@ class Runtime:
                 status=network,
                 reason="" if network else "NetworkNotConfigured",
                 message=problems or without,
+            ),
+            # Our own. Kubelet looks at the other two only, and would stop removing pods without them.
+            cri.RuntimeCondition(
+                type="DiskReady",
+                status=not shortage,
+                reason="NoRoom" if shortage else "",
+                message=shortage,
             ),
         ]
 

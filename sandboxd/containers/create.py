@@ -21,7 +21,7 @@ from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
-from sandboxd.machine import handlers, userns
+from sandboxd.machine import handlers, room, userns
 from sandboxd.model import ContainerRecord, ContainerState, ImageRecord, SandboxRecord, subject_of
 from sandboxd.node import Node
 from sandboxd.oci import cdi, dubious, linux, stop_signal, users, validate
@@ -79,6 +79,7 @@ async def _create(held: Held, container_id: str, config: cri.ContainerConfig) ->
         if existing.config == config and existing.state is not ContainerState.EXITED:
             return existing.id
         raise AlreadyExists(f"container {existing.name} exists as {existing.id}; remove it first")
+    room.demand(node)
     node.ledger.add_container(record)
 
     async def undo(_: BaseException) -> None:

@@ -188,7 +188,12 @@ def _is_told(end: Exit | None) -> bool:
 
 
 async def free_recorded(node: Node, task_id: str) -> None:
-    """`free` a task whose end is recorded and which is being settled; what fails is left to the next comparison."""
+    """`free` a task whose end is recorded and which is being settled; what fails is left to the next comparison.
+
+    So is a task whose end is not on the disk yet: only containerd would know it if we died.
+    """
+    if node.ledger.commits.behind:
+        return
     try:
         await node.runtime.delete(task_id)
     except SandboxdError as exc:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandboxd import trees
 from sandboxd.containers import checkpoint, ending
 from sandboxd.jobs import in_pieces
-from sandboxd.machine import userns
+from sandboxd.machine import room, userns
 from sandboxd.node import Node
 from sandboxd.operations import Held, cleaning, perform
 
@@ -33,6 +33,7 @@ async def remove_remains(held: Held, container_id: str) -> None:
     Raises CleanupIncomplete, and the runtime's errors, when something stays; its record stays too then.
     """
     node = held.node
+    room.make(node)
     with cleaning(f"container {container_id}"):
         await checkpoint.undo(held, container_id)
         await ending.kill(node, container_id)

@@ -15,6 +15,7 @@ from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.lookup import missing_delegates, preflight
 from sandboxd.config import Config
 from sandboxd.errors import SandboxdError
+from sandboxd.machine import room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Finding:
 
 def examine(config: Config) -> list[Finding]:
     """Run every check. A failed check is a finding, not an exception."""
-    return [*_process(), *_kernel(), *_containerd(config), *_pause(config), *_network(config)]
+    return [*_process(), *_kernel(), *_disk(config), *_containerd(config), *_pause(config), *_network(config)]
 
 
 def _process() -> Iterator[Finding]:
@@ -59,6 +60,17 @@ def _kernel() -> Iterator[Finding]:
         words="v2" if unified else "v1" if v1 else "no hierarchy under /sys/fs/cgroup",
         remedy="" if unified or v1 else "mount the cgroup hierarchies",
     )
+
+
+def _disk(config: Config) -> Iterator[Finding]:
+    for directory in (config.daemon.root, config.daemon.state):
+        words = room.lack(directory)
+        yield Finding(
+            what="disk",
+            ok=not words,
+            words=words or f"{directory} has room",
+            remedy="remove pods, images, or whatever else is there" if words else "",
+        )
 
 
 def _containerd(config: Config) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ from sandboxd.containers import runtime_reads
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdError, Unavailable, Unsupported
 from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
-from sandboxd.machine import handlers, pod_files, userns
+from sandboxd.machine import handlers, pod_files, room, userns
 from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, of_earlier_boot, sandbox_name, subject_of
 from sandboxd.node import Node
 from sandboxd.oci import sandbox, users, validate
@@ -80,6 +80,7 @@ async def _run(
         existing = node.ledger.sandbox_named(name)
     if existing is not None:
         return _again(existing, config, handler)
+    room.demand(node)
     pause = await pause_image()
     await _check_user_namespace(node, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE

@@ -22,7 +22,7 @@ from sandboxd.containers.ending import end, free, kill
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.jobs import in_pieces
-from sandboxd.machine import pins, pod_files, userns
+from sandboxd.machine import pins, pod_files, room, userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import userns as oci_userns
@@ -96,6 +96,7 @@ async def teardown(held: Held, *, remove: bool) -> None:
         return
     if remove or not record.stopped_at:
         demand_containerd(node)
+    room.make(node)
     try:
         with cleaning(f"pod {record.name} ({sandbox_id})"):
             if not record.stopped_at:

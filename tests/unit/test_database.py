@@ -147,7 +147,7 @@ def test_damage_that_sqlite_meets_is_unavailable_and_mended_by_the_next_check(fi
     with structlog.testing.capture_logs():
         with pytest.raises(Unavailable, match="damaged"):
             for number in range(300):
-                ledger.update_sandbox("a", pid=number)
+                ledger.update_sandbox("a", started_at=number)
         assert ledger.timeline("a") == []
         ledger.check()
     assert contents(ledger)[1:] == before[1:]

@@ -258,15 +258,65 @@ def test_a_change_that_the_disk_does_not_take_has_not_happened(file: Path, reope
 
     for change in (
         lambda: ledger.add_sandbox(sandbox("b")),
-        lambda: ledger.update_sandbox("a", pid=9),
-        lambda: ledger.remove_sandbox("a"),
-        lambda: ledger.put_attachment(attachment("a")),
+        lambda: ledger.update_sandbox("a", pid=9, started_at=1),
+        lambda: ledger.put_attachment(attachment("a", state=AttachmentState.PLANNED)),
+        lambda: ledger.put_attachment(attachment("a", state=AttachmentState.ADDED)),
     ):
         with pytest.raises(Unavailable, match="the ledger cannot be written"):
             change()
+    ledger.append_step(step("a"))
 
     assert dict(ledger.sandboxes) == {"a": sandbox("a")}
     assert ledger.attachments == ()
+    assert ledger.timeline("a") == []
+
+
+def test_what_ends_while_the_disk_takes_nothing_has_ended_and_is_written_once_it_can_be(reopen: Reopen) -> None:
+    ledger = reopen()
+    for id_ in ("a", "b", "c"):
+        ledger.add_sandbox(sandbox(id_))
+        ledger.add_container(container(f"{id_}1", id_))
+        ledger.put_attachment(attachment(id_, state=AttachmentState.ADDED))
+    ledger._db.execute("PRAGMA query_only = ON")
+
+    ledger.update_container("a1", finished_at=5, exit_code=3)
+    ledger.update_container("a1", reason="Error")
+    ledger.remove_container("b1")
+    ledger.update_sandbox("b", stopped_at=4)
+    ledger.remove_attachment(attachment("b"))
+    ledger.remove_sandbox("b")
+    ledger.put_attachment(attachment("c", state=AttachmentState.OWED))
+
+    def all_of(it: Ledger) -> object:
+        return dict(it.sandboxes), dict(it.containers), {(a.sandbox_id, a.state) for a in it.attachments}
+
+    expected = all_of(ledger)
+    assert set(ledger.sandboxes) == {"a", "c"}
+    assert ledger.commits.behind and "cannot be written" in ledger.commits.trouble
+    ledger._db.execute("PRAGMA query_only = OFF")
+    ledger.add_sandbox(sandbox("d", "b"))  # the name of a pod that is gone, though not yet in the file
+    assert not ledger.commits.behind and not ledger.commits.trouble
+    ledger.remove_sandbox("d")
+    assert all_of(ledger) == all_of(reopen()) == expected
+
+
+def test_a_full_disk_takes_what_ends_from_the_reserve(reopen: Reopen, file: Path) -> None:
+    ledger = reopen()
+    ledger.add_sandbox(sandbox("a"))
+    ledger.close()
+    slices = [True, True, False]
+
+    def make_room() -> bool:
+        if len(slices) == 2:
+            ledger._db.execute("PRAGMA query_only = OFF")
+        return slices.pop(0)
+
+    with closing(Ledger(str(file), make_room)) as ledger:
+        ledger._db.execute("PRAGMA query_only = ON")
+        ledger.update_sandbox("a", stopped_at=4)
+        assert slices == [False]
+        assert not ledger.commits.behind
+    assert reopen().sandboxes["a"].stopped_at == 4
 
 
 @pytest.mark.parametrize("other_sandboxes", [0, 1, 63])

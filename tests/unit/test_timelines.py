@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.commits import Commits
 from sandboxd.database import Connection, connect
 from sandboxd.steps import PluginExecution, StepRecord, Story
 from sandboxd.timelines import Limits, Timelines
@@ -44,13 +45,13 @@ def file(tmp_path: Path) -> Iterator[Connection]:
 
 def test_a_story_is_kept_whole_and_over_a_restart(file: Connection) -> None:
     kept = story()
-    Timelines(file, Limits()).keep(kept)
-    assert Timelines(file, Limits()).stories() == [kept]
+    Timelines(Commits(file), Limits()).keep(kept)
+    assert Timelines(Commits(file), Limits()).stories() == [kept]
 
 
 def test_the_same_again_is_counted_and_the_last_is_kept(file: Connection) -> None:
     """A client that tries again gets a new id each time, which its error may name."""
-    timelines = Timelines(file, Limits())
+    timelines = Timelines(Commits(file), Limits())
     for id_ in ("a" * 64, "b" * 64, "c" * 64):
         timelines.keep(story(error=f"pod {id_}: no address left", sandbox_id=id_))
         timelines.keep(story(subject="default/other"))
@@ -62,14 +63,14 @@ def test_the_same_again_is_counted_and_the_last_is_kept(file: Connection) -> Non
 
 @pytest.mark.parametrize("limits", [Limits(number=3), Limits(bytes=len("x" * 40_000 * 3) + 3000)])
 def test_the_oldest_goes_first(file: Connection, limits: Limits) -> None:
-    timelines = Timelines(file, limits)
+    timelines = Timelines(Commits(file), limits)
     for number in range(9):
         timelines.keep(story(error=f"{number}" + "x" * 40_000))
     assert [each.error[0] for each in timelines.stories()] == ["8", "7", "6"]
 
 
 def test_what_is_too_old_is_not_shown_and_goes(file: Connection) -> None:
-    timelines = Timelines(file, Limits(seconds=3600))
+    timelines = Timelines(Commits(file), Limits(seconds=3600))
     timelines.keep(replace(story("old"), started_at=time.time_ns() - 3601 * 10**9))
     assert timelines.stories() == []
     timelines.keep(story("new"))
@@ -77,7 +78,7 @@ def test_what_is_too_old_is_not_shown_and_goes(file: Connection) -> None:
 
 
 def test_a_damaged_story_is_left_out(file: Connection) -> None:
-    timelines = Timelines(file, Limits())
+    timelines = Timelines(Commits(file), Limits())
     timelines.keep(story("damaged"))
     file.execute("UPDATE stories SET body = substr(body, 1, 40)")
     timelines.keep(story("damaged"))  # the same again, which cannot be seen

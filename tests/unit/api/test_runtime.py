@@ -12,7 +12,7 @@ from sandboxd import config as configuration
 from sandboxd.api.runtime import Runtime
 from sandboxd.errors import InvalidRequest
 from sandboxd.ledger import Ledger
-from sandboxd.machine import handlers
+from sandboxd.machine import handlers, room
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
@@ -21,7 +21,12 @@ PROBLEM = SimpleNamespace(path="/etc/cni/20.conf", text="not JSON")
 
 
 def runtime(
-    monkeypatch: pytest.MonkeyPatch, network: Any, *problems: Any, trouble: str = "", **settings: Any
+    monkeypatch: pytest.MonkeyPatch,
+    network: Any,
+    *problems: Any,
+    trouble: str = "",
+    shortage: str = "",
+    **settings: Any,
 ) -> Runtime:
     """The RPCs on a machine whose handlers have all features."""
 
@@ -32,6 +37,7 @@ def runtime(
     config = configuration.merge({"runtime": settings}, origin="the test", flags={})
     choice = SimpleNamespace(config=network, problems=problems)
     conf = SimpleNamespace(current=lambda: choice)
+    monkeypatch.setattr(room, "shortage", lambda node: shortage)
     node = SimpleNamespace(config=config, ledger=Ledger(":memory:"), network=SimpleNamespace(conf=conf))
     return Runtime(cast(Node, node), lambda: trouble)
 
@@ -44,7 +50,9 @@ async def conditions(subject: Runtime) -> dict[str, tuple[bool, str, str]]:
 async def test_a_machine_with_containerd_and_a_network_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = runtime(monkeypatch, NETWORK)
 
-    assert await conditions(subject) == {"RuntimeReady": (True, "", ""), "NetworkReady": (True, "", "")}
+    assert await conditions(subject) == {
+        "RuntimeReady": (True, "", ""), "NetworkReady": (True, "", ""), "DiskReady": (True, "", ""),
+    }  # fmt: skip
     assert not (await subject.Status(cri.StatusRequest(), None)).info
 
 
@@ -61,6 +69,14 @@ async def test_what_is_not_ready_has_its_reason(monkeypatch: pytest.MonkeyPatch)
 
     broken = await conditions(runtime(monkeypatch, None, PROBLEM))
     assert broken["NetworkReady"] == (False, "NetworkNotConfigured", "/etc/cni/20.conf: not JSON")
+
+
+async def test_a_full_disk_is_a_condition_of_its_own_since_kubelet_removes_no_pods_from_a_runtime_that_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = await conditions(runtime(monkeypatch, NETWORK, shortage="/var/lib is full"))
+    assert full["DiskReady"] == (False, "NoRoom", "/var/lib is full")
+    assert full["RuntimeReady"] == (True, "", "")
 
 
 async def test_a_faulty_file_beside_a_good_one_is_reported_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:

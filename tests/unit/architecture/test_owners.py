@@ -19,7 +19,7 @@ from tests.unit.architecture.source import MODULES, tree, users, uses, within
         ("os.fork os.system os.popen os.posix_spawn os.spawnv multiprocessing", set()),
         ("ctypes", {"syscalls"}),
         ("pyroute2", {"netns"}),
-        ("sqlite3", {"database", "ledger", "timelines"}),
+        ("sqlite3", {"commits", "database", "ledger", "timelines"}),
         ("aiohttp", {"registry.transport"}),
         # Whoever signals by number makes sure that it is neither 0, all of our own group, nor 1, everybody.
         ("os.kill os.killpg", {"cgroups.removal", "cni.execution", "containers.exec"}),
