@@ -40,6 +40,7 @@ WHERE_IT_CAN_DIFFER = frozenset(
     f"tests/e2e/test_{name}.py"
     for name in (
         "accounting",
+        "adoption",
         "handlers",
         "hostile_images",
         "image_leftovers",
