@@ -55,7 +55,7 @@ modules: no IO, no clock, no environment, no async.
         mounts               the mounts that this process sees, and taking them away
         supervised           processes that outlive the daemon: started, found again, ended
         reserve              room on the disk that is set aside, so that pods can be removed when there is none
-    jobs  config  private  remembered  syscalls  complaints  foreign_json  trees  mountinfo
+    jobs  config  private  remembered  syscalls  complaints  foreign_json  foreign_yaml  trees  mountinfo
         jobs                 background work with an owner
         config               the configuration, and every default
         private              who may reach our files
@@ -63,6 +63,7 @@ modules: no IO, no clock, no environment, no async.
         syscalls             the system calls that Python lacks: the only ctypes
         complaints           what libraries, asyncio and uncaught errors would print, in our log and words
         foreign_json    P    JSON of images and registries, read within bounds
+        foreign_yaml    P    YAML that others wrote, likewise
         trees                walking and removing what images and containers made
         mountinfo       P    what a list of mounts says, and which of them a path leads to
     disclosure  retries  turns

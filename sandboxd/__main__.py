@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 import structlog
@@ -60,7 +60,7 @@ def _configure_logging(config: Config) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(config.daemon.log_level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, complaints.Lossy(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     complaints.collect()

@@ -7,11 +7,12 @@ anything that a request contained. We keep a complaint's text, the name of the t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import sys
 import threading
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -46,6 +47,23 @@ def of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         task=about.get_name() if isinstance(about, asyncio.Task) else None,
         exc_info=context.get("exception"),
     )
+
+
+class Lossy:
+    """A file whose disk may be full: that costs lines of the log, and not the request that is logged."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        """The same for what is buffered."""
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 class _ToOurLog(logging.Handler):

@@ -193,14 +193,20 @@ def load(
     tables: dict[str, Any] = {}
     if path.is_file():
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise InvalidRequest(f"{path}: not valid TOML: {exc}") from exc
+            tables = parse(path.read_bytes(), str(path))
         except OSError as exc:
             raise InvalidRequest(f"{path}: cannot be read: {exc.strerror}") from exc
     elif file is not None:
         raise InvalidRequest(f"{path}: no such configuration file")
     return merge(tables, origin=str(path), flags=flags or {})
+
+
+def parse(data: bytes, origin: str) -> dict[str, Any]:
+    """The tables of a file; raises InvalidRequest when it is not TOML."""
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:  # a number of thousands of digits, tables in tables in tables
+        raise InvalidRequest(f"{origin}: not valid TOML: {exc}") from exc
 
 
 def merge(tables: Mapping[str, Any], *, origin: str, flags: Mapping[str, str]) -> Config:

@@ -12,6 +12,7 @@ waiting until its deadline. It becomes UNAVAILABLE.
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
 import time
@@ -56,6 +57,8 @@ UNEXPECTED: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
     ),
 }
 
+# What any write may meet at any time, wherever it is.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Calls of one method that stream their answers at once: subscribers to the events, followers of logs, and the like.
 # Each has a queue and buffers of its own.
 MOST_STREAMS = 200
@@ -216,6 +219,10 @@ def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
         level = logging.INFO if code in _EXPECTED else logging.WARNING
         log.log(level, "request refused", method=_short(name), code=code.name, error=message_of(error))
         return code, message_of(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        words = f"there is no room for this: {message_of(error)}"
+        log.warning("request refused", method=_short(name), code=grpc.StatusCode.RESOURCE_EXHAUSTED.name, error=words)
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, words
     log.error("request failed unexpectedly", method=_short(name), exc_info=error)
     for kind, answer in UNEXPECTED.items():
         if isinstance(error, kind):

@@ -199,12 +199,16 @@ def from_file(text: str, message: M, source: str) -> M:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever PyYAML's constructors stumble over
+        raise ValueError(f"{source} is not YAML: a value is not what its tag says, or it nests too deeply") from error
     if not isinstance(data, dict):
         raise ValueError(f"{source} must be a mapping of fields, like crictl's files")
     if isinstance(message, cri.ContainerConfig):
         data = _with_env_as_text(data)
     try:
         return json_format.ParseDict(data, message)
+    except RecursionError as error:
+        raise ValueError(f"{source} nests too deeply, or contains itself") from error
     except json_format.ParseError as error:
         raise ValueError(f"{source}: {_explain(str(error))}") from error
 

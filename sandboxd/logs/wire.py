@@ -71,7 +71,7 @@ def parse(payload: bytes) -> dict[str, Any]:
     """Read a message. Raises Garbled."""
     try:
         fields = json.loads(payload)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise Garbled(f"not a message of the logger's protocol: {payload[:100]!r}") from exc
     if not isinstance(fields, dict):
         raise Garbled(f"not a message of the logger's protocol: {payload[:100]!r}")

@@ -125,7 +125,7 @@ def parse(output: bytes) -> Abilities:
             mount_options=frozenset(answer.get("mountOptions") or ()),
             namespaces=frozenset((answer.get("linux") or {}).get("namespaces") or ()),
         )
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return Abilities()
 
 

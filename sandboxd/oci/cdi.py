@@ -7,16 +7,15 @@ CDI specification, versions 0.3.0 to 0.8.0 ("SPEC.md").
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import yaml
-
+from sandboxd import foreign_json, foreign_yaml
 from sandboxd.errors import InvalidRequest, NotFound, Unsupported
+from sandboxd.foreign_json import shown
 from sandboxd.oci import linux
 from sandboxd.oci.linux import DeviceNode, Json
 
@@ -83,25 +82,25 @@ def parse(data: bytes, source: str) -> Spec:
 
     Raises InvalidRequest that names the file and the member, Unsupported for a member that is not known.
     """
-    try:
-        content = json.loads(data) if source.endswith(".json") else yaml.safe_load(data)
-    except (ValueError, RecursionError, yaml.YAMLError) as exc:
-        raise InvalidRequest(f"{source}: cannot be read: {exc}") from exc
+    if source.endswith(".json"):
+        content = foreign_json.parse(data, source, repeated=True)
+    else:
+        content = foreign_yaml.parse(data, source)
     document = _object(content, _FILE, f"{source}:", " ")
     if not _VERSION.match(document.get("cdiVersion", "")):
-        raise InvalidRequest(f"{source}: cdiVersion: {document.get('cdiVersion')!r} is not a known version")
+        raise InvalidRequest(f"{source}: cdiVersion: {shown(document.get('cdiVersion'))} is not a known version")
     kind = document.get("kind", "")
     if not _QUALIFIED.match(f"{kind}=device"):
-        raise InvalidRequest(f"{source}: kind: {kind!r} is not of the form vendor.com/class")
+        raise InvalidRequest(f"{source}: kind: {shown(kind)} is not of the form vendor.com/class")
     devices: dict[str, Json] = {}
     for i, item in enumerate(document.get("devices", [])):
         where = f"{source}: devices[{i}]"
         device = _object(item, _DEVICE, where)
         name = device.get("name", "")
         if not _QUALIFIED.match(f"{kind}={name}"):
-            raise InvalidRequest(f"{where}.name: {name!r} is not the name of a device")
+            raise InvalidRequest(f"{where}.name: {shown(name)} is not the name of a device")
         if name in devices:
-            raise InvalidRequest(f"{where}.name: {name!r} is listed twice")
+            raise InvalidRequest(f"{where}.name: {shown(name)} is listed twice")
         devices[name] = _edits(device.get("containerEdits", {}), f"{where}.containerEdits")
     common = _edits(document.get("containerEdits", {}), f"{source}: containerEdits")
     return Spec(source=source, kind=kind, common=common, devices=devices)
@@ -114,7 +113,7 @@ def _object(value: Any, known: Json, where: str, dot: str = ".") -> Json:
         if key not in known:
             raise Unsupported(f"{where}{dot}{key}: is not a known member")
         if not isinstance(item, known[key]) or isinstance(item, bool):
-            raise InvalidRequest(f"{where}{dot}{key}: {item!r} is not of type {known[key].__name__}")
+            raise InvalidRequest(f"{where}{dot}{key}: {shown(item)} is not of type {known[key].__name__}")
     return cast(Json, value)
 
 
@@ -125,18 +124,18 @@ def _edits(value: Any, where: str) -> Json:
             _object(item, known, f"{where}.{name}[{i}]")
     for i, entry in enumerate(edits["env"]):
         if not isinstance(entry, str) or entry.find("=") < 1:
-            raise InvalidRequest(f"{where}.env[{i}]: {entry!r} is not NAME=value")
+            raise InvalidRequest(f"{where}.env[{i}]: {shown(entry)} is not NAME=value")
     for i, gid in enumerate(edits["additionalGids"]):
         if not isinstance(gid, int) or isinstance(gid, bool) or gid < 0:
-            raise InvalidRequest(f"{where}.additionalGids[{i}]: {gid!r} is not a group id")
+            raise InvalidRequest(f"{where}.additionalGids[{i}]: {shown(gid)} is not a group id")
     paths = [("deviceNodes", "path"), ("mounts", "hostPath"), ("mounts", "containerPath"), ("hooks", "path")]
     for name, key in paths:
         for i, item in enumerate(edits[name]):
             if not item.get(key, "").startswith("/"):
-                raise InvalidRequest(f"{where}.{name}[{i}].{key}: {item.get(key, '')!r} is not an absolute path")
+                raise InvalidRequest(f"{where}.{name}[{i}].{key}: {shown(item.get(key, ''))} is not an absolute path")
     for i, hook in enumerate(edits["hooks"]):
         if hook.get("hookName") not in _HOOKS:
-            raise InvalidRequest(f"{where}.hooks[{i}].hookName: {hook.get('hookName')!r} is not a hook")
+            raise InvalidRequest(f"{where}.hooks[{i}].hookName: {shown(hook.get('hookName'))} is not a hook")
     return edits
 
 

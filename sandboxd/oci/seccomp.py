@@ -7,12 +7,12 @@ containers that have it. Any other call is refused with EPERM (seccomp(2); OCI r
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Collection
 from typing import Any
 
+from sandboxd import foreign_json
 from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci.linux import HostFacts, Json
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -207,10 +207,7 @@ def parse_profile(data: bytes, source: str) -> Json:
     Raises InvalidRequest that names the file and the member. Unknown members are refused, not skipped: a rule that
     in Docker's format applies only to certain capabilities or kernels would apply to all.
     """
-    try:
-        profile = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"seccomp profile {source}: is not JSON: {exc}") from exc
+    profile = foreign_json.parse(data, f"seccomp profile {source}", repeated=True)
     checked = _members(profile, _PROFILE, f"seccomp profile {source}")
     where = f"seccomp profile {source}: "
     _action(checked.get("defaultAction"), f"{where}defaultAction")

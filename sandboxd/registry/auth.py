@@ -11,11 +11,10 @@ No `repr` shows a secret, and a secret belongs to exactly one host.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from sandboxd import foreign_json
 from sandboxd.errors import AccessDenied, InvalidRequest
@@ -67,7 +66,7 @@ def decode(auth: str) -> tuple[str, str]:
     """(username, password) from docker's base64 "username:password". Raises InvalidRequest without the secret."""
     try:
         text = base64.b64decode(auth, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as exc:
+    except ValueError as exc:  # not ASCII, not base64, not UTF-8
         raise InvalidRequest("auth must be base64 of username:password") from exc
     username, colon, password = text.partition(":")
     if not colon or not username:
@@ -143,7 +142,7 @@ def token_request(
     one of the two. `plain_allowed`: the registry itself is reached without TLS, so its realm may be too. Raises
     AccessDenied for a realm to which a password must not be sent.
     """
-    parts = urlsplit(challenge.parameters.get("realm", ""))
+    parts = _url(challenge.parameters.get("realm", ""))
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise AccessDenied("the registry requires a token, but does not say where to get one (no usable realm)")
     realm = f"{parts.scheme}://{parts.netloc}{parts.path}"
@@ -170,6 +169,16 @@ def token_request(
         url=urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query), "")),
         authorization="" if credentials.anonymous else basic(credentials),
     )
+
+
+def _url(text: str) -> SplitResult:
+    """The parts of a URL, all empty for what is none: brackets without an address, or no port."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return SplitResult("", "", "", "", "")
+    return parts
 
 
 def parse_token(data: bytes, realm: str) -> str:

@@ -17,12 +17,14 @@ OFFICIAL_PREFIX = "library/"
 DEFAULT_TAG = "latest"
 
 MAX_NAME_CHARACTERS = 255  # of domain and path together
+MAX_PORT = 65535
 MAX_CHARACTERS = 1024  # of the whole reference; longer text is not matched at all
 
 _DOMAIN = re.compile(
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
     r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
 )
+_PORT = re.compile(r":0*([0-9]+)\Z")
 _PATH = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
@@ -79,6 +81,8 @@ def parse(text: str) -> Reference:
         raise wrong("the tag must consist of at most 128 letters, digits, '_', '.' and '-'")
     if not _DOMAIN.fullmatch(domain):
         raise wrong("the part before the first slash is not a host name")
+    if (port := _PORT.search(domain)) and (len(port[1]) > 5 or int(port[1]) > MAX_PORT):
+        raise wrong(f"its port is larger than {MAX_PORT}")
     if not _PATH.fullmatch(path):
         hint = ", and only in lower case" if _PATH.fullmatch(path.lower()) else ""
         raise wrong(f"a path consists of letters, digits and single separators{hint}")

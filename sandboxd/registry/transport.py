@@ -138,8 +138,11 @@ class Transport:
         `endpoint` says how to trust its host. Raises Broken and Stalled where another attempt may work, Unavailable
         for a host that cannot be reached, NotReady for invalid certificates on either side.
         """
-        url = URL(request.url, encoded=True)
-        origin = url.origin()
+        try:
+            url = URL(request.url, encoded=True)
+            origin = url.origin()
+        except ValueError as exc:
+            raise InvalidRequest(f"{endpoint.host}: not the address of a registry") from exc
         for _ in range(MAX_REDIRECTS):
             home = url.origin() == origin
             answer = await self._send(endpoint, request, url, home=home, seconds=seconds)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pytest
 import structlog
@@ -141,3 +142,12 @@ class _Unraisable:
 
     def __del__(self) -> None:
         raise ValueError("no")
+
+
+def test_a_log_on_a_full_disk_costs_lines_and_not_what_is_logged() -> None:
+    with open("/dev/full", "w", encoding="utf-8", buffering=1) as full:
+        logger = structlog.WriteLogger(cast(TextIO, complaints.Lossy(full)))
+        for _ in range(3):
+            logger.msg("a line")
+        with contextlib.suppress(OSError):
+            full.close()

@@ -347,3 +347,11 @@ def test_plugins_get_the_configured_path_or_the_daemons_own(
         monkeypatch.setenv("PATH", own)
 
     assert config.plugin_path(merged({"network": {"plugin_path": configured}})) == passed
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 10_000, "a = \xff", "a ="])
+def test_a_file_that_is_not_toml_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InvalidRequest, match=r"config\.toml: not valid TOML"):
+        load(str(file))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -396,3 +398,14 @@ async def test_a_method_has_only_so_many_streams_open_at_once(
     release.set()
     await held[1].read()
     assert await held[1].read() is grpc.aio.EOF
+
+
+@BOTH
+async def test_a_write_that_finds_no_room_is_called_that_and_not_a_bug(server: Server, how: str) -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        server.runtime.behaviour = failing(OSError(number, os.strerror(number), "/run/x"))
+        with structlog.testing.capture_logs() as logged:
+            refused = await server.refusal(how)
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "/run/x" in str(refused.details())
+        assert not [entry for entry in logged if entry["log_level"] == "error"]

@@ -56,3 +56,8 @@ def test_what_is_no_message_is_refused(payload: bytes) -> None:
 
 def test_the_pid_file_is_beside_the_socket() -> None:
     assert wire.pid_file("/run/sandboxd/logger.sock") == "/run/sandboxd/logger.pid"
+
+
+def test_a_message_that_nests_too_deeply_is_garbled() -> None:
+    with pytest.raises(wire.Garbled):
+        wire.parse(b"[" * 100_000)

@@ -170,3 +170,8 @@ async def test_a_file_system_that_cannot_map_ids_is_the_reason(
     found = await handlers.features(node, Handler(binary=str(runtime)))
     assert found.recursive_read_only
     assert (found.user_namespaces, found.no_user_namespaces) == (False, await probe(node))
+
+
+@pytest.mark.parametrize("output", [b"[" * 100_000, b"{", b"[]", b'{"mountOptions": [[]]}'])
+def test_an_answer_that_is_none_shows_no_abilities(output: bytes) -> None:
+    assert handlers.parse(output) == Abilities()

@@ -65,7 +65,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"cdiVersion": "9.0.0"}, "cdiVersion: '9.0.0'"),
     ({"kind": "gpu"}, "kind: 'gpu'"),
     ({"extra": 1}, "extra: is not a known member"),
-    ({"devices": {}}, "devices: {} is not of type list"),
+    ({"devices": {}}, "devices: an object is not of type list"),
     ({"devices": [1]}, "devices[0]: must be an object"),
     ({"devices": [{"name": "a b"}]}, "devices[0].name: 'a b'"),
     ({"devices": [{"name": "0"}, {"name": "0"}]}, "devices[1].name: '0' is listed twice"),
@@ -99,7 +99,7 @@ def test_any_bytes_are_a_specification_or_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("source", ["/a.json", "/a.yaml"])
 def test_a_specification_of_great_depth_is_refused(source: str) -> None:
-    with pytest.raises(InvalidRequest, match="cannot be read"):
+    with pytest.raises(InvalidRequest, match=r"nested deeper than 100 levels"):
         cdi.parse(b"[" * 20_000, source)
 
 
@@ -186,3 +186,15 @@ def test_hooks_are_added_in_order() -> None:
         "prestart": [{"path": "/a", "args": ["a"]}, {"path": "/b", "timeout": 3}],
         "poststop": [{"path": "/c", "env": ["X=1"]}],
     }
+
+
+def test_aliases_that_stand_for_a_huge_document_are_refused_in_a_short_message() -> None:
+    lines = [b"l0: &l0 [x,x,x,x,x,x,x,x,x]"]
+    lines += [b"l%d: &l%d [%s]" % (n, n, b",".join([b"*l%d" % (n - 1)] * 9)) for n in range(1, 12)]
+    for last in (b"kind: *l11", b"cdiVersion: *l11", b"kind: &x [*x]"):
+        with pytest.raises(InvalidRequest) as error:
+            cdi.parse(b"\n".join([last]) if b"&x" in last else b"\n".join([*lines, last]), "x.yaml")
+        assert len(str(error.value)) < 300
+    bomb = b"\n".join([b"devices: &l0 [x,x]", b"kind: [*l0, *l0]"])
+    with pytest.raises(InvalidRequest, match=r"kind: a list is not of type str"):
+        cdi.parse(bomb, "x.yaml")

@@ -154,7 +154,7 @@ def test_what_is_not_understood_of_a_profile_is_refused(profile: Any, words: str
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"name: yaml"])
 def test_what_is_no_json_is_no_profile(data: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="is not JSON"):
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
         seccomp.parse_profile(data, "/p.json")
 
 

@@ -179,3 +179,18 @@ def test_no_secret_is_in_a_repr() -> None:
 def test_all_empty_is_nobody() -> None:
     assert Credentials(server_address="registry.test").anonymous
     assert not Credentials(registry_token="x").anonymous
+
+
+@pytest.mark.parametrize("text", ["dTpwü", "²", "dTpw\u202e"])
+def test_an_auth_that_is_not_ascii_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="must be base64"):
+        decode(text)
+
+
+@pytest.mark.parametrize(
+    "realm", ["https://[", "https://a:99999/token", "https://[::g]/t", "https://a:x/", "http://[[["]
+)
+def test_a_realm_that_is_no_url_is_no_place_to_get_a_token(realm: str) -> None:
+    (challenge,) = parse_challenges([f'Bearer realm="{realm}"'])
+    with pytest.raises(AccessDenied, match="no usable realm"):
+        token_request(challenge, Credentials(), "s", plain_allowed=True)

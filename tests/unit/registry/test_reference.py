@@ -103,3 +103,14 @@ def test_any_text_is_a_name_that_is_stable_or_refused(text: str) -> None:
     except InvalidRequest:
         return
     assert normalize(full) == full
+
+
+@pytest.mark.parametrize("port", ["65536", "99999", "10000000080"])
+def test_a_port_that_is_too_large_is_no_part_of_a_name(port: str) -> None:
+    with pytest.raises(InvalidRequest, match="port is larger than 65535"):
+        parse(f"localhost:{port}/a")
+
+
+def test_every_port_that_there_is_may_be_part_of_a_name() -> None:
+    assert parse("localhost:65535/a").domain == "localhost:65535"
+    assert parse("localhost:0000000080/a").domain == "localhost:0000000080"
