@@ -56,9 +56,9 @@ class Garbage:
         number = self.random.choice(_NUMBERS) if self.random.random() < 0.8 else self.random.randrange(-300, 300)
         return min(max(number, least), most)
 
-    def deep(self) -> bytes:
+    def deep(self, most: int = 100_000) -> bytes:
         """A document that nests."""
-        levels = self.random.choice((50, 101, 500, 990, 5000, 100_000))
+        levels = min(most, self.random.choice((50, 101, 500, 990, 5000, 100_000)))
         opening, closing = self.random.choice(_NESTS)
         inner = self.random.choice((b"1", b"", b"null"))
         return opening * levels + inner + (closing * levels if self.random.random() < 0.8 else b"")

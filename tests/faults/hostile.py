@@ -27,6 +27,13 @@ HERE = "/var/lib/hostile"  # what requests may name of the host
 POD_LIMIT = 5
 
 SERVICES = (*(cri.DESCRIPTOR.services_by_name.values()), *(host_pb2.DESCRIPTOR.services_by_name.values()))
+# What measures, and takes its time.
+MEASURING = frozenset(
+    method.name
+    for service in SERVICES
+    for method in service.methods
+    if "Stats" in method.name or "Metrics" in method.name
+)
 # What runs programs or makes things, and takes its time.
 SLOW = frozenset(
     {"RunPodSandbox", "CreateContainer", "StartContainer", "StopContainer", "ExecSync", "PullImage", "LoadImage"}
@@ -62,13 +69,13 @@ class Host:
         while len(self.pods) < 2:
             self.pods.append(run_pod(self.bed))
         listed_containers = self._containers()
-        for pod in self.pods:
-            states = {each.state for each in listed_containers if each.pod_sandbox_id == pod}
+        for pod_id in self.pods:
+            states = {each.state for each in listed_containers if each.pod_sandbox_id == pod_id}
             name = f"long-{secrets.token_hex(4)}"
             if cri.CONTAINER_CREATED not in states:
-                create_container(self.bed, pod, container_config(name, "busybox", ["sleep", "7200"]))
+                create_container(self.bed, pod_id, container_config(name, "busybox", ["sleep", "7200"]))
             if cri.CONTAINER_RUNNING not in states:
-                run_container(self.bed, pod, container_config(f"{name}-run", "busybox", ["sleep", "7200"]))
+                run_container(self.bed, pod_id, container_config(f"{name}-run", "busybox", ["sleep", "7200"]))
         alive = (cri.CONTAINER_CREATED, cri.CONTAINER_RUNNING)
         self.containers = [each.id for each in self._containers() if each.state in alive]
 

@@ -35,6 +35,7 @@ class Parser:
     parse: Callable[[bytes], object]
     seeds: Sequence[bytes]
     refuses: tuple[type[Exception], ...] = (SandboxdError,)
+    levels: int = 100_000  # of nesting that it is given at most
     cheap: bool = True  # a few of its inputs in a millisecond
 
 
@@ -267,6 +268,7 @@ PARSERS = (
     ),
     Parser(
         name="hosts.toml",
+        cheap=False,
         parse=_hosts,
         seeds=(
             b'server = "https://a.example"\n[host."http://b:1"]\ncapabilities = ["pull"]\nca = "x"\n'
@@ -376,6 +378,7 @@ PARSERS = (
     Parser(name="port-forward's streams", parse=_pairs, seeds=(b"error 80\ndata 80\n", b"data 0\n")),
     Parser(
         name="sandboxctl's files",
+        levels=1000,  # of a person's own file: it may take its time
         cheap=False,
         parse=_pod_file,
         seeds=(b"metadata: {name: a, uid: b}\nlabels: {a: b}\n", *_YAML_ODD),
