@@ -18,6 +18,9 @@ from sandboxd.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
+# Somebody else has a lock on the file, and may release it: waiting for that is not repeated for each statement.
+_LOCKED = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED))
+
 Statement = tuple[str, Sequence[object]]
 
 
@@ -55,12 +58,15 @@ class Commits:
     def late(self, about: Hashable, *statements: Statement) -> None:
         """Write it now if that can be done, else with the next transaction that can.
 
-        `statements` say all that is to be said `about` a record: they replace those that wait.
+        `statements` say all that is to be said `about` a record: they replace those that wait. Raises Unavailable
+        when somebody else has locked the file.
         """
         before = self.trouble
         try:
             self._write_somehow(statements)
         except sqlite3.DatabaseError as exc:
+            if _is_locked(exc):
+                raise Unavailable(f"the ledger cannot be written: {exc}") from exc
             self._late[about] = statements
             if not before:
                 log.error("the ledger cannot be written; what ends is noted as soon as it can be", error=str(exc))
@@ -80,8 +86,8 @@ class Commits:
         while True:
             try:
                 self._write(statements)
-            except sqlite3.OperationalError:
-                if not self._make_room():
+            except sqlite3.OperationalError as exc:
+                if _is_locked(exc) or not self._make_room():
                     raise
             else:
                 return
@@ -107,3 +113,7 @@ class Commits:
     def _execute(self, statements: Sequence[Statement]) -> None:
         for sql, values in statements:
             self.db.execute(sql, values)
+
+
+def _is_locked(exc: sqlite3.DatabaseError) -> bool:
+    return exc.sqlite_errorcode & 0xFF in _LOCKED

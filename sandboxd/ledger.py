@@ -57,7 +57,8 @@ class Quarantined:
 class Ledger:
     """The daemon's memory. All methods are synchronous; none waits for anything but the local disk.
 
-    What begins raises Unavailable when it cannot be written; nothing has changed then. What ends never does.
+    What begins raises Unavailable when it cannot be written; nothing has changed then. What ends does only when
+    somebody else has locked the file.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
@@ -139,10 +140,10 @@ class Transport:
         for a host that cannot be reached, NotReady for invalid certificates on either side.
         """
         try:
-            url = URL(request.url, encoded=True)
-            origin = url.origin()
+            url = _url(request.url)
         except ValueError as exc:
             raise InvalidRequest(f"{endpoint.host}: not the address of a registry") from exc
+        origin = url.origin()
         for _ in range(MAX_REDIRECTS):
             home = url.origin() == origin
             answer = await self._send(endpoint, request, url, home=home, seconds=seconds)
@@ -156,7 +157,7 @@ class Transport:
     def _next(self, url: URL, location: str) -> URL:
         try:
             # The URL may be signed, so no character of it may be re-encoded.
-            target = url.join(URL(location, encoded=True))
+            target = _url(str(url.join(URL(location, encoded=True))))
             if not location or target.scheme not in ("http", "https") or not target.host:
                 raise ValueError
         except ValueError as exc:
@@ -219,6 +220,13 @@ def _tls_context(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _url(text: str) -> URL:
+    """The URL as it is, not re-encoded. Raises ValueError: yarl checks host and port only when they are asked for."""
+    parts = urlsplit(text)
+    _ = parts.hostname, parts.port
+    return URL(text, encoded=True)
 
 
 def _shown(url: URL) -> str:

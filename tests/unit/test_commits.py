@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,23 @@ def test_the_reserve_is_for_what_ends_only(db: Connection) -> None:
     assert not asked
     commits.late("a", put("a", ""))
     assert asked
+
+
+def test_a_file_that_somebody_has_locked_is_waited_for_once_and_nothing_is_given_up(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def make_room() -> bool:
+        asked.append("a slice")
+        return True
+
+    file = tmp_path / "db"
+    with closing(sqlite3.connect(file, timeout=0.01)) as db, closing(sqlite3.connect(file)) as other:
+        db.execute("CREATE TABLE rows (id TEXT PRIMARY KEY, body TEXT)")
+        other.execute("BEGIN EXCLUSIVE")
+        commits = Commits(db, make_room)
+        with pytest.raises(Unavailable, match="locked"):
+            commits.late("a", put("a", ""))
+        assert not asked and not commits.behind
+        other.rollback()
+        commits.late("a", put("a", ""))
+        assert rows(db) == [("a", "")]

@@ -66,7 +66,7 @@ async def test_a_posted_secret_is_not_redirected(transport: Transport) -> None:
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("location", ["", "ftp://other.test/", "http://", "/a"])
+@pytest.mark.parametrize("location", ["http://a:99999/", "http://[:::::]/", "", "ftp://other.test/", "http://", "/a"])
 async def test_a_redirect_to_nowhere_or_in_circles_ends(transport: Transport, location: str) -> None:
     async with serving(lambda asked: Reply(status=302, headers={"Location": location})) as server:
         with pytest.raises(Unavailable, match="redirected"):
@@ -141,3 +141,10 @@ def test_a_redirect_never_leaves_tls(transport: Transport, location: str) -> Non
     else:
         with pytest.raises(Unavailable, match=r"not encrypted|not a URL"):
             transport._next(secure, location)
+
+
+@pytest.mark.parametrize("host", ["registry.example:99999", "[:::::]", "[::1]:65536"])
+async def test_a_host_of_which_no_url_can_be_made_is_refused(transport: Transport, host: str) -> None:
+    endpoint = Endpoint(scheme="https", host=host)
+    with pytest.raises(InvalidRequest, match="not the address of a registry"):
+        await transport.send(endpoint, Request(method="GET", url=endpoint.base), 1.0)
