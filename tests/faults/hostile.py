@@ -138,6 +138,8 @@ class Host:
             case cri.CheckpointContainerRequest():
                 made.location = draw.choice(("", f"{HERE}/c.tar", "relative", f"{HERE}/none/c.tar"))
                 made.timeout = 5
+            case host_pb2.ReadLogsRequest():
+                made.follow = False
             case cri.RemoveImageRequest():
                 made.image.image = draw.choice(("", "no-such-image", "a@b", "sha256:" + "1" * 64))
             case _:
