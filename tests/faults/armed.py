@@ -1,0 +1,514 @@
+"""sandboxd with points at which it can be killed, failed, held or stopped: what a fault matrix runs as its daemon.
+
+    arms = Arms(bed)                    # before bed.start_daemon
+    arms.plan("RunPodSandbox", "containerd Tasks/Create:after", "kill")
+    ...                                 # the request
+    assert arms.fired
+    arms.disarm()
+
+The product has no failpoints. This program wraps it from outside and runs `sandboxd.__main__`. Points are
+
+    step NAME:begin, :end                       every step of steps.NAMES
+    commit WHO:before, :after                   every transaction of the ledger; WHO is the method that commits
+    containerd SERVICE/METHOD:before, :after    every call: before it is sent, after it was answered; calls that
+                                                write a stream have an :answer for every answer too
+    spawn PROGRAM:before, :after                every process
+    netns NAME:before, :after                   create, create_user_namespace, restore, remove
+
+An operation is one RPC, with everything that it started, or one `steps.operation` outside of RPCs. Within it points
+are numbered from 1, and those with one name are counted (`nth`), because two branches that run side by side do not
+arrive in the same order every time. Every point is appended to the record when it is reached.
+
+The plan is a file that is read at every point, so it can be changed while the daemon runs. It is removed when it has
+been carried out as often as it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from tests.processes import until
+from tests.testbed import ROOT, Testbed
+
+PLACE = "SANDBOXD_ARMED"  # the variable that names the directory of plan and record, inside the bed
+INSIDE = "/var/log/armed"
+HELD_SECONDS = 120.0  # at most, at a point where it was to stop
+ANY = "*"  # of a plan's verb: every operation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to happen, where."""
+
+    verb: str  # an RPC's name, or that of an operation outside of RPCs, or ANY
+    point: str = ""  # its name; or
+    n: int = 0  # its number within the operation
+    nth: int = 0  # of the points with this name within an operation; 0 is each of them
+    action: str  # kill, fail, hang, late (as if it had hung until the call's own limit), stop
+    seconds: float = 0.0  # to hang; a call with a limit of its own then fails at its limit
+    times: int = 1  # how often; 0 is for as long as the plan is there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A point that was reached."""
+
+    operation: int  # a number of the operation, unique in the record together with `pid`
+    pid: int
+    verb: str
+    n: int
+    name: str
+    nth: int
+    did: str = ""  # the action, where one was carried out
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """What finds it again in another run."""
+        return self.name, self.nth
+
+
+class Arms:
+    """The plan and the record of one bed, from the test's side."""
+
+    def __init__(self, bed: Testbed) -> None:
+        """Make `bed` run this program as its daemon, from the next start on."""
+        self._bed = bed
+        self._directory = bed.path(INSIDE)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        bed.daemon_argv = [sys.executable, "-m", "tests.faults.armed"]
+        bed.env |= {"PYTHONPATH": str(ROOT), PLACE: INSIDE}
+
+    def plan(
+        self,
+        verb: str,
+        point: str = "",
+        action: str = "kill",
+        *,
+        n: int = 0,
+        nth: int = 0,
+        seconds: float = 0.0,
+        times: int = 1,
+    ) -> None:
+        """Carry this out from now on, in place of what was planned before."""
+        self._remove("reached", "go")
+        plan = Plan(verb=verb, point=point, n=n, nth=nth, action=action, seconds=seconds, times=times)
+        _replace(self._directory / "plan.json", json.dumps(dataclasses.asdict(plan)))
+
+    def disarm(self) -> None:
+        """Plan nothing, and let go on what stopped."""
+        self._remove("plan.json")
+        (self._directory / "go").touch()
+
+    def clear(self) -> None:
+        """Begin a new record."""
+        self._remove("record.jsonl")
+
+    @property
+    def points(self) -> list[Point]:
+        """What was reached since the record began."""
+        with suppress(FileNotFoundError):
+            text = (self._directory / "record.jsonl").read_text(encoding="utf-8")
+            return [Point(**json.loads(line)) for line in text.splitlines()]
+        return []
+
+    @property
+    def fired(self) -> bool:
+        """Whether something planned was carried out since the record began."""
+        return any(point.did for point in self.points)
+
+    def until_stopped(self) -> None:
+        """Wait until it has come to where it was to stop. `disarm`, or another plan and `go`, lets it go on."""
+        until((self._directory / "reached").exists, what="the daemon has come to its point")
+
+    def go(self) -> None:
+        """Let it go on; what is planned stays planned."""
+        (self._directory / "go").touch()
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+# Below: the daemon's side.
+
+
+@dataclass(slots=True)
+class _Operation:
+    number: int
+    verb: str
+    reached: int = 0
+    by_name: Counter[str] = field(default_factory=Counter)
+
+
+_operation: ContextVar[_Operation | None] = ContextVar("armed_operation", default=None)
+
+
+class _Points:
+    """Counts, records, and says what is to be done."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._operations = 0
+        self._outside = _Operation(number=0, verb="")
+        self._done: tuple[Plan | None, int] = (None, 0)
+
+    def operation(self, verb: str) -> _Operation:
+        self._operations += 1
+        return _Operation(number=self._operations, verb=verb)
+
+    def arrive(self, name: str) -> Plan | None:
+        """Note that a point was reached; what to do there, unless it is the end."""
+        operation = _operation.get() or self._outside
+        operation.reached += 1
+        operation.by_name[name] += 1
+        n, nth = operation.reached, operation.by_name[name]
+        plan = self._plan()
+        if plan is not None and not (
+            plan.verb in (ANY, operation.verb)
+            and (name == plan.point if plan.point else n == plan.n)
+            and plan.nth in (0, nth)
+        ):
+            plan = None
+        point = Point(
+            operation=operation.number,
+            pid=os.getpid(),
+            verb=operation.verb,
+            n=n,
+            name=name,
+            nth=nth,
+            did=plan.action if plan else "",
+        )
+        self._record(json.dumps(dataclasses.asdict(point)))
+        if plan is not None:
+            self._carried_out(plan)
+            if plan.action == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return plan
+
+    def stop_looks(self) -> Iterator[float]:
+        """The pauses to make at a point where to stop, until it is to go on."""
+        (self._directory / "reached").touch()
+        deadline = time.monotonic() + HELD_SECONDS
+        while not (self._directory / "go").exists() and time.monotonic() < deadline:
+            yield 0.01
+
+    def _plan(self) -> Plan | None:
+        with suppress(FileNotFoundError):
+            return Plan(**json.loads((self._directory / "plan.json").read_bytes()))
+        return None
+
+    def _carried_out(self, plan: Plan) -> None:
+        self._done = (plan, self._done[1] + 1 if self._done[0] == plan else 1)
+        if plan.times and self._done[1] >= plan.times:
+            (self._directory / "plan.json").unlink(missing_ok=True)
+            self._done = (None, 0)
+
+    def _record(self, line: str) -> None:
+        fd = os.open(self._directory / "record.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(fd, f"{line}\n".encode())
+        finally:
+            os.close(fd)
+
+
+class _Gate:
+    """Passes points, and does there what is planned."""
+
+    def __init__(self, points: _Points) -> None:
+        self._points = points
+
+    def sync(self, name: str, error: Callable[[], Exception] | None = None) -> None:
+        """Pass one where nothing can be awaited: the whole daemon hangs with it, as it would with a slow disk."""
+        if plan := self._points.arrive(name):
+            if plan.action == "hang":
+                time.sleep(plan.seconds)
+            elif plan.action == "stop":
+                for pause in self._points.stop_looks():
+                    time.sleep(pause)
+            elif plan.action == "fail" and error is not None:
+                raise error()
+
+    async def wait(self, name: str, error: Callable[[], Exception] | None = None, limit: float | None = None) -> None:
+        """Pass one; `limit` is the call's own, in seconds, at which it fails with DEADLINE_EXCEEDED."""
+        if plan := self._points.arrive(name):
+            if plan.action == "hang":
+                await asyncio.sleep(plan.seconds if limit is None else min(plan.seconds, limit))
+                if limit is not None and plan.seconds >= limit:
+                    raise _refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            elif plan.action == "late" and limit is not None:
+                raise _refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            elif plan.action == "stop":
+                for pause in self._points.stop_looks():
+                    await asyncio.sleep(pause)
+            elif plan.action == "fail" and error is not None:
+                raise error()
+
+
+def _refusal(code: grpc.StatusCode, words: str) -> Exception:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, nothing, nothing, details=words)
+
+
+def _away() -> Exception:
+    return _refusal(grpc.StatusCode.UNAVAILABLE, "armed: the connection is lost")
+
+
+class _Channel:
+    """containerd's channel, with points around its calls."""
+
+    def __init__(self, channel: Any, gate: _Gate) -> None:
+        self._channel = channel
+        self._gate = gate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def unary_unary(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        begin, name = self._channel.unary_unary(path, *args, **kwargs), _call_name(path)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            await self._gate.wait(f"{name}:before", _away, kwargs.get("timeout"))
+            answer = await begin(*args, **kwargs)
+            await self._gate.wait(f"{name}:after", _away, kwargs.get("timeout"))
+            return answer
+
+        return call
+
+    def unary_stream(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        begin = self._channel.unary_stream(path, *args, **kwargs)
+        return lambda *args, **kwargs: _Stream(begin(*args, **kwargs), _call_name(path), self._gate, answers=False)
+
+    def stream_stream(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        begin = self._channel.stream_stream(path, *args, **kwargs)
+        return lambda *args, **kwargs: _Stream(begin(*args, **kwargs), _call_name(path), self._gate, answers=True)
+
+
+def _call_name(path: str) -> str:
+    """ "/containerd.services.tasks.v1.Tasks/Create" is "containerd Tasks/Create"."""
+    service, method = path.split("/")[-2:]
+    return f"containerd {service.rpartition('.')[2]}/{method}"
+
+
+class _Stream:
+    """A call with a stream of answers."""
+
+    def __init__(self, call: Any, name: str, gate: _Gate, *, answers: bool) -> None:
+        self._call = call
+        self._name = name
+        self._gate = gate
+        self._answers = answers
+        self._begun = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        await self._begin()
+        async for answer in self._call:
+            yield answer
+        await self._gate.wait(f"{self._name}:after", self._lost)
+
+    async def write(self, request: Any) -> None:
+        await self._begin()
+        await self._call.write(request)
+
+    async def read(self) -> Any:
+        await self._begin()
+        answer = await self._call.read()
+        if answer is grpc.aio.EOF:
+            await self._gate.wait(f"{self._name}:after", self._lost)
+        elif self._answers:
+            await self._gate.wait(f"{self._name}:answer", self._lost)
+        return answer
+
+    async def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            await self._gate.wait(f"{self._name}:before", self._lost)
+
+    def _lost(self) -> Exception:
+        self._call.cancel()
+        return _away()
+
+
+def arm(directory: Path) -> None:
+    """Wrap the product. It must not have been started."""
+    points = _Points(directory)
+    gate = _Gate(points)
+    _arm_operations(points)
+    _arm_steps(gate)
+    _arm_ledger(gate)
+    _arm_containerd(gate)
+    _arm_spawns(gate)
+    _arm_netns(gate)
+
+
+def _put(where: object, name: str, wrapper: object) -> None:
+    """Put a wrapper in place of what is there, which must be there: or its points would silently go."""
+    assert hasattr(where, name), f"{where} has no {name}: tests/faults/armed.py wraps it"
+    setattr(where, name, wrapper)
+
+
+def _arm_operations(points: _Points) -> None:
+    from sandboxd import steps
+    from sandboxd.api.edge import Edge
+
+    admit, operation = Edge._admit, steps.operation
+
+    def begin(edge: Edge, name: str, implemented: bool) -> None:
+        _operation.set(points.operation(name.rpartition("/")[2]))
+        admit(edge, name, implemented)
+
+    @contextmanager
+    def begin_outside(name: str, *, sandbox_id: str = "", container_id: str = "") -> Iterator[None]:
+        token = _operation.set(_operation.get() or points.operation(name))
+        try:
+            with operation(name, sandbox_id=sandbox_id, container_id=container_id):
+                yield
+        finally:
+            _operation.reset(token)
+
+    _put(Edge, "_admit", begin)
+    _put(steps, "operation", begin_outside)
+
+
+def _arm_steps(gate: _Gate) -> None:
+    from sandboxd import errors, steps
+
+    real = steps.step
+
+    @contextmanager
+    def step(name: str, **detail: object) -> Iterator[steps.Step]:
+        def error() -> Exception:
+            return errors.NotReady(f"armed: {name} fails")
+
+        with real(name, **detail) as this:
+            gate.sync(f"step {name}:begin", error)
+            yield this
+            gate.sync(f"step {name}:end", error)
+
+    _put(steps, "step", step)
+
+
+def _arm_ledger(gate: _Gate) -> None:
+    from sandboxd import ledger
+
+    real = ledger._committed
+
+    def committed(db: sqlite3.Connection) -> AbstractContextManager[None]:
+        who = sys._getframe(1).f_code.co_qualname
+
+        @contextmanager
+        def passing() -> Iterator[None]:
+            with real(db):
+                yield
+                gate.sync(f"commit {who}:before", lambda: sqlite3.OperationalError("armed: disk I/O error"))
+            gate.sync(f"commit {who}:after")
+
+        return passing()
+
+    _put(ledger, "_committed", committed)
+
+
+def _arm_containerd(gate: _Gate) -> None:
+    from sandboxd.containerd import client
+
+    class Aio:
+        """grpc.aio, as the client uses it."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(grpc.aio, name)
+
+        def insecure_channel(self, *args: Any, **kwargs: Any) -> Any:
+            return _Channel(grpc.aio.insecure_channel(*args, **kwargs), gate)
+
+    class Grpc:
+        aio = Aio()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(grpc, name)
+
+    _put(client, "grpc", Grpc())
+
+
+def _arm_spawns(gate: _Gate) -> None:
+    from sandboxd.supervised import Supervised
+
+    exec_, start = asyncio.BaseEventLoop.subprocess_exec, Supervised.start
+
+    async def subprocess_exec(loop: Any, protocol: Any, program: Any, *args: Any, **kwargs: Any) -> Any:
+        name = f"spawn {os.path.basename(os.fsdecode(program))}"
+        await gate.wait(f"{name}:before", _too_many)
+        made = await exec_(loop, protocol, program, *args, **kwargs)
+        await gate.wait(f"{name}:after")
+        return made
+
+    def supervised(self: Supervised, argv: Any, **kwargs: Any) -> int:
+        name = f"spawn {os.path.basename(argv[0])} {self.pid_file.rpartition('/')[2]}"
+        gate.sync(f"{name}:before", _too_many)
+        pid = start(self, argv, **kwargs)
+        gate.sync(f"{name}:after")
+        return pid
+
+    _put(asyncio.BaseEventLoop, "subprocess_exec", subprocess_exec)
+    _put(Supervised, "start", supervised)
+
+
+def _too_many() -> Exception:
+    return OSError(errno.EAGAIN, "armed: Resource temporarily unavailable")
+
+
+def _arm_netns(gate: _Gate) -> None:
+    from sandboxd import errors, netns
+
+    def around(name: str, error: Callable[[str], Exception]) -> None:
+        real = getattr(netns, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            await gate.wait(f"netns {name}:before", lambda: error(f"armed: netns {name} fails"))
+            answer = await real(*args, **kwargs)
+            await gate.wait(f"netns {name}:after", lambda: error(f"armed: netns {name} fails"))
+            return answer
+
+        _put(netns, name, call)
+
+    around("create", errors.NotReady)
+    around("create_user_namespace", errors.NotReady)
+    around("restore", errors.NotReady)
+    around("remove", errors.CleanupIncomplete)
+
+
+def main() -> None:
+    """Arm the product and run it."""
+    arm(Path(os.environ[PLACE]))
+    from sandboxd.__main__ import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
