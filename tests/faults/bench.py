@@ -1,0 +1,119 @@
+"""A bed on which a matrix tries one fault after the other, with a bystander that none of them may touch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.audit import Snapshot, difference, leaks, observe
+from tests.faults.armed import Arms, Point
+from tests.faults.glance import glance
+from tests.pods import (
+    container_info,
+    container_status,
+    log_lines,
+    pod_info,
+    pod_status,
+    run_container,
+    run_pod,
+    shell,
+)
+from tests.processes import LIMIT, until
+from tests.testbed import Testbed
+
+COUNTS = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.2; done"
+LATER_SECONDS = 5.0  # for what an operation does after its answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bystander:
+    """A pod that counts into its log."""
+
+    pod: str
+    container: str
+    seen: tuple[str, object, object]  # its address, the pids
+
+
+class Bench:
+    """A bed, its arms, its bystander, and how it looked with nothing else in it."""
+
+    def __init__(self, bed: Testbed, *, images: bool = False, **sections: Any) -> None:
+        """Start the daemon of `bed`, whose networks are installed. With `images`, stored images are compared too."""
+        self.bed = bed
+        self.arms = Arms(bed)
+        self._images = images
+        bed.start_daemon(**sections)
+        bed.load_image("busybox")
+        self.pod = run_pod(bed)  # for cells that are about containers
+        pod = run_pod(bed)
+        container = run_container(bed, pod, shell(COUNTS))
+        self._bystander = Bystander(pod=pod, container=container, seen=self._identity(pod, container))
+        self._counted = -1
+        self._before: Snapshot | None = None
+        self._audited: Snapshot | None = None
+
+    def settle(self) -> None:
+        """From now on, this is how it looks with nothing in it; call it after a warm-up."""
+        self._before = self._glance()
+        self._audited = observe(self.bed)
+
+    def points(self, verb: str) -> list[Point]:
+        """What the first operation of this name passed since the record began, as far as it has come."""
+        found = [point for point in self.arms.points if point.verb == verb]
+        return [point for point in found if (point.pid, point.operation) == (found[0].pid, found[0].operation)]
+
+    def fired(self) -> bool:
+        """Whether the plan was carried out, if need be after the answer."""
+        with suppress(TimeoutError):
+            until(lambda: self.arms.fired, within=LATER_SECONDS, what="it is carried out")
+        return self.arms.fired
+
+    def check(self, *, thorough: bool) -> None:
+        """Nothing is left, and the bystander lives as before. Raises AssertionError naming every difference."""
+        assert self._before is not None and self._audited is not None, "settle comes first"
+        before = self._before
+        self._await_equal(lambda: difference(before, self._glance()))
+        self._check_bystander()
+        if thorough:
+            lines = leaks(self.bed, self._audited)
+            assert not lines, "an audit finds:\n" + "\n".join(lines)
+
+    def _await_equal(self, compare: Callable[[], list[str]]) -> None:
+        deadline = time.monotonic() + LIMIT
+        while lines := compare():
+            assert time.monotonic() < deadline, "a glance finds:\n" + "\n".join(lines)
+            time.sleep(0.05)
+
+    def _glance(self) -> Snapshot:
+        return glance(self.bed, images=self._images)
+
+    def _identity(self, pod: str, container: str) -> tuple[str, object, object]:
+        status = pod_status(self.bed, pod)
+        assert status.state == cri.SANDBOX_READY
+        assert container_status(self.bed, container).state == cri.CONTAINER_RUNNING
+        return status.network.ip, pod_info(self.bed, pod)["pid"], container_info(self.bed, container)["pid"]
+
+    def _check_bystander(self) -> None:
+        assert self._identity(self._bystander.pod, self._bystander.container) == self._bystander.seen
+        until(lambda: len(self._lines()) > self._counted + 1, what="the bystander goes on counting")
+        lines = self._lines()
+        assert lines == [str(number) for number in range(len(lines))], "the bystander's log has a gap"
+        self._counted = len(lines) - 1
+
+    def _lines(self) -> list[str]:
+        return log_lines(self.bed, self._bystander.container)
+
+
+def succeeded(ask: Callable[[], object]) -> bool:
+    """Whether the request was answered without an error."""
+    try:
+        ask()
+    except grpc.RpcError:
+        return False
+    return True
