@@ -292,7 +292,11 @@ class _Channel:
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             await self._gate.wait(f"{name}:before", _away, kwargs.get("timeout"))
-            answer = await begin(*args, **kwargs)
+            try:
+                answer = await begin(*args, **kwargs)
+            except grpc.aio.AioRpcError:
+                await self._gate.wait(f"{name}:after", _away, kwargs.get("timeout"))
+                raise
             await self._gate.wait(f"{name}:after", _away, kwargs.get("timeout"))
             return answer
 

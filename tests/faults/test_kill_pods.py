@@ -17,4 +17,4 @@ ONE_IN = 1  # of the points, in the short mode
 def test_a_daemon_that_dies_anywhere_leaves_a_request_that_can_be_repeated(
     kind: type[Verb], cells: Cells, everything: bool
 ) -> None:
-    kill.matrix(opener(kind), cells, one_in=1 if everything else ONE_IN)
+    kill.try_all(opener(kind), cells, one_in=1 if everything else ONE_IN)

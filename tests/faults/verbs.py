@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.faults.bench import Bench
@@ -26,6 +26,7 @@ from tests.registry_server import start_proxy, start_registry
 from tests.root.holdings import pack, save
 from tests.testbed import Testbed
 
+T = TypeVar("T")
 OpenVerb = Callable[[ExitStack], "Verb"]
 # It ends at once when it is asked to: the grace period is not what is tried here.
 OBEYS = 'trap "exit 3" TERM; while :; do sleep 0.2; done'
@@ -53,6 +54,13 @@ class Verb(ABC):
     def finish(self, about: Any) -> None:
         """Remove everything that came of it."""
 
+    def after_failure(self, about: Any) -> None:  # noqa: B027 - most leave something to be repeated
+        """Wait for what must be so once the request failed and the fault is gone, before it is repeated."""
+
+    def is_final(self, about: Any) -> bool:
+        """Whether the request failed for good, as it may."""
+        return False
+
     def remove_container(self, container_id: str) -> None:
         """RemoveContainer."""
         request = cri.RemoveContainerRequest(container_id=container_id)
@@ -68,6 +76,9 @@ class RunPod(Verb):
     def ask(self, about: cri.PodSandboxConfig) -> None:
         status = pod_status(self.bed, run_pod(self.bed, about))
         assert status.state == cri.SANDBOX_READY and status.network.ip
+
+    def after_failure(self, about: cri.PodSandboxConfig) -> None:
+        self.bench.check(thorough=False)
 
     def finish(self, about: cri.PodSandboxConfig) -> None:
         for pod in self.bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=TIMEOUT).items:
@@ -129,6 +140,11 @@ class StartContainer(Verb):
     def ask(self, about: str) -> None:
         start_container(self.bed, about)
         assert container_status(self.bed, about).state == cri.CONTAINER_RUNNING
+
+    def is_final(self, about: str) -> bool:
+        # A start that the runtime refused ends the container, which says why: the client makes another.
+        status = container_status(self.bed, about)
+        return (status.state, status.reason) == (cri.CONTAINER_EXITED, "StartError")
 
     def finish(self, about: str) -> None:
         self.remove_container(about)
@@ -239,11 +255,11 @@ def recorded(verb: Verb) -> list[tuple[str, int]]:
     return [point.identity for point in verb.bench.points(verb.name)]
 
 
-def sample(identities: list[tuple[str, int]], one_in: int) -> list[tuple[str, int]]:
-    """One in so many, chosen by name, so that the next run tries the same."""
+def sample(all_: Sequence[T], one_in: int) -> list[T]:
+    """One in so many, chosen by what they are, so that the next run tries the same."""
 
-    def chosen(identity: tuple[str, int]) -> bool:
-        digest = hashlib.sha256(repr(identity).encode()).digest()
+    def chosen(one: T) -> bool:
+        digest = hashlib.sha256(repr(one).encode()).digest()
         return int.from_bytes(digest[:4], "big") % one_in == 0
 
-    return [identity for identity in identities if chosen(identity)]
+    return [one for one in all_ if chosen(one)]
