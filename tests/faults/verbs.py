@@ -13,6 +13,7 @@ from tests.faults.bench import Bench
 from tests.pods import (
     container_status,
     create_container,
+    log_lines,
     pod_config,
     pod_status,
     remove_pod,
@@ -21,6 +22,7 @@ from tests.pods import (
     shell,
     start_container,
 )
+from tests.processes import until
 from tests.pulling import Site
 from tests.registry_server import start_proxy, start_registry
 from tests.root.holdings import pack, save
@@ -29,7 +31,7 @@ from tests.testbed import Testbed
 T = TypeVar("T")
 OpenVerb = Callable[[ExitStack], "Verb"]
 # It ends at once when it is asked to: the grace period is not what is tried here.
-OBEYS = 'trap "exit 3" TERM; while :; do sleep 0.2; done'
+OBEYS = 'trap "exit 3" TERM; echo ready; while :; do sleep 0.2; done'
 TIMEOUT = 120  # seconds, of a client
 
 
@@ -61,6 +63,12 @@ class Verb(ABC):
         """Whether the request failed for good, as it may."""
         return False
 
+    def obedient(self, pod_id: str) -> str:
+        """A container that runs, and is where it obeys."""
+        container_id = run_container(self.bed, pod_id, shell(OBEYS))
+        until(lambda: log_lines(self.bed, container_id) == ["ready"], what="the container is ready")
+        return container_id
+
     def remove_container(self, container_id: str) -> None:
         """RemoveContainer."""
         request = cri.RemoveContainerRequest(container_id=container_id)
@@ -91,7 +99,7 @@ class _OfPod(Verb):
 
     def prepare(self) -> str:
         pod_id = run_pod(self.bed, pod_config(port_mappings=[cri.PortMapping(container_port=80, host_port=8080)]))
-        run_container(self.bed, pod_id, shell(OBEYS))
+        self.obedient(pod_id)
         return pod_id
 
     def finish(self, about: str) -> None:
@@ -154,12 +162,12 @@ class StopContainer(Verb):
     name = "StopContainer"
 
     def prepare(self) -> str:
-        return run_container(self.bed, self.bench.pod, shell(OBEYS))
+        return self.obedient(self.bench.pod)
 
     def ask(self, about: str) -> None:
         self.bed.runtime.StopContainer(cri.StopContainerRequest(container_id=about, timeout=30), timeout=TIMEOUT)
         status = container_status(self.bed, about)
-        assert (status.state, status.exit_code) == (cri.CONTAINER_EXITED, 3)
+        assert (status.state, status.exit_code) == (cri.CONTAINER_EXITED, 3), status
 
     def finish(self, about: str) -> None:
         self.remove_container(about)
@@ -169,7 +177,7 @@ class ExecSync(Verb):
     name = "ExecSync"
 
     def prepare(self) -> str:
-        return run_container(self.bed, self.bench.pod, shell(OBEYS))
+        return self.obedient(self.bench.pod)
 
     def ask(self, about: str) -> None:
         command = ["sh", "-c", "echo out; echo err >&2; exit 7"]
