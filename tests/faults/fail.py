@@ -50,7 +50,7 @@ def _failed(verb: Verb, fault: Fault) -> bool:
     arms.disarm()
     assert answered or reached, "the request failed, and nothing had gone wrong"
     if not answered:
-        verb.after_failure(about)
+        verb.all_or_nothing(about)
         try:
             verb.ask(about)
         except grpc.RpcError as error:

@@ -35,6 +35,7 @@ def _killed(verb: Verb, fault: Fault) -> bool:
     if reached:
         until(lambda: not bench.bed.daemon_running, what="the daemon is dead")
         bench.bed.relaunch_daemon()
+        verb.all_or_nothing(about)
         verb.ask(about)
     verb.finish(about)
     return reached

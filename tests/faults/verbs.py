@@ -56,8 +56,8 @@ class Verb(ABC):
     def finish(self, about: Any) -> None:
         """Remove everything that came of it."""
 
-    def after_failure(self, about: Any) -> None:  # noqa: B027 - most leave something to be repeated
-        """Wait for what must be so once the request failed and the fault is gone, before it is repeated."""
+    def all_or_nothing(self, about: Any) -> None:  # noqa: B027 - most leave something to be repeated
+        """See that the request has been done or undone, before it is repeated: it failed, and the fault is gone."""
 
     def is_final(self, about: Any) -> bool:
         """Whether the request failed for good, as it may."""
@@ -85,13 +85,18 @@ class RunPod(Verb):
         status = pod_status(self.bed, run_pod(self.bed, about))
         assert status.state == cri.SANDBOX_READY and status.network.ip
 
-    def after_failure(self, about: cri.PodSandboxConfig) -> None:
-        self.bench.check(thorough=False)
+    def all_or_nothing(self, about: cri.PodSandboxConfig) -> None:
+        until(lambda: all(pod.state == cri.SANDBOX_READY for pod in self._made(about)), what="what failed is undone")
+        if not self._made(about):
+            self.bench.check(thorough=False)
 
     def finish(self, about: cri.PodSandboxConfig) -> None:
-        for pod in self.bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=TIMEOUT).items:
-            if pod.metadata == about.metadata:
-                remove_pod(self.bed, pod.id)
+        for pod in self._made(about):
+            remove_pod(self.bed, pod.id)
+
+    def _made(self, about: cri.PodSandboxConfig) -> list[cri.PodSandbox]:
+        pods = self.bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=TIMEOUT).items
+        return [pod for pod in pods if pod.metadata == about.metadata]
 
 
 class _OfPod(Verb):
@@ -133,10 +138,17 @@ class CreateContainer(Verb):
         created = create_container(self.bed, self.bench.pod, about)
         assert container_status(self.bed, created).state == cri.CONTAINER_CREATED
 
+    def all_or_nothing(self, about: cri.ContainerConfig) -> None:
+        if not self._made(about):
+            self.bench.check(thorough=False)
+
     def finish(self, about: cri.ContainerConfig) -> None:
-        for container in self.bed.runtime.ListContainers(cri.ListContainersRequest(), timeout=TIMEOUT).containers:
-            if container.metadata == about.metadata:
-                self.remove_container(container.id)
+        for container in self._made(about):
+            self.remove_container(container.id)
+
+    def _made(self, about: cri.ContainerConfig) -> list[cri.Container]:
+        containers = self.bed.runtime.ListContainers(cri.ListContainersRequest(), timeout=TIMEOUT).containers
+        return [container for container in containers if container.metadata == about.metadata]
 
 
 class StartContainer(Verb):
