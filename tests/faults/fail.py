@@ -29,13 +29,14 @@ def faults_at(point: str, nth: int) -> Sequence[Fault]:
     """What can go wrong at a point: what the other side of it can do, and nothing that our own code would have to."""
     kind, _, when = point.partition(" ")[0], *point.rpartition(":")[1:]
     once = Fault(point=point, nth=nth, action="fail", words="fails once")
-    # From its first time on, whatever asks for it.
-    long = Fault(point=point, nth=0, action="fail", times=0, words="fails for long")
+    long = Fault(point=point, nth=0, action="fail", times=0, everywhere=True, words="fails for long")
     late = Fault(point=point, nth=nth, action="late", words="hangs until its limit")
     slow = Fault(point=point, nth=nth, action="hang", seconds=SLOW_SECONDS, words="is slow")
     first = [long] if nth == 1 else []
     if kind == "containerd":
-        return [once, late, *first, *([slow] if when == "before" else [])]
+        # How long a wait may take is what a client asked for, such as a grace period; its end is no fault.
+        hung = [] if point.startswith("containerd Tasks/Wait:") else [late]
+        return [once, *hung, *first, *([slow] if when == "before" else [])]
     if kind in ("netns", "spawn", "commit") and when == "before":
         return [once, *first, slow]
     return []

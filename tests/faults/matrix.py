@@ -21,6 +21,7 @@ class Fault:
     action: str
     seconds: float = 0.0
     times: int = 1
+    everywhere: bool = False  # in whatever else the daemon does too, and not in this request only
     words: str = ""
 
     def arm(self, verb: Verb) -> None:
