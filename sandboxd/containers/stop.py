@@ -8,7 +8,7 @@ import structlog
 
 from sandboxd import steps
 from sandboxd.containers.ending import end, resume, settle_container
-from sandboxd.errors import NotFound, SandboxdError, TimedOut
+from sandboxd.errors import NotFound, SandboxdError, TimedOut, Unavailable
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
 from sandboxd.oci import stop_signal
@@ -23,7 +23,7 @@ async def stop_container(node: Node, container_id: str, timeout: int) -> None:
     """Send the stop signal, wait `timeout` seconds, kill what still runs. No error if there is no such container, or
     it has ended.
 
-    Raises CleanupIncomplete when it does not end even so.
+    Raises CleanupIncomplete when it does not end even so; Unavailable when containerd goes away meanwhile.
     """
     container = node.ledger.containers.get(container_id)
     if container is None or container.state is not ContainerState.RUNNING:
@@ -65,13 +65,13 @@ class _NotAsked(Exception):
 async def _ask_to_end(node: Node, container: ContainerRecord) -> None:
     """Send the stop signal, and resume a container that somebody has paused: it could not act on it.
 
-    Raises NotFound and TimedOut, and _NotAsked when the signal is refused.
+    Raises NotFound, TimedOut and Unavailable, and _NotAsked when the signal is refused.
     """
     number = signal_number(container)
     try:
         await node.runtime.kill(container.id, number)
-    except (NotFound, TimedOut):
-        raise
+    except (NotFound, TimedOut, Unavailable):
+        raise  # with the last, nobody refused: it may have been sent, and an outage must not cost the grace period
     except SandboxdError as exc:
         log.warning(
             "stop signal not sent, killing the container", container=container.id, signal=number, error=str(exc)

@@ -89,7 +89,7 @@ async def test_a_record_with_a_stop_signal_that_nobody_knows_is_stopped_with_sig
     assert node.ledger.containers["c"].state is ContainerState.EXITED
 
 
-@pytest.mark.parametrize("error", [NotReady, Unavailable, CleanupIncomplete, SandboxdError])
+@pytest.mark.parametrize("error", [NotReady, CleanupIncomplete, SandboxdError])
 async def test_a_stop_signal_that_is_refused_is_followed_by_sigkill(
     node: Node, container: Container, error: type[SandboxdError]
 ) -> None:
@@ -100,6 +100,19 @@ async def test_a_stop_signal_that_is_refused_is_followed_by_sigkill(
     assert container.signals == [signals.SIGTERM, signals.SIGKILL]
     ended = node.ledger.containers["c"]
     assert (ended.state, ended.exit_code, ended.reason) == (ContainerState.EXITED, 137, "Error")
+
+
+async def test_an_outage_of_containerd_does_not_cost_the_grace_period(node: Node, container: Container) -> None:
+    """The signal may have been sent, with only the answer lost; the same request again goes on from there."""
+    container.refuse = Unavailable("containerd does not answer")
+    container.run(running(), signals.SIGTERM)
+    with pytest.raises(Unavailable):
+        await stop_container(node, "c", 10)
+    assert container.signals == [signals.SIGTERM]
+
+    container.refuse = None
+    await stop_container(node, "c", 10)
+    assert node.ledger.containers["c"].exit_code == 128 + signals.SIGTERM
 
 
 async def test_a_stop_signal_that_finds_no_task_is_the_end(node: Node, container: Container) -> None:
