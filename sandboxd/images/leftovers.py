@@ -4,7 +4,8 @@ A daemon that dies leaves leases, and drafts of snapshots; what neither a name n
 transfers included, containerd collects. What this daemon could not remove while containerd was away is the same.
 
     import, unpack, save, changes    go: a repeat begins anew
-    pull                             goes once its image has a name; until then the next attempt goes on from it
+    pull                             goes once its image has a name, or the pull gave it up; until then the next
+                                     attempt goes on from it
     drafts                           go: a layer is unpacked from its beginning
 
 Ours are known by their names and by the mark of our root directory; what work under way needs is left alone.
@@ -50,9 +51,10 @@ async def clear(store: ImageStore, jobs: Jobs) -> None:
             await store.snapshots.remove(key)
             gone += 1
     for lease in sorted(await store.leases.idle()):
-        if _OF_NO_USE.fullmatch(lease):
+        if _OF_NO_USE.fullmatch(lease) or lease in store.given_up:
             with _alone(lease):
                 await store.leases.delete(lease)
+                store.given_up.discard(lease)
                 gone += 1
         elif lease.startswith(LEASE_PREFIX):
             with _alone(lease):

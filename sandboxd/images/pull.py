@@ -311,6 +311,8 @@ class Pulls:
         try:
             await self._store.leases.delete(lease, sync=sync)
         except SandboxdError as exc:
+            # Without this it would look like an attempt to go on from, once the image's names are gone.
+            self._store.given_up.add(lease)
             log.warning("a lease could not be deleted, this is tried again later", lease=lease, error=str(exc))
 
 

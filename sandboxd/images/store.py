@@ -85,6 +85,7 @@ class ImageStore:
         self.images = Images(client)
         self.snapshots = Snapshots(client, snapshotter)
         self.leases = Leases(client)
+        self.given_up: set[str] = set()  # leases of pulls that ended and could not delete them: `leftovers` does
         self._looking, self._measuring = asyncio.Lock(), asyncio.Lock()
         self._changed = True  # since `measure` began last
         self._view = _View()

@@ -111,6 +111,16 @@ async def test_a_pull_that_was_cut_off_after_it_gave_the_names_leaves_nothing_bu
     assert list(containerd.blobs) == [pulled]
 
 
+async def test_a_lease_that_a_pull_could_not_give_up_goes_although_its_image_was_removed_meanwhile(
+    containerd: Containerd, store: ImageStore, jobs: Jobs, pulled: str
+) -> None:
+    store.given_up.add(PULL)
+
+    await clear(store, jobs)
+
+    assert not containerd.leases and not containerd.blobs and not store.given_up
+
+
 async def test_a_draft_goes_also_where_its_lease_stays(
     containerd: Containerd, store: ImageStore, jobs: Jobs, pulled: str
 ) -> None:
