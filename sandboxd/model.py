@@ -158,7 +158,7 @@ class Attachment:
     plugin_path: str  # CNI_PATH: directories joined by ":"
     args: str  # CNI_ARGS
     capability_args: bytes  # JSON object: capability name -> value for runtimeConfig
-    result: bytes = b""  # the final ADD result as JSON
+    result: bytes = b""  # of ADD, as JSON: the final one when ADDED, the last that a plugin was given before that
     error: str = ""  # why the last attempt failed
     attempts: int = 0  # failed DELs so far
     tried_at: int = 0  # time of the last of them, unix nanoseconds

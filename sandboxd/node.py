@@ -7,7 +7,7 @@ the jobs, the configuration) is named by its class.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
@@ -51,7 +51,7 @@ class Cni(Protocol):
     """The plugins; `sandboxd.cni.invoker.Invoker` is the real one."""
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig: ...
-    async def add(self, attachment: Attachment) -> bytes: ...
+    async def add(self, attachment: Attachment, handed_on: Callable[[bytes], object] | None = None) -> bytes: ...
     async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]: ...
 
 

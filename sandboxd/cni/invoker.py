@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -84,8 +84,11 @@ class Invoker:
                 )
         return config.limited_to(common)
 
-    async def add(self, attachment: Attachment) -> bytes:
+    async def add(self, attachment: Attachment, handed_on: Callable[[bytes], object] | None = None) -> bytes:
         """Attach the pod: run the chain in order and return the final result as JSON.
+
+        `handed_on` gets each result, as JSON, before the next plugin is given it. When the chain ends early, the last
+        one is the result to keep for DEL: some plugins find what they made, such as a firewall's rules, by it only.
 
         Raises the first plugin's error, PluginFailed when the chain gave the pod no address, NotReady when a
         binary or the namespace is missing. Whatever it raises, a DEL must follow.
@@ -99,6 +102,8 @@ class Invoker:
         async with self._gates.shared(config.name):
             for position, (plugin, binary) in enumerate(zip(config.plugins, binaries, strict=True), start=1):
                 previous = in_version(result, config.cni_version) if result else None
+                if previous is not None and handed_on is not None:
+                    handed_on(_as_json(previous))
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 with steps.step("cni.add", plugin=plugin["type"], network=config.name) as step:
                     try:
@@ -116,10 +121,10 @@ class Invoker:
                     if position == len(binaries):
                         _demand_address(result, plugin["type"], attachment.ifname)
         assert result is not None  # a configuration has at least one plugin
-        return json.dumps(in_version(result, config.cni_version), separators=(",", ":")).encode()
+        return _as_json(in_version(result, config.cni_version))
 
     async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]:
-        """Detach the pod: run the plugins that owe their DEL, in reverse, each with the final result of ADD.
+        """Detach the pod: run the plugins that owe their DEL, in reverse, each with the last result of ADD.
 
         `without` are IPAM plugins that are gone for good: the plugins that run them go on as if they had succeeded.
 
@@ -315,6 +320,10 @@ class _Unsaid(Exception):
     """The plugin does not say which versions it speaks."""
 
 
+def _as_json(result: Mapping[str, Any]) -> bytes:
+    return json.dumps(result, separators=(",", ":")).encode()
+
+
 def _config(attachment: Attachment) -> NetworkConfig:
     check_container_id(attachment.sandbox_id)
     check_ifname(attachment.ifname)
@@ -332,7 +341,7 @@ def _capabilities(attachment: Attachment) -> dict[str, Any]:
 
 
 def _previous(attachment: Attachment, config: NetworkConfig) -> Mapping[str, Any] | None:
-    """The final result, for the commands that take it: DEL and CHECK since 0.4.0."""
+    """The last result, for the commands that take it: DEL and CHECK since 0.4.0."""
     if not attachment.result or not config.speaks("0.4.0"):
         return None
     try:

@@ -62,14 +62,19 @@ def planned(node: Node, sandbox: SandboxRecord, network: conf.NetworkConfig) -> 
 async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig) -> tuple[str, ...]:
     """ADD the sandbox to the network; return its addresses.
 
-    On failure the attachment stays in the ledger, for teardown to DEL.
+    On failure the attachment stays in the ledger, for teardown to DEL, with the last result that a plugin was given.
     """
     node = held.node
     await boots.released(node, network.name)
     adding = node.ledger.put_attachment(replace(planned(node, sandbox, network), state=AttachmentState.ADDING))
+
+    def handed_on(given: bytes) -> None:
+        nonlocal adding
+        adding = node.ledger.put_attachment(replace(adding, result=given))
+
     with steps.step("pod.network.attach", network=network.name, conf=network.source) as step:
         try:
-            answer = await node.network.cni.add(adding)
+            answer = await node.network.cni.add(adding, handed_on)
         except SandboxdError as exc:
             node.ledger.put_attachment(replace(adding, error=str(exc)))
             if isinstance(exc, Exhausted):

@@ -59,7 +59,7 @@ class Cni:
                     raise InvalidRequest(f'CNI plugin "{plugin["type"]}" speaks none of {config.versions}')
             return config.limited_to(common)
 
-    async def add(self, attachment: Attachment) -> bytes:
+    async def add(self, attachment: Attachment, handed_on: Callable[[bytes], object] | None = None) -> bytes:
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
         self.undeleted.add(key)
         async with self._points.at("cni.add", _refusal, Exhausted, NotReady, TimedOut, Unavailable):
@@ -74,7 +74,11 @@ class Cni:
                 "interfaces": [{"name": attachment.ifname, "sandbox": attachment.netns_path}],
                 "ips": [{"address": "10.88.0.2/16", "interface": 0}],
             }
-            return json.dumps(document, separators=(",", ":")).encode()
+            result = json.dumps(document, separators=(",", ":")).encode()
+            if handed_on is not None:
+                for _ in config.plugins[1:]:
+                    handed_on(result)
+            return result
 
     async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]:
         """A failure is the first plugin's; one that is not in `plugins` is missing, and so is its IPAM plugin."""

@@ -65,6 +65,14 @@ class Contract:
         result = parse_result(await bench.cni.add(bench.attachment()), "bridge")
         assert pod_ips(result, "eth0") == ("10.88.0.2",)
 
+    async def test_each_result_that_a_plugin_is_given_is_handed_on(self, bench: Bench) -> None:
+        config = replace(CONFIG, versions=("1.0.0",), plugins=({"type": "bridge"}, {"type": "bridge"}))
+        planned = plan(config, POD, ID, NAMESPACE, [bench.directory], ifname="eth0", cgroup_path="")
+        handed_on: list[bytes] = []
+        await bench.cni.add(planned, handed_on.append)
+        (given,) = handed_on
+        assert pod_ips(parse_result(given, "bridge"), "eth0") == ("10.88.0.2",)
+
     async def test_deleting_may_be_repeated_and_needs_no_namespace(self, bench: Bench) -> None:
         result = await bench.cni.add(bench.attachment())
         for _ in range(2):

@@ -85,6 +85,19 @@ async def test_add_runs_the_chain_in_order_and_hands_on_each_result(
     ]
 
 
+async def test_a_result_is_handed_on_before_the_plugin_that_is_given_it_runs(plugins: Callable[..., str]) -> None:
+    directory = plugins(bridge={}, tuning={}, portmap={"ADD": [FAILS]})
+    seen: list[tuple[int, str]] = []
+
+    def handed_on(result: bytes) -> None:
+        seen.append((len(called(directory)), json.loads(result)["ips"][0]["address"]))
+
+    with pytest.raises(PluginFailed):
+        await Invoker(30).add(attached(network("bridge", "tuning", "portmap"), directory), handed_on)
+
+    assert seen == [(1, "10.88.0.2/16"), (2, "10.88.0.2/16")]
+
+
 async def test_the_environment_is_cni_and_path_only_and_the_process_leads_its_own_group(
     plugins: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,20 @@ async def test_the_record_is_exactly_what_the_plugins_were_given(fakes: Bundle, 
     assert held.node.places.requested_parent(held.sandbox()).encode() in given.capability_args
 
 
+async def test_a_failed_add_keeps_the_last_result_that_a_plugin_was_given(fakes: Bundle, held: Held) -> None:
+    """Without it, the DEL of some plugins finds nothing of what they made."""
+    plugins = '[{"type": "bridge"}, {"type": "firewall"}]'
+    conf_file(fakes).write_text(f'{{"cniVersion": "1.0.0", "name": "pods", "plugins": {plugins}}}')
+    fakes.cni.plugins["firewall"] = fakes.cni.plugins["bridge"]
+    fakes.points.fail(ADD, TimedOut("CNI plugin firewall: ADD took longer than 60 s"), after=True)
+
+    with pytest.raises(TimedOut):
+        await attached(held)
+
+    assert only(fakes).state is AttachmentState.ADDING
+    assert b"10.88.0.2/16" in only(fakes).result
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before its effect", "after its effect"])
 async def test_a_failed_add_stays_with_its_reason_for_teardown_to_delete(
     fakes: Bundle, held: Held, after: bool
@@ -172,8 +186,8 @@ async def test_an_answer_that_cannot_be_read_fails_and_what_was_added_is_deleted
 ) -> None:
     add = fakes.cni.add
 
-    async def unreadable(attachment: Attachment) -> bytes:
-        await add(attachment)
+    async def unreadable(attachment: Attachment, handed_on: Callable[[bytes], object]) -> bytes:
+        await add(attachment, handed_on)
         return b'{"cniVersion": "1.0.0", "ips": "none"}'
 
     monkeypatch.setattr(fakes.cni, "add", unreadable)
