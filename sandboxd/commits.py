@@ -116,4 +116,4 @@ class Commits:
 
 
 def _is_locked(exc: sqlite3.DatabaseError) -> bool:
-    return exc.sqlite_errorcode & 0xFF in _LOCKED
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF in _LOCKED

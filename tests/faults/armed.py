@@ -36,7 +36,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -419,23 +419,20 @@ def _arm_steps(gate: _Gate) -> None:
 
 
 def _arm_ledger(gate: _Gate) -> None:
-    from sandboxd import ledger
+    from sandboxd import commits
 
-    real = ledger._committed
+    real = commits.Commits._write
 
-    def committed(db: sqlite3.Connection) -> AbstractContextManager[None]:
-        who = sys._getframe(1).f_code.co_qualname
+    def write(self: commits.Commits, statements: Sequence[commits.Statement]) -> None:
+        what = (
+            statements[0][0].replace("INTO ", "").replace("FROM ", "").split()[:2] if statements else ["what waits"]
+        )
+        name = f"commit {' '.join(what)}"
+        gate.sync(f"{name}:before", lambda: sqlite3.OperationalError("armed: disk I/O error"))
+        real(self, statements)
+        gate.sync(f"{name}:after")
 
-        @contextmanager
-        def passing() -> Iterator[None]:
-            with real(db):
-                yield
-                gate.sync(f"commit {who}:before", lambda: sqlite3.OperationalError("armed: disk I/O error"))
-            gate.sync(f"commit {who}:after")
-
-        return passing()
-
-    _put(ledger, "_committed", committed)
+    _put(commits.Commits, "_write", write)
 
 
 def _arm_containerd(gate: _Gate) -> None:

@@ -74,15 +74,18 @@ class Bench:
             until(lambda: self.arms.fired, within=LATER_SECONDS, what="it is carried out")
         return self.arms.fired
 
-    def check(self, *, thorough: bool) -> None:
-        """Nothing is left, and the bystander lives as before. Raises AssertionError naming every difference."""
+    def check(self, *, thorough: bool, new: tuple[str, ...] = ()) -> None:
+        """Nothing is left, and the bystander lives as before. Raises AssertionError naming every difference.
+
+        `new` are words of paths that may be there now, whoever made them.
+        """
         assert self._before is not None and self._audited is not None, "settle comes first"
         before = self._before
-        self._await_equal(lambda: difference(before, self._glance()))
+        self._await_equal(lambda: _without(new, difference(before, self._glance())))
         self._check_bystander()
         if thorough:
             audited = self._audited
-            self._await_equal(lambda: difference(audited, self._observe()))
+            self._await_equal(lambda: _without(new, difference(audited, self._observe())))
 
     def _await_equal(self, compare: Callable[[], list[str]]) -> None:
         deadline = time.monotonic() + LIMIT
@@ -118,6 +121,10 @@ def _lasting(snapshot: Snapshot) -> Snapshot:
     passing = ("process sleep ", "zombie process [sleep]", "process /usr/sbin/runc features", "process unshare ")
     lines = (line for line in snapshot.lines if not line.startswith(passing) and line != "process cat")
     return Snapshot(lines=tuple(lines))
+
+
+def _without(words: tuple[str, ...], lines: list[str]) -> list[str]:
+    return [line for line in lines if not any(word in line for word in words)]
 
 
 def succeeded(ask: Callable[[], object]) -> bool:
