@@ -97,26 +97,48 @@ async def load(store: ImageStore, path: Path, report: Report = unreported) -> li
 async def ensure_pause(store: ImageStore, binary_path: str) -> ImageRecord:
     """The built-in pause image, made from the static program at `binary_path` unless it is there already.
 
-    Raises NotReady when there is no such program or it is not static.
+    Without the program it is the one that was made before: pods that run must not lose their daemon to that. Raises
+    NotReady when there is none either.
     """
     with steps.step("image.pause", binary=binary_path) as step:
-        try:
-            binary = await asyncio.to_thread(Path(binary_path).read_bytes)
-            content = await asyncio.to_thread(pause_content, binary, store.platform)
-        except OSError as exc:
-            raise NotReady(
-                f"the pause program {binary_path} cannot be read ({exc.strerror}); install catatonit"
-                " (on Debian: apt-get install catatonit) or set runtime.pause_binary"
-            ) from exc
-        except InvalidRequest as exc:
-            raise NotReady(f"{binary_path}: {exc}; install catatonit or set runtime.pause_binary") from exc
         await store.refresh()
+        try:
+            content = await asyncio.to_thread(_pause_from, binary_path, store.platform)
+        except NotReady as exc:
+            record = await _made_before(store)
+            if record is None:
+                raise
+            log.warning("the pause image cannot be made, the one that was made before is used", reason=str(exc))
+            step.note(image=record.id, reason=str(exc))
+            return record
         record = _present(store, content)
         if record is None or not await store.snapshots.exists(record.chain_id):
             await _bring_in(store, [content], MANAGED | PINNED, unreported)
             record = store.resolve(PAUSE_NAME)
         step.note(image=record.id)
         return record
+
+
+def _pause_from(binary_path: str, platform: Platform) -> ImageContent:
+    """The image of the program. Raises NotReady."""
+    try:
+        return pause_content(Path(binary_path).read_bytes(), platform)
+    except OSError as exc:
+        raise NotReady(
+            f"the pause program {binary_path} cannot be read ({exc.strerror}); install catatonit"
+            " (on Debian: apt-get install catatonit) or set runtime.pause_binary"
+        ) from exc
+    except InvalidRequest as exc:
+        raise NotReady(f"{binary_path}: {exc}; install catatonit or set runtime.pause_binary") from exc
+
+
+async def _made_before(store: ImageStore) -> ImageRecord | None:
+    """The built-in pause image that is in the store, ready to be run."""
+    try:
+        record = store.resolve(PAUSE_NAME)
+    except NotFound:
+        return None
+    return record if await store.snapshots.exists(record.chain_id) else None
 
 
 def full_names(content: ImageContent) -> tuple[str, ...]:

@@ -98,6 +98,22 @@ async def test_the_builtin_image_is_here_when_it_has_been_prepared(builtin: Paus
     assert registry.pulled == []
 
 
+@pytest.mark.parametrize("spoilt", [False, True], ids=["removed", "not a program"])
+async def test_without_its_program_the_builtin_image_is_the_one_that_was_made_before(
+    builtin: PauseImage, store: ImageStore, registry: Registry, jobs: Jobs, program: Path, spoilt: bool
+) -> None:
+    await builtin.prepare()
+    if spoilt:
+        program.write_bytes(b"#!/bin/sh")
+    else:
+        program.unlink()
+    restarted = PauseImage(store, cast(Pulls, registry), jobs, Runtime(pause_binary=str(program)))
+
+    await restarted.prepare()
+
+    assert await restarted.get() == await builtin.get()
+
+
 async def test_a_builtin_image_that_cannot_be_made_fails_the_start(builtin: PauseImage, program: Path) -> None:
     program.unlink()
 
