@@ -255,7 +255,12 @@ def _keep_working(config: Config, node: Node, client: Containerd, images: ImageS
 
     async def keep_up() -> None:
         if config.containerd.managed:
-            await _reach_containerd(config, client)
+            try:
+                await _reach_containerd(config, client)
+            except SandboxdError as exc:
+                client.absence = str(exc)  # for Status; the watch logs it
+                raise
+            client.absence = ""
         else:
             await client.wait_until_serving(None)
         node.jobs.came_up("containerd")

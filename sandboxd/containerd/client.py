@@ -90,6 +90,7 @@ class Containerd:
         self.in_use: set[str] = set()  # leases and drafts that work under way here needs
         self.namespace = namespace
         self.metadata = (("containerd-namespace", namespace),)
+        self.absence = ""  # why there is nobody to connect to, where that is known
         self._silent = False
         self._channel = grpc.aio.insecure_channel(
             f"unix://{socket}",
@@ -124,7 +125,7 @@ class Containerd:
         """What is known to be wrong with the connection, "" when nothing is. Makes no call."""
         state = self._channel.get_state()
         if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-            return f"containerd at {self.socket} does not answer"
+            return f"containerd at {self.socket} does not answer" + (f": {self.absence}" if self.absence else "")
         if self._silent:
             return f"containerd at {self.socket} is connected and has stopped answering"
         return ""

@@ -163,6 +163,8 @@ async def test_nobody_on_the_socket_is_unavailable_and_known_as_trouble(client: 
         await client.version()
 
     assert client.trouble() == f"containerd at {client.socket} does not answer"
+    client.absence = "containerd was not found"
+    assert client.trouble() == f"containerd at {client.socket} does not answer: containerd was not found"
 
 
 async def test_somebody_who_accepts_but_never_speaks_is_an_error_in_time(client: Containerd) -> None:
