@@ -62,6 +62,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Calls of one method that stream their answers at once: subscribers to the events, followers of logs, and the like.
 # Each has a queue and buffers of its own.
 MOST_STREAMS = 200
+# What a limit of this machine fails with (fork(2), open(2)), wherever it is met.
+_LIMITS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 # Of a status message: percent-encoding can triple it, and a client takes 8 KiB of trailers.
 MESSAGE_BYTES = 2500
@@ -227,4 +229,16 @@ def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
     for kind, answer in UNEXPECTED.items():
         if isinstance(error, kind):
             return answer
+    if _is_limit(error):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, (
+            f"sandboxd has met a limit of this machine ({message_of(error)}): allow it more processes and threads "
+            "(pids.max, TasksMax) or open files (LimitNOFILE)"
+        )
     return grpc.StatusCode.INTERNAL, f"internal error, see sandboxd's log: {message_of(error)}"
+
+
+def _is_limit(error: BaseException) -> bool:
+    """Whether there was no room for one more thread, process or descriptor."""
+    if isinstance(error, OSError):
+        return error.errno in _LIMITS
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)

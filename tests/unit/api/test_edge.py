@@ -202,9 +202,13 @@ def test_a_message_carries_what_was_noted_on_the_way_up() -> None:
             grpc.StatusCode.INTERNAL,
             "nested more deeply than sandboxd can follow",
         ),
+        (RuntimeError("can't start new thread"), grpc.StatusCode.RESOURCE_EXHAUSTED, "can't start new thread"),
+        (OSError(errno.EMFILE, "Too many open files"), grpc.StatusCode.RESOURCE_EXHAUSTED, "LimitNOFILE"),
+        (RuntimeError("anything else"), grpc.StatusCode.INTERNAL, "internal error"),
+        (OSError(errno.EIO, "Input/output error"), grpc.StatusCode.INTERNAL, "internal error"),
     ],
 )
-async def test_a_lack_of_memory_or_of_stack_is_called_that(
+async def test_a_lack_of_memory_of_stack_or_of_what_a_limit_allows_is_called_that(
     server: Server, how: str, error: Exception, code: grpc.StatusCode, words: str
 ) -> None:
     server.runtime.behaviour = failing(error)
