@@ -609,3 +609,19 @@ async def test_a_websocket_message_that_breaks_the_protocol_ends_the_connection(
     await messages(ws)
     assert ws.close_code == 1002
     await container.processes[0].closed.wait()
+
+
+async def test_a_client_that_leaves_while_it_waits_for_a_place_has_started_nothing(serve: Serve) -> None:
+    container = Container(cat)
+    container.may_admit.clear()
+    server = await serve()
+    client = await SpdyClient.connect(server.url_for(container.exec(stdout=True)), SPDY)
+    await opened(client, "error", "stdout")
+    await asyncio.wait_for(container.waiting.wait(), 30)
+    assert not container.opening.is_set()
+
+    await client.close()
+    await until(lambda: not server.sessions)
+    container.may_admit.set()
+    await asyncio.sleep(0)
+    assert not container.opening.is_set()
