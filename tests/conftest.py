@@ -41,6 +41,7 @@ WHERE_IT_CAN_DIFFER = frozenset(
     for name in (
         "accounting",
         "adoption",
+        "audit",
         "handlers",
         "hostile_images",
         "image_leftovers",

@@ -35,7 +35,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -45,6 +45,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from sandboxd import commits
 from tests.processes import until
 from tests.testbed import ROOT, Testbed
 
@@ -419,15 +420,11 @@ def _arm_steps(gate: _Gate) -> None:
 
 
 def _arm_ledger(gate: _Gate) -> None:
-    from sandboxd import commits
-
     real = commits.Commits._write
 
     def write(self: commits.Commits, statements: Sequence[commits.Statement]) -> None:
-        what = (
-            statements[0][0].replace("INTO ", "").replace("FROM ", "").split()[:2] if statements else ["what waits"]
-        )
-        name = f"commit {' '.join(what)}"
+        words = statements[0][0] if statements else "what waits"
+        name = f"commit {' '.join(words.replace('INTO ', '').replace('FROM ', '').split()[:2])}"
         gate.sync(f"{name}:before", lambda: sqlite3.OperationalError("armed: disk I/O error"))
         real(self, statements)
         gate.sync(f"{name}:after")
