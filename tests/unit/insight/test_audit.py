@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,7 +30,8 @@ class Store:
 
     def __init__(self, fakes: Bundle) -> None:
         self._fakes = fakes
-        self.extra: list[str] = []  # snapshots that each look takes one fewer of
+        self.extra: list[str] = []  # a snapshot besides for each look, "" for none
+        self.on_list: Callable[[], Awaitable[object]] | None = None  # called once, in the middle of a look
         self.lease_ids: set[str] = set()
         self.begun: dict[str, int] = {}
         self.snapshots = SimpleNamespace(list=self.list, idle_drafts=self.none, remove=self.remove)
@@ -38,7 +40,10 @@ class Store:
         self.images = SimpleNamespace(list=self.none)
 
     async def list(self) -> list[Snapshot]:
-        names = [*self._fakes.images.snapshots, *([self.extra.pop()] if self.extra else [])]
+        if self.on_list is not None:
+            on_list, self.on_list = self.on_list, None
+            await on_list()
+        names = filter(None, [*self._fakes.images.snapshots, *([self.extra.pop(0)] if self.extra else [])])
         mark, kind = {"sandboxd.io/owner": self._fakes.places.owner}, SnapshotKind.ACTIVE
         return [Snapshot(name=name, parent="", kind=kind, created_at=1, labels=mark) for name in names]
 
@@ -129,17 +134,28 @@ async def test_a_lost_pod_is_found_with_its_name_and_removed(fakes: Bundle, audi
 
 
 async def test_what_only_one_look_shows_is_no_finding(fakes: Bundle, auditor: Auditor, store: Store) -> None:
-    """Something was just being removed."""
-    store.extra = ["a" * 64]
+    """Something was just being removed, or made."""
+    store.extra = ["a" * 64, ""]
     assert await auditor.audit() == []
+    store.extra = ["", "a" * 64]
+    assert await auditor.audit() == []
+    assert store.extra == [], "it has looked twice"
     store.extra = ["a" * 64] * 2
     assert certain(await auditor.audit()) == ["a" * 64]
 
 
-async def test_what_an_operation_holds_is_no_finding(fakes: Bundle, auditor: Auditor) -> None:
+async def test_what_an_operation_holds_is_no_finding(fakes: Bundle, auditor: Auditor, store: Store) -> None:
     path = orphan(fakes, "a")
     async with fakes.node.jobs.exclusive("a" * 64):
         assert await auditor.audit() == []
+    lock = fakes.node.jobs.exclusive("a" * 64)
+
+    async def at_the_next() -> None:
+        store.on_list = lock.__aenter__
+
+    store.on_list = at_the_next  # it begins in the middle of the second look
+    assert await auditor.audit() == []
+    await lock.__aexit__(None, None, None)
     assert certain(await auditor.audit()) == [path]
 
 
