@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +53,7 @@ class Points:
         self._hanging: tuple[Point, bool] | None = None
         self._release = asyncio.Event()
         self.hangs = asyncio.Event()  # set once the point that was to hang was reached
+        self.gate: Callable[[Point], Awaitable[None]] | None = None
 
     def reset(self) -> None:
         """Count from 0 again; nothing fails or hangs any more."""
@@ -132,6 +133,8 @@ class Points:
 
     async def _pause(self, point: Point, *, after: bool) -> None:
         await asyncio.sleep(0)  # a real call never answers at once: others get their turn
+        if self.gate is not None:
+            await self.gate(point)
         if self._hanging == (point, after):
             self.hangs.set()
             await self._release.wait()
