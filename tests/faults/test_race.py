@@ -60,7 +60,7 @@ def raced() -> Iterator[Site]:
 def test_a_daemon_answers_requests_side_by_side_as_some_order_of_them_would_be(
     raced: Site, cells: Cells, everything: bool
 ) -> None:
-    examples, steps = (100, 40) if everything else (6, 25)
+    examples, steps = (100, 40) if everything else (20, 30)
     pulled = raced.busybox("race/busybox")
     machine = type("SideBySide", (SideBySide,), {"bed": raced.bed, "pulled": pulled, "image_id": raced.pull(pulled)})
     remove_pod(raced.bed, run_pod(raced.bed))
