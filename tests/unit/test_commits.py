@@ -86,9 +86,10 @@ def test_a_file_that_somebody_has_locked_is_waited_for_once_and_nothing_is_given
         return True
 
     file = tmp_path / "db"
-    with closing(sqlite3.connect(file, timeout=0.01)) as db, closing(sqlite3.connect(file)) as other:
+    with closing(connect(str(file))) as db, closing(sqlite3.connect(file)) as other:
+        db.execute("PRAGMA busy_timeout = 10")
         db.execute("CREATE TABLE rows (id TEXT PRIMARY KEY, body TEXT)")
-        other.execute("BEGIN EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
         commits = Commits(db, make_room)
         with pytest.raises(Unavailable, match="locked"):
             commits.late("a", put("a", ""))
