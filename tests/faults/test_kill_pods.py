@@ -10,7 +10,7 @@ from tests.faults.verbs import RemovePod, RunPod, StopPod, Verb, opener
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
-ONE_IN = 3  # of the points, in the short mode
+ONE_IN = 2  # of the points, in the short mode
 
 
 @pytest.mark.parametrize("kind", [RunPod, StopPod, RemovePod])
