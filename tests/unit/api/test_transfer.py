@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from sandboxd.api.audit import Audit
 from sandboxd.api.debts import Debts
 from sandboxd.api.edge import Edge
 from sandboxd.api.history import History
@@ -80,7 +81,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     transfer = Transfer(store, pulls, Uploads(store, jobs, str(tmp_path / "uploads")), jobs)
     reading = Host(cast(Any, None), cast(Any, None), lambda: b"")
     server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
-    others = History(cast(Any, None), cast(Any, None)), Debts(cast(Any, None))
+    others = History(cast(Any, None), cast(Any, None)), Debts(cast(Any, None)), Audit(cast(Any, None))
     service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading, *others)
     host_pb2_grpc.add_HostServicer_to_server(cast(Any, service), server)
     server.add_insecure_port(f"unix:{tmp_path}/s")

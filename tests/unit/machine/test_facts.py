@@ -190,7 +190,7 @@ def test_cdi_devices_are_found_in_the_directories(tmp_path: Path) -> None:
     config.CDI_devices.add(name="v.example/gpu=0")
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "notes.txt").write_text("{")
-    with pytest.raises(NotFound, match=r"bad\.json: cannot be read"):
+    with pytest.raises(NotFound, match=r"bad\.json: not valid JSON"):
         machine.cdi_edits(config, [str(tmp_path), "/no/such"])
     cdi_file(tmp_path, "a.json", deviceNodes=[{"path": "/dev/null"}, {"path": "/dev/no-such"}])
     edits, nodes = machine.cdi_edits(config, [str(tmp_path), "/no/such"])
