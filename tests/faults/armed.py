@@ -30,15 +30,10 @@ import dataclasses
 import errno
 import json
 import os
-import signal
 import sqlite3
 import sys
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,44 +41,9 @@ import grpc
 import grpc.aio
 
 from sandboxd import commits
+from tests.faults.points import INSIDE, PLACE, Gate, Plan, Point, Points, away, current
 from tests.processes import until
 from tests.testbed import ROOT, Testbed
-
-PLACE = "SANDBOXD_ARMED"  # the variable that names the directory of plan and record, inside the bed
-INSIDE = "/var/log/armed"
-HELD_SECONDS = 120.0  # at most, at a point where it was to stop
-ANY = "*"  # of a plan's verb: every operation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is to happen, where."""
-
-    verb: str  # an RPC's name, or that of an operation outside of RPCs, or ANY
-    point: str = ""  # its name; or
-    n: int = 0  # its number within the operation
-    nth: int = 0  # of the points with this name within an operation; 0 is each of them
-    action: str  # kill, fail, hang, late (as if it had hung until the call's own limit), stop
-    seconds: float = 0.0  # to hang; a call with a limit of its own then fails at its limit
-    times: int = 1  # how often; 0 is for as long as the plan is there
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """A point that was reached."""
-
-    operation: int  # a number of the operation, unique in the record together with `pid`
-    pid: int
-    verb: str
-    n: int
-    name: str
-    nth: int
-    did: str = ""  # the action, where one was carried out
-
-    @property
-    def identity(self) -> tuple[str, int]:
-        """What finds it again in another run."""
-        return self.name, self.nth
 
 
 class Arms:
@@ -154,134 +114,10 @@ def _replace(path: Path, text: str) -> None:
     new.replace(path)
 
 
-# Below: the daemon's side.
-
-
-@dataclass(slots=True)
-class _Operation:
-    number: int
-    verb: str
-    reached: int = 0
-    by_name: Counter[str] = field(default_factory=Counter)
-
-
-_operation: ContextVar[_Operation | None] = ContextVar("armed_operation", default=None)
-
-
-class _Points:
-    """Counts, records, and says what is to be done."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._operations = 0
-        self._outside = _Operation(number=0, verb="")
-        self._done: tuple[Plan | None, int] = (None, 0)
-
-    def operation(self, verb: str) -> _Operation:
-        self._operations += 1
-        return _Operation(number=self._operations, verb=verb)
-
-    def arrive(self, name: str) -> Plan | None:
-        """Note that a point was reached; what to do there, unless it is the end."""
-        operation = _operation.get() or self._outside
-        operation.reached += 1
-        operation.by_name[name] += 1
-        n, nth = operation.reached, operation.by_name[name]
-        plan = self._plan()
-        if plan is not None and not (
-            plan.verb in (ANY, operation.verb)
-            and (name == plan.point if plan.point else n == plan.n)
-            and plan.nth in (0, nth)
-        ):
-            plan = None
-        point = Point(
-            operation=operation.number,
-            pid=os.getpid(),
-            verb=operation.verb,
-            n=n,
-            name=name,
-            nth=nth,
-            did=plan.action if plan else "",
-        )
-        self._record(json.dumps(dataclasses.asdict(point)))
-        if plan is not None:
-            self._carried_out(plan)
-            if plan.action == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-        return plan
-
-    def stop_looks(self) -> Iterator[float]:
-        """The pauses to make at a point where to stop, until it is to go on."""
-        (self._directory / "reached").touch()
-        deadline = time.monotonic() + HELD_SECONDS
-        while not (self._directory / "go").exists() and time.monotonic() < deadline:
-            yield 0.01
-
-    def _plan(self) -> Plan | None:
-        with suppress(FileNotFoundError):
-            return Plan(**json.loads((self._directory / "plan.json").read_bytes()))
-        return None
-
-    def _carried_out(self, plan: Plan) -> None:
-        self._done = (plan, self._done[1] + 1 if self._done[0] == plan else 1)
-        if plan.times and self._done[1] >= plan.times:
-            (self._directory / "plan.json").unlink(missing_ok=True)
-            self._done = (None, 0)
-
-    def _record(self, line: str) -> None:
-        fd = os.open(self._directory / "record.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(fd, f"{line}\n".encode())
-        finally:
-            os.close(fd)
-
-
-class _Gate:
-    """Passes points, and does there what is planned."""
-
-    def __init__(self, points: _Points) -> None:
-        self._points = points
-
-    def sync(self, name: str, error: Callable[[], Exception] | None = None) -> None:
-        """Pass one where nothing can be awaited: the whole daemon hangs with it, as it would with a slow disk."""
-        if plan := self._points.arrive(name):
-            if plan.action == "hang":
-                time.sleep(plan.seconds)
-            elif plan.action == "stop":
-                for pause in self._points.stop_looks():
-                    time.sleep(pause)
-            elif plan.action == "fail" and error is not None:
-                raise error()
-
-    async def wait(self, name: str, error: Callable[[], Exception] | None = None, limit: float | None = None) -> None:
-        """Pass one; `limit` is the call's own, in seconds, at which it fails with DEADLINE_EXCEEDED."""
-        if plan := self._points.arrive(name):
-            if plan.action == "hang":
-                await asyncio.sleep(plan.seconds if limit is None else min(plan.seconds, limit))
-                if limit is not None and plan.seconds >= limit:
-                    raise _refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-            elif plan.action == "late" and limit is not None:
-                raise _refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-            elif plan.action == "stop":
-                for pause in self._points.stop_looks():
-                    await asyncio.sleep(pause)
-            elif plan.action == "fail" and error is not None:
-                raise error()
-
-
-def _refusal(code: grpc.StatusCode, words: str) -> Exception:
-    nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(code, nothing, nothing, details=words)
-
-
-def _away() -> Exception:
-    return _refusal(grpc.StatusCode.UNAVAILABLE, "armed: the connection is lost")
-
-
 class _Channel:
     """containerd's channel, with points around its calls."""
 
-    def __init__(self, channel: Any, gate: _Gate) -> None:
+    def __init__(self, channel: Any, gate: Gate) -> None:
         self._channel = channel
         self._gate = gate
 
@@ -292,13 +128,13 @@ class _Channel:
         begin, name = self._channel.unary_unary(path, *args, **kwargs), _call_name(path)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            await self._gate.wait(f"{name}:before", _away, kwargs.get("timeout"))
+            await self._gate.wait(f"{name}:before", away, kwargs.get("timeout"))
             try:
                 answer = await begin(*args, **kwargs)
             except grpc.aio.AioRpcError:
-                await self._gate.wait(f"{name}:after", _away, kwargs.get("timeout"))
+                await self._gate.wait(f"{name}:after", away, kwargs.get("timeout"))
                 raise
-            await self._gate.wait(f"{name}:after", _away, kwargs.get("timeout"))
+            await self._gate.wait(f"{name}:after", away, kwargs.get("timeout"))
             return answer
 
         return call
@@ -321,7 +157,7 @@ def _call_name(path: str) -> str:
 class _Stream:
     """A call with a stream of answers."""
 
-    def __init__(self, call: Any, name: str, gate: _Gate, *, answers: bool) -> None:
+    def __init__(self, call: Any, name: str, gate: Gate, *, answers: bool) -> None:
         self._call = call
         self._name = name
         self._gate = gate
@@ -357,13 +193,13 @@ class _Stream:
 
     def _lost(self) -> Exception:
         self._call.cancel()
-        return _away()
+        return away()
 
 
 def arm(directory: Path) -> None:
     """Wrap the product. It must not have been started."""
-    points = _Points(directory)
-    gate = _Gate(points)
+    points = Points(directory)
+    gate = Gate(points)
     _arm_operations(points)
     _arm_steps(gate)
     _arm_ledger(gate)
@@ -378,30 +214,30 @@ def _put(where: object, name: str, wrapper: object) -> None:
     setattr(where, name, wrapper)
 
 
-def _arm_operations(points: _Points) -> None:
+def _arm_operations(points: Points) -> None:
     from sandboxd import steps
     from sandboxd.api.edge import Edge
 
     admit, operation = Edge._admit, steps.operation
 
     def begin(edge: Edge, name: str, implemented: bool) -> None:
-        _operation.set(points.operation(name.rpartition("/")[2]))
+        current.set(points.operation(name.rpartition("/")[2]))
         admit(edge, name, implemented)
 
     @contextmanager
-    def begin_outside(name: str, *, sandbox_id: str = "", container_id: str = "") -> Iterator[None]:
-        token = _operation.set(_operation.get() or points.operation(name))
+    def begin_outside(name: str, **about: str) -> Iterator[None]:
+        token = current.set(current.get() or points.operation(name))
         try:
-            with operation(name, sandbox_id=sandbox_id, container_id=container_id):
+            with operation(name, **about):
                 yield
         finally:
-            _operation.reset(token)
+            current.reset(token)
 
     _put(Edge, "_admit", begin)
     _put(steps, "operation", begin_outside)
 
 
-def _arm_steps(gate: _Gate) -> None:
+def _arm_steps(gate: Gate) -> None:
     from sandboxd import errors, steps
 
     real = steps.step
@@ -419,7 +255,7 @@ def _arm_steps(gate: _Gate) -> None:
     _put(steps, "step", step)
 
 
-def _arm_ledger(gate: _Gate) -> None:
+def _arm_ledger(gate: Gate) -> None:
     real = commits.Commits._write
 
     def write(self: commits.Commits, statements: Sequence[commits.Statement]) -> None:
@@ -432,7 +268,7 @@ def _arm_ledger(gate: _Gate) -> None:
     _put(commits.Commits, "_write", write)
 
 
-def _arm_containerd(gate: _Gate) -> None:
+def _arm_containerd(gate: Gate) -> None:
     from sandboxd.containerd import client
 
     class Aio:
@@ -453,7 +289,7 @@ def _arm_containerd(gate: _Gate) -> None:
     _put(client, "grpc", Grpc())
 
 
-def _arm_spawns(gate: _Gate) -> None:
+def _arm_spawns(gate: Gate) -> None:
     from sandboxd.supervised import Supervised
 
     exec_, start = asyncio.BaseEventLoop.subprocess_exec, Supervised.start
@@ -480,7 +316,7 @@ def _too_many() -> Exception:
     return OSError(errno.EAGAIN, "armed: Resource temporarily unavailable")
 
 
-def _arm_netns(gate: _Gate) -> None:
+def _arm_netns(gate: Gate) -> None:
     from sandboxd import errors, netns
 
     def around(name: str, error: Callable[[str], Exception]) -> None:

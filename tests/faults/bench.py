@@ -12,8 +12,9 @@ import grpc
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import Snapshot, difference, observe
-from tests.faults.armed import Arms, Point
+from tests.faults.armed import Arms
 from tests.faults.glance import glance
+from tests.faults.points import Point
 from tests.pods import (
     container_info,
     container_status,

@@ -11,33 +11,29 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from sandboxd import ledger
+from sandboxd import commits, ledger
 from sandboxd.__main__ import main
 
 CONTAINERD = "/run/sandboxd/containerd/containerd.pid"
-LEFT_OUT = ("append_step",)
+LEFT_OUT = ("append_step", "keep_story")
 
 
 def recorded(disk: Path, cuts: Path) -> None:
     """Copy `disk` after each commit from now on."""
-    original = ledger._committed
+    original = commits.Commits._write
 
-    @contextmanager
-    def committed(db: sqlite3.Connection) -> Iterator[None]:
-        with original(db):
-            yield
+    def write(self: commits.Commits, statements: Sequence[commits.Statement]) -> None:
+        original(self, statements)
         what = _caller()
         if what not in LEFT_OUT and (cuts / "now").exists():
             _cut(disk, cuts, what)
 
-    ledger._committed = committed
+    setattr(commits.Commits, "_write", write)  # noqa: B010 - a wrapper, which the type must not know
 
 
 def _caller() -> str:
