@@ -53,7 +53,7 @@ class Commits:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.DatabaseError as exc:
-            raise Unavailable(self.trouble) from exc
+            raise Unavailable(f"the ledger cannot be written: {exc}") from exc
 
     def late(self, about: Hashable, *statements: Statement) -> None:
         """Write it now if that can be done, else with the next transaction that can.
@@ -105,7 +105,7 @@ class Commits:
             raise
         except sqlite3.DatabaseError as exc:
             self.db.damaged = True
-            self.trouble = f"the ledger cannot be written, it is damaged: {exc}"
+            self.trouble = f"the ledger is damaged: {exc}"
             raise
         self._late.clear()
         self.trouble = ""

@@ -9,7 +9,7 @@
 The product has no failpoints. This program wraps it from outside and runs `sandboxd.__main__`. Points are
 
     step NAME:begin, :end                       every step of steps.NAMES
-    commit WHO:before, :after                   every transaction of the ledger; WHO is the method that commits
+    commit WHAT:before, :after                  every transaction of the ledger, by what it does first
     containerd SERVICE/METHOD:before, :after    every call: before it is sent, after it was answered; calls that
                                                 write a stream have an :answer for every answer too
     spawn PROGRAM:before, :after                every process
@@ -256,16 +256,25 @@ def _arm_steps(gate: Gate) -> None:
 
 
 def _arm_ledger(gate: Gate) -> None:
-    real = commits.Commits._write
+    execute, write = commits.Commits._execute, commits.Commits._write
 
-    def write(self: commits.Commits, statements: Sequence[commits.Statement]) -> None:
-        words = statements[0][0] if statements else "what waits"
-        name = f"commit {' '.join(words.replace('INTO ', '').replace('FROM ', '').split()[:2])}"
-        gate.sync(f"{name}:before", lambda: sqlite3.OperationalError("armed: disk I/O error"))
-        real(self, statements)
-        gate.sync(f"{name}:after")
+    def executed(self: commits.Commits, statements: Sequence[commits.Statement]) -> None:
+        # In the transaction, which is rolled back.
+        gate.sync(f"{_named(statements)}:before", lambda: sqlite3.OperationalError("armed: disk I/O error"))
+        execute(self, statements)
 
-    _put(commits.Commits, "_write", write)
+    def written(self: commits.Commits, statements: Sequence[commits.Statement]) -> None:
+        write(self, statements)
+        gate.sync(f"{_named(statements)}:after")
+
+    _put(commits.Commits, "_execute", executed)
+    _put(commits.Commits, "_write", written)
+
+
+def _named(statements: Sequence[commits.Statement]) -> str:
+    """ "INSERT INTO sandboxes VALUES …" is "commit INSERT sandboxes"."""
+    words = statements[0][0] if statements else "what waits"
+    return f"commit {' '.join(words.replace('INTO ', '').replace('FROM ', '').split()[:2])}"
 
 
 def _arm_containerd(gate: Gate) -> None:

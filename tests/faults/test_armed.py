@@ -39,7 +39,7 @@ def test_every_step_call_commit_and_spawn_of_a_run_is_a_point(armed: tuple[Testb
     remove_pod(bed, run_pod(bed))
     names = {point.name for point in arms.points if point.verb == "RunPodSandbox"}
     assert {
-        "commit _Table.add:before",
+        "commit INSERT sandboxes:before",
         "netns create:after",
         "spawn bridge:before",
         "containerd Tasks/Create:before",
@@ -66,7 +66,7 @@ def test_it_dies_at_its_point_and_not_again(armed: tuple[Testbed, Arms]) -> None
     ("point", "code"),
     [
         ("containerd Tasks/Create:before", grpc.StatusCode.UNAVAILABLE),
-        ("commit _Table.add:before", grpc.StatusCode.UNAVAILABLE),
+        ("commit INSERT sandboxes:before", grpc.StatusCode.UNAVAILABLE),
         ("spawn bridge:before", grpc.StatusCode.FAILED_PRECONDITION),
         ("netns create:before", grpc.StatusCode.FAILED_PRECONDITION),
     ],

@@ -145,7 +145,7 @@ def test_damage_that_sqlite_meets_is_unavailable_and_mended_by_the_next_check(fi
     # As after a checkpoint by another process, which makes SQLite read the file again.
     ledger._db.execute("PRAGMA cache_size = 0")
     with structlog.testing.capture_logs():
-        with pytest.raises(Unavailable, match="damaged"):
+        with pytest.raises(Unavailable, match="cannot be written"):
             for number in range(300):
                 ledger.update_sandbox("a", started_at=number)
         assert ledger.timeline("a") == []
