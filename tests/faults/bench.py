@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1.host_pb2 import AuditRequest
 from tests.audit import Snapshot, difference, observe
 from tests.faults.armed import Arms
 from tests.faults.glance import glance
@@ -87,6 +88,7 @@ class Bench:
         if thorough:
             audited = self._audited
             self._await_equal(lambda: _without(new, difference(audited, self._observe())))
+            self._await_equal(self._findings)
 
     def _await_equal(self, compare: Callable[[], list[str]]) -> None:
         deadline = time.monotonic() + LIMIT
@@ -99,6 +101,11 @@ class Bench:
 
     def _observe(self) -> Snapshot:
         return _lasting(observe(self.bed))
+
+    def _findings(self) -> list[str]:
+        """What the product's own audit finds."""
+        findings = self.bed.host.Audit(AuditRequest(), timeout=LIMIT).findings
+        return [f"{each.kind} {each.name}: {each.why}" for each in findings]
 
     def _identity(self, pod: str, container: str) -> tuple[str, object, object]:
         status = pod_status(self.bed, pod)
