@@ -65,7 +65,7 @@ test-tools: setup-tools images ## pass images between sandboxd and skopeo, build
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/tools $(PYTEST_ARGS)
 
 test-faults: setup-test images ## kill, fail, fill and race the daemon, cell by cell (FAULTS=long: all); writes build/faults/summary.json
-	FAULTS=$(FAULTS) $(PY) -m pytest $(SIDE_BY_SIDE) tests/faults $(PYTEST_ARGS)
+	FAULTS=$(FAULTS) $(PY) -m pytest $(SIDE_BY_SIDE) --dist loadgroup tests/faults $(PYTEST_ARGS)
 
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,23 @@ from tests.faults import cells as all_cells
 from tests.faults.cells import PROPERTY, Cells
 from tests.testbed import ROOT
 
+HERE = Path(__file__).parent
 SUMMARY = ROOT / "build" / "faults" / "summary.json"
+
+
+# Each of their tests has a bed of its own, and takes minutes: first, and each wherever a process is free.
+LONG = ("test_kill_pods", "test_fail_pods", "test_kill_images", "test_kill_containers", "test_fail_images")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the other modules whole, as they share a bed, and let what takes longest begin first."""
+    for item in items:
+        if item.path.parent != HERE:
+            continue
+        alone = item.path.stem in LONG
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.stem))
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture
