@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import structlog
 
-from sandboxd.database import Connection
+from sandboxd.database import SCHEMA_VERSION, Connection
 from sandboxd.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -22,6 +22,9 @@ log = structlog.get_logger(__name__)
 _LOCKED = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED))
 
 Statement = tuple[str, Sequence[object]]
+
+# Writes a page and changes nothing (https://www.sqlite.org/pragma.html#pragma_user_version).
+_PROBE: Statement = (f"PRAGMA user_version = {SCHEMA_VERSION}", ())
 
 
 class Commits:
@@ -72,11 +75,14 @@ class Commits:
                 log.error("the ledger cannot be written; what ends is noted as soon as it can be", error=str(exc))
 
     def catch_up(self) -> None:
-        """Write what waits, if it can be written by now; otherwise `trouble` says why not."""
-        if not self._late:
+        """After a transaction that could not be written, look whether that is over, and write what waits.
+
+        Otherwise `trouble` says why not.
+        """
+        if not self.trouble:
             return
         try:
-            self._write(())
+            self._write((_PROBE,))
         except sqlite3.DatabaseError:
             return
         log.info("the ledger is written again")

@@ -60,6 +60,7 @@ def lack(directory: str, least: int = LEAST_BYTES) -> str:
 
 def demand(node: Node) -> None:
     """Raise Exhausted if there is no room: nothing is begun that could not be finished."""
+    node.ledger.commits.catch_up()  # what stood in the way may be over
     if words := shortage(node):
         raise Exhausted(f"{words}; pods can be removed, and images")
 

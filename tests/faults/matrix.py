@@ -50,7 +50,7 @@ def run(
         points = recorded(verb)
         possible = [fault for name, nth in points for fault in faults_at(name, nth)]
         faults = sample([fault for fault in possible if (fault.point, fault.action) not in verb.left_out], one_in)
-        assert len(points) > 10 and faults, points
+        assert len(points) > 6 and faults, points
         verb.bench.settle()
         for number, fault in enumerate(faults, 1):
             at, reached, failed = f"{verb.name} {fault.point} {fault.nth}", False, cells.failed

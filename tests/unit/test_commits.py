@@ -97,3 +97,15 @@ def test_a_file_that_somebody_has_locked_is_waited_for_once_and_nothing_is_given
         other.rollback()
         commits.late("a", put("a", ""))
         assert rows(db) == [("a", "")]
+
+
+def test_a_fault_that_is_over_is_forgotten_although_nothing_waits(db: Connection) -> None:
+    commits = Commits(db)
+    writable(db, False)
+    with pytest.raises(Unavailable):
+        commits.now(put("a", ""))
+    commits.catch_up()
+    assert commits.trouble and not commits.behind
+    writable(db, True)
+    commits.catch_up()
+    assert not commits.trouble and rows(db) == []
