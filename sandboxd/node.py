@@ -227,3 +227,6 @@ class Node:
     images: Images
     logs: Logs
     reserve: Reserve = field(default_factory=lambda: Reserve(""))
+    strays: dict[str, str] = field(default_factory=dict)
+    """Containers that containerd has of a pod and the ledger does not know, and cannot be told of: id → the pod's id.
+    They go with their pod."""

@@ -29,7 +29,7 @@ from sandboxd.insight.sightings import Sight
 from sandboxd.machine import pins, pod_files
 from sandboxd.node import Node
 from sandboxd.operations import hold, known_sandbox
-from sandboxd.pods import reclaim, recover
+from sandboxd.pods import adopt, reclaim, recover
 
 log = structlog.get_logger(__name__)
 
@@ -117,6 +117,8 @@ class Auditor:
     # --- repairing ---------------------------------------------------------------------------------------------
 
     async def _repair(self) -> list[Outcome]:
+        if self._node.jobs.retries.failing(adopt.KEY):  # what can be put back is not to be removed
+            await adopt.adopt(self._node)
         sight, _, findings = await self._looked_twice(thorough=True)
         wanted = [finding for finding in findings if finding.certain]
         errors: dict[tuple[Kind, str], str] = {}
@@ -190,7 +192,8 @@ class Auditor:
             )
             await reclaim.reclaim(node, lost)
         else:
-            await reclaim.reclaim_container(node, owner, points)
+            pod_id = next((thing.pod_id for thing in mine if thing.pod_id), "")
+            await reclaim.reclaim_container(node, owner, points, sandbox_id=pod_id)
         for thing in mine:
             if thing.kind is Kind.SNAPSHOT:  # of a mounted image, whose directory may be gone
                 await node.images.remove_rootfs(thing.name)

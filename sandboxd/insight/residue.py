@@ -7,7 +7,8 @@ A thing is named by an id, or by a mark. Whose it is:
     unclear       a sandboxd made it, by its name; another one may have (one with another root directory)
     a stranger's  a container record that is not ours has its id: it is not a finding at all
 
-What is unclear is shown and left alone. Nothing is a finding whose id the ledger knows, or an operation holds.
+What is unclear is shown and left alone. Nothing is a finding whose id the ledger knows, or an operation holds; nor
+what is a pod's that it knows, but for a container with a record of its own.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ _WITHOUT_ID = {
 
 def residue(things: Sequence[Thing], known: Known) -> list[Finding]:
     """What is nobody's, in the order of `things`, and for a pod together."""
-    owners = _owners(things)
+    owners = _owners(things, known)
     evident = set(known.quarantined)
     pods: dict[str, str] = {}
     for thing in things:
@@ -157,9 +158,11 @@ def residue(things: Sequence[Thing], known: Known) -> list[Finding]:
     return found
 
 
-def _owners(things: Sequence[Thing]) -> dict[str, str]:
-    """The id of each thing → that of its pod, or of its container when nothing tells the pod."""
+def _owners(things: Sequence[Thing], known: Known) -> dict[str, str]:
+    """The id of each thing → that of its pod, or of its container when the pod is unknown, or alone is known."""
     owners = {thing.id: thing.pod_id for thing in things if thing.id and thing.pod_id}
+    lost = [id_ for id_, owner in owners.items() if owner in known.sandboxes and owner not in known.busy]
+    owners |= {id_: id_ for id_ in lost}
     whole = {thing.id for thing in things if len(thing.id) == _FULL}
     for thing in things:
         if thing.id and thing.id not in owners:

@@ -6,8 +6,9 @@ processes, the namespaces, containerd's records. Each of these keeps what we tol
 
 This only puts back, in the state in which the last daemon would have left it. What has ended meanwhile, or never came
 to be, the comparison finds and settles as after any restart; so it does with pods of an earlier boot. What cannot be
-put back is logged and stays as it is: an earlier version's, a name that somebody else has by now. Lost for good are
-timelines, and debts of pods that were removed.
+put back is logged and stays as it is: an earlier version's, a name that somebody else has by now. A container among
+them goes with its pod, and an audit finds it before. Lost for good are timelines, and debts of pods that were
+removed.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ async def _attempted(node: Node, stored: Stored, found: _Found) -> bool:
     """Put one back; False when that is to be tried again."""
     what = "pod" if stored.id in found.sandboxes else "container"
     owner = stored.id if what == "pod" else stored.labels.get("sandboxd.io/sandbox", "")
+    if what == "container":
+        node.strays[stored.id] = owner  # until it is adopted
     try:
         with steps.operation("recover", sandbox_id=owner, container_id="" if what == "pod" else stored.id):
             async with asyncio.timeout(SECONDS), hold(node, owner):
@@ -127,8 +130,9 @@ async def _attempted(node: Node, stored: Stored, found: _Found) -> bool:
                     await _adopt_sandbox(node, stored, found)
                 else:
                     await _adopt_container(node, stored, found)
+        node.strays.pop(stored.id, None)
     except NotFound:
-        pass
+        node.strays.pop(stored.id, None)
     except (_Refused, AlreadyExists) as exc:
         log.warning(
             "what containerd has of us is unknown and cannot be adopted",

@@ -59,14 +59,20 @@ async def reclaim(node: Node, lost: Lost) -> None:
     await remove_abandoned(node, lost.id)
 
 
-async def reclaim_container(node: Node, container_id: str, points: Collection[str] = ()) -> None:
-    """The same for a container whose pod is not known; `points` are mount points in its directories."""
-    async with hold(node, container_id) as held:
+async def reclaim_container(
+    node: Node, container_id: str, points: Collection[str] = (), *, sandbox_id: str = ""
+) -> None:
+    """The same for a container whose pod is not known, or that is known, `sandbox_id`, while the container is not.
+
+    `points` are mount points in its directories.
+    """
+    async with hold(node, sandbox_id or container_id) as held:
         if container_id in node.ledger.containers or container_id in node.ledger.sandboxes:
             return
         await _unmount(points)
         log.warning("what is left of a container without a record is removed", container=container_id)
         await remove_remains(held, container_id)
+        node.strays.pop(container_id, None)
 
 
 def _record(node: Node, lost: Lost, config: NetworkConfig | None) -> None:

@@ -120,7 +120,7 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
     # While its processes live: DEL must find the pod's namespace, not another one that somebody put in its place.
     with contextlib.suppress(SandboxdError):
         await pins.restore(node, record)
-    workload = [c.id for c in node.ledger.containers_of(sandbox_id)]
+    workload = [c.id for c in node.ledger.containers_of(sandbox_id)] + _strays(node, sandbox_id)
     if workload:
         with steps.step("pod.containers.stop", containers=len(workload)):
             outcomes = await asyncio.gather(
@@ -143,6 +143,11 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
     node.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
 
 
+def _strays(node: Node, sandbox_id: str) -> list[str]:
+    """The pod's containers that only containerd knows."""
+    return [container_id for container_id, owner in node.strays.items() if owner == sandbox_id]
+
+
 async def _release(held: Held, record: SandboxRecord) -> None:
     """Free the network. What a plugin keeps owing is an error in strict mode only."""
     debts = await network.release(held, record.netns_path)
@@ -163,6 +168,10 @@ async def _remove(held: Held) -> None:
     for container in node.ledger.containers_of(sandbox_id):
         with steps.step("container.remove", container=container.name):
             await remove_remains(held, container.id)
+    for container_id in _strays(node, sandbox_id):
+        with steps.step("container.remove", container=container_id):
+            await remove_remains(held, container_id)
+        node.strays.pop(container_id, None)
     with steps.step("pod.pause.remove"):
         await node.runtime.delete_container(sandbox_id)
         await node.images.remove_rootfs(sandbox_id)

@@ -19,8 +19,10 @@ from sandboxd.insight import audit as subject
 from sandboxd.insight.audit import Auditor, Outcome
 from sandboxd.insight.residue import Finding, Kind
 from sandboxd.machine import programs
-from sandboxd.pods import reclaim
+from sandboxd.model import SandboxState
+from sandboxd.pods import reclaim, recover
 from tests.fakes.bundle import Bundle
+from tests.fakes.points import Point
 
 REFUSED = PluginFailed(plugin="bridge", command="DEL", code=7, msg="not today")
 
@@ -133,6 +135,31 @@ async def test_a_lost_pod_is_found_with_its_name_and_removed(fakes: Bundle, audi
     assert (fakes.left(), fakes.records(), auditor.found) == ([], [], ())
 
 
+async def test_a_lost_container_is_found_and_removed_and_its_pod_is_not_touched(
+    fakes: Bundle, auditor: Auditor
+) -> None:
+    container_id = await fakes.running_container()
+    ledger = fakes.node.ledger
+    pod_id = ledger.containers[container_id].sandbox_id
+    ledger.remove_container(container_id)
+    found = await auditor.audit()
+    assert {each.owner for each in found} == {container_id}
+    assert {each.kind for each in found} >= {Kind.CONTAINER, Kind.TASK, Kind.SNAPSHOT}
+    assert set(by_name(await auditor.repair()).values()) == {"repaired"}
+    assert auditor.found == ()
+    assert ledger.sandboxes[pod_id].state is SandboxState.READY
+    assert set(fakes.runtime.containers) == {pod_id}
+
+
+async def test_what_could_only_not_be_put_back_for_the_moment_is_not_removed(fakes: Bundle, auditor: Auditor) -> None:
+    pod_id = await lose(fakes)
+    fakes.points.fail(Point("netns.interfaces", 0), OSError(24, "Too many open files"))
+    await recover.recover(fakes.node)
+    assert not fakes.node.ledger.sandboxes
+    await auditor.repair()
+    assert fakes.node.ledger.sandboxes[pod_id].state is SandboxState.READY
+
+
 async def test_what_only_one_look_shows_is_no_finding(fakes: Bundle, auditor: Auditor, store: Store) -> None:
     """Something was just being removed, or made."""
     store.extra = ["a" * 64, ""]
@@ -165,7 +192,7 @@ async def test_a_repair_that_fails_stops_no_other_and_says_why(
     paths = [orphan(fakes, digit) for digit in "abc"]
     real = reclaim.reclaim_container
 
-    async def failing(node: Any, id_: str, points: Any) -> None:
+    async def failing(node: Any, id_: str, points: Any, **pod: str) -> None:
         if id_.startswith("b"):
             raise RuntimeError("a bug")
         await real(node, id_, points)

@@ -96,9 +96,26 @@ def test_a_container_is_its_pods_and_has_the_pods_name() -> None:
     ]
     found = residue(things, Known())
     assert {(each.owner, each.pod, each.certain) for each in found} == {(POD, "shop/web", True)}
-    # The pod is known: what is in containerd of a container that was just removed is its operation's.
     assert residue(things, Known(busy={POD})) == []
-    assert residue(things, Known(sandboxes={POD: sandbox()})) == []
+    assert residue(things, Known(sandboxes={POD: sandbox()}, containers={CONTAINER: container()})) == []
+
+
+def test_a_container_of_a_known_pod_without_a_record_is_a_finding_with_all_that_is_its_own() -> None:
+    things = [
+        thing(Kind.SNAPSHOT, CONTAINER),
+        thing(Kind.CONTAINER, CONTAINER, marked=True, pod_id=POD),
+        thing(Kind.CONTAINER, POD, marked=True, pod_id=POD, pod="shop/web"),
+        thing(Kind.NAMESPACE, POD, pod_id=POD),
+        thing(Kind.DIRECTORY, CONTAINER, marked=True),
+    ]
+    known = Known(sandboxes={POD: sandbox()})
+    assert summary(residue(things, known)) == [
+        (Kind.SNAPSHOT, CONTAINER, True),
+        (Kind.CONTAINER, CONTAINER, True),
+        (Kind.DIRECTORY, CONTAINER, True),
+    ]
+    # While something is done to the pod, the container may be what is being removed.
+    assert residue(things, replace(known, busy={POD})) == []
 
 
 def test_the_head_of_an_id_is_that_of_the_thing_that_has_the_whole() -> None:

@@ -348,6 +348,33 @@ async def test_a_name_that_is_in_use_by_now_stays_with_its_holder(fakes: Bundle,
     refused += [old.id]
 
 
+@pytest.mark.parametrize("stopped_first", [True, False])
+async def test_a_container_that_cannot_be_put_back_ends_and_goes_with_its_pod(
+    fakes: Bundle, refused: list[str], stopped_first: bool
+) -> None:
+    pod = await pod_with_address(fakes)
+    container = await container_in(fakes, pod.id)
+    fakes.runtime.containers[container.id].kept = b"{"
+    node = await recovered(fakes)
+    refused += [container.id]
+    assert not node.ledger.containers
+    if stopped_first:
+        await stop_sandbox(node, pod.id)
+        assert not fakes.runtime.tasks
+    assert await removed(fakes, pod.id)
+    assert not node.strays
+
+
+async def test_a_container_that_was_to_be_put_back_later_goes_with_its_pod_meanwhile(fakes: Bundle) -> None:
+    pod = await pod_with_address(fakes)
+    await container_in(fakes, pod.id)
+    node = lose(fakes)
+    fakes.points.fail(Point("runtime.spec", 1), NotReady("no"))
+    await recover.recover(node)
+    assert (set(node.ledger.sandboxes), set(node.ledger.containers)) == ({pod.id}, set())
+    assert await removed(fakes, pod.id)
+
+
 # What fails for the moment
 
 
