@@ -44,7 +44,7 @@ async def _stop(node: Node, container: ContainerRecord, timeout: int) -> None:
 async def _ends_by_itself(node: Node, container: ContainerRecord, timeout: int, step: steps.Step) -> bool:
     """Send the stop signal and wait; whether the container has ended."""
     try:
-        await _ask_to_end(node, container)
+        await _ask_to_end(node, container)  # the grace period begins once the container has been asked
         ended = await node.runtime.wait(container.id, timeout=timeout)
         step.note(code=ended.code)
     except NotFound:
@@ -65,12 +65,17 @@ class _NotAsked(Exception):
 async def _ask_to_end(node: Node, container: ContainerRecord) -> None:
     """Send the stop signal, and resume a container that somebody has paused: it could not act on it.
 
-    Raises NotFound, TimedOut and Unavailable, and _NotAsked when the signal is refused.
+    Raises NotFound and Unavailable, and _NotAsked when the signal is refused.
     """
     number = signal_number(container)
     try:
-        await node.runtime.kill(container.id, number)
-    except (NotFound, TimedOut, Unavailable):
+        try:
+            await node.runtime.kill(container.id, number)
+        except TimedOut as exc:
+            # It may have been sent or not. A shim that answers neither this nor the next is not waited for.
+            log.warning("sending the stop signal again", container=container.id, signal=number, error=str(exc))
+            await node.runtime.kill(container.id, number)
+    except (NotFound, Unavailable):
         raise  # with the last, nobody refused: it may have been sent, and an outage must not cost the grace period
     except SandboxdError as exc:
         log.warning(

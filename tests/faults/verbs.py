@@ -39,7 +39,6 @@ class Verb(ABC):
     """One kind of request, on one bench. `about` is whatever `prepare` returns."""
 
     name: ClassVar[str]  # the RPC's
-    left_out: ClassVar[frozenset[tuple[str, str]]] = frozenset()  # points and actions that change what it promises
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -173,8 +172,6 @@ class StartContainer(Verb):
 
 class StopContainer(Verb):
     name = "StopContainer"
-    # A signal that takes half a minute to be sent has used up the grace period: SIGKILL follows, and code 137.
-    left_out = frozenset({("containerd Tasks/Kill:before", "late"), ("containerd Tasks/Kill:after", "late")})
 
     def prepare(self) -> str:
         return self.obedient(self.bench.pod)

@@ -24,6 +24,7 @@ class Container:
     def __init__(self, fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         self.signals: list[int] = []
         self.refuse: SandboxdError | None = None
+        self.late: list[bool] = []  # of the next stop signals: without an answer in time, sent or not
         self._fakes = fakes
         self._kill = fakes.runtime.kill
         monkeypatch.setattr(fakes.runtime, "kill", self._noted)
@@ -37,7 +38,11 @@ class Container:
         self.signals.append(signal)
         if signal != signals.SIGKILL and self.refuse is not None:
             raise self.refuse
-        await self._kill(container_id, signal)
+        sent = self.late.pop(0) if self.late else None
+        if sent is not False:
+            await self._kill(container_id, signal)
+        if sent is not None:
+            raise TimedOut("no answer")
 
 
 @pytest.fixture
@@ -113,6 +118,27 @@ async def test_an_outage_of_containerd_does_not_cost_the_grace_period(node: Node
     container.refuse = None
     await stop_container(node, "c", 10)
     assert node.ledger.containers["c"].exit_code == 128 + signals.SIGTERM
+
+
+@pytest.mark.parametrize("sent", [True, False])
+async def test_a_stop_signal_without_an_answer_does_not_cost_the_grace_period(
+    node: Node, container: Container, sent: bool
+) -> None:
+    container.late = [sent]
+    container.run(running(), signals.SIGTERM)
+    await stop_container(node, "c", 10)
+
+    assert container.signals == [signals.SIGTERM, signals.SIGTERM]
+    assert node.ledger.containers["c"].exit_code == 128 + signals.SIGTERM
+
+
+async def test_a_shim_that_never_answers_a_stop_signal_gets_sigkill(node: Node, container: Container) -> None:
+    container.late = [False, False]
+    container.run(running(), signals.SIGTERM)
+    await stop_container(node, "c", 10)
+
+    assert container.signals == [signals.SIGTERM, signals.SIGTERM, signals.SIGKILL]
+    assert node.ledger.containers["c"].exit_code == 137
 
 
 async def test_a_stop_signal_that_finds_no_task_is_the_end(node: Node, container: Container) -> None:
