@@ -330,7 +330,7 @@ def _server(
     announcer, stats = Announcer(node.ledger), Stats(node, Layers(node))
     runtime = services.runtime_service(node, pause.get, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    api_pb2_grpc.add_ImageServiceServicer_to_server(services.image_service(images, pulls), server)
+    api_pb2_grpc.add_ImageServiceServicer_to_server(services.image_service(images, pulls, node.jobs), server)
     host = services.host_service(node, images, pulls, auditor, metrics.exposition)
     host_pb2_grpc.add_HostServicer_to_server(host, server)
     _bind(server, config.socket, config.api.socket_group)

@@ -8,17 +8,20 @@ from typing import Any
 from sandboxd.api import views
 from sandboxd.api.lists import batches
 from sandboxd.errors import NotFound
+from sandboxd.images import leftovers
 from sandboxd.images.pull import Pulls, credentials_of
 from sandboxd.images.store import ImageStore
+from sandboxd.jobs import Jobs
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 
 class Images:
     """See the CRI API for what each RPC promises."""
 
-    def __init__(self, images: ImageStore, pulls: Pulls) -> None:
+    def __init__(self, images: ImageStore, pulls: Pulls, jobs: Jobs) -> None:
         self._images = images
         self._pulls = pulls
+        self._jobs = jobs
 
     async def ListImages(self, request: cri.ListImagesRequest, context: Any) -> cri.ListImagesResponse:
         return cri.ListImagesResponse(images=self._list(request.filter))
@@ -47,7 +50,7 @@ class Images:
         return cri.PullImageResponse(image_ref=record.id)
 
     async def RemoveImage(self, request: cri.RemoveImageRequest, context: Any) -> cri.RemoveImageResponse:
-        await self._images.remove(request.image.image)
+        await leftovers.remove_image(self._images, self._jobs, request.image.image)
         return cri.RemoveImageResponse()
 
     async def ImageFsInfo(self, request: cri.ImageFsInfoRequest, context: Any) -> cri.ImageFsInfoResponse:

@@ -29,6 +29,7 @@ from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
 from sandboxd.images.uploads import Uploads
 from sandboxd.insight.audit import Auditor
+from sandboxd.jobs import Jobs
 from sandboxd.model import ImageRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2, api_pb2_grpc
@@ -94,9 +95,9 @@ def runtime_service(
     return cast(api_pb2_grpc.RuntimeServiceServicer, composed)
 
 
-def image_service(images: ImageStore, pulls: Pulls) -> api_pb2_grpc.ImageServiceServicer:
+def image_service(images: ImageStore, pulls: Pulls, jobs: Jobs) -> api_pb2_grpc.ImageServiceServicer:
     """CRI's ImageService."""
-    composed = compose(api_pb2.DESCRIPTOR.services_by_name["ImageService"], Images(images, pulls))
+    composed = compose(api_pb2.DESCRIPTOR.services_by_name["ImageService"], Images(images, pulls, jobs))
     return cast(api_pb2_grpc.ImageServiceServicer, composed)
 
 

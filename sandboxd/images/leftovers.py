@@ -65,6 +65,23 @@ async def clear(store: ImageStore, jobs: Jobs) -> None:
         await store.refresh()
 
 
+async def remove_image(store: ImageStore, jobs: Jobs, text: str) -> None:
+    """RemoveImage: the image under all its names, and what a pull that was cut off after naming it still holds.
+
+    Once the names are gone nothing tells such a pull from one to go on from. Idempotent.
+    Raises InvalidRequest and Unavailable.
+    """
+    try:
+        store.resolve(text)
+    except NotFound:
+        return
+    for lease in sorted(await store.leases.idle()):
+        if lease.startswith(LEASE_PREFIX):
+            with _alone(lease):
+                await _has_gone(store, jobs, lease)
+    await store.remove(text)
+
+
 async def _has_gone(store: ImageStore, jobs: Jobs, lease: str) -> bool:
     """Give up the lease of a pull that had named its image; whether it was one."""
     async with jobs.exclusive(LEASES_KEY):

@@ -12,6 +12,7 @@ from sandboxd.api.images import Images
 from sandboxd.errors import NotFound
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
+from sandboxd.jobs import Jobs
 from sandboxd.model import FsInfo
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
@@ -38,7 +39,7 @@ class Store:
 
 @pytest.fixture
 def images() -> Images:
-    return Images(cast(ImageStore, Store()), cast(Pulls, None))
+    return Images(cast(ImageStore, Store()), cast(Pulls, None), Jobs())
 
 
 def wanted(name: str) -> Any:

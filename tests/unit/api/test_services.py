@@ -107,7 +107,7 @@ def test_rooms_that_do_not_make_up_the_service_are_an_error_at_start(rooms: tupl
             cri.DESCRIPTOR.services_by_name["RuntimeService"],
             lambda: services.runtime_service(ANYTHING, ANYTHING, ANYTHING, ANYTHING, ANYTHING, ANYTHING),
         ),
-        (IMAGES, lambda: services.image_service(ANYTHING, ANYTHING)),
+        (IMAGES, lambda: services.image_service(ANYTHING, ANYTHING, ANYTHING)),
         (
             host_pb2.DESCRIPTOR.services_by_name["Host"],
             lambda: services.host_service(ANYTHING, ANYTHING, ANYTHING, ANYTHING, ANYTHING),

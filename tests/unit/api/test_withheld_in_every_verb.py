@@ -315,7 +315,9 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     image = SimpleNamespace(
         id="sha256:1", repo_digests=(), repo_tags=("busybox:latest",), config={}, digest="sha256:2", size=1
     )
-    images = Breaking(fault) if ledger_too else Breaking(fault, resolve=lambda name: image, images=Breaking(fault))
+    broken: dict[str, Any] = {"leases": Breaking(fault)}
+    known: dict[str, Any] = {} if ledger_too else {"resolve": lambda name: image, "images": Breaking(fault)}
+    images = Breaking(fault, **broken, **known)
     node = Node(
         config=config,
         jobs=jobs,
@@ -349,7 +351,7 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
         node, pause_image, other, other, other, other.trouble if ledger_too else lambda: ""
     )
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    cri_grpc.add_ImageServiceServicer_to_server(services.image_service(cast(ImageStore, images), pulls), server)
+    cri_grpc.add_ImageServiceServicer_to_server(services.image_service(cast(ImageStore, images), pulls, jobs), server)
     auditor = Auditor(node, cast(ImageStore, images), str(tmp_path))
     own = services.host_service(node, cast(ImageStore, images), pulls, auditor, Breaking(fault).exposition)
     host_pb2_grpc.add_HostServicer_to_server(own, server)

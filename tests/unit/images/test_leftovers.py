@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import structlog
 
 from sandboxd.containerd.images import Image
 from sandboxd.errors import Unavailable
-from sandboxd.images.leftovers import clear
+from sandboxd.images.leftovers import clear, remove_image
+from sandboxd.images.load import load
 from sandboxd.images.pull import LEASES_KEY
 from sandboxd.images.store import ImageStore
 from sandboxd.jobs import Jobs
 from sandboxd.oci.image import OCI_MANIFEST, Descriptor
 from tests.fakes.containerd import Containerd
 from tests.fakes.points import Point
+from tests.unit.images.parts import archive, image, layer
 from tests.unit.pods.requests import turns
 
 PULL = "sandboxd-pull-0123456789abcdef-69000000-0"
@@ -119,6 +123,36 @@ async def test_a_lease_that_a_pull_could_not_give_up_goes_although_its_image_was
     await clear(store, jobs)
 
     assert not containerd.leases and not containerd.blobs and not store.given_up
+
+
+async def have(store: ImageStore, tmp_path: Path) -> None:
+    """An image, plain.test/x:1."""
+    path = tmp_path / "image.tar"
+    path.write_bytes(archive(("plain.test/x:1", image(layer("files")))))
+    await load(store, path)
+
+
+async def test_an_image_that_is_removed_before_anything_was_cleared_leaves_nothing(
+    containerd: Containerd, store: ImageStore, jobs: Jobs, tmp_path: Path
+) -> None:
+    """The daemon died after naming it, and this is the first request to the next one."""
+    await have(store, tmp_path)
+    containerd.leases[PULL] = set(containerd.blobs)
+
+    await remove_image(store, jobs, "plain.test/x:1")
+
+    assert not containerd.names and not containerd.leases and not containerd.blobs
+
+
+async def test_what_a_pull_of_another_image_goes_on_from_stays_when_one_is_removed(
+    containerd: Containerd, store: ImageStore, jobs: Jobs, pulled: str, tmp_path: Path
+) -> None:
+    await have(store, tmp_path)
+
+    await remove_image(store, jobs, "plain.test/x:1")
+
+    assert not containerd.names
+    assert containerd.leases == {PULL: {pulled}}
 
 
 async def test_a_draft_goes_also_where_its_lease_stays(
