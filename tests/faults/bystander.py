@@ -41,10 +41,6 @@ class Bystander:
         assert pod_status(self.bed, self.pod_id).network.ip == self.ip
         self._assert_counts()
 
-    def assert_runs(self) -> None:
-        """Its process is there, whatever the daemon knows of it."""
-        assert self.bed.path(f"/proc/{self.pid}").exists(), "the bystander's process has ended"
-
     def _assert_counts(self) -> None:
         seen = len(self._lines())
         until(lambda: len(self._lines()) > seen, what="the bystander counts on")
