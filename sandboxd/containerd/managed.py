@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from sandboxd import private
+from sandboxd.containerd import bundles
 from sandboxd.containerd.client import Containerd, Version
 from sandboxd.errors import NotReady, TimedOut, Unavailable
 from sandboxd.supervised import Supervised
@@ -116,7 +117,7 @@ async def ensure_running(
         if pid := places.process.pid():
             log.info("the private containerd is starting or stuck, waiting for it", pid=pid)
         else:
-            _start(binary, places, env)
+            _start(binary, places, client.namespace, env)
         try:
             version = await _served(client, places, timeout)
         except Unavailable as exc:
@@ -127,14 +128,17 @@ async def ensure_running(
     raise Unavailable(f"the private containerd ended {STARTS} times before it answered; {_tail(places)}")
 
 
-def _start(binary: str, places: ManagedPaths, env: Mapping[str, str]) -> None:
+def _start(binary: str, places: ManagedPaths, namespace: str, env: Mapping[str, str]) -> None:
     path = shutil.which(binary)
     if path is None:
         raise NotReady(
             f"{binary} was not found; install containerd (on Debian: apt-get install containerd)"
             " or set containerd.binary"
         )
-    for directory in (places.root, places.state):
+    # With a namespace's directory in its state, containerd removes what its root has of tasks that ended with the
+    # machine; after a boot there is none, and each would stay until the next start (tried on 1.6 and 2.4).
+    of_tasks = bundles.directory(places.bundles, namespace)
+    for directory in (places.root, places.state, places.bundles, str(Path(of_tasks).parent), of_tasks):
         private.directory(directory, private.PASSABLE)
     private.write(places.config_file, configuration(places))
     pid = places.process.start([path, "--config", places.config_file], log_file=places.log_file, env=env)

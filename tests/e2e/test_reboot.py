@@ -29,6 +29,7 @@ from tests.testbed import Testbed
 pytestmark = pytest.mark.e2e
 
 BOOT_ID = "/etc/cni/boot-id"
+WORK = "/var/lib/sandboxd/containerd/io.containerd.runtime.v2.task/sandboxd"  # of tasks, below containerd's root
 ADDRESSES = 5  # of a /29, without the network, the gateway and the broadcast address
 # What a reboot takes besides processes: mounts, what is on a tmpfs, links and rules.
 REBOOT = r"""
@@ -92,6 +93,7 @@ def test_pods_of_an_earlier_boot_have_ended_and_their_addresses_are_free_for_the
     bed.relaunch_daemon()
 
     assert states(bed) == dict.fromkeys(old, cri.SANDBOX_NOTREADY)
+    assert not list(bed.path(WORK).iterdir()), "containerd has removed what it had of their tasks"
     new = run_pod(bed)  # at once: it needs one of the addresses
     assert pod_status(bed, new).state == cri.SANDBOX_READY
     assert not pod_status(bed, old[0]).network.ip

@@ -8,7 +8,7 @@ checkpoints only (synchronous=NORMAL), containerd each of its commits, and plugi
     the ledger torn      its log ends within a frame
     files empty          that had been created, but whose content had not been written
 
-What the ledger does not know of, a start cannot tell from a stranger's: `sandboxctl audit --repair` does.
+What the ledger does not know of is put back, if containerd knows it; the rest `sandboxctl audit --repair` removes.
 """
 
 from __future__ import annotations
@@ -42,10 +42,6 @@ ADDRESSES = "cni/networks/sandboxd"
 WAL_HEADER, FRAME_HEADER = 32, 24  # bytes (https://www.sqlite.org/fileformat2.html#walformat)
 BEHIND = 4  # commits by which an older ledger is older
 
-# containerd's own, of tasks that ran when the power failed: it removes them when it starts the next time.
-ITS_OWN = re.compile(
-    r"\+ directory /var/lib/sandboxd/containerd/io\.containerd\.runtime\.v2\.task/sandboxd/[0-9a-f]{64}"
-)
 # host-local's, without the id that says whose it was: no DEL finds it, and the plugin's files are not ours to remove.
 EMPTY = re.compile(rf"\+ IPAM or CNI file /var/lib/{ADDRESSES}/[0-9.]+ = ")
 
@@ -192,7 +188,7 @@ def starts_clean(recording: Recording, *, audited: bool = False) -> None:
     for pod in bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
         remove_pod(bed, pod.id)
     assert not reserved(bed, lost)
-    assert left(recording, lost, audited=audited) == []
+    assert left(recording, lost) == []
 
 
 def audit_finds_nothing(bed: Testbed) -> bool:
@@ -201,17 +197,15 @@ def audit_finds_nothing(bed: Testbed) -> bool:
     return bed.run([sandboxctl, "audit", "--repair"], check=False).returncode == 0
 
 
-def left(recording: Recording, lost: Collection[str], *, audited: bool) -> list[str]:
+def left(recording: Recording, lost: Collection[str]) -> list[str]:
     """What there is more than before the recording, once nothing goes away any more."""
     bed = recording.bed
     lines: list[str] = []
 
     def clean() -> bool:
         found = [line for line in difference(recording.before, observe(bed)) if line.startswith("+")]
-        found = [line for line in found if not ITS_OWN.fullmatch(line) and not EMPTY.fullmatch(line)]
+        found = [line for line in found if not EMPTY.fullmatch(line)]
         lines[:] = [line for line in found if not (line.startswith("+ IPAM") and any(each in line for each in lost))]
-        if lines and audited:
-            audit_finds_nothing(bed)
         return not lines
 
     try:

@@ -46,6 +46,7 @@ class Answers(Containerd):
 
     def __init__(self, *answers: Version | Exception) -> None:
         self.answers = list(answers)
+        self.namespace = "sandboxd"
         self.waited = 0
 
     async def version(self, timeout: float = 5.0) -> Version:
