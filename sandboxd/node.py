@@ -30,6 +30,7 @@ from sandboxd.reserve import Reserve
 from sandboxd.turns import Budget, Turns
 
 BUILD_SECONDS = 5.0  # for which a turn to make something is lent: what takes longer waits, for a plugin say
+TEARDOWN_SECONDS = 1.0  # the same for one to end something, most of which is over sooner
 # Of what ExecSync's have written and their clients have not yet; several times that is held while it is sent.
 OUTPUT_BYTES = 48 << 20  # of all together
 LARGEST_OUTPUT_BYTES = 16 << 20  # of one
@@ -202,12 +203,14 @@ class Load:
         builds = config.runtime.builds_at_once or max(8, 4 * len(os.sched_getaffinity(0)))
         self.pods = Turns(builds, BUILD_SECONDS)  # being made
         self.containers = Turns(builds, BUILD_SECONDS)  # being created or started
+        self.teardowns = Turns(builds, TEARDOWN_SECONDS)  # pods being stopped or removed, containers being removed
         self.execs = Execs(config.runtime.execs_per_pod)
         self.output = Budget(OUTPUT_BYTES, LARGEST_OUTPUT_BYTES)
 
     def dismiss(self, why: SandboxdError) -> None:
         """Send away all who wait for a turn; they have begun nothing."""
-        for turns in (self.pods, self.containers, self.execs.sessions, self.execs.places, self.execs.starts):
+        execs = self.execs
+        for turns in (self.pods, self.containers, self.teardowns, execs.sessions, execs.places, execs.starts):
             turns.dismiss_all(why)
 
 

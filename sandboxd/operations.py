@@ -10,7 +10,8 @@
 4. What it does outside the process is an `effect`: a named step, undone when it fails.
 
 5. What makes something waits for its turn first (`turns`): of a burst, so many are under way at once that who asks
-   for something else meanwhile is answered. What ends something waits for nobody's turn.
+   for something else meanwhile is answered. So does what ends something, but for others that do and nobody else, and
+   for each of them a moment only: none that hangs keeps another from going.
 
 Everything that is to happen around all requests (hooks, fault injection, the vocabulary of steps) comes in here.
 
@@ -147,7 +148,8 @@ async def _turn(node: Node, turns: Turns | None, sandbox_id: str) -> AsyncIterat
         yield ""
         return
     # Of one pod only one waits for a turn, or has one while it waits for the pod's lock: others can use them.
-    async with node.jobs.exclusive(f"turn:{sandbox_id}"), AsyncExitStack() as stack:
+    kind = "end" if turns is node.load.teardowns else "turn"
+    async with node.jobs.exclusive(f"{kind}:{sandbox_id}"), AsyncExitStack() as stack:
         if not turns.full():
             await stack.enter_async_context(turns.turn(who=sandbox_id))
             yield ""

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 # A name begins with what the step is about: pod, container, image or cni. A test compares this table with the code.
 NAMES: Mapping[str, str] = {
     "pod.run": "RunPodSandbox, from the record to a running pod",
-    "pod.wait": "for a turn: so many pods, and containers, are made at once",
+    "pod.wait": "for a turn: so many pods, and containers, are made at once, and so many ended",
     "pod.stop": "everything that the pod holds is freed, its records stay",
     "pod.remove": "everything else goes",
     "pod.adopt": "a pod that the ledger had lost is put back",

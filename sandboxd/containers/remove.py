@@ -24,7 +24,14 @@ async def remove_container(node: Node, container_id: str) -> None:
             async with held.effect("container.remove", container=container.config.metadata.name):
                 await remove_remains(held, container_id)
 
-    await perform(node, "RemoveContainer", container.sandbox_id, work, container_id=container_id)
+    await perform(
+        node,
+        "RemoveContainer",
+        container.sandbox_id,
+        work,
+        container_id=container_id,
+        turns=node.load.teardowns,
+    )
 
 
 async def remove_remains(held: Held, container_id: str) -> None:

@@ -36,13 +36,18 @@ UNDOING = "; cleaning up: "  # in a record's failure: between why its creation f
 async def stop_sandbox(node: Node, sandbox_id: str) -> None:
     """StopPodSandbox: free what the pod holds, keep its records. No error if there is no such pod."""
     node.jobs.interrupt(_paying(sandbox_id))
-    await perform(node, "StopPodSandbox", sandbox_id, lambda held: teardown(held, remove=False))
+    await _performed(node, "StopPodSandbox", sandbox_id, remove=False)
 
 
 async def remove_sandbox(node: Node, sandbox_id: str) -> None:
     """RemovePodSandbox: leave nothing. No error if there is no such pod."""
     node.jobs.interrupt(_paying(sandbox_id))
-    await perform(node, "RemovePodSandbox", sandbox_id, lambda held: teardown(held, remove=True))
+    await _performed(node, "RemovePodSandbox", sandbox_id, remove=True)
+
+
+async def _performed(node: Node, verb: str, sandbox_id: str, *, remove: bool) -> None:
+    turns = node.load.teardowns if sandbox_id in node.ledger.sandboxes else None
+    await perform(node, verb, sandbox_id, lambda held: teardown(held, remove=remove), turns=turns)
 
 
 def _paying(sandbox_id: str) -> tuple[str, str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import structlog
 
 from sandboxd import steps
+from sandboxd.containers.create import create_container
 from sandboxd.errors import CleanupIncomplete, NotFound, NotReady, Unavailable
 from sandboxd.model import ContainerState
 from sandboxd.node import Node
@@ -24,9 +25,10 @@ from sandboxd.operations import (
     unstopped_sandbox,
 )
 from sandboxd.pods.run import run_sandbox
-from sandboxd.pods.teardown import stop_sandbox
+from sandboxd.pods.teardown import remove_sandbox, stop_sandbox
 from sandboxd.turns import Turns
-from tests.fakes.bundle import CONTAINER, POD, Bundle, pod_config
+from tests.fakes.bundle import CONTAINER, POD, Bundle, container_config, pod_config
+from tests.fakes.points import Point
 
 
 @pytest.fixture
@@ -307,17 +309,64 @@ async def test_what_waits_for_its_turn_is_joined_and_says_afterwards_that_it_wai
     await fakes.settled()
 
 
-async def test_stopping_a_pod_waits_for_nobodys_turn(fakes: Bundle, node: Node) -> None:
+async def test_stopping_a_pod_waits_for_nobody_who_makes_something(fakes: Bundle, node: Node) -> None:
+    """Not even in the same pod, before its turn has come."""
     made = await fakes.ready_pod()
     node.load.pods, node.load.containers = Turns(1), Turns(1)
     busy = [Busy(node.load.pods), Busy(node.load.containers)]
     await asyncio.sleep(0)
+    waits = asyncio.ensure_future(create_container(node, made, container_config()))
+    await busy[1].waited_for(1)
 
     await asyncio.wait_for(stop_sandbox(node, made), 30)
 
     assert node.ledger.sandboxes[made].stopped_at
     for each in busy:
         await each.end()
+    with pytest.raises(NotReady):
+        await waits
+    await fakes.settled()
+
+
+@pytest.mark.parametrize("verb", [stop_sandbox, remove_sandbox])
+async def test_of_a_burst_of_teardowns_so_many_are_under_way_at_once(
+    fakes: Bundle, node: Node, verb: Callable[[Node, str], Awaitable[None]]
+) -> None:
+    made = await fakes.ready_pod()
+    node.load.teardowns = Turns(2)
+    busy = Busy(node.load.teardowns)
+    await asyncio.sleep(0)
+    asked = asyncio.ensure_future(verb(node, made))
+    await busy.waited_for(1)
+    assert not node.ledger.sandboxes[made].stopped_at
+
+    await busy.end()
+    await asked
+    assert made not in node.ledger.sandboxes or node.ledger.sandboxes[made].stopped_at
+    await fakes.settled()
+
+
+async def test_what_is_removed_that_is_not_there_waits_for_no_turn(node: Node) -> None:
+    node.load.teardowns = Turns(1)
+    busy = Busy(node.load.teardowns)
+    await asyncio.sleep(0)
+    await asyncio.wait_for(remove_sandbox(node, "f" * 64), 30)
+    await busy.end()
+
+
+async def test_teardowns_that_hang_keep_no_other_pod_from_being_torn_down(fakes: Bundle, node: Node) -> None:
+    stuck, other = await fakes.ready_pod(pod_config("stuck")), await fakes.ready_pod(pod_config("other"))
+    fakes.points.reset()
+    node.load.teardowns = Turns(1, 0.01)
+    fakes.points.hang(Point("cni.delete", 0))
+    hangs = asyncio.ensure_future(stop_sandbox(node, stuck))
+    await fakes.points.hangs.wait()
+
+    await asyncio.wait_for(stop_sandbox(node, other), 30)
+
+    assert not hangs.done()
+    fakes.points.release()
+    await hangs
     await fakes.settled()
 
 
