@@ -98,6 +98,7 @@ NAMES: Mapping[str, str] = {
     "cni.status": "a plugin's STATUS",
     "cni.gc": "a plugin's GC",
     "cni.leftovers": "plugins that outlived an earlier daemon are ended before their pod's DEL",
+    "cni.rules": "rules for masquerading that a plugin's DEL may have missed are looked for and removed",
 }
 
 STEPS_KEPT = 400  # of an operation, and of a pod; the oldest are dropped first

@@ -25,11 +25,10 @@ from sandboxd.images import leftovers, uploads
 from sandboxd.images.pull import LEASE_PREFIX
 from sandboxd.images.store import ImageStore
 from sandboxd.insight.residue import Kind, There, Thing
-from sandboxd.machine import pins, pod_files, programs
+from sandboxd.machine import pins, pod_files, rules
 from sandboxd.model import SandboxState
 from sandboxd.node import Node
 
-_RULES_SECONDS = 10.0
 _RULE_PORTS = re.compile(r"-p (tcp|udp|sctp) .*--d(?:estination-)?ports? ([0-9,]+)")
 _RULE_ID = re.compile(r'id: \\?"([0-9a-f]{64})\\?"')
 _SHORT_ID = re.compile(r"[0-9a-f]{16}\Z")
@@ -246,15 +245,11 @@ def networks_directories(node: Node) -> list[str]:
 
 async def _port_rules() -> list[Thing]:
     found: dict[str, Thing] = {}
-    for program in ("iptables-save", "ip6tables-save"):
-        try:
-            status, output, _ = await programs.ask((program, "-t", "nat"), _RULES_SECONDS)
-        except (OSError, TimeoutError):
-            continue  # without iptables there are no rules of it
-        for line in output.decode("utf-8", "replace").splitlines() if not status else ():
+    for family in rules.FAMILIES:
+        for line in await rules.saved(family):
             if (match := _RULE_ID.search(line)) and line.startswith("-A "):
                 chain = line.split(" ")[1]
-                name = f"{program.removesuffix('-save')} nat {chain} {match[1]}"
+                name = f"{family} nat {chain} {match[1]}"
                 ports = found[name].ports if name in found else ()
                 if says := _RULE_PORTS.search(line):
                     ports += tuple((says[1], int(port)) for port in says[2].split(",") if port)

@@ -24,7 +24,7 @@ from sandboxd.errors import CleanupIncomplete, Exhausted, NotReady, SandboxdErro
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.operations import Held
-from sandboxd.pods import boots, holders
+from sandboxd.pods import boots, holders, masquerading
 
 log = structlog.get_logger(__name__)
 
@@ -140,6 +140,7 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
             with steps.step(
                 "pod.network.detach", network=attachment.network, attempt=attachment.attempts + 1
             ) as step:
+                doubtful = await masquerading.is_doubtful(node, attachment)
                 findable = _findable(node, deleting)
                 gone = _uninstalled(node, findable)
                 without = gone & _delegates(findable)
@@ -149,6 +150,8 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
                     _tell(deleting, ", ".join(sorted(lacked)), step)
                 if owed:
                     raise CleanupIncomplete("; ".join(each.error for each in owed))
+                if doubtful or lacked:
+                    await masquerading.clear(deleting)
         except Exception as exc:  # a bug here must not keep the pod from being removed
             return _owe(held, deleting, owed, exc)
     node.ledger.remove_attachment(deleting)

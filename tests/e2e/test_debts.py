@@ -16,7 +16,7 @@ from sandboxd.pb.host.v1 import host_pb2
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
 from tests.fakes.cni_plugin import calls, install
-from tests.pods import pod_config, pod_status, refused, remove_pod, run_pod
+from tests.pods import pod_config, pod_info, pod_status, refused, remove_pod, run_pod
 from tests.processes import until
 from tests.testbed import Testbed
 
@@ -223,6 +223,26 @@ def test_what_a_plugin_made_itself_goes_although_its_ipam_plugin_was_uninstalled
 
     assert not debts(bed)
     bed.run(["rm", f"/var/lib/cni/networks/{network.name}/{ip}"])  # what only the IPAM plugin could have freed
+    assert_no_leaks(bed, before)
+
+
+def test_a_dels_rules_go_although_somebody_took_away_what_it_finds_them_by(fresh_bed: StartBed) -> None:
+    bed = real_bed(fresh_bed)
+    before = observe(bed)
+    for taken in ("addr flush dev eth0", "link delete eth0", "netns delete"):
+        pod_id = run_pod(bed)
+        assert any(pod_id in line and "POSTROUTING" in line for line in observe(bed).lines), "bridge masquerades"
+        name = f"sandboxd-{pod_id}"
+        if taken == "netns delete":
+            bed.run(["kill", "-9", str(pod_info(bed, pod_id)["pid"])])
+            until(lambda: pod_status(bed, pod_id).state == cri.SANDBOX_NOTREADY, what="it has ended")
+            bed.run(["ip", "netns", "delete", name])
+        else:
+            bed.run(["ip", "-n", name, *taken.split()])
+
+        remove_pod(bed, pod_id)
+
+    assert not debts(bed)
     assert_no_leaks(bed, before)
 
 

@@ -217,8 +217,7 @@ def test_without_the_runtime_no_pod_is_made_and_none_is_harmed(grounds: Grounds,
         remove_pod(ground.bed, pod_id)
 
 
-# Not host-local: bridge's rules for masquerading stay when it fails in a DEL; see test_plugins_matrix.py.
-@pytest.mark.parametrize("plugin", ["bridge", "portmap"])
+@pytest.mark.parametrize("plugin", ["bridge", "host-local", "portmap"])
 def test_without_a_plugin_no_pod_is_made_and_what_is_owed_is_paid_when_it_is_back(
     grounds: Grounds, cells: Cells, plugin: str
 ) -> None:

@@ -94,7 +94,7 @@ async def test_addresses_are_looked_for_in_the_networks_in_force_and_in_those_of
 async def test_rules_name_their_pod_and_the_ports_that_they_forward(
     fakes: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ask(argv: tuple[str, ...], seconds: float) -> tuple[int, bytes, bytes]:
+    async def ask(argv: tuple[str, ...], seconds: float, *, most: int) -> tuple[int, bytes, bytes]:
         assert argv[1:] == ("-t", "nat") and seconds > 0
         if argv[0] == "ip6tables-save":
             return 1, f'-A X --comment "id: \\"{OTHER}\\""'.encode(), b"no IPv6 here"
