@@ -15,7 +15,7 @@ Reading order, one file per step of an attachment's life:
     result.py    P  what a plugin printed → Result
     failures.py  P  how a plugin failed → the error that it means
     convert.py   P  Result → the same in another version of the spec, for the next plugin
-    reservations.py which addresses host-local has given to whom, for people
+    reservations.py which addresses host-local has given to whom, or to nobody
     gate.py         GC of a network never overlaps its ADDs and DELs
 
 Assumptions:

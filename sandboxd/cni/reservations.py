@@ -1,22 +1,30 @@
 """Which addresses the IPAM plugin `host-local` has given to whom: one file an address, in a directory a network.
 
-Read to tell people who holds what, and never written: the files are the plugin's. A file is named like its address
-and begins with a line that is the container's id.
+A file is named like its address and begins with a line that is the container's id. The files are the plugin's: they
+are read to tell people who holds what, and go by its DEL. Except for those that name nobody. The plugin makes a file
+and writes to it while it holds the directory's lock, and syncs neither: when it is killed between the two, or the
+power fails later, the name alone is left. No DEL finds that, and the address stays taken for ever.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import ipaddress
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sandboxd.cni.conf import NetworkConfig, delegate_type, is_file_name
+from sandboxd.errors import CleanupIncomplete
 
 DATA_DIR = "/var/lib/cni/networks"  # where the plugin keeps them unless its configuration has `dataDir`
 PLUGIN = "host-local"
 MAX_FILES = 1 << 16
+LOCK_SECONDS = 5.0  # for the plugin to release the directory's lock, which it holds for milliseconds
+_LOOK_SECONDS = 0.05
+_LOCK = "lock"  # the plugin's, for flock(2)
 _MAX_BYTES = 512  # of a file
 
 
@@ -30,17 +38,59 @@ def directories(config: NetworkConfig) -> list[str]:
 
 def holders(directory: str) -> dict[str, str]:
     """Address → id of the container that has it; what cannot be read is left out."""
-    held: dict[str, str] = {}
+    return {os.path.basename(path): owner for path in _files(directory) if (owner := _owner(path))}
+
+
+def unowned(directory: str) -> list[str]:
+    """The files that name nobody, unless the plugin is about to write to one."""
+    return [path for path in _files(directory) if _owner(path) == ""]
+
+
+async def release(path: str) -> bool:
+    """Remove a file that names nobody, under the plugin's lock; False if it names somebody by now, or is gone.
+
+    Raises CleanupIncomplete when the lock is not to be had, or the file cannot be removed.
+    """
+    try:
+        # As the plugin opens it: the lock is of the file, and stays.
+        lock = os.open(os.path.join(os.path.dirname(path), _LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            async with asyncio.timeout(LOCK_SECONDS):
+                while not _locked(lock):  # noqa: ASYNC110 - nothing tells when another process has released it
+                    await asyncio.sleep(_LOOK_SECONDS)
+            if _owner(path) != "":
+                return False
+            os.unlink(path)
+        finally:
+            os.close(lock)
+    except TimeoutError as exc:
+        raise CleanupIncomplete(f"{path} names nobody and stays: another process keeps the lock beside it") from exc
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise CleanupIncomplete(f"{path} names nobody and cannot be removed: {exc.strerror or exc}") from exc
+    return True
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _files(directory: str) -> Iterator[str]:
+    """The paths that are named like addresses."""
     try:
         with os.scandir(directory) as entries:
             for number, entry in enumerate(entries):
                 if number >= MAX_FILES:
                     break
-                if _is_address(entry.name) and (owner := _owner(entry.path)):
-                    held[entry.name] = owner
+                if _is_address(entry.name):
+                    yield entry.path
     except OSError:
         pass
-    return held
 
 
 def _data_dir(plugin: Mapping[str, Any]) -> str:
@@ -56,13 +106,14 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _owner(path: str) -> str:
-    """The id in a reservation, "" if there is none."""
+def _owner(path: str) -> str | None:
+    """The id in a reservation, "" if there is none, None if it cannot be read."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return ""
-            lines = file.read(_MAX_BYTES).decode("utf-8", "replace").split("\n")
+                return None
+            content = file.read(_MAX_BYTES)
     except OSError:
-        return ""
-    return lines[0].strip()
+        return None
+    # Some file systems have zeros where nothing was written before the power failed.
+    return content.rstrip(b"\0").decode("utf-8", "replace").split("\n")[0].strip()

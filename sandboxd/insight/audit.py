@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from sandboxd import disclosure
+from sandboxd.cni import reservations
 from sandboxd.containerd import shims
 from sandboxd.errors import SandboxdError
 from sandboxd.images import leftovers, uploads
@@ -167,6 +168,8 @@ class Auditor:
         for finding in of_owner.get("", ()):
             if finding.kind is Kind.UPLOAD:
                 plan.append(([finding], partial(uploads.remove, [Path(finding.name)])))
+            elif finding.kind is Kind.RESERVATION:
+                plan.append(([finding], partial(reservations.release, finding.name)))
             elif finding.kind is Kind.TRANSFER:
                 plan.append(([finding], partial(self._store.content.give_up, finding.name)))
         of_images = [each for each in of_owner.get("", ()) if each.kind in (Kind.DRAFT, Kind.LEASE)]

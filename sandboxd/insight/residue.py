@@ -33,6 +33,7 @@ class Kind(enum.StrEnum):
     LEASE = "lease"
     MOUNT = "mount"
     NAMESPACE = "namespace"
+    RESERVATION = "reservation"  # host-local's, of an address, that names nobody
     RULE = "iptables rule"  # of a plugin, which names the pod in its comment
     SHIM = "shim"
     SNAPSHOT = "snapshot"
@@ -109,6 +110,7 @@ _REMEDIES = {
     Kind.LEASE: "give it up and have containerd collect what only it held",
     Kind.MOUNT: "unmount it",
     Kind.NAMESPACE: "have the network's plugins delete the pod (DEL) and unpin it",
+    Kind.RESERVATION: "remove it",
     Kind.RULE: "have the network's plugins delete it (DEL)",
     Kind.SHIM: "end it",
     Kind.SNAPSHOT: "remove it",
@@ -119,6 +121,7 @@ _REMEDIES = {
 _WITHOUT_ID = {
     Kind.DRAFT: "no work under way needs it",
     Kind.LEASE: "no work under way needs it",
+    Kind.RESERVATION: "it names nobody: the power failed, or host-local was killed, before that was written",
     Kind.TRANSFER: "nothing is being pulled, and nothing will go on from it",
     Kind.UPLOAD: "no LoadImage under way reads it",
 }

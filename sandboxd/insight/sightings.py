@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from sandboxd import mounts, places
-from sandboxd.cni import conf, reservations
+from sandboxd.cni import reservations
 from sandboxd.containerd import shims
 from sandboxd.containerd.client import OWNER_LABEL
 from sandboxd.containerd.records import Stored
 from sandboxd.containerd.snapshots import Kind as SnapshotKind
 from sandboxd.containerd.snapshots import Snapshot
 from sandboxd.containerd.tasks import Task, TaskState
-from sandboxd.errors import SandboxdError
 from sandboxd.images import leftovers, uploads
 from sandboxd.images.pull import LEASE_PREFIX
 from sandboxd.images.store import ImageStore
@@ -28,6 +27,7 @@ from sandboxd.insight.residue import Kind, There, Thing
 from sandboxd.machine import pins, pod_files, rules
 from sandboxd.model import SandboxState
 from sandboxd.node import Node
+from sandboxd.pods import holders
 
 _RULE_PORTS = re.compile(r"-p (tcp|udp|sctp) .*--d(?:estination-)?ports? ([0-9,]+)")
 _RULE_ID = re.compile(r'id: \\?"([0-9a-f]{64})\\?"')
@@ -157,7 +157,7 @@ async def _of_images(node: Node, store: ImageStore) -> list[Thing]:
 
 async def _on_the_machine(node: Node) -> list[Thing]:
     # What changes with the event loop is asked on it.
-    networks = networks_directories(node)
+    networks = holders.directories(node)
     loading = {str(key[1]) for key in node.jobs.in_flight() if isinstance(key, tuple) and key[0] == "LoadImage"}
 
     def every() -> list[Thing]:
@@ -229,18 +229,8 @@ def _addresses(directories: Sequence[str]) -> Iterator[Thing]:
         for address, id_ in reservations.holders(directory).items():
             if places.id_of_directory(id_):
                 yield Thing(kind=Kind.ADDRESS, name=f"{directory}/{address}", id=id_, pod_id=id_)
-
-
-def networks_directories(node: Node) -> list[str]:
-    """Where addresses of the network in force, and of those that pods are attached to, are reserved."""
-    configs = [node.network.conf.current().config]
-    for attachment in node.ledger.attachments:
-        try:
-            configs.append(conf.from_json(attachment.config))
-        except SandboxdError:
-            continue  # its DEL tells
-    found = [directory for config in configs if config for directory in reservations.directories(config)]
-    return list(dict.fromkeys(found))
+        for path in reservations.unowned(directory):
+            yield Thing(kind=Kind.RESERVATION, name=path, marked=True)
 
 
 async def _port_rules() -> list[Thing]:

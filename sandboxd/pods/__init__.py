@@ -8,7 +8,7 @@ boots      pods that ended because the machine was restarted, and the addresses 
 adopt      records that the ledger has lost, put back from what containerd keeps
 debts      DELs that failed: listed, tried again, forgiven
 reclaim    what is left of a pod that the ledger does not know
-holders    who holds the addresses of a network that has none left
+holders    who holds the addresses of our networks; what nobody holds is released
 ending     how pods end: with their pause container, or without their namespaces
 resources  limits that change after the creation
 files      the files of an earlier version's pods, cgroups

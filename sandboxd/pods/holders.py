@@ -1,13 +1,21 @@
-"""Who holds the addresses of a network that has none left, in a sentence that says what to do."""
+"""Who holds the addresses of our networks: in a sentence that says what to do, when one has none left.
+
+What nobody holds, and is taken nevertheless, is released.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
 
+import structlog
+
 from sandboxd.cni import conf, reservations
+from sandboxd.errors import SandboxdError
 from sandboxd.model import Attachment, SandboxState
 from sandboxd.node import Node
+
+log = structlog.get_logger(__name__)
 
 SHOWN = 5  # names in each group
 
@@ -31,6 +39,31 @@ async def told(node: Node, network: conf.NetworkConfig, newcomer: str) -> str:
     if not groups:
         return "sandboxd knows of nothing that holds its addresses: widen its range, or ask its IPAM plugin"
     return f"its addresses are held by {', '.join(groups)}; or widen its range"
+
+
+def directories(node: Node) -> list[str]:
+    """Where addresses of the network in force, and of those that pods are attached to, are reserved."""
+    configs = [node.network.conf.current().config]
+    for attachment in node.ledger.attachments:
+        try:
+            configs.append(conf.from_json(attachment.config))
+        except SandboxdError:
+            continue  # its DEL tells
+    found = [directory for config in configs if config for directory in reservations.directories(config)]
+    return list(dict.fromkeys(found))
+
+
+async def release_unowned(node: Node) -> None:
+    """Release the addresses that are reserved for nobody. What cannot be released, an audit shows."""
+    where = directories(node)
+    found = await asyncio.to_thread(lambda: [path for each in where for path in reservations.unowned(each)])
+    for path in found:
+        try:
+            if await reservations.release(path):
+                log.warning("an address that was reserved for nobody is released", file=path)
+        except SandboxdError as exc:
+            log.warning("an address stays reserved for nobody", error=str(exc))
+            return  # the others wait for the same lock
 
 
 def _groups(node: Node, attachments: Sequence[Attachment]) -> Iterator[str]:

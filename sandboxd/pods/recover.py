@@ -27,7 +27,7 @@ from sandboxd.errors import SandboxdError
 from sandboxd.model import ContainerState
 from sandboxd.node import Node
 from sandboxd.operations import Held, hold
-from sandboxd.pods import boots, debts, files
+from sandboxd.pods import boots, debts, files, holders
 from sandboxd.pods.adopt import adopt
 from sandboxd.pods.adopt import is_due as adoption_is_due
 from sandboxd.pods.ending import settle_namespaces, settle_sandbox, unpinned
@@ -58,6 +58,7 @@ async def recover(node: Node) -> None:
         files.prepare_missing(node)
         await adopt(node)
         boots.retire(node)
+        await holders.release_unowned(node)
         await _round(node, starting_up=True)
     except (SandboxdError, OSError):
         raise

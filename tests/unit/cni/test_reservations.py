@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from sandboxd.cni import reservations
 from sandboxd.cni.conf import NetworkConfig
+from sandboxd.errors import CleanupIncomplete
 
 CONFIG = NetworkConfig(name="pods", versions=("1.0.0",), plugins=({"type": "bridge"},), source="/d/10.conflist")
 
@@ -67,3 +70,77 @@ def test_only_so_many_files_are_read_and_only_their_beginning(
     held = reservations.holders(str(tmp_path))
     assert len(held) == 5
     assert all(len(owner) < 1000 for owner in held.values())
+
+
+# What names nobody.
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """A directory of the plugin: two addresses of a pod, three of nobody, and what else it has there."""
+    files = {
+        "10.0.0.2": b"one\r\neth0",
+        "fd00::2": b"one\r\neth0",
+        "10.0.0.3": b"",
+        "10.0.0.4": b"\0" * 70,
+        "fd00::3": b"\r\neth0",
+        "lock": b"",
+        "last_reserved_ip.0": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "10.0.0.9").mkdir()
+    return tmp_path
+
+
+def test_addresses_without_an_id_are_nobodys_and_nothing_else_is(pool: Path) -> None:
+    assert sorted(map(os.path.basename, reservations.unowned(str(pool)))) == ["10.0.0.3", "10.0.0.4", "fd00::3"]
+    assert sorted(reservations.holders(str(pool))) == ["10.0.0.2", "fd00::2"]
+    assert reservations.unowned(str(pool / "none")) == []
+
+
+async def test_what_is_nobodys_is_released(pool: Path) -> None:
+    for path in reservations.unowned(str(pool)):
+        assert await reservations.release(path)
+        assert not await reservations.release(path), "once"
+
+    assert sorted(os.listdir(pool)) == ["10.0.0.2", "10.0.0.9", "fd00::2", "last_reserved_ip.0", "lock"]
+
+
+async def test_what_names_somebody_by_now_stays(pool: Path) -> None:
+    (path,) = (each for each in reservations.unowned(str(pool)) if each.endswith("10.0.0.3"))
+    Path(path).write_text("two\r\neth0")
+
+    assert not await reservations.release(path)
+
+    assert reservations.holders(str(pool))["10.0.0.3"] == "two"
+
+
+async def test_a_plugin_that_is_at_work_is_waited_for(pool: Path) -> None:
+    """Between making a file and writing to it, it has the lock."""
+    path = str(pool / "10.0.0.3")
+    with (pool / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        released = asyncio.ensure_future(reservations.release(path))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not released.done()
+        Path(path).write_text("two\r\neth0")
+
+    assert not await released
+    assert os.path.exists(path)
+
+
+async def test_a_lock_that_is_kept_is_named(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reservations, "LOCK_SECONDS", 0.01)
+    path = pool / "10.0.0.3"
+    with (pool / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CleanupIncomplete, match=r"10\.0\.0\.3 names nobody and stays: another process"):
+            await reservations.release(str(path))
+
+    assert path.exists()
+
+
+async def test_a_directory_that_is_gone_has_nothing_to_release(tmp_path: Path) -> None:
+    assert not await reservations.release(str(tmp_path / "none" / "10.0.0.3"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +81,7 @@ def store(fakes: Bundle) -> Store:
 def auditor(fakes: Bundle, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Auditor:
     """An auditor that does not wait between its looks, on a machine without packet filter rules."""
 
-    async def no_rules(*_: object) -> tuple[int, bytes, bytes]:
+    async def no_rules(*_: object, **_more: object) -> tuple[int, bytes, bytes]:
         raise FileNotFoundError("iptables-save")
 
     monkeypatch.setattr(subject, "LOOK_SECONDS", 0)
@@ -235,8 +236,16 @@ async def test_what_has_no_pod_is_repaired_too(fakes: Bundle, auditor: Auditor, 
     store.begun = {"sandboxd-pull-sha256:abc": 1, "theirs": 1}
     archive = Path(fakes.places.uploads, "archive-x")
     archive.write_text("half")
-    assert set(by_name(await auditor.repair()).values()) == {"repaired"}
+    address = fakes.directory / "networks" / "pods" / "10.0.0.2"
+    address.parent.mkdir(parents=True)
+    address.touch()
+    plugin = {"type": "bridge", "ipam": {"type": "host-local", "dataDir": str(address.parents[1])}}
+    conflist = {"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin]}
+    Path(fakes.config.network.conf_dir, "10-pods.conflist").write_text(json.dumps(conflist))
+    assert (str(address), "repaired") in (done := by_name(await auditor.repair())).items()
+    assert set(done.values()) == {"repaired"}
     assert (store.lease_ids, store.begun, archive.exists()) == ({"somebody's"}, {"theirs": 1}, False)
+    assert not address.exists()
 
 
 async def test_a_transfer_that_a_pull_goes_on_from_is_no_finding(auditor: Auditor, store: Store) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from sandboxd.images.store import ImageStore
 from sandboxd.insight.residue import Kind, Thing
-from sandboxd.insight.sightings import look, networks_directories
+from sandboxd.insight.sightings import look
 from sandboxd.machine import programs
+from sandboxd.pods import holders
 from tests.fakes.bundle import Bundle
 from tests.unit.insight.test_audit import Store
 
@@ -80,14 +81,17 @@ async def test_addresses_are_looked_for_in_the_networks_in_force_and_in_those_of
     (data / "pods" / "10.0.0.2").write_text(f"{ID}\r\neth0")
     (data / "pods" / "10.0.0.3").write_text("a person\r\neth0")
     (data / "pods" / "lock").touch()
-    assert networks_directories(node) == [str(data / "pods")]
-    (found,) = await seen(fakes)
-    assert found == Thing(kind=Kind.ADDRESS, name=str(data / "pods" / "10.0.0.2"), id=ID, pod_id=ID)
+    (data / "pods" / "10.0.0.4").touch()
+    assert holders.directories(node) == [str(data / "pods")]
+    assert await seen(fakes) == [
+        Thing(kind=Kind.ADDRESS, name=str(data / "pods" / "10.0.0.2"), id=ID, pod_id=ID),
+        Thing(kind=Kind.RESERVATION, name=str(data / "pods" / "10.0.0.4"), marked=True),
+    ]
 
     pod_id = await fakes.ready_pod()
     conf.write_text('{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}')
     os.utime(conf, (1, 1))
-    assert networks_directories(node) == [str(data / "pods")]
+    assert holders.directories(node) == [str(data / "pods")]
     assert pod_id
 
 
