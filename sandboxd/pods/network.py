@@ -20,8 +20,8 @@ import structlog
 
 from sandboxd import disclosure, steps
 from sandboxd.cni import conf, lookup, request, result
-from sandboxd.errors import CleanupIncomplete, Exhausted, NotReady, SandboxdError
-from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
+from sandboxd.errors import CleanupIncomplete, Exhausted, InvalidRequest, NotReady, SandboxdError
+from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord, of_earlier_boot
 from sandboxd.node import Node
 from sandboxd.operations import Held
 from sandboxd.pods import boots, holders, masquerading
@@ -84,6 +84,27 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         ips = result.pod_ips(result.parse_result(answer, network.plugins[-1]["type"]), IFNAME)
         step.note(ips=",".join(ips))
     return ips
+
+
+async def assume(held: Held) -> None:
+    """Let a pod that never came to be, and of which no attachment is known, owe a DEL if it may have had an ADD.
+
+    The ledger's last commits are lost when the power fails, and what plugins have written may not be. The network is
+    the one in force: a network that was changed as well leaves what an audit finds. In the same boot no commit is
+    lost. Raises NotReady while the configuration is there and cannot be used.
+    """
+    node, sandbox = held.node, held.sandbox()
+    if not sandbox.netns_path or node.ledger.attachments_of(sandbox.id):
+        return
+    if not of_earlier_boot(sandbox, node.machine.boot) or node.network.conf.current().empty:
+        return
+    network = await choose(node)
+    try:
+        assumed = planned(node, sandbox, network)
+    except InvalidRequest as exc:
+        log.warning("a pod was asked for that this network cannot have had", sandbox=sandbox.id, reason=str(exc))
+        return
+    node.ledger.put_attachment(replace(assumed, state=AttachmentState.ADDING, boot=sandbox.boot))
 
 
 async def detach(held: Held) -> list[Attachment]:

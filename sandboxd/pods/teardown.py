@@ -65,6 +65,7 @@ async def remove_abandoned(node: Node, sandbox_id: str) -> None:
         record = node.ledger.sandboxes.get(sandbox_id)
         if record is None or record.started_at:
             return
+        await network.assume(held)
         networks = [attachment.network for attachment in node.ledger.attachments_of(sandbox_id)]
         cause, undoing, _ = record.failure.partition(UNDOING)
         try:

@@ -14,14 +14,10 @@ What the ledger does not know of is put back, if containerd knows it; the rest `
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import sqlite3
 import struct
 import sys
-import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +38,6 @@ ADDRESSES = "cni/networks/sandboxd"
 WAL_HEADER, FRAME_HEADER = 32, 24  # bytes (https://www.sqlite.org/fileformat2.html#walformat)
 BEHIND = 4  # commits by which an older ledger is older
 
-# host-local's, without the id that says whose it was: no DEL finds it, and the plugin's files are not ours to remove.
-EMPTY = re.compile(rf"\+ IPAM or CNI file /var/lib/{ADDRESSES}/[0-9.]+ = ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,24 +91,9 @@ def live(bed: Testbed, pods: list[cri.PodSandboxConfig]) -> None:
     remove_pod(bed, first)
 
 
-def reserved(bed: Testbed, lost: Collection[str] = ()) -> set[str]:
-    """The addresses that somebody has, but for those of pods in `lost`."""
-    files = bed.path(f"/var/lib/{ADDRESSES}").glob("10.*")
-    holders = {path.name: path.read_text(encoding="utf-8").split("\n")[0].strip() for path in files}
-    return {address for address, holder in holders.items() if holder and holder not in lost}
-
-
-def begun(bed: Testbed) -> set[str]:
-    """The pods of which the ledger knows that they were begun, and not that a plugin was to be run.
-
-    KNOWN FAULT: a start removes such a pod without a DEL, and with it what shows that its address is ours.
-    """
-    with tempfile.TemporaryDirectory(dir=bed.base) as place:
-        for file in (bed.base / "var-lib" / "sandboxd").glob("ledger.db*"):
-            shutil.copy2(file, place)
-        with closing(sqlite3.connect(Path(place, "ledger.db"))) as db:
-            query = "SELECT id FROM sandboxes WHERE id NOT IN (SELECT sandbox_id FROM attachments)"
-            return {id_ for (id_,) in db.execute(query)}
+def reserved(bed: Testbed) -> set[str]:
+    """The addresses that are taken."""
+    return {path.name for path in bed.path(f"/var/lib/{ADDRESSES}").glob("10.*")}
 
 
 # What is on disk.
@@ -168,7 +147,6 @@ def starts_clean(recording: Recording, *, audited: bool = False) -> None:
     `audited`: an audit repairs what the ledger says nothing of.
     """
     bed = recording.bed
-    lost = begun(bed) if audited else set()
     log = bed.log_file.stat().st_size
     bed.relaunch_daemon()
     listed = bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
@@ -180,15 +158,15 @@ def starts_clean(recording: Recording, *, audited: bool = False) -> None:
         assert pod.id in said, "a pod that ended is named in the log"
     if audited:
         # Again: a pod that the start removes has what is its own until then.
-        until(lambda: audit_finds_nothing(bed) and not reserved(bed, lost), what="what is nobody's is repaired")
+        until(lambda: audit_finds_nothing(bed) and not reserved(bed), what="what is nobody's is repaired")
 
     again = [run_pod(bed, config) for config in recording.pods]
     assert not {pod.id for pod in listed} & set(again)
-    until(lambda: len(reserved(bed, lost)) == len(again), what="no address of the old boot stays reserved")
+    until(lambda: len(reserved(bed)) == len(again), what="no address of the old boot stays reserved")
     for pod in bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
         remove_pod(bed, pod.id)
-    assert not reserved(bed, lost)
-    assert left(recording, lost) == []
+    assert not reserved(bed)
+    assert left(recording) == []
 
 
 def audit_finds_nothing(bed: Testbed) -> bool:
@@ -197,15 +175,13 @@ def audit_finds_nothing(bed: Testbed) -> bool:
     return bed.run([sandboxctl, "audit", "--repair"], check=False).returncode == 0
 
 
-def left(recording: Recording, lost: Collection[str]) -> list[str]:
+def left(recording: Recording) -> list[str]:
     """What there is more than before the recording, once nothing goes away any more."""
     bed = recording.bed
     lines: list[str] = []
 
     def clean() -> bool:
-        found = [line for line in difference(recording.before, observe(bed)) if line.startswith("+")]
-        found = [line for line in found if not EMPTY.fullmatch(line)]
-        lines[:] = [line for line in found if not (line.startswith("+ IPAM") and any(each in line for each in lost))]
+        lines[:] = [line for line in difference(recording.before, observe(bed)) if line.startswith("+")]
         return not lines
 
     try:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from sandboxd.cni import reservations
 from sandboxd.containers.create import create_container
 from sandboxd.containers.start import start_container
 from sandboxd.errors import AlreadyExists, NotReady
 from sandboxd.model import AttachmentState, ContainerState, SandboxState, of_earlier_boot
 from sandboxd.node import Node
 from sandboxd.pods import boots, debts, recover
-from sandboxd.pods.teardown import remove_sandbox, stop_sandbox
+from sandboxd.pods.teardown import remove_abandoned, remove_sandbox, stop_sandbox
 from tests.fakes.bundle import Bundle, container_config, pod_config
 from tests.fakes.points import Point
+from tests.unit.pods.conftest import LogLines
 from tests.unit.pods.requests import turns
 
 
@@ -208,3 +213,113 @@ async def test_a_pod_of_an_earlier_version_is_known_to_be_of_the_boot_in_which_i
     assert boot_of == {here: "first", gone: ""}
     assert {each.sandbox_id: each.boot for each in fakes.node.ledger.attachments} == boot_of
     assert fakes.node.ledger.sandboxes[here].state is SandboxState.READY
+
+
+# What the power's failing took with it: the ledger's last commits, and what plugins had not synced.
+
+
+@pytest.fixture
+async def cut_off(fakes: Bundle, booted: Callable[[str], Node]) -> Node:
+    """The second boot, after a cut at which a pod was being made.
+
+    Neither the ledger nor containerd has its attachment; what its plugins wrote is there.
+    """
+    booted("first")
+    pod_id = await fakes.ready_pod()
+    await fakes.settled()
+    ledger = fakes.node.ledger
+    ledger.remove_attachment(*ledger.attachments)
+    ledger.update_sandbox(pod_id, started_at=0, pid=0, ips=())
+    fakes.runtime.containers.clear()
+    assert fakes.cni.left()
+    return booted("second")
+
+
+def conf_file(fakes: Bundle) -> Path:
+    return Path(fakes.config.network.conf_dir, "10-pods.conflist")
+
+
+async def test_a_pod_whose_attachment_was_lost_with_the_power_has_its_del(fakes: Bundle, cut_off: Node) -> None:
+    await recover.recover(cut_off)
+    await fakes.repaired()
+
+    assert not cut_off.ledger.sandboxes and not cut_off.ledger.attachments
+    assert not fakes.cni.left()
+
+
+async def test_a_new_pod_of_its_network_waits_for_that_del(fakes: Bundle, cut_off: Node) -> None:
+    await recover.recover(cut_off)
+
+    new = await fakes.ready_pod(pod_config("new"))
+
+    assert [key[0] for key in fakes.cni.attached] == [new]
+
+
+async def test_it_is_kept_while_the_configuration_is_broken(fakes: Bundle, cut_off: Node) -> None:
+    good = conf_file(fakes).read_text()
+    conf_file(fakes).unlink()
+    assert cut_off.network.conf.current().empty, "nothing that was good stays in force"
+    conf_file(fakes).write_text("{")
+    await recover.recover(cut_off)
+    await fakes.repaired()
+    (pod_id,) = cut_off.ledger.sandboxes
+    conf_file(fakes).write_text(good)
+
+    await remove_abandoned(cut_off, pod_id)
+
+    assert not cut_off.ledger.sandboxes and not fakes.cni.left()
+
+
+async def test_without_any_configuration_it_is_removed(fakes: Bundle, cut_off: Node) -> None:
+    conf_file(fakes).unlink()
+
+    await recover.recover(cut_off)
+    await fakes.repaired()
+
+    assert not cut_off.ledger.sandboxes and not cut_off.ledger.attachments
+
+
+async def test_in_the_same_boot_a_pod_without_an_attachment_had_no_add(
+    fakes: Bundle, cut_off: Node, booted: Callable[[str], Node]
+) -> None:
+    node = booted("first")
+
+    await recover.recover(node)
+    await fakes.repaired()
+
+    assert not node.ledger.sandboxes
+    assert "cni.delete" not in {point.name for point in fakes.points.passed}
+
+
+async def test_addresses_that_are_reserved_for_nobody_are_released_at_a_start(fakes: Bundle, tmp_path: Path) -> None:
+    use(fakes, tmp_path)
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "pods" / "10.0.0.2").write_text(f"{'a' * 64}\r\neth0")
+    (tmp_path / "pods" / "10.0.0.3").touch()
+
+    await recover.recover(fakes.node)
+
+    assert sorted(path.name for path in (tmp_path / "pods").iterdir()) == ["10.0.0.2", "lock"]
+
+
+async def test_a_lock_that_is_kept_does_not_hold_up_a_start_for_long(
+    fakes: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(reservations, "LOCK_SECONDS", 0.01)
+    use(fakes, tmp_path)
+    (tmp_path / "pods").mkdir()
+    for name in ("10.0.0.3", "10.0.0.4"):
+        (tmp_path / "pods" / name).touch()
+    with (tmp_path / "pods" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        await recover.recover(fakes.node)
+
+    (line,) = [line for line in log_lines if "reserved for nobody" in line["event"]]
+    assert "another process keeps the lock" in line["error"]
+
+
+def use(fakes: Bundle, data: Path) -> None:
+    """The network's addresses are host-local's, recorded below `data`."""
+    plugin = {"type": "bridge", "ipam": {"type": "host-local", "dataDir": str(data)}}
+    conflist = {"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin]}
+    conf_file(fakes).write_text(json.dumps(conflist))
