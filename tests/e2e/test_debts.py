@@ -229,18 +229,16 @@ def test_what_a_plugin_made_itself_goes_although_its_ipam_plugin_was_uninstalled
 def test_a_dels_rules_go_although_somebody_took_away_what_it_finds_them_by(fresh_bed: StartBed) -> None:
     bed = real_bed(fresh_bed)
     before = observe(bed)
-    for taken in ("addr flush dev eth0", "link delete eth0", "netns delete"):
+    for taken in ("addr flush dev eth0", "link delete eth0"):
         pod_id = run_pod(bed)
         assert any(pod_id in line and "POSTROUTING" in line for line in observe(bed).lines), "bridge masquerades"
-        name = f"sandboxd-{pod_id}"
-        if taken == "netns delete":
-            bed.run(["kill", "-9", str(pod_info(bed, pod_id)["pid"])])
-            until(lambda: pod_status(bed, pod_id).state == cri.SANDBOX_NOTREADY, what="it has ended")
-            bed.run(["ip", "netns", "delete", name])
-        else:
-            bed.run(["ip", "-n", name, *taken.split()])
-
+        bed.run(["ip", "-n", f"sandboxd-{pod_id}", *taken.split()])
         remove_pod(bed, pod_id)
+    ended = run_pod(bed)
+    bed.run(["kill", "-9", str(pod_info(bed, ended)["pid"])])
+    until(lambda: pod_status(bed, ended).state == cri.SANDBOX_NOTREADY, what="it has ended")
+    bed.run(["ip", "netns", "delete", f"sandboxd-{ended}"])
+    remove_pod(bed, ended)
 
     assert not debts(bed)
     assert_no_leaks(bed, before)
