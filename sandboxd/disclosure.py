@@ -77,6 +77,11 @@ def notes(error: BaseException) -> tuple[str, ...]:
     return tuple(without_private(text[: 2 * MAX_MESSAGE_CHARS])[:MAX_MESSAGE_CHARS] for text in texts)
 
 
+def whole(error: BaseException) -> str:
+    """The error's message and the notes that were added on its way up."""
+    return "; ".join((words(error), *notes(error)))
+
+
 def without_private(text: str) -> str:
     """The text without this call's private values, and without the user part of URLs."""
     text = _USERINFO.sub(f"{LEFT_OUT}@", text)

@@ -74,11 +74,6 @@ def code_of(error: errors.SandboxdError) -> grpc.StatusCode:
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
-def message_of(error: BaseException) -> str:
-    """The error's message and the notes that were added on its way up."""
-    return "; ".join((disclosure.words(error), *disclosure.notes(error)))
-
-
 def _on_the_wire(message: str) -> str:
     """The message as gRPC can send it; the log has all of it.
 
@@ -219,10 +214,10 @@ def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, errors.SandboxdError):
         code = code_of(error)
         level = logging.INFO if code in _EXPECTED else logging.WARNING
-        log.log(level, "request refused", method=_short(name), code=code.name, error=message_of(error))
-        return code, message_of(error)
+        log.log(level, "request refused", method=_short(name), code=code.name, error=disclosure.whole(error))
+        return code, disclosure.whole(error)
     if isinstance(error, OSError) and error.errno in FULL:
-        words = f"there is no room for this: {message_of(error)}"
+        words = f"there is no room for this: {disclosure.whole(error)}"
         log.warning("request refused", method=_short(name), code=grpc.StatusCode.RESOURCE_EXHAUSTED.name, error=words)
         return grpc.StatusCode.RESOURCE_EXHAUSTED, words
     log.error("request failed unexpectedly", method=_short(name), exc_info=error)
@@ -231,10 +226,10 @@ def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
             return answer
     if _is_limit(error):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, (
-            f"sandboxd has met a limit of this machine ({message_of(error)}): allow it more processes and threads "
-            "(pids.max, TasksMax) or open files (LimitNOFILE)"
+            f"sandboxd has met a limit of this machine ({disclosure.whole(error)}): allow it more processes and "
+            "threads (pids.max, TasksMax) or open files (LimitNOFILE)"
         )
-    return grpc.StatusCode.INTERNAL, f"internal error, see sandboxd's log: {message_of(error)}"
+    return grpc.StatusCode.INTERNAL, f"internal error, see sandboxd's log: {disclosure.whole(error)}"
 
 
 def _is_limit(error: BaseException) -> bool:

@@ -236,3 +236,12 @@ def test_a_sentence_says_of_an_unexpected_error_that_it_is_one_and_withholds_the
 
 def test_a_sentence_can_be_written_anywhere() -> None:
     assert disclosure.sentence(ValueError("half a \ud800")) == "unexpected ValueError: half a \\ud800"
+
+
+def test_the_whole_of_an_error_has_what_was_noted_on_its_way_up() -> None:
+    error = errors.NotReady("no address")
+    error.add_note("step cni.add")
+    error.add_note("pod web")
+
+    assert disclosure.whole(error) == "no address; step cni.add; pod web"
+    assert disclosure.whole(ValueError()) == "ValueError"

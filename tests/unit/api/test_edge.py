@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from sandboxd import errors
-from sandboxd.api.edge import CODES, MESSAGE_BYTES, Edge, code_of, message_of
+from sandboxd.api.edge import CODES, MESSAGE_BYTES, Edge, code_of
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
@@ -181,15 +181,6 @@ def test_a_class_without_a_code_of_its_own_has_that_of_what_it_is() -> None:
         pass
 
     assert code_of(Special()) is grpc.StatusCode.NOT_FOUND
-
-
-def test_a_message_carries_what_was_noted_on_the_way_up() -> None:
-    error = errors.NotReady("no address")
-    error.add_note("step cni.add")
-    error.add_note("pod web")
-
-    assert message_of(error) == "no address; step cni.add; pod web"
-    assert message_of(ValueError()) == "ValueError"
 
 
 @BOTH
