@@ -91,6 +91,7 @@ NAMES: Mapping[str, str] = {
     "image.save": "images go into an archive",
     "image.remove": "an image's names go",
     "image.mount": "an image is mounted for containers of a pod",
+    "cni.prepare": "what precedes the first plugin, a step only when it fails: a network, its plugins, free ports",
     "cni.version": "a plugin is asked which versions it speaks",
     "cni.add": "a plugin's ADD",
     "cni.del": "a plugin's DEL",
@@ -304,7 +305,7 @@ def _tell(this: _Course, duration: int, cause: Exception) -> None:
         container_id=this.container_id,
         started_at=this.started_at,
         duration=duration,
-        error=disclosure.words(cause),
+        error=disclosure.whole(cause),
         steps=tuple(this.ended),
     )
     for receive in tuple(_failed):

@@ -14,6 +14,8 @@ Reading order, one file per step of an attachment's life:
     strict_json.py P  strict JSON, for both files and answers
     result.py    P  what a plugin printed → Result
     failures.py  P  how a plugin failed → the error that it means
+    diagnosis.py P  a failure's words → its kind, its cause and what to do
+    diagnosed.py    the same, noted on the step and the error of a plugin
     convert.py   P  Result → the same in another version of the spec, for the next plugin
     reservations.py which addresses host-local has given to whom, or to nobody
     gate.py         GC of a network never overlaps its ADDs and DELs

@@ -16,10 +16,9 @@ NOT_AVAILABLE = (50, 51)
 
 # The reference plugins report nearly everything as 999, so an exhausted pool is recognisable only by the message:
 # of host-local, Calico, whereabouts and the AWS plugin, in this order.
-_EXHAUSTED = re.compile(
+EXHAUSTED = (
     r"no ip addresses available|no ips? available|could not allocate ip in range|no available ip addresses?"
-    r"|(?:address|ip) (?:range|pool) (?:is )?(?:exhausted|full)",
-    re.IGNORECASE,
+    r"|(?:address|ip) (?:range|pool) (?:is )?(?:exhausted|full)"
 )
 _STDERR_SHOWN = 2000  # characters of stderr in a message; the timeline has all of it
 _MAX_OBJECTS = 64  # on stdout, tried in search of an error
@@ -68,7 +67,7 @@ def error_from(
         return _caused(Unavailable(f"{failed}; the plugin asks to try again later"), failed)
     if command == "STATUS" and failed.code in NOT_AVAILABLE:
         return _caused(NotReady(str(failed)), failed)
-    if command == "ADD" and _EXHAUSTED.search(f"{failed.msg} {failed.details}"):
+    if command == "ADD" and re.search(EXHAUSTED, f"{failed.msg} {failed.details}", re.IGNORECASE):
         return _caused(Exhausted(str(failed)), failed)
     return failed
 

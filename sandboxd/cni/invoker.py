@@ -13,8 +13,8 @@ from typing import Any
 
 import structlog
 
-from sandboxd import remembered, steps
-from sandboxd.cni import execution, stand_ins
+from sandboxd import disclosure, remembered, steps
+from sandboxd.cni import diagnosed, execution, stand_ins
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, delegate_type, from_json
 from sandboxd.cni.convert import in_version, read
 from sandboxd.cni.failures import CONTAINER_UNKNOWN, error_from
@@ -95,8 +95,9 @@ class Invoker:
         """
         config = _config(attachment)
         capabilities = _capabilities(attachment)
-        _check_netns(attachment.netns_path)
-        binaries = [_find(plugin, attachment, config) for plugin in config.plugins]
+        with diagnosed.before_plugins(config.name):
+            _check_netns(attachment.netns_path)
+            binaries = [_find(plugin, attachment, config) for plugin in config.plugins]
         queue = config.name, "ADD"
         result: Result | None = None
         async with self._gates.shared(config.name):
@@ -105,14 +106,18 @@ class Invoker:
                 if previous is not None and handed_on is not None:
                     handed_on(_as_json(previous))
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
-                with steps.step("cni.add", plugin=plugin["type"], network=config.name) as step:
+                with (
+                    steps.step("cni.add", plugin=plugin["type"], network=config.name) as step,
+                    diagnosed.noted(step, "ADD"),
+                ):
                     try:
                         done = await self._run(
                             step, binary, plugin_env("ADD", attachment), stdin, queue, limit=self._timeout
                         )
                     except PluginFailed as exc:
-                        for problem in missing_delegates(config, attachment.plugin_path.split(":"), [plugin]):
-                            exc.add_note(str(problem))
+                        if f'"{delegate_type(plugin)}"' not in exc.msg:
+                            for problem in missing_delegates(config, attachment.plugin_path.split(":"), [plugin]):
+                                exc.add_note(str(problem))
                         raise
                     result = parse_result(done.stdout, plugin["type"], version=config.cni_version)
                     if result.remarks:
@@ -160,7 +165,7 @@ class Invoker:
                         Owed(
                             position=position,
                             plugin=plugin["type"],
-                            error=str(exc),
+                            error=disclosure.whole(exc),
                             attempts=before.get(position, 0) + 1,
                             missing=_missing(plugin, attachment, str(exc)),
                         ),
@@ -176,7 +181,7 @@ class Invoker:
         stdin: bytes,
         queue: tuple[str, str],
     ) -> None:
-        with steps.step("cni.del", plugin=plugin["type"], network=config.name) as step:
+        with steps.step("cni.del", plugin=plugin["type"], network=config.name) as step, diagnosed.noted(step, "DEL"):
             binary = _find(plugin, attachment, config)
             try:
                 await self._run(step, binary, env, stdin, queue)
@@ -201,7 +206,10 @@ class Invoker:
         async with self._gates.shared(config.name):
             for plugin in config.plugins:
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
-                with steps.step("cni.check", plugin=plugin["type"], network=config.name) as step:
+                with (
+                    steps.step("cni.check", plugin=plugin["type"], network=config.name) as step,
+                    diagnosed.noted(step, "CHECK"),
+                ):
                     binary = _find(plugin, attachment, config)
                     await self._run(step, binary, env, stdin, (config.name, "CHECK"))
         return True
@@ -216,7 +224,10 @@ class Invoker:
         env = {"CNI_COMMAND": "STATUS", "CNI_PATH": ":".join(plugin_dirs)}
         for plugin in config.plugins:
             stdin = plugin_stdin(config, plugin, {}, None, config.cni_version)
-            with steps.step("cni.status", plugin=plugin["type"], network=config.name) as step:
+            with (
+                steps.step("cni.status", plugin=plugin["type"], network=config.name) as step,
+                diagnosed.noted(step, "STATUS"),
+            ):
                 binary = find(plugin["type"], plugin_dirs, network=config.name, source=config.source)
                 await self._run(step, binary, env, stdin, (config.name, "STATUS"))
         return True
@@ -238,7 +249,10 @@ class Invoker:
             for plugin in config.plugins:
                 try:
                     stdin = plugin_stdin(config, plugin, {}, None, config.cni_version, extra)
-                    with steps.step("cni.gc", plugin=plugin["type"], network=config.name) as step:
+                    with (
+                        steps.step("cni.gc", plugin=plugin["type"], network=config.name) as step,
+                        diagnosed.noted(step, "GC"),
+                    ):
                         binary = find(plugin["type"], plugin_dirs, network=config.name, source=config.source)
                         limit = min(self._timeout, GC_SECONDS)
                         await self._run(step, binary, env, stdin, (config.name, "GC"), limit=limit)

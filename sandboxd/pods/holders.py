@@ -1,4 +1,4 @@
-"""Who holds the addresses of our networks: in a sentence that says what to do, when one has none left.
+"""Who holds the addresses of our networks: as a sentence that says what to do, when one has none left.
 
 What nobody holds, and is taken nevertheless, is released.
 """
@@ -37,8 +37,8 @@ async def told(node: Node, network: conf.NetworkConfig, newcomer: str) -> str:
             " no other runtime's, remove the files that name it)"
         )
     if not groups:
-        return "sandboxd knows of nothing that holds its addresses: widen its range, or ask its IPAM plugin"
-    return f"its addresses are held by {', '.join(groups)}; or widen its range"
+        return "widen its range, or ask its IPAM plugin: sandboxd knows of nothing that holds its addresses"
+    return f"free some of its addresses, which are held by {', '.join(groups)}; or widen its range"
 
 
 def directories(node: Node) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from sandboxd import disclosure, steps
-from sandboxd.cni import conf, lookup, request, result
+from sandboxd.cni import conf, diagnosed, lookup, request, result
 from sandboxd.errors import CleanupIncomplete, Exhausted, InvalidRequest, NotReady, SandboxdError
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord, of_earlier_boot
 from sandboxd.node import Node
@@ -37,11 +37,12 @@ async def choose(node: Node) -> conf.NetworkConfig:
     Raises NotReady saying why there is none. Nothing has been created when this fails.
     """
     choice = node.network.conf.current()
-    if choice.config is None:
-        seen = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
-        where = node.config.network.conf_dir
-        raise NotReady(f"no usable network configuration in {where}" + (f" ({seen})" if seen else " (no files)"))
-    return await node.network.cni.prepare(choice.config, node.config.network.plugin_dirs)
+    with diagnosed.before_plugins(choice.config.name if choice.config else ""):
+        if choice.config is None:
+            seen = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
+            where = node.config.network.conf_dir
+            raise NotReady(f"no usable network configuration in {where}" + (f" ({seen})" if seen else " (no files)"))
+        return await node.network.cni.prepare(choice.config, node.config.network.plugin_dirs)
 
 
 def planned(node: Node, sandbox: SandboxRecord, network: conf.NetworkConfig) -> Attachment:
@@ -76,9 +77,11 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         try:
             answer = await node.network.cni.add(adding, handed_on)
         except SandboxdError as exc:
-            node.ledger.put_attachment(replace(adding, error=str(exc)))
             if isinstance(exc, Exhausted):
-                raise Exhausted(f"{exc}; {await holders.told(node, network, sandbox.id)}") from exc
+                remedy = await holders.told(node, network, sandbox.id)
+                step.note(next=remedy)
+                exc.add_note(f"next: {remedy}")
+            node.ledger.put_attachment(replace(adding, error=disclosure.whole(exc)))
             raise
         node.ledger.put_attachment(replace(adding, state=AttachmentState.ADDED, result=answer))
         ips = result.pod_ips(result.parse_result(answer, network.plugins[-1]["type"]), IFNAME)

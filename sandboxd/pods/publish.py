@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sandboxd.cni import request
+from sandboxd.cni import diagnosed, request
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.errors import NotReady
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord, SandboxState
@@ -41,6 +41,11 @@ def check(node: Node, config: cri.PodSandboxConfig, network: NetworkConfig) -> t
 
     Raises NotReady for a host port that another running pod has, and for an address that no plugin can give.
     """
+    with diagnosed.before_plugins(network.name):
+        return _dubious(node, config, network)
+
+
+def _dubious(node: Node, config: cri.PodSandboxConfig, network: NetworkConfig) -> tuple[str, ...]:
     missing = request.unserved(network, config)
     for capability, annotation in _OWN.items():
         if capability in missing:

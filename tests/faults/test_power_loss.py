@@ -39,7 +39,6 @@ WAL_HEADER, FRAME_HEADER = 32, 24  # bytes (https://www.sqlite.org/fileformat2.h
 BEHIND = 4  # commits by which an older ledger is older
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """A bed, the disk at each commit, and how the bed was before the first of them."""

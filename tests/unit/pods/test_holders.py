@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd import disclosure
 from sandboxd.errors import Exhausted, NotReady, PluginFailed
 from sandboxd.pods import holders
 from sandboxd.pods.teardown import remove_sandbox
@@ -15,7 +16,7 @@ from tests.fakes.bundle import Bundle, pod_config
 from tests.fakes.points import Point
 from tests.unit.pods.conftest import LogLines, RunPod
 
-FULL = Exhausted("CNI plugin bridge failed on ADD: no IP addresses available in range set")
+FULL = "CNI plugin bridge failed on ADD: no IP addresses available in range set"
 REFUSED = PluginFailed(plugin="bridge", command="DEL", code=7, msg="no luck")
 
 
@@ -29,11 +30,12 @@ def use(fakes: Bundle, data: Path) -> None:
 async def refused(fakes: Bundle) -> str:
     """What a pod is told that gets no address."""
     fakes.points.reset()
-    fakes.points.fail(Point("cni.add", 0), FULL)
+    fakes.points.fail(Point("cni.add", 0), Exhausted(FULL))
     with pytest.raises(Exhausted) as caught:
         await fakes.ready_pod(pod_config("newcomer"))
-    assert str(caught.value).startswith(f"{FULL}; ")
-    return str(caught.value).removeprefix(f"{FULL}; ")
+    told = disclosure.whole(caught.value)
+    assert told.startswith(f"{FULL}; next: ")
+    return told.removeprefix(f"{FULL}; next: ")
 
 
 async def test_each_kind_of_holder_is_named_with_the_next_step(
@@ -49,7 +51,7 @@ async def test_each_kind_of_holder_is_named_with_the_next_step(
         (tmp_path / "pods" / f"10.88.0.{number}").write_text(f"{owner}\r\neth0")
 
     assert await refused(fakes) == (
-        "its addresses are held by 1 running pod (default/running), "
+        "free some of its addresses, which are held by 1 running pod (default/running), "
         "1 pod that ended and were not stopped (default/ended: remove them), "
         "1 pod whose DEL failed (default/owing: see `sandboxctl debts`), "
         f"1 container that sandboxd does not know (c0ffeec0ffee; see {tmp_path}/pods: if it is no other runtime's, "
@@ -64,7 +66,10 @@ async def test_of_many_a_few_are_named(fakes: Bundle, run_pod: RunPod) -> None:
     words = await refused(fakes)
 
     names = ", ".join(f"default/p{number}" for number in range(holders.SHOWN))
-    assert words == f"its addresses are held by 7 running pods ({names} and 2 more); or widen its range"
+    assert (
+        words
+        == f"free some of its addresses, which are held by 7 running pods ({names} and 2 more); or widen its range"
+    )
 
 
 async def test_pods_of_another_network_are_not_blamed_and_nobody_is_when_none_is_known(
@@ -76,7 +81,7 @@ async def test_pods_of_another_network_are_not_blamed_and_nobody_is_when_none_is
     fakes.node.ledger.put_attachment(replace(attachment, network="another"))
 
     assert await refused(fakes) == (
-        "sandboxd knows of nothing that holds its addresses: widen its range, or ask its IPAM plugin"
+        "widen its range, or ask its IPAM plugin: sandboxd knows of nothing that holds its addresses"
     )
 
 
