@@ -5,6 +5,7 @@
     sandboxd_rpcs_total{method,code}          every answered RPC
     sandboxd_operations_failed_total{operation}  requests that failed after they were begun
     sandboxd_operations_in_flight{operation}  requests, and the daemon's own repairs, under way
+    sandboxd_network_failures_total{plugin,command,kind}  of CNI plugins, and of what precedes them; docs/failures.md
     sandboxd_network_debts                    networks of stopped and removed pods for which a DEL failed
     sandboxd_network_debt_oldest_seconds      how long ago the oldest of them failed first, 0 without one
     sandboxd_network_debt_retries{outcome}    further attempts; outcome is "paid" or "failed"
@@ -12,7 +13,8 @@
     sandboxd_build_info, process_…            the version, and what the process uses
 
 The registry is our own, because prometheus_client's global one is shared with every other importer. Label values
-come from the code (steps, methods, codes), never from requests, so that their number is bounded.
+come from the code (steps, methods, codes, kinds), those of plugins from the network's configuration, and never from
+requests, so that their number is bounded.
 """
 
 from __future__ import annotations
@@ -73,6 +75,12 @@ class Metrics:
             ("operation",),
             registry=self._registry,
         )
+        self._network = Counter(
+            "sandboxd_network_failures",
+            "Failures of CNI plugins, and of what precedes them (PREPARE), by what their words mean.",
+            ("plugin", "command", "kind"),
+            registry=self._registry,
+        )
         self._retries = Counter(
             "sandboxd_network_debt_retries",
             "Further attempts at DELs that had failed.",
@@ -96,6 +104,10 @@ class Metrics:
         """Count a step that has ended; for `steps.subscribe`."""
         outcome = "error" if record.error else "ok"
         self._steps.labels(step=record.name, outcome=outcome).observe(record.duration / 1e9)
+        if record.error and record.name.startswith("cni.") and (kind := record.detail.get("kind")):
+            self._network.labels(
+                plugin=record.detail.get("plugin", ""), command=record.name.removeprefix("cni.").upper(), kind=kind
+            ).inc()
         if record.name == "pod.network.detach" and record.detail.get("attempt") != "1":
             self._retries.labels(outcome="failed" if record.error else "paid").inc()
 

@@ -44,7 +44,7 @@ def figures() -> Figures:
     return Figures()
 
 
-def step(name: str, seconds: float, error: str = "") -> StepRecord:
+def step(name: str, seconds: float, error: str = "", **detail: str) -> StepRecord:
     return StepRecord(
         operation="RunPodSandbox",
         name=name,
@@ -53,6 +53,7 @@ def step(name: str, seconds: float, error: str = "") -> StepRecord:
         started_at=1,
         duration=int(seconds * 1e9),
         error=error,
+        detail=detail,
     )
 
 
@@ -124,3 +125,23 @@ def test_debts_are_counted_with_their_age_and_each_further_attempt_with_its_outc
         figures.metrics.step(replace(step("pod.network.detach", 0.1, error), detail={"attempt": attempt}))
     assert figures.value("sandboxd_network_debt_retries_total", outcome="failed") == 2
     assert figures.value("sandboxd_network_debt_retries_total", outcome="paid") == 1
+
+
+def test_failures_of_networks_are_counted_by_what_they_mean(figures: Figures) -> None:
+    full = {"plugin": "bridge", "kind": "addresses_exhausted"}
+    for record in (
+        step("cni.add", 1, "no IP addresses available", **full),
+        step("cni.add", 1, "no IP addresses available", **full),
+        step("cni.prepare", 1, "no network", plugin="", kind="no_network"),
+        step("cni.add", 1, plugin="bridge"),
+        step("pod.network.attach", 1, "no IP addresses available", **full),
+        step("cni.version", 1, "cannot be executed", plugin="bridge"),
+    ):
+        figures.metrics.step(record)
+
+    name = "sandboxd_network_failures_total"
+    counted = {labels: value for (each, labels), value in figures.samples().items() if each == name}
+    assert counted == {
+        frozenset({**full, "command": "ADD"}.items()): 2,
+        frozenset({"plugin": "", "command": "PREPARE", "kind": "no_network"}.items()): 1,
+    }
