@@ -124,6 +124,7 @@ class PluginExecution:
     exit_code: int  # negative: killed by that signal
     duration: int  # nanoseconds
     timed_out: bool = False
+    ended_by: str = ""  # "" by itself, "sandboxd", or "other" for a signal that the daemon did not send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

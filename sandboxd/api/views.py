@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -21,6 +21,7 @@ _CONTAINER_STATES = {
     ContainerState.RUNNING: cri.CONTAINER_RUNNING,
     ContainerState.EXITED: cri.CONTAINER_EXITED,
 }
+TIMELINE_ROOM = 1 << 20  # characters; clients take answers of 16 MiB
 
 
 def sandbox_state(record: SandboxRecord) -> cri.PodSandboxState.ValueType:
@@ -162,19 +163,44 @@ def message_dict(message: Any) -> dict[str, Any]:
     return parsed
 
 
-def timeline(steps: Iterable[StepRecord]) -> list[dict[str, Any]]:
-    """The timeline for a verbose status: what happened, when, and how long it took."""
-    return [
-        {
-            "operation": step.operation,
-            "step": step.name,
-            "startedAt": step.started_at,
-            "durationNs": step.duration,
-            **({"error": step.error} if step.error else {}),
-            **({"detail": dict(step.detail)} if step.detail else {}),
-        }
-        for step in steps
-    ]
+def timeline(steps: Sequence[StepRecord], room: int = TIMELINE_ROOM) -> list[dict[str, Any]]:
+    """The timeline for a verbose status: what happened, when, how long it took, and what plugins were told and said.
+
+    Plugins' input and output have `room` characters together, and the newest come first: the status must fit a
+    message, whatever plugins print. Those without room say "cut".
+    """
+    told = []
+    for step in reversed(steps):
+        plugin, room = _execution_dict(step.plugin, room) if step.plugin else (None, room)
+        told.append(
+            {
+                "operation": step.operation,
+                "step": step.name,
+                "startedAt": step.started_at,
+                "durationNs": step.duration,
+                **({"error": step.error} if step.error else {}),
+                **({"detail": dict(step.detail)} if step.detail else {}),
+                **({"plugin": plugin} if plugin else {}),
+            }
+        )
+    return told[::-1]
+
+
+def _execution_dict(plugin: PluginExecution, room: int) -> tuple[dict[str, Any], int]:
+    """One execution, and the room that is left after it."""
+    told: dict[str, Any] = {
+        "command": plugin.command,
+        "binary": plugin.binary,
+        "exitCode": plugin.exit_code,
+        "durationNs": plugin.duration,
+        **({"timedOut": True} if plugin.timed_out else {}),
+        **({"endedBy": plugin.ended_by} if plugin.ended_by else {}),
+    }
+    texts = {key: getattr(plugin, key).decode(errors="replace") for key in ("stdin", "stdout", "stderr")}
+    size = sum(map(len, texts.values())) + sum(len(key) + len(value) for key, value in plugin.env.items())
+    if size > room:
+        return {**told, "cut": True}, room
+    return {**told, "env": dict(plugin.env), **{key: text for key, text in texts.items() if text}}, room - size
 
 
 def step(record: StepRecord) -> host_pb2.Step:
@@ -233,6 +259,7 @@ def _execution(plugin: PluginExecution) -> host_pb2.PluginExecution:
         exit_code=plugin.exit_code,
         duration=plugin.duration,
         timed_out=plugin.timed_out,
+        ended_by=plugin.ended_by,
     )
 
 

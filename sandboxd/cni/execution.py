@@ -12,7 +12,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
 
@@ -26,49 +26,60 @@ BUSY_RETRIES = 5
 BUSY_SECONDS = 0.1  # between two retries
 
 
-async def run(binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> PluginExecution:
+async def run(
+    binary: str,
+    env: Mapping[str, str],
+    stdin: bytes,
+    timeout: float,
+    cut_off: Callable[[PluginExecution], object] = lambda execution: None,
+) -> PluginExecution:
     """Run one plugin until it exits, for at most `timeout` seconds; never raises for how it ended.
 
-    Raises NotReady when it cannot be started at all.
+    `cut_off` gets the execution when it is cancelled. Raises NotReady when it cannot be started at all.
     """
     began = time.perf_counter_ns()
     transport, output = await _spawn(binary, env)
+    timed_out, ours = False, False
+
+    def execution() -> PluginExecution:
+        code = transport.get_returncode()
+        return PluginExecution(
+            command=env.get("CNI_COMMAND", ""),
+            binary=binary,
+            env=dict(env),
+            stdin=stdin,
+            stdout=bytes(output.kept[1]),
+            stderr=bytes(output.kept[2]),
+            exit_code=-signal.SIGKILL if code is None else code,
+            duration=time.perf_counter_ns() - began,
+            timed_out=timed_out,
+            ended_by="sandboxd" if ours else "other" if code is not None and code < 0 else "",
+        )
+
     try:
         feed = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
         feed.write(stdin)
         feed.write_eof()
-        timed_out = False
         try:
             async with asyncio.timeout(timeout):
                 await output.exited.wait()
         except TimeoutError:
-            timed_out = True
-            _kill(transport)
+            timed_out, ours = True, _kill(transport)
         with suppress(TimeoutError):
             async with asyncio.timeout(REAP_SECONDS if timed_out else LINGER_SECONDS):
                 await output.exited.wait()
                 await output.ended.wait()
     except BaseException:
-        _kill(transport)
+        ours = _kill(transport) or ours
         with suppress(TimeoutError):
             async with asyncio.timeout(REAP_SECONDS):
                 await output.exited.wait()
+        cut_off(execution())
         raise
     finally:
         # Stops reading from a child that the plugin left behind. The process itself is reaped by the loop.
         transport.close()
-    code = transport.get_returncode()
-    return PluginExecution(
-        command=env.get("CNI_COMMAND", ""),
-        binary=binary,
-        env=dict(env),
-        stdin=stdin,
-        stdout=bytes(output.kept[1]),
-        stderr=bytes(output.kept[2]),
-        exit_code=-signal.SIGKILL if code is None else code,
-        duration=time.perf_counter_ns() - began,
-        timed_out=timed_out,
-    )
+    return execution()
 
 
 class _Output(asyncio.SubprocessProtocol):
@@ -118,7 +129,12 @@ def kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _kill(transport: asyncio.SubprocessTransport) -> None:
-    """Kill the plugin's process group, unless the plugin was reaped: its pid may have been reused by then."""
-    if transport.get_returncode() is None:
-        kill_group(transport.get_pid())
+def _kill(transport: asyncio.SubprocessTransport) -> bool:
+    """Kill the plugin's process group, unless the plugin was reaped: its pid may have been reused by then.
+
+    The answer says whether it was there to be killed.
+    """
+    if transport.get_returncode() is not None:
+        return False
+    kill_group(transport.get_pid())
+    return True

@@ -311,11 +311,15 @@ class Invoker:
         limit: float = 0.0,
     ) -> PluginExecution:
         """One execution, recorded on `step`; raises the error that its failure stands for."""
+
+        def cut_off(execution: PluginExecution) -> None:
+            step.plugin = execution
+
         limit = limit or self._teardown_timeout
         if self._slots.full(queue):
             step.note(queued="yes")
         async with self._slots.slot(queue):
-            done = await execution.run(binary, {"PATH": self._path, **env}, stdin, limit)
+            done = await execution.run(binary, {"PATH": self._path, **env}, stdin, limit, cut_off)
         step.plugin = done
         if done.timed_out or done.exit_code != 0:
             raise error_from(

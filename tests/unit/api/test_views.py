@@ -58,6 +58,7 @@ EXECUTION = PluginExecution(
     exit_code=-9,
     duration=3,
     timed_out=True,
+    ended_by="sandboxd",
 )
 STEP = StepRecord(
     operation="RunPodSandbox",
@@ -304,6 +305,31 @@ def test_the_timeline_in_a_verbose_status_leaves_out_what_is_empty() -> None:
     ]
 
 
+def test_the_timeline_in_a_verbose_status_has_the_executions_of_plugins() -> None:
+    (told,) = views.timeline([replace(STEP, plugin=EXECUTION)])
+    assert told["plugin"] == {
+        "command": "ADD",
+        "binary": "/opt/cni/bin/bridge",
+        "exitCode": -9,
+        "durationNs": 3,
+        "timedOut": True,
+        "endedBy": "sandboxd",
+        "env": {"CNI_COMMAND": "ADD"},
+        "stdin": "\ufffd{}",
+        "stdout": "\x00",
+        "stderr": "no",
+    }
+    json.dumps(told)
+
+
+def test_however_much_plugins_print_a_verbose_status_has_room_for_the_newest() -> None:
+    loud = replace(STEP, plugin=replace(EXECUTION, stdout=b"x" * 400_000))
+    told = [step["plugin"] for step in views.timeline([loud] * 400)]
+    assert len(told) == 400 and len(json.dumps(told)) < 2 << 20
+    assert [each.get("cut", False) for each in told[-3:]] == [True, False, False]
+    assert told[0]["command"] == "ADD" and "stdout" not in told[0]
+
+
 def test_a_step_of_the_host_api_shows_the_plugins_execution_whole() -> None:
     assert views.step(replace(STEP, plugin=EXECUTION)) == host_pb2.Step(
         operation="RunPodSandbox",
@@ -323,6 +349,7 @@ def test_a_step_of_the_host_api_shows_the_plugins_execution_whole() -> None:
             exit_code=-9,
             duration=3,
             timed_out=True,
+            ended_by="sandboxd",
         ),
     )
 

@@ -74,3 +74,12 @@ async def test_output_beyond_the_limit_is_read_and_dropped(plugins: Callable[...
     done = await execution.run(f"{directory}/bridge", {"CNI_COMMAND": "DEL", "PATH": os.defpath}, b"{}", 30)
 
     assert (done.exit_code, len(done.stdout), len(done.stderr)) == (0, OUTPUT_LIMIT, OUTPUT_LIMIT)
+
+
+@pytest.mark.parametrize(("script", "code", "by"), [("exit 3", 3, ""), ("kill -SEGV $$", -11, "other")])
+async def test_who_ended_a_plugin_is_recorded(tmp_path: Path, script: str, code: int, by: str) -> None:
+    binary = tmp_path / "plugin"
+    binary.write_text(f"#!/bin/sh\n{script}\n")
+    binary.chmod(0o755)
+    done = await execution.run(str(binary), {"PATH": os.defpath}, b"", 60)
+    assert (done.exit_code, done.ended_by) == (code, by)

@@ -352,12 +352,15 @@ async def test_a_timeout_kills_the_plugin_with_its_children_and_keeps_what_it_sa
     execution = records[0].plugin
     assert execution is not None
     assert (execution.timed_out, execution.exit_code, execution.stderr) == (True, -9, b"waiting for the lock\n")
+    assert execution.ended_by == "sandboxd"
     grandchild = int((tmp_path / "child").read_text())
     await until(lambda: not is_alive(grandchild))
     assert not is_alive(cni_plugin.calls(directory)[0]["pid"])
 
 
-async def test_cancellation_kills_the_plugin_with_its_children(plugins: Callable[..., str], tmp_path: Path) -> None:
+async def test_cancellation_kills_the_plugin_with_its_children_and_is_recorded(
+    plugins: Callable[..., str], records: list[steps.StepRecord], tmp_path: Path
+) -> None:
     directory = plugins(bridge={"ADD": [{"grandchild": "child", "hang": True}]})
     task = asyncio.create_task(Invoker(60).add(attached(network("bridge"), directory)))
     await until((tmp_path / "child").exists)
@@ -366,6 +369,10 @@ async def test_cancellation_kills_the_plugin_with_its_children(plugins: Callable
     with pytest.raises(asyncio.CancelledError):
         await task
 
+    execution = records[-1].plugin
+    assert execution is not None
+    assert (execution.command, execution.exit_code, execution.ended_by) == ("ADD", -9, "sandboxd")
+    assert not execution.timed_out
     grandchild = int((tmp_path / "child").read_text())
     await until(lambda: not is_alive(grandchild))
     assert not is_alive(cni_plugin.calls(directory)[0]["pid"])
@@ -465,7 +472,9 @@ class Held:
         self.limits: list[float] = []
         self.let_go: asyncio.Queue[None] = asyncio.Queue()
 
-    async def run(self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float) -> steps.PluginExecution:
+    async def run(
+        self, binary: str, env: Mapping[str, str], stdin: bytes, timeout: float, cut_off: object
+    ) -> steps.PluginExecution:
         self.began.append(env["CNI_COMMAND"])
         self.limits.append(timeout)
         await self.let_go.get()

@@ -386,6 +386,7 @@ class PluginExecution(google.protobuf.message.Message):
     EXIT_CODE_FIELD_NUMBER: builtins.int
     DURATION_FIELD_NUMBER: builtins.int
     TIMED_OUT_FIELD_NUMBER: builtins.int
+    ENDED_BY_FIELD_NUMBER: builtins.int
     command: builtins.str
     """CNI_COMMAND: ADD, CHECK, DEL, GC, STATUS or VERSION."""
     binary: builtins.str
@@ -400,7 +401,11 @@ class PluginExecution(google.protobuf.message.Message):
     """Its exit status; -N when signal N killed it."""
     duration: builtins.int
     timed_out: builtins.bool
-    """It ran out of time, and its process group was killed."""
+    """It ran out of time, and the daemon killed its process group."""
+    ended_by: builtins.str
+    """Who ended it: empty when it exited by itself; "sandboxd" when it ran out of time, or the daemon ended the work
+    that it was part of; "other" for a signal that the daemon did not send.
+    """
     @property
     def env(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Its CNI_* variables."""
@@ -417,8 +422,9 @@ class PluginExecution(google.protobuf.message.Message):
         exit_code: builtins.int = ...,
         duration: builtins.int = ...,
         timed_out: builtins.bool = ...,
+        ended_by: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["binary", b"binary", "command", b"command", "duration", b"duration", "env", b"env", "exit_code", b"exit_code", "stderr", b"stderr", "stdin", b"stdin", "stdout", b"stdout", "timed_out", b"timed_out"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["binary", b"binary", "command", b"command", "duration", b"duration", "ended_by", b"ended_by", "env", b"env", "exit_code", b"exit_code", "stderr", b"stderr", "stdin", b"stdin", "stdout", b"stdout", "timed_out", b"timed_out"]) -> None: ...
 
 global___PluginExecution = PluginExecution
 
