@@ -54,6 +54,12 @@ def observe(bed: Testbed) -> Snapshot:
     return Snapshot(lines=tuple(sorted(lines)))
 
 
+def network(bed: Testbed) -> Snapshot:
+    """What of `observe` is the host's network: namespaces, links, addresses, routes, rules, reserved addresses."""
+    sources = (_netns, _links, _addresses, _routes, _iptables, _nftables, _ipam)
+    return Snapshot(lines=tuple(sorted(line for source in sources for line in source(bed))))
+
+
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
     """What was added ("+ link veth12ab …") and what was removed ("- …"); empty without a difference."""
     was, is_now = Counter(before.lines), Counter(after.lines)

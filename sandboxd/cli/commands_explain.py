@@ -4,24 +4,50 @@ from __future__ import annotations
 
 import click
 
-from sandboxd.cli import names, render, timeline
+from sandboxd.cli import by_hand, names, render, timeline
+from sandboxd.cli.client import Failure
 from sandboxd.cli.session import Session, emit, named, now, output_option, pass_session, show
 from sandboxd.pb.host.v1 import host_pb2 as host
 
 
-@click.command()
+class _Explain(click.Command):
+    """`--commands` takes no value, so that the pod can follow it; `--commands=down` is a flag of its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spelled = {"--commands=up": "--commands", "--commands=down": "--commands-down"}
+        return super().parse_args(ctx, [spelled.get(each, each) for each in args])
+
+
+@click.command(cls=_Explain)
 @click.argument("reference", metavar="[POD|CONTAINER|IMAGE]", required=False)
 @click.option("--failed", is_flag=True, help="List the requests under way, and those that failed.")
+@click.option("-v", "--verbose", is_flag=True, help="Add all that each step and each CNI plugin was told and said.")
+@click.option(
+    "--commands",
+    is_flag=True,
+    help="Print what makes the pod's network by hand, for a shell; --commands=down what undoes it.",
+)
+@click.option("--commands-down", "down", is_flag=True, hidden=True)
 @output_option
 @pass_session
-def explain(session: Session, reference: str | None, failed: bool, form: str | None) -> None:
-    """Show how a pod was set up: each step in order, its duration, and each CNI plugin's input and output.
+def explain(
+    session: Session,
+    reference: str | None,
+    failed: bool,
+    verbose: bool,
+    commands: bool,
+    down: bool,
+    form: str | None,
+) -> None:
+    """Show how a pod was set up: a line for each step, in order, and one for each execution of a CNI plugin.
 
     Also of a pod that is being made, and of a pod, a container or an image that could not be made or pulled: the last
     attempts are kept, as [failures] in the configuration says.
     """
     if failed == (reference is not None):
         raise click.UsageError("give a pod, a container or an image, or --failed")
+    if (commands or down) and form:
+        raise click.UsageError("--commands prints commands; give either it or -o")
     if reference is None:
         listed = session.operations()
         if form:
@@ -31,10 +57,21 @@ def explain(session: Session, reference: str | None, failed: bool, form: str | N
         return
     request, title = _asked(session, reference)
     answer = session.daemon.call(session.daemon.host.Explain, request, f"explain {title}")
-    if form:
+    if commands or down:
+        _print_commands(answer, title, down=down)
+    elif form:
         emit(render.explain_dict(answer), form)
     else:
-        show(timeline.story(answer, title, now()))
+        show(timeline.story(answer, title, now(), verbose=verbose))
+
+
+def _print_commands(answer: host.ExplainResponse, title: str, *, down: bool) -> None:
+    try:
+        lines = by_hand.undoing(answer, title) if down else by_hand.commands(answer, title)
+    except by_hand.NothingRecorded as error:
+        raise Failure(f"no commands for {title}: {error}") from error
+    for line in lines:
+        click.echo(line)
 
 
 def _asked(session: Session, reference: str) -> tuple[host.ExplainRequest, str]:

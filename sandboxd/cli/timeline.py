@@ -1,37 +1,42 @@
-"""Explain's answer → the timeline of a pod: its steps in order, their durations, and the plugins' output.
+"""Explain's answer → the story of a pod: a line for each step, in order, and one for each plugin.
 
-What is under way for it and what failed follow; of what could not be made there is only that.
+What is under way for it and what failed follow; of what could not be made there is only that. `verbose` adds what
+each step and each plugin was told and said. Pure: the time is an argument.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from rich.text import Text
 
+from sandboxd.cli import nesting, plugin_results
 from sandboxd.cli.names import SHORT_ID
+from sandboxd.cli.nesting import Node
 from sandboxd.cli.render import printable, span
+from sandboxd.cli.sentences import remarks, sentence
 from sandboxd.pb.host.v1 import host_pb2 as host
 
-_DEEP = 4 + 10 + 2 + 9 + 2  # column of a step's name: indent, offset, gap, duration, gap
+_DEEP = 4 + 10 + 2 + 9 + 2  # column of a step's sentence: indent, offset, gap, duration, gap
+_BESIDE = "∥ "
 
 
-def story(answer: host.ExplainResponse, title: str, now: int) -> Text:
+def story(answer: host.ExplainResponse, title: str, now: int, *, verbose: bool = False) -> Text:
     """The whole text. `title` names the pod; the steps of one operation are grouped under its name.
 
     `now` is the time, in unix nanoseconds.
     """
     lines = [*_pod(answer, title)] if answer.pod_sandbox_id else [_line((title, "bold"), "  does not exist")]
-    for operation, group in itertools.groupby(answer.steps, key=lambda step: step.operation):
-        lines += [Text(), *_operation(operation, list(group))]
+    for operation, nodes in nesting.operations(answer.steps):
+        lines += [Text(), *_operation(operation, nodes, verbose)]
     if answer.attachments:
         lines += [Text(), Text("Networks", style="bold")]
         for attachment in answer.attachments:
             lines += _attachment(attachment)
-    lines += _operations(answer, now)
+    lines += _operations(answer, now, verbose)
+    if any(_BESIDE in line.plain for line in lines):
+        lines += [Text(), _line((f"{_BESIDE}goes on beside the steps above it", "dim"))]
     return Text("\n").join(lines)
 
 
@@ -45,20 +50,20 @@ def _pod(answer: host.ExplainResponse, title: str) -> Iterator[Text]:
     yield _line("    pause  ", f"pid {answer.pid}" if answer.pid else "not running")
 
 
-def _operation(operation: str, steps: list[host.Step]) -> Iterator[Text]:
-    begin = min(step.started_at for step in steps)
-    end = max(step.started_at + step.duration for step in steps)
+def _operation(operation: str, nodes: Sequence[Node], verbose: bool) -> Iterator[Text]:
+    every = [node.step for node, _ in nesting.walk(nodes)]
+    begin = min(step.started_at for step in every)
+    end = max(step.started_at + step.duration for step in every)
     millis = begin // 10**6 % 1000
     yield _line((operation, "bold"), f"  {_clock(begin)}.{millis:03} UTC  took {span(end - begin)}")
-    for step in steps:
-        yield from _step(step, begin)
+    yield from _steps(nodes, begin, verbose)
 
 
-def _operations(answer: host.ExplainResponse, now: int) -> Iterator[Text]:
+def _operations(answer: host.ExplainResponse, now: int, verbose: bool) -> Iterator[Text]:
     """What is under way, and what failed: the last failure whole, a line for each other."""
     for each in answer.operations:
         if not each.duration:
-            yield from _under_way(each, now, whole=not answer.pod_sandbox_id)
+            yield from _under_way(each, now, verbose, whole=not answer.pod_sandbox_id)
     failed = [each for each in answer.operations if each.duration]
     for number, each in enumerate(failed):
         times = f", {each.times} times in a row" if each.times > 1 else ""
@@ -69,55 +74,64 @@ def _operations(answer: host.ExplainResponse, now: int) -> Iterator[Text]:
         )
         yield _line("    ", (each.error, "red"))
         if number == 0:
-            for step in sorted(each.steps, key=lambda step: step.started_at):
-                yield from _step(step, each.started_at)
+            yield from _steps(nesting.tree(each.steps), each.started_at, verbose)
 
 
-def _under_way(running: host.Operation, now: int, *, whole: bool) -> Iterator[Text]:
+def _under_way(running: host.Operation, now: int, verbose: bool, *, whole: bool) -> Iterator[Text]:
     yield Text()
     since = span(max(0, now - running.started_at))
     yield _line((running.operation, "bold"), f" {running.subject}  is under way, for {since}")
-    for step in sorted(running.steps, key=lambda step: step.started_at) if whole else ():
-        yield from _step(step, running.started_at)
-    for step in running.open:
-        detail = "".join(f"  {key}={step.detail[key]}" for key in sorted(step.detail))
+    if whole:
+        yield from _steps(nesting.tree(running.steps), running.started_at, verbose)
+    for depth, step in enumerate(running.open):
         waited = span(max(0, now - step.started_at))
-        yield _line(f"    {'now in':>10}  {waited:>9}  ", (step.name, "bold"), (detail, "dim"))
+        yield _line(
+            f"    {'now in':>10}  {waited:>9}  {'  ' * depth}", (sentence(step), "bold"), (f"  {step.name}", "dim")
+        )
 
 
 def _clock(moment: int) -> str:
     return datetime.fromtimestamp(moment // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _step(step: host.Step, begin: int) -> Iterator[Text]:
-    offset = f"+{span(step.started_at - begin)}"
-    detail = "".join(f"  {key}={step.detail[key]}" for key in sorted(step.detail))
-    container = f"  container {step.container_id[:SHORT_ID]}" if step.container_id else ""
+def _steps(nodes: Sequence[Node], begin: int, verbose: bool) -> Iterator[Text]:
+    for node, depth in nesting.walk(nodes):
+        yield from _step(node, depth, begin, verbose)
+
+
+def _step(node: Node, depth: int, begin: int, verbose: bool) -> Iterator[Text]:
+    step = node.step
+    plugin = step.plugin if step.HasField("plugin") else None
+    told = plugin_results.line(plugin) if plugin and step.name != "cni.version" else sentence(step)
+    offset = f"+{span(max(0, step.started_at - begin))}"
     yield _line(
-        f"    {offset:>10}  {span(step.duration):>9}  ",
-        (step.name, "bold red" if step.error else "bold"),
-        container,
-        (detail, "dim"),
+        (f"{'✗' if step.error else ' ':>4}", "bold red"),
+        f"{offset:>10}  {span(step.duration):>9}  {'  ' * depth}",
+        (_BESIDE if node.beside else "", "dim"),
+        (told, "bold red" if step.error else ""),
+        (_particulars(step) if verbose else "", "dim"),
     )
-    if step.HasField("plugin"):
-        yield from _plugin(step.plugin)
-    if step.error:
-        yield from _block("failed", step.error, style="red")
+    column = _DEEP + 2 * depth + 2
+    for remark in () if verbose else remarks(step):
+        yield _line(" " * column, (remark, "yellow"))
+    if plugin is not None and verbose:
+        yield from _plugin(plugin, column)
+    # The steps around the one that failed have its error: it is told once, where it began.
+    inner = [each.step.error for each, _ in nesting.walk(node.parts) if each.step.error]
+    if step.error and not any(error in step.error for error in inner):
+        yield from _block("cause", step.error, column, style="red")
 
 
-def _plugin(plugin: host.PluginExecution) -> Iterator[Text]:
-    if plugin.timed_out:
-        ending = "timed out and was killed"
-    elif plugin.exit_code < 0:
-        ending = f"killed by signal {-plugin.exit_code}"
-    else:
-        ending = f"exit {plugin.exit_code}"
-    yield _line(" " * _DEEP, (f"{plugin.command} ", "cyan"), plugin.binary, f"  {ending}  {span(plugin.duration)}")
-    yield from _block("conf", _pretty(plugin.stdin))
-    if plugin.stdout:
-        yield from _block("result", _pretty(plugin.stdout))
-    if plugin.stderr:
-        yield from _block("stderr", plugin.stderr.decode(errors="replace").rstrip("\n"))
+def _particulars(step: host.Step) -> str:
+    """All that is recorded of a step, by the names that logs and metrics have."""
+    container = f"  container {step.container_id[:SHORT_ID]}" if step.container_id else ""
+    return f"  {step.name}{container}" + "".join(f"  {key}={step.detail[key]}" for key in sorted(step.detail))
+
+
+def _plugin(plugin: host.PluginExecution, column: int) -> Iterator[Text]:
+    yield _line(" " * column, (f"{plugin.command} ", "cyan"), plugin.binary, f"  {plugin_results.ending(plugin)}")
+    for label, text in plugin_results.told(plugin):
+        yield from _block(label, text, column)
 
 
 def _attachment(attachment: host.Attachment) -> Iterator[Text]:
@@ -129,23 +143,15 @@ def _attachment(attachment: host.Attachment) -> Iterator[Text]:
         yield _line("        ", (attachment.error, "red"))
 
 
-def _block(label: str, text: str, style: str = "") -> Iterator[Text]:
+def _block(label: str, text: str, column: int, style: str = "") -> Iterator[Text]:
     """A label with the text beside it, or below it if it has several lines."""
     lines = text.split("\n")
     if len(lines) == 1:
-        yield _line(" " * _DEEP, (f"{label}  ", "dim"), (text, style))
+        yield _line(" " * column, (f"{label}  ", "dim"), (text, style))
         return
-    yield _line(" " * _DEEP, (label, "dim"))
+    yield _line(" " * column, (label, "dim"))
     for line in lines:
-        yield _line(" " * (_DEEP + 2), (line, style))
-
-
-def _pretty(data: bytes) -> str:
-    text = data.decode(errors="replace").strip()
-    try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except ValueError:
-        return text
+        yield _line(" " * (column + 2), (line, style))
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:

@@ -69,7 +69,12 @@ def test_a_pod_whose_network_failed_is_explained_by_name_and_after_a_restart(bed
         told = sandboxctl(bed, "explain", "burns")
         assert told.startswith("burns  does not exist\n")
         assert "RunPodSandbox default/burns  failed" in told and "2 times in a row" in told
-        assert "ADD /opt/cni/bin/odd  exit 1" in told and '"msg": "the switch is on fire"' in told
+        marked = [line.split() for line in told.splitlines() if line.strip().startswith("✗")]
+        assert ["ADD", "odd", "failed:", "exit", "status", "1"] in [line[5:11] for line in marked]
+        assert told.count("cause") == 1
+        everything = sandboxctl(bed, "explain", "-v", "burns")
+        assert "ADD /opt/cni/bin/odd  exit status 1" in everything
+        assert '"msg": "the switch is on fire"' in everything and "CNI_IFNAME=eth0" in everything
         listed = sandboxctl(bed, "pods", "-a")
         assert "burns" in listed and "Failed: " in listed
         assert "burns" not in sandboxctl(bed, "pods")
@@ -87,7 +92,7 @@ def test_a_pod_that_hangs_in_its_network_is_listed_and_says_what_it_waits_for(be
         assert "Creating (cni.add for" in sandboxctl(bed, "pods", "-a")
         told = sandboxctl(bed, "explain", "hangs")
         assert "RunPodSandbox default/hangs  is under way, for" in told
-        assert "plugin=odd" in next(line for line in told.splitlines() if "now in" in line and "cni.add" in line)
+        assert "ADD odd" in next(line for line in told.splitlines() if "now in" in line and "cni.add" in line)
         metrics = sandboxctl(bed, "metrics")
         assert 'sandboxd_operations_in_flight{operation="RunPodSandbox"} 1.0' in metrics
         go.touch()

@@ -64,8 +64,13 @@ def test_run_to_rm_without_a_json_file(bed: Testbed, ctl: Ctl, loaded: None) -> 
     until(lambda: "GET /" in ctl("logs", "web"), what="the access is logged")
     assert ctl("logs", "--tail", "1", "web").count("\n") == 1
     explained = ctl("explain", "web")
-    for fact in ("pod.netns.create", "bridge", "RunPodSandbox"):
+    for fact in (
+        "The network namespace is created",
+        f"ADD bridge → eth0 {ip}/24 via 10.0.10.1, veth",
+        "RunPodSandbox",
+    ):
         assert fact in explained
+    assert "ADD portmap → host port 8081/tcp to 80" in explained
     ctl("stop", "web")
     assert "Running" not in ctl("ps", "-a")
     ctl("rm", "-f", "web")

@@ -24,7 +24,7 @@ PURE = words(
     insight.residue
     api.lists api.usage_views api.views api.withheld
     usage.families usage.readings usage.records
-    cli.configs cli.names cli.parse cli.render cli.timeline
+    cli.by_hand cli.configs cli.names cli.nesting cli.parse cli.plugin_results cli.render cli.sentences cli.timeline
     """
 )
 

@@ -52,3 +52,23 @@ def test_pods_shows_them_only_when_asked(daemon: FakeDaemon, sandboxctl: Sandbox
 def test_one_thing_is_asked_at_a_time(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
     assert sandboxctl("explain").exit_code == 2
     assert sandboxctl("explain", "web", "--failed").exit_code == 2
+
+
+def test_the_commands_are_printed_with_the_pod_before_or_after_the_option(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl
+) -> None:
+    daemon.add_pod("web")
+    plugin = host.PluginExecution(command="ADD", binary="/cni/bridge", env={"CNI_COMMAND": "ADD"}, stdin=b"{}")
+    daemon.steps = [host.Step(operation="RunPodSandbox", name="cni.add", plugin=plugin)]
+    up = sandboxctl("explain", "--commands", "web").stdout
+    assert "\nCNI_COMMAND=ADD \\\n/cni/bridge <<'EOF'\n{}\nEOF\n" in up
+    assert sandboxctl("explain", "web", "--commands=up").stdout == up
+    down = sandboxctl("explain", "web", "--commands=down").stdout
+    assert "\nCNI_COMMAND=DEL \\\n" in "\n" + down and "ADD" not in down
+
+
+def test_commands_are_not_json_and_a_pod_without_any_says_so(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    daemon.add_pod("web")
+    assert sandboxctl("explain", "--commands", "web", "-o", "json").exit_code == 2
+    none = sandboxctl("explain", "--commands", "web")
+    assert none.exit_code == 1 and "no execution of a CNI plugin's ADD is recorded" in none.stderr

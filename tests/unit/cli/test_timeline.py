@@ -18,12 +18,13 @@ def step(operation: str, name: str, at: int, took: int, **more: object) -> host.
     return made
 
 
-def told(**fields: object) -> list[str]:
-    return lines(host.ExplainResponse(pod_sandbox_id="a" * 64, **fields))  # type: ignore[arg-type]
+def told(*, verbose: bool = False, **fields: object) -> list[str]:
+    answer = host.ExplainResponse(pod_sandbox_id="a" * 64, **fields)  # type: ignore[arg-type]
+    return lines(answer, verbose=verbose)
 
 
-def lines(answer: host.ExplainResponse) -> list[str]:
-    return [line.rstrip() for line in timeline.story(answer, "default/web", NOW).plain.split("\n")]
+def lines(answer: host.ExplainResponse, *, verbose: bool = False) -> list[str]:
+    return [line.rstrip() for line in timeline.story(answer, "default/web", NOW, verbose=verbose).plain.split("\n")]
 
 
 def test_the_pod_comes_first_with_namespace_and_pid() -> None:
@@ -39,58 +40,88 @@ def test_a_stopped_pod_and_a_pod_without_a_network_say_so() -> None:
     assert told()[1] == "    netns  the host's own"
 
 
-def test_steps_stand_under_their_operation_with_offset_and_duration() -> None:
-    lines = told(
-        steps=[
-            step("RunPodSandbox", "pod.netns.create", 0, 3, detail={"path": "/run/netns/a", "a": "b"}),
-            step("RunPodSandbox", "cni.add", 4, 45),
-            step("StartContainer", "container.task.start", 1000, 7, container_id="c" * 64),
-        ]
-    )
-    assert lines[3:] == [
+RUN = [
+    step("RunPodSandbox", "pod.netns.create", 0, 3, detail={"path": "/run/netns/a", "inode": "7"}),
+    step("RunPodSandbox", "cni.add", 5, 45, detail={"plugin": "bridge"}),
+    step("RunPodSandbox", "pod.pause.rootfs", 6, 4),
+    step("RunPodSandbox", "pod.network.attach", 4, 47, detail={"network": "n", "passed_over": "/b.conf: broken"}),
+    step("RunPodSandbox", "pod.run", 0, 60),
+    step("StartContainer", "container.task.start", 1000, 7, container_id="c" * 64),
+]
+
+
+def test_a_step_is_a_line_with_its_sentence_in_the_order_of_starts_within_what_it_was_part_of() -> None:
+    assert told(steps=RUN)[3:] == [
         "",
-        "RunPodSandbox  2023-11-14 22:13:20.123 UTC  took 49 ms",
-        "         +0 µs       3 ms  pod.netns.create  a=b  path=/run/netns/a",
-        "         +4 ms      45 ms  cni.add",
+        "RunPodSandbox  2023-11-14 22:13:20.123 UTC  took 60 ms",
+        "         +0 µs      60 ms  The pod is made, until its pause container runs",
+        "         +0 µs       3 ms    The network namespace is created, its loopback up: /run/netns/a, inode 7",
+        "         +4 ms      47 ms    The pod is attached to network n",
+        "                               passed over: /b.conf: broken",
+        "         +5 ms      45 ms      ADD bridge",
+        "         +6 ms       4 ms    ∥ The pause container gets a root file system, from image",
         "",
         "StartContainer  2023-11-14 22:13:21.123 UTC  took 7 ms",
-        "         +0 µs       7 ms  container.task.start  container cccccccccccc",
+        "         +0 µs       7 ms  The container's process runs",
+        "",
+        "∥ goes on beside the steps above it",
     ]
 
 
-def test_a_plugin_shows_what_it_was_told_and_what_it_said() -> None:
-    plugin = host.PluginExecution(
-        command="ADD",
-        binary="/opt/cni/bin/bridge",
-        stdin=b'{"name":"n"}',
-        stdout=b'{"code":7}',
-        stderr=b"a\nb\n",
-        exit_code=1,
-        duration=2 * MS,
-    )
-    lines = [line.strip() for line in told(steps=[step("RunPodSandbox", "cni.add", 0, 3, plugin=plugin, error="no")])]
-    assert lines[6:] == [
-        "ADD /opt/cni/bin/bridge  exit 1  2 ms",
+def test_verbose_adds_the_steps_name_and_all_its_particulars() -> None:
+    shown = told(verbose=True, steps=RUN)
+    assert any(line.endswith("inode 7  pod.netns.create  inode=7  path=/run/netns/a") for line in shown)
+    assert any(line.endswith("container.task.start  container cccccccccccc") for line in shown)
+
+
+BRIDGE = host.PluginExecution(
+    command="ADD",
+    binary="/opt/cni/bin/bridge",
+    env={"CNI_IFNAME": "eth0", "CNI_COMMAND": "ADD"},
+    stdin=b'{"name":"n"}',
+    stdout=b'{"code":7}',
+    stderr=b"a\nb\n",
+    exit_code=1,
+    duration=2 * MS,
+)
+
+
+def test_what_failed_is_marked_and_its_cause_told_once_where_it_began() -> None:
+    failed = [
+        step("RunPodSandbox", "cni.add", 1, 3, plugin=BRIDGE, error="no way"),
+        step("RunPodSandbox", "pod.network.attach", 1, 4, error="no way; ask"),
+        step("RunPodSandbox", "pod.run", 0, 9, error="no way; ask"),
+    ]
+    assert told(steps=failed)[5:] == [
+        "   ✗     +0 µs       9 ms  The pod is made, until its pause container runs",
+        "   ✗     +1 ms       4 ms    The pod is attached to network",
+        "   ✗     +1 ms       3 ms      ADD bridge failed: exit status 1  2 ms",
+        "                                 cause  no way",
+    ]
+    failed[2].error = "pause does not start"
+    assert told(steps=failed)[6] == "                             cause  pause does not start"
+
+
+def test_verbose_has_all_that_a_plugin_was_told_and_said() -> None:
+    shown = told(verbose=True, steps=[step("RunPodSandbox", "cni.add", 0, 3, plugin=BRIDGE, error="no")])
+    assert [line.strip() for line in shown][6:] == [
+        "ADD /opt/cni/bin/bridge  exit status 1",
+        "environment",
+        "CNI_COMMAND=ADD",
+        "CNI_IFNAME=eth0",
         "conf",
         "{",
         '"name": "n"',
         "}",
-        "result",
+        "stdout",
         "{",
         '"code": 7',
         "}",
         "stderr",
         "a",
         "b",
-        "failed  no",
+        "cause  no",
     ]
-
-
-def test_a_plugin_that_was_killed_says_by_what() -> None:
-    timed = told(steps=[step("x", "y", 0, 1, plugin=host.PluginExecution(timed_out=True, exit_code=-9))])
-    killed = told(steps=[step("x", "y", 0, 1, plugin=host.PluginExecution(exit_code=-11))])
-    assert any("timed out and was killed" in line for line in timed)
-    assert any("killed by signal 11" in line for line in killed)
 
 
 def test_networks_come_last_with_addresses_and_debts() -> None:
@@ -118,7 +149,8 @@ def test_networks_come_last_with_addresses_and_debts() -> None:
 
 def test_control_characters_of_a_plugin_do_not_reach_the_terminal() -> None:
     plugin = host.PluginExecution(stderr=b"\x1b[2Jgone")
-    assert not any("\x1b" in line for line in told(steps=[step("x", "y", 0, 1, plugin=plugin)]))
+    shown = told(verbose=True, steps=[step("x", "y", 0, 1, plugin=plugin, error="\x1b")])
+    assert any("gone" in line for line in shown) and not any("\x1b" in line for line in shown)
 
 
 def operation(**values: object) -> host.Operation:
@@ -140,7 +172,7 @@ def test_what_could_not_be_made_has_its_last_failure_whole_and_a_line_for_each_o
         "the second",
         "the first",
     ]
-    assert sum("cni.add" in line for line in shown) == 1
+    assert sum("ADD a plugin" in line for line in shown) == 1
 
 
 def test_what_is_under_way_says_what_it_waits_for_and_how_long() -> None:
@@ -148,5 +180,5 @@ def test_what_is_under_way_says_what_it_waits_for_and_how_long() -> None:
     shown = lines(host.ExplainResponse(pod_sandbox_id="a" * 64, operations=[operation(open=[waits])]))
     assert "RunPodSandbox default/web  is under way, for 30 s" in shown
     assert [line.split() for line in shown if "cni.add" in line] == [
-        ["now", "in", "20", "s", "cni.add", "plugin=bridge"]
+        ["now", "in", "20", "s", "ADD", "bridge", "cni.add"]
     ]
