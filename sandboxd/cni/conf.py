@@ -23,6 +23,8 @@ SUFFIXES = (".conf", ".conflist", ".json")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
+_TOLD, _TOLD_CHARACTERS = 10, 300  # of what was passed over: a directory may hold very many files
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
@@ -34,6 +36,7 @@ class NetworkConfig:
     disable_check: bool = False
     disable_gc: bool = False
     source: str = ""  # path of the file, for people
+    passed_over: str = ""  # the other files of the directory and why they are not in force, for people
 
     @property
     def cni_version(self) -> str:
@@ -66,7 +69,14 @@ class Choice:
 
     config: NetworkConfig | None
     problems: tuple[Problem, ...] = ()
+    others: tuple[Problem, ...] = ()  # valid files that are not in force, each with the reason
     empty: bool = False  # there is no file at all: no network is configured, as opposed to a broken file
+
+    def passed_over(self) -> str:
+        """Why each file that is not in force is not, on one line, so many of them."""
+        told = sorted({str(each) for each in (*self.problems, *self.others)})
+        more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+        return "; ".join((*(each[:_TOLD_CHARACTERS] for each in told[:_TOLD]), *more))
 
 
 DropIns = Mapping[str, Mapping[str, bytes | OSError]]
@@ -80,6 +90,7 @@ def choose(files: Mapping[str, bytes | OSError], drop_ins: DropIns | None = None
     """
     chosen: NetworkConfig | None = None
     problems: list[Problem] = []
+    others: list[Problem] = []
     for path in sorted(files):
         content = files[path]
         if not path.endswith(SUFFIXES):
@@ -92,8 +103,10 @@ def choose(files: Mapping[str, bytes | OSError], drop_ins: DropIns | None = None
         except InvalidRequest as exc:
             problems.append(Problem(path=path, text=str(exc).removeprefix(f"{path}: ")))
             continue
+        if chosen is not None:
+            others.append(Problem(path=path, text=f"network {config.name!r} comes after {chosen.source}"))
         chosen = chosen or config
-    return Choice(config=chosen, problems=tuple(problems))
+    return Choice(config=chosen, problems=tuple(problems), others=tuple(others))
 
 
 def parse(file_name: str, data: bytes, drop_ins: DropIns | None = None) -> NetworkConfig:

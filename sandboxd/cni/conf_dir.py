@@ -99,11 +99,13 @@ class ConfDir:
                 path=self._good.source,
                 text=f"broken; network {self._good.name!r} as last read from it stays in force",
             )
-            return Choice(config=self._good, problems=(*problems, kept))
+            read = [choice.config] if choice.config else []
+            after = (Problem(path=each.source, text=f"network {each.name!r} comes after it") for each in read)
+            return Choice(config=self._good, problems=(*problems, kept), others=(*after, *choice.others))
         self._good = choice.config
         if not files:
             problems = (Problem(path=self.path, text="contains no .conf, .conflist or .json file"), *problems)
-        return Choice(config=choice.config, problems=problems, empty=not files)
+        return Choice(config=choice.config, problems=problems, others=choice.others, empty=not files)
 
 
 def _content(path: str) -> bytes:

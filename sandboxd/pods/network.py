@@ -42,7 +42,8 @@ async def choose(node: Node) -> conf.NetworkConfig:
             seen = "; ".join(f"{problem.path}: {problem.text}" for problem in choice.problems)
             where = node.config.network.conf_dir
             raise NotReady(f"no usable network configuration in {where}" + (f" ({seen})" if seen else " (no files)"))
-        return await node.network.cni.prepare(choice.config, node.config.network.plugin_dirs)
+        prepared = await node.network.cni.prepare(choice.config, node.config.network.plugin_dirs)
+        return replace(prepared, passed_over=choice.passed_over())
 
 
 def planned(node: Node, sandbox: SandboxRecord, network: conf.NetworkConfig) -> Attachment:
@@ -73,7 +74,12 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         nonlocal adding
         adding = node.ledger.put_attachment(replace(adding, result=given))
 
-    with steps.step("pod.network.attach", network=network.name, conf=network.source) as step:
+    with steps.step(
+        "pod.network.attach",
+        network=network.name,
+        conf=network.source,
+        passed_over=network.passed_over or None,
+    ) as step:
         try:
             answer = await node.network.cni.add(adding, handed_on)
         except SandboxdError as exc:

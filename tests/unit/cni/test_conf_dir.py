@@ -42,6 +42,31 @@ def test_the_first_valid_file_is_in_force(tmp_path: Path) -> None:
     assert (network(choice), choice.problems) == ("a", ())
 
 
+def test_why_the_others_are_not_in_force_is_told_of_each(tmp_path: Path) -> None:
+    write(tmp_path / "00-broken.conflist", "", "{")
+    write(tmp_path / "10-a.conflist", "a")
+    write(tmp_path / "20-b.conflist", "b")
+    directory = ConfDir(str(tmp_path))
+
+    broken, second = directory.current().passed_over().split("; /", 1)
+
+    assert broken.startswith(f"{tmp_path}/00-broken.conflist: ")
+    assert f"/{second}" == f"{tmp_path}/20-b.conflist: network 'b' comes after {tmp_path}/10-a.conflist"
+    write(tmp_path / "10-a.conflist", "a", "{")
+    kept = directory.current()
+    assert network(kept) == "a"
+    assert "20-b.conflist: network 'b' comes after it" in kept.passed_over()
+
+
+def test_of_very_many_files_some_are_told_and_the_number_of_the_rest(tmp_path: Path) -> None:
+    for number in range(30):
+        write(tmp_path / f"{number:02}.conflist", "x" * 1000)
+
+    told = ConfDir(str(tmp_path)).current().passed_over()
+
+    assert told.endswith("; and 19 more") and len(told) < 4000
+
+
 def test_files_are_read_again_only_when_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sandboxd.cni.conf_dir._SETTLED_NS", -1)
     write(tmp_path / "10-a.conflist", "a")

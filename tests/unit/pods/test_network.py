@@ -114,6 +114,23 @@ async def test_the_addresses_are_what_the_plugins_gave(fakes: Bundle, held: Held
     assert b"10.88.0.2/16" in added.result
 
 
+async def test_the_step_says_which_file_was_chosen_and_why_the_others_were_not(fakes: Bundle, held: Held) -> None:
+    other, broken = (conf_file(fakes).with_name(name) for name in ("20-other.conflist", "30-broken.conflist"))
+    other.write_text(conf_file(fakes).read_text())
+    broken.write_text("{")
+    records: list[steps.StepRecord] = []
+    stop = steps.subscribe(records.append)
+
+    await attached(held)
+    stop()
+
+    (detail,) = (each.detail for each in records if each.name == "pod.network.attach")
+    assert detail["conf"] == str(conf_file(fakes))
+    assert (
+        f"{other}: network 'pods' comes after {conf_file(fakes)}; {broken}: not valid JSON" in detail["passed_over"]
+    )
+
+
 async def test_the_attachment_is_recorded_before_the_first_plugin_runs(fakes: Bundle, held: Held) -> None:
     fakes.points.hang(ADD)
     attaching = asyncio.ensure_future(attached(held))
