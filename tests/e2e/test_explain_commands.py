@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from sandboxd.cli import by_hand
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.pb.host.v1 import host_pb2 as host
 from tests.audit import network
 from tests.conftest import StartBed
 from tests.pods import pod_config, remove_pod, run_pod
@@ -22,6 +24,15 @@ pytestmark = pytest.mark.e2e
 SOCKET = "/run/sandboxd/sandboxd.sock"
 SERVE = [sys.executable, "-I", "-m", "http.server", "80", "--directory", "/usr/share/common-licenses"]
 SYSCTLS = ("net.ipv4.ip_forward", "net.ipv4.conf.sbx0.route_localnet")
+# The ids of the user namespace that owns a network namespace: NS_GET_USERNS (ioctl_ns(2)), then setns(2) and its map.
+OWNER = """
+import ctypes, fcntl, os, sys
+ns = os.open(sys.argv[1], os.O_RDONLY)
+owner = fcntl.ioctl(ns, 0xB701)
+if os.fstat(owner).st_ino != os.stat("/proc/self/ns/user").st_ino:
+    assert ctypes.CDLL(None, use_errno=True).setns(owner, 0x10000000) == 0, ctypes.get_errno()
+print(open("/proc/self/uid_map").read())
+"""
 VETH = re.compile(r"veth[0-9a-f]{8}")  # the bridge plugin takes random names
 
 
@@ -91,3 +102,31 @@ def test_the_commands_make_a_network_like_the_pods_and_undo_it(fresh_bed: StartB
 
     until(lambda: on_the_host(hand) == on_the_host(pods), what="both hosts are as they are after a pod")
     assert not list(hand.path("/run/netns").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("step", "path", "owner"),
+    [
+        ("pod.netns.create", "/run/netns/made", "0 0 4294967295"),
+        ("pod.netns.create", "/run/some where/made", "0 0 4294967295"),
+        ("pod.userns.create", "/run/netns/made", "0 65536 1000"),
+    ],
+    ids=["named", "elsewhere", "of a user namespace"],
+)
+def test_each_kind_of_namespace_is_made_with_its_loopback_up_and_undone(
+    fresh_bed: StartBed, step: str, path: str, owner: str
+) -> None:
+    bed = fresh_bed(daemon=False, network=False)
+    plugin = host.PluginExecution(command="ADD", binary="/bin/cat", env={"CNI_COMMAND": "ADD"}, stdin=b"{}")
+    made = host.Step(name=step, duration=1, detail={"path": path, "host_uid": "65536", "length": "1000"})
+    answer = host.ExplainResponse(netns_path=path, steps=[made, host.Step(name="cni.add", plugin=plugin, duration=2)])
+
+    paste(bed, "\n".join(by_hand.commands(answer, "x")) + "\n")
+
+    (lo,) = json.loads(bed.run(["nsenter", f"--net={path}", "ip", "-json", "link"]).stdout)
+    assert "UP" in lo["flags"]
+    assert bed.run([sys.executable, "-I", "-c", OWNER, path]).stdout.split() == owner.split()
+
+    paste(bed, "\n".join(by_hand.undoing(answer, "x")) + "\n")
+
+    assert not bed.path(path).exists() and path.replace(" ", "\\040") not in bed.mountinfo

@@ -122,6 +122,16 @@ def test_the_timeline_tells_the_steps_in_order_with_the_plugin_call(story: Story
     assert "cni.add" in names
 
 
+def test_a_verbose_status_shows_what_each_plugin_was_told_and_said(story: Story) -> None:
+    timeline = pod_info(story.bed, story.pod_id)["timeline"]
+    bridge, portmap = (step["plugin"] for step in timeline if step["step"] == "cni.add")
+    assert bridge["env"]["CNI_NETNS"] == f"/run/netns/sandboxd-{story.pod_id}"
+    assert json.loads(bridge["stdin"])["bridge"] == story.bed.default_network().bridge
+    assert json.loads(bridge["stdout"])["ips"][0]["address"].startswith(f"{story.ip}/")
+    assert json.loads(portmap["stdin"])["prevResult"]["ips"] == json.loads(bridge["stdout"])["ips"]
+    assert bridge["exitCode"] == portmap["exitCode"] == 0
+
+
 def test_everything_is_gone_after_removal(bed: Testbed, images: tuple[str, ...]) -> None:
     """The story told once before, so that what the plugins set up once is there; then nothing may be left."""
     warm = run_pod(bed)

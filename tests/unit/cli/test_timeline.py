@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from sandboxd.cli import timeline
 from sandboxd.pb.host.v1 import host_pb2 as host
+
+ROOT = Path(__file__).parents[3]
 
 MS = 10**6
 START = 1_700_000_000_123 * MS
@@ -182,3 +187,61 @@ def test_what_is_under_way_says_what_it_waits_for_and_how_long() -> None:
     assert [line.split() for line in shown if "cni.add" in line] == [
         ["now", "in", "20", "s", "ADD", "bridge", "cni.add"]
     ]
+
+
+SAMPLE_ID = "903bd2ae8baad4a5afd3fb3443355fbe750c4731b1cdbed3726e48ad25dc3313"
+SAMPLE_NETNS = f"/run/netns/sandboxd-{SAMPLE_ID}"
+SAMPLE = host.ExplainResponse(pod_sandbox_id=SAMPLE_ID, netns_path=SAMPLE_NETNS, netns_inode=4026532417, pid=121)
+RESULT = {
+    "interfaces": [{"name": "sbx0"}, {"name": "veth5b3bb0dd"}, {"name": "eth0", "sandbox": SAMPLE_NETNS}],
+    "ips": [{"interface": 2, "address": "10.0.10.2/24", "gateway": "10.0.10.1"}],
+}
+PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+SAMPLE_STEPS: list[tuple[str, float, float, dict[str, str]]] = [
+    ("pod.netns.create", 0.0274, 2.33, {"path": SAMPLE_NETNS, "inode": "4026532417"}),
+    ("pod.files.mount", 8.43, 3.26, {}),
+    ("pod.pause.rootfs", 12.1, 7.53, {"image": "sha256:5eff6fc2b037" + "0" * 52}),
+    ("pod.pause.record", 21.2, 12.5, {}),
+    ("cni.add", 4.07, 154, {"plugin": "bridge"}),
+    ("pod.pause.create", 34.2, 159, {"pid": "121"}),
+    ("cni.add", 159, 72.2, {"plugin": "portmap"}),
+    (
+        "pod.network.attach",
+        3.68,
+        228,
+        {"network": "sandboxd", "ips": "10.0.10.2", "conf": "/etc/cni/net.d/10-sandboxd.conflist"},
+    ),
+    ("pod.files.write", 232, 0.441, {}),
+    ("pod.pause.start", 233, 14, {"pid": "121"}),
+    ("pod.run", 0, 248, {"pod": "default/web/x/0"}),
+]
+SAMPLE_PLUGINS = {
+    "bridge": ({"type": "bridge", "bridge": "sbx0"}, 153),
+    "portmap": ({"type": "portmap", "prevResult": RESULT, "runtimeConfig": PORTS}, 71.6),
+}
+
+
+def test_the_sample_in_the_documentation_is_what_is_printed() -> None:
+    begin = 1_796_057_560_011 * MS
+    for name, at, took, detail in SAMPLE_STEPS:
+        made = SAMPLE.steps.add(
+            operation="RunPodSandbox",
+            name=name,
+            started_at=begin + int(at * MS),
+            duration=int(took * MS),
+            detail=detail,
+        )
+        if name == "cni.add":
+            conf, own = SAMPLE_PLUGINS[detail["plugin"]]
+            made.plugin.MergeFrom(
+                host.PluginExecution(
+                    command="ADD",
+                    binary=f"/usr/lib/cni/{detail['plugin']}",
+                    stdin=json.dumps(conf).encode(),
+                    stdout=json.dumps(RESULT).encode(),
+                    duration=int(own * MS),
+                )
+            )
+    printed = "\n".join(f"    {line}".rstrip() for line in lines(SAMPLE))
+    text = (ROOT / "docs" / "explain.md").read_text(encoding="utf-8")
+    assert printed in text
