@@ -132,14 +132,14 @@ def _succeeded(plugin: host.PluginExecution) -> bool:
 
 def _number(version: object) -> tuple[int, ...]:
     words = str(version).split(".")
-    return tuple(int(word) for word in words) if all(word.isdecimal() for word in words) else (0,)
+    return tuple(int(word) for word in words) if all(word.isdecimal() and len(word) < 9 for word in words) else (0,)
 
 
 def _document(stdin: bytes) -> Sequence[str]:
     """The configuration in short lines: pasted into a terminal, one has at most 4095 bytes (termios(3))."""
     try:
         return json.dumps(json.loads(stdin), indent=2).split("\n")
-    except ValueError:
+    except (ValueError, RecursionError):
         return quoted(stdin.decode(errors="replace")).split("\n")
 
 

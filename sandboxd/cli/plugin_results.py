@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import posixpath
 import signal
@@ -80,15 +81,16 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         json.dumps({k: v for k, v in each.items() if k != "cniVersion"}, indent=2, sort_keys=True, ensure_ascii=False)
         for each in (before, after)
     )
-    compared = difflib.ndiff(was.split("\n"), is_now.split("\n"))
-    return [each for each in compared if each.startswith(("- ", "+ "))]
+    # ndiff would also compare within lines, which takes minutes for two long results.
+    compared = difflib.unified_diff(was.split("\n"), is_now.split("\n"), n=0, lineterm="")
+    return [f"{each[0]} {each[1:]}" for each in itertools.islice(compared, 2, None) if not each.startswith("@")]
 
 
 def json_object(data: bytes) -> dict[str, Any]:
     """The JSON object that the bytes are, an empty one for anything else."""
     try:
         return _object(json.loads(data))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

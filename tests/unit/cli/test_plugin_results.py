@@ -93,6 +93,21 @@ def test_of_the_next_plugins_result_only_what_differs_is_told() -> None:
     assert dict(plugin_results.told(execution(conf, BRIDGE)))["result"] == "prevResult, unchanged"
 
 
+@pytest.mark.parametrize("odd", [None, 7, "x", [], [7], {}, [{}], {"a": 7}, [[]], [{"name": 7, "interface": True}]])
+@pytest.mark.parametrize("key", ["interfaces", "ips", "ip4", "runtimeConfig", "prevResult", "bridge", "cniVersion"])
+def test_whatever_plugins_print_has_a_line_and_is_told(key: str, odd: Any) -> None:
+    for conf, result in (({key: odd}, BRIDGE), ({"prevResult": {key: odd}}, BRIDGE), ({}, {key: odd}), (odd, odd)):
+        done = execution(conf, {**BRIDGE, **result} if isinstance(result, dict) else result)
+        assert plugin_results.line(done).startswith("ADD bridge → ") and list(plugin_results.told(done))
+
+
+def test_a_result_nested_beyond_reason_and_two_long_ones_that_differ_are_told() -> None:
+    deep = host.PluginExecution(command="ADD", stdin=b"[" * 100_000, stdout=b"[" * 100_000)
+    assert plugin_results.line(deep) and list(plugin_results.told(deep))
+    was, now = ({"routes": [{"dst": f"10.{n % 256}.{n // 256}.{last}/32"} for n in range(3000)]} for last in (1, 2))
+    assert sum("dst" in each for each in plugin_results.differences(was, now)) == 6000
+
+
 def test_what_is_not_json_is_told_as_it_is() -> None:
     odd = host.PluginExecution(command="ADD", stdin=b"conf", stdout=b"oops\n", stderr=b"\xff")
     assert dict(plugin_results.told(odd)) == {"environment": "", "conf": "conf", "stdout": "oops", "stderr": "\ufffd"}
