@@ -70,6 +70,7 @@ SENTENCES: Mapping[str, str] = {
     "image.save": "An archive is written of",
     "image.remove": "The image's names are removed:",
     "image.mount": "An image is mounted for the pod's containers:",
+    "cni.prepare": "What precedes the first plugin has failed:",
     "cni.version": "is asked which versions it speaks",
     "cni.add": "",
     "cni.del": "",
@@ -77,6 +78,7 @@ SENTENCES: Mapping[str, str] = {
     "cni.status": "",
     "cni.gc": "",
     "cni.leftovers": "Plugins that outlived an earlier daemon are ended: process groups",
+    "cni.rules": "Rules for masquerading that a DEL may have missed are looked for, of network",
 }
 
 # What completes a sentence: values by themselves first, then those that need their key.
@@ -88,6 +90,7 @@ _REMARKS = (
     "not_released", "passed_over",
 )  # fmt: skip
 
+_PLUGINS = frozenset(f"cni.{verb}" for verb in ("version", "add", "del", "check", "status", "gc"))
 _LONG = re.compile(r"(?:sha256:)?([0-9a-f]{12})[0-9a-f]{52}")  # ids and digests
 _NEXT_FILE = re.compile("; (?=/|and )")  # of those passed over
 _UNSAID = frozenset({("attempt", "1")})  # the usual value says nothing
@@ -121,15 +124,15 @@ def may_hold(outer: str, inner: str) -> bool:
 def sentence(step: host.Step) -> str:
     """What the step did, with its most telling particulars, on one line."""
     told = SENTENCES.get(step.name, step.name)
-    if step.name.startswith("cni.") and step.name != "cni.leftovers":
+    if step.name in _PLUGINS:
         plugin = step.detail.get("plugin", "a plugin")
         told = f"{plugin} {told}" if told else f"{step.name.removeprefix('cni.').upper()} {plugin}"
     values = [_bare(key, step.detail) for key in _BARE if step.detail.get(key)]
     values += [_keyed(key, step.detail[key]) for key in _KEYED if _says(step, key)]
     if told.endswith(":") and not values:
         told = told[:-1]
-    if step.name.startswith("cni."):
-        values = values if step.name == "cni.leftovers" else []
+    if step.name in _PLUGINS:
+        values = []
     return " ".join((told, ", ".join(values))).rstrip()
 
 

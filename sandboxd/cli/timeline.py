@@ -119,7 +119,10 @@ def _step(node: Node, depth: int, begin: int, verbose: bool) -> Iterator[Text]:
     # The steps around the one that failed have its error: it is told once, where it began.
     inner = [each.step.error for each, _ in nesting.walk(node.parts) if each.step.error]
     if step.error and not any(error in step.error for error in inner):
-        yield from _block("cause", step.error, column, style="red")
+        yield from _block("said" if step.detail.get("cause") else "cause", step.error, column, style="red")
+    for label in ("cause", "next"):
+        if step.error and step.detail.get(label):
+            yield from _block(label, step.detail[label], column)
 
 
 def _particulars(step: host.Step) -> str:

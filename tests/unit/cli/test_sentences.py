@@ -52,6 +52,13 @@ def test_what_makes_a_line_whole_is_a_step() -> None:
         ("cni.add", {"plugin": "bridge", "network": "n"}, "ADD bridge"),
         ("cni.version", {"plugin": "bridge"}, "bridge is asked which versions it speaks"),
         ("cni.leftovers", {"groups": "7,8"}, "Plugins that outlived an earlier daemon are ended: process groups 7,8"),
+        ("cni.prepare", {"plugin": "", "network": "n"}, "What precedes the first plugin has failed: n"),
+        ("cni.prepare", {"plugin": "", "network": ""}, "What precedes the first plugin has failed"),
+        (
+            "cni.rules",
+            {"network": "n"},
+            "Rules for masquerading that a DEL may have missed are looked for, of network n",
+        ),
         ("pod.of.tomorrow", {}, "pod.of.tomorrow"),
     ],
 )

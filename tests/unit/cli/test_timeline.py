@@ -107,6 +107,20 @@ def test_what_failed_is_marked_and_its_cause_told_once_where_it_began() -> None:
     assert told(steps=failed)[6] == "                             cause  pause does not start"
 
 
+def test_what_is_known_of_a_failure_follows_the_plugins_words() -> None:
+    known = {"kind": "bad_range", "cause": "it is no range", "next": "correct it"}
+    failed = step("RunPodSandbox", "cni.add", 1, 3, plugin=BRIDGE, error="no way", detail=known)
+    outer = step("RunPodSandbox", "pod.network.attach", 1, 4, error="no way", detail={"next": "free some"})
+    shown = [line.strip() for line in told(steps=[failed, outer])]
+    assert shown[6:] == [
+        "next  free some",
+        "✗     +0 µs       3 ms    ADD bridge failed: exit status 1  2 ms",
+        "said  no way",
+        "cause  it is no range",
+        "next  correct it",
+    ]
+
+
 def test_verbose_has_all_that_a_plugin_was_told_and_said() -> None:
     shown = told(verbose=True, steps=[step("RunPodSandbox", "cni.add", 0, 3, plugin=BRIDGE, error="no")])
     assert [line.strip() for line in shown][6:] == [
