@@ -253,7 +253,7 @@ def test_a_failure_names_its_cause_and_the_next_step(bed: Testbed, hanging: Any,
 
     words = fails(bed, config := pod_config())
 
-    explained = flat(sandboxctl(bed, "explain", config.metadata.name))
+    explained = flat(sandboxctl(bed, "explain", "-v", config.metadata.name))
     for part in (case.raw, *case.told):
         assert part in words and part in explained
     assert ("; next: " in words) is (case.kind != "other" and case.command != "PREPARE")
@@ -267,7 +267,7 @@ def test_a_range_that_is_exhausted_names_the_holders_as_the_next_step(bed: Testb
     words = fails(bed, pod_config("newcomer"))
     told = "cause: every address of the network is given out; next: free some of its addresses, which are held by 1"
     assert f"{told} running pod (default/holder)" in words
-    assert "kind=addresses_exhausted" in flat(sandboxctl(bed, "explain", "newcomer"))
+    assert "kind=addresses_exhausted" in flat(sandboxctl(bed, "explain", "-v", "newcomer"))
     assert counted(bed, "bridge", "ADD", "addresses_exhausted") == 1
     remove_pod(bed, holder)
 
@@ -278,7 +278,7 @@ def test_a_host_port_of_another_pod_names_that_pod(bed: Testbed, hanging: Any) -
     holder = run_pod(bed, pod_config("first", port_mappings=mapping))
     words = fails(bed, pod_config("second", port_mappings=mapping))
     assert "host port 8080/tcp is held by pod default/first" in words and "choose another or remove it" in words
-    assert "kind=port_taken" in flat(sandboxctl(bed, "explain", "second"))
+    assert "kind=port_taken" in flat(sandboxctl(bed, "explain", "-v", "second"))
     assert counted(bed, "", "PREPARE", "port_taken") == 1
     remove_pod(bed, holder)
 
@@ -290,7 +290,7 @@ def test_an_empty_bridge_of_a_failed_first_add_is_told_with_a_remedy_that_works(
     words = fails(bed, pod_config("second"))
     assert "could not set bridge's mac: invalid argument" in words
     assert "b22 is an empty bridge that an earlier ADD left" in words and "ip link delete b22" in words
-    assert "kind=bridge_mac" in flat(sandboxctl(bed, "explain", "second"))
+    assert "kind=bridge_mac" in flat(sandboxctl(bed, "explain", "-v", "second"))
     assert counted(bed, "bridge", "ADD", "bridge_mac") == 1
     remove_pod(bed, run_pod(bed, pod_config("third")))
     bed.run(["ip", "link", "delete", "b22"])
@@ -306,7 +306,7 @@ def test_rules_that_somebody_flushed_are_a_debt_with_its_cause_until_it_is_tried
     bed.run(["iptables", "-t", "nat", "-X"])
     bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
     assert counted(bed, "bridge", "DEL", "rules_gone") == 1
-    listed = flat(sandboxctl(bed, "explain", "flushed"))
+    listed = flat(sandboxctl(bed, "explain", "-v", "flushed"))
     assert "kind=rules_gone" in listed and "nothing needs to be done" in listed
     remove_pod(bed, pod_id)  # tries again, which succeeds
     assert "flushed" not in sandboxctl(bed, "debts")
@@ -327,7 +327,7 @@ def test_a_pod_whose_interface_or_namespace_is_gone_is_removed_without_a_failure
 def test_no_network_says_so(bed: Testbed, hanging: Any) -> None:
     bed.run(["rm", CONF])
     assert "no usable network configuration in /etc/cni/net.d (" in fails(bed, pod_config("lost"))
-    assert "kind=no_network" in flat(sandboxctl(bed, "explain", "lost"))
+    assert "kind=no_network" in flat(sandboxctl(bed, "explain", "-v", "lost"))
     assert counted(bed, "", "PREPARE", "no_network") == 1
 
 
@@ -335,7 +335,7 @@ def test_a_plugin_that_hangs_is_told_with_its_limit(bed: Testbed, hanging: Any) 
     words = hanging.result(timeout=180)
     assert f"did not finish ADD within {PLUGIN_SECONDS:g} seconds and was killed with its children" in words
     assert "when its time was over; next: see in its output" in words
-    assert "kind=hang" in flat(sandboxctl(bed, "explain", "hangs"))
+    assert "kind=hang" in flat(sandboxctl(bed, "explain", "-v", "hangs"))
     assert counted(bed, "hangs", "ADD", "hang") == 1
 
 
