@@ -306,8 +306,8 @@ def plant_on_the_machine(bed: Testbed) -> Planted:
     planted["bundle", f"{BUNDLES}/{id_}"] = id_
     bed.write(f"{ROOT}/uploads/archive-planted", "half of an image")
     planted["upload", f"{ROOT}/uploads/archive-planted"] = ""
-    bed.write(f"{ADDRESSES}/10.0.10.201", "")  # as a power cut leaves it
-    planted["reservation", f"{ADDRESSES}/10.0.10.201"] = ""
+    bed.write(f"{ADDRESSES}/10.0.10.222", "")  # as a power cut leaves it
+    planted["reservation", f"{ADDRESSES}/10.0.10.222"] = ""
     return planted
 
 
