@@ -16,6 +16,8 @@ from sandboxd.streaming.remotecommand import Streams
 from sandboxd.streaming.server import StreamingServer
 from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest
 
+PORT_BYTES = 40  # that a number takes in a tuple
+
 
 class Inside:
     """See the CRI API for what each RPC promises; the streaming ones answer with a URL."""
@@ -47,7 +49,8 @@ class Inside:
                 admit=pending.admit,
                 open=pending.start,
                 private=tuple(request.cmd),
-            )
+            ),
+            request.ByteSize(),
         )
         return cri.ExecResponse(url=url)
 
@@ -78,6 +81,7 @@ class Inside:
         url = self._streaming.url_for(
             PortForwardRequest(
                 subject=sandbox_id, ports=tuple(request.port), target=ports.PodPorts(self._node, sandbox_id)
-            )
+            ),
+            len(request.port) * PORT_BYTES,
         )
         return cri.PortForwardResponse(url=url)

@@ -47,15 +47,11 @@ class Admission:
         Raises NotFound or NotReady when the container or the pod has ended meanwhile; Exhausted when there is no
         end to the wait: it says who has the places.
         """
-        execs, pod, who = self._node.load.execs, self._container.sandbox_id, self._container.id
+        execs, pod = self._node.load.execs, self._container.sandbox_id
         try:
             queues = (execs.places, execs.starts, *([execs.sessions] if session else ()))
             if any(turns.full(pod) for turns in queues):
-                with (
-                    steps.operation("Exec", sandbox_id=pod, container_id=who),
-                    steps.step("container.exec.wait", running=len(execs.places.holders(pod))),
-                ):
-                    await self._admitted(session)
+                await self._waited(session)
             else:
                 await self._admitted(session)
             # What was waited for may have been the end of the container.
@@ -63,6 +59,21 @@ class Admission:
         except BaseException:
             await self.leave()
             raise
+
+    async def _waited(self, session: bool) -> None:
+        execs, pod, who = self._node.load.execs, self._container.sandbox_id, self._container.id
+        left: asyncio.CancelledError | None = None
+        with (
+            steps.operation("Exec", sandbox_id=pod, container_id=who),
+            steps.step("container.exec.wait", running=len(execs.places.holders(pod))) as step,
+        ):
+            try:
+                await self._admitted(session)
+            except asyncio.CancelledError as exc:
+                left = exc  # the client: nothing has failed
+                step.note(ended="the client left")
+        if left is not None:
+            raise left
 
     async def _admitted(self, session: bool) -> None:
         execs, pod, who = self._node.load.execs, self._container.sandbox_id, self._container.id

@@ -17,14 +17,37 @@ from sandboxd.streaming.sessions import PortForwardRequest
 from sandboxd.streaming.streams import Data, Event, StreamOpened, StreamReset
 
 
+class Room:
+    """How many connections are forwarded at once, over all clients: of the streams that make them, twice as many."""
+
+    def __init__(self, connections: int) -> None:
+        self._most = 2 * connections
+        self.streams = 0
+
+    def take(self) -> bool:
+        """Whether there is room for another stream, which has it then."""
+        if self.streams >= self._most:
+            return False
+        self.streams += 1
+        return True
+
+    def give_back(self, count: int) -> None:
+        """So many streams have ended."""
+        self.streams -= count
+
+
 class Forwarding:
     """One client's port-forward, from the upgrade to the close."""
 
-    def __init__(self, link: Link, request: PortForwardRequest, *, connections: int | None = None) -> None:
+    def __init__(
+        self, link: Link, request: PortForwardRequest, *, connections: int | None = None, room: Room
+    ) -> None:
         """`connections`: the fixed number of connections, after which the session ends; None for any number."""
         self.link = link
         self._request = request
         self._connections = connections
+        self._room = room
+        self._streams: set[int] = set()  # that take room
         self._finished = 0
         self._pairing = Pairing()
         self._late: dict[str, asyncio.TimerHandle] = {}
@@ -43,6 +66,7 @@ class Forwarding:
         finally:
             for timer in self._late.values():
                 timer.cancel()
+            self._ended(*self._streams)
         if isinstance(ended, Gone):
             self.link.close()
         else:
@@ -84,9 +108,14 @@ class Forwarding:
 
     def _opened(self, event: StreamOpened, group: asyncio.TaskGroup) -> None:
         mux = self.link.mux
+        if not self._room.take():
+            mux.reset(event.stream, refused=True)
+            return
+        self._streams.add(event.stream)
         try:
             request, pair = self._pairing.add(event.stream, event.headers)
         except InvalidRequest:
+            self._ended(event.stream)
             mux.reset(event.stream, refused=True)
             return
         mux.reply(event.stream)
@@ -107,6 +136,7 @@ class Forwarding:
     def _expire(self, request: str) -> None:
         self._late.pop(request, None)
         data, error = self._pairing.drop(request)
+        self._ended(*(stream for stream in (data, error) if stream is not None))
         if error is not None:
             text = f"request {request[:60]}: the client did not open its data stream"
             self.link.mux.send_data(error, text.encode(), fin=True)
@@ -117,10 +147,17 @@ class Forwarding:
 
     def _forget(self, pair: Pair) -> None:
         self._tasks.pop(pair.data, None)
+        self._ended(pair.data, pair.error)
         self._drop_inbox(pair.data)
         self._finished += 1
         if self._finished == self._connections:
             self._all_done.set()
+
+    def _ended(self, *streams: int) -> None:
+        """These take no room any more. Idempotent."""
+        ended = self._streams.intersection(streams)
+        self._streams -= ended
+        self._room.give_back(len(ended))
 
     def _drop_inbox(self, data: int) -> None:
         inbox = self.inboxes.pop(data, None)
@@ -153,7 +190,7 @@ class Forwarding:
             async with asyncio.timeout(self.link.limits.linger):
                 await writer.wait_closed()
         except OSError:  # includes TimeoutError
-            pass
+            self._ended(*self._streams)
 
     async def _fail(self, pair: Pair, error: Exception) -> None:
         text = f"{self._request.subject}: port {pair.port}: {error}"

@@ -33,6 +33,7 @@ class Limits:
     half_closed: float = 1.0  # for a client to finish after the pod's side of a forwarded connection has
     strangers: int = 256  # connections that have not presented a token yet; beyond that, the oldest is closed
     sessions: int = 1000
+    forwarded: int = 4096  # connections into pods, over all sessions
     token: float = 60.0
     tokens: int = 1000
 

@@ -23,7 +23,7 @@ import structlog
 from sandboxd.errors import InvalidRequest, NotFound, Unavailable
 from sandboxd.jobs import Jobs
 from sandboxd.streaming import portforward, remotecommand, spdy, upgrade
-from sandboxd.streaming.forwarding import Forwarding
+from sandboxd.streaming.forwarding import Forwarding, Room
 from sandboxd.streaming.link import READ_BYTES, Limits, Link
 from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest, Request
 from sandboxd.streaming.stdio import Stdio
@@ -70,6 +70,7 @@ class StreamingServer:
         self._connections: set[asyncio.Task[None]] = set()
         self._strangers: dict[asyncio.Task[None], None] = {}  # those without a token yet, oldest first
         self.sessions: set[Session] = set()
+        self._forwarded = Room(self._limits.forwarded)
 
     async def start(self) -> None:
         """Listen. Raises Unavailable if the address is not available."""
@@ -102,17 +103,18 @@ class StreamingServer:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{self._port}"
 
-    def url_for(self, request: Request) -> str:
-        """A URL that serves this request once, within a minute.
+    def url_for(self, request: Request, size: int = 0) -> str:
+        """A URL that serves this request, which holds about `size` bytes, once, within a minute.
 
-        Raises InvalidRequest for an invalid combination of streams, Exhausted if too many URLs are unused,
+        Raises InvalidRequest for an invalid combination of streams, Exhausted if too many URLs are unused
+        or what they are for is too much,
         Unavailable when the server is not listening.
         """
         if self._server is None:
             raise Unavailable("streaming: the server is not listening; try again once sandboxd is ready")
         if not isinstance(request, PortForwardRequest):
             remotecommand.check(request.streams)
-        return f"{self.base_url}/{_KINDS[type(request)]}/{self._tokens.issue(request)}"
+        return f"{self.base_url}/{_KINDS[type(request)]}/{self._tokens.issue(request, size)}"
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # asyncio.start_server created this task; it ends with the connection.
@@ -240,7 +242,8 @@ class StreamingServer:
         link = Link(reader, writer, mux, limits=self._limits, received=asked.rest)
         if isinstance(request, PortForwardRequest):
             fixed = isinstance(mux, Channels)
-            return Forwarding(link, request, connections=len(request.ports) if fixed else None)
+            connections = len(request.ports) if fixed else None
+            return Forwarding(link, request, connections=connections, room=self._forwarded)
         version = versions[chosen] if chosen is not None else remotecommand.UNNAMED_VERSION
         return Stdio(link, request, version=version, websocket=websocket, jobs=self._jobs)
 

@@ -99,7 +99,9 @@ async def test_who_comes_while_all_places_are_taken_runs_when_one_is_free_and_le
     await fakes.settled()
 
 
-async def test_a_client_that_leaves_while_it_waits_has_begun_nothing(fakes: Bundle, box: str) -> None:
+async def test_a_client_that_leaves_while_it_waits_has_begun_nothing_and_is_no_failure(
+    fakes: Bundle, box: str, recorded: list[steps.StepRecord]
+) -> None:
     sleeping = [asyncio.ensure_future(exec_sync(fakes.node, box, SLEEP, 0)) for _ in range(6)]
     waits = asyncio.ensure_future(exec_sync(fakes.node, box, ECHO, 0))
     await queued(1, fakes, box)
@@ -109,6 +111,9 @@ async def test_a_client_that_leaves_while_it_waits_has_begun_nothing(fakes: Bund
     waits.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waits
+    waited = [record for record in recorded if record.name == "container.exec.wait"]
+    assert "the client left" in [record.detail.get("ended") for record in waited]
+    assert not [record for record in waited if record.error]
     for each in sleeping:
         each.cancel()
     await asyncio.gather(*sleeping, return_exceptions=True)

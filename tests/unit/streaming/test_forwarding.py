@@ -191,6 +191,34 @@ async def test_a_pair_that_stays_incomplete_is_given_up(serve: Serve) -> None:
     await client.close()
 
 
+async def test_connections_are_bounded_over_all_clients_and_each_that_ends_makes_room(serve: Serve) -> None:
+    """Whether it was served, incomplete or refused."""
+    server = await serve(limits=Limits(forwarded=2, streams=0.05, linger=2.0, half_closed=0.05))
+    async with Pod(p80=hangs) as pod:
+        first, second = [await SpdyClient.connect(server.url_for(pod.request()), PROTOCOL) for _ in range(2)]
+        await forwarded(first, 80)
+        await first.open({"streamtype": "nonsense"})
+        await second.open({"streamtype": "error", "port": "80", "requestid": "half"})
+        await until(lambda: server._forwarded.streams == 2)
+        await forwarded(second, 80)
+        third, _ = await forwarded(second, 80)
+        await until(lambda: second.streams[third].reset is not None)
+        assert server._forwarded.streams == 4
+        await first.close()
+        await until(lambda: server._forwarded.streams == 2)
+        await second.close()
+        await until(lambda: not server._forwarded.streams)
+
+
+async def test_a_client_that_leaves_a_pair_incomplete_makes_room_too(serve: Serve) -> None:
+    server = await serve()
+    client = await SpdyClient.connect(server.url_for(Pod().request()), PROTOCOL)
+    await client.open({"streamtype": "error", "port": "80", "requestid": "half"})
+    assert server._forwarded.streams == 1
+    await client.close()
+    await until(lambda: not server._forwarded.streams)
+
+
 async def test_a_pod_that_does_not_read_stops_the_client_not_the_memory(serve: Serve) -> None:
     """The inbox stays within its bound; giving the stream up frees the others."""
     server = await serve()

@@ -83,6 +83,23 @@ def test_the_number_out_is_bounded_and_expiry_makes_room() -> None:
     assert len(issued) == 2
 
 
+def test_what_all_that_are_out_hold_is_bounded_and_use_and_expiry_make_room() -> None:
+    source = Source()
+    issued = Tokens[str](random=source.random, clock=source.clock, most_bytes=10)
+    first = issued.issue("a", 6)
+    issued.issue("b", 4)
+    source.now += 30
+    with pytest.raises(Exhausted, match="streaming URLs for 0 MiB"):
+        issued.issue("c", 1)
+    issued.issue("of nothing")
+    issued.redeem(first)
+    issued.issue("d", 6)
+    source.now += 30  # "b" expires
+    with pytest.raises(Exhausted):
+        issued.issue("e", 5)
+    issued.issue("e", 4)
+
+
 @given(st.text(max_size=40), st.integers(0, 31))
 def test_what_was_not_given_out_is_not_found(guess: str, at: int) -> None:
     """A token with a character changed is as unknown as any other text, and the token itself stays good."""
