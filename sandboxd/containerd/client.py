@@ -88,6 +88,7 @@ class Containerd:
         self.socket = socket
         self.owner = owner
         self.in_use: set[str] = set()  # leases and drafts that work under way here needs
+        self.tidying = asyncio.Lock()  # held while what a containerd that died left half made is removed
         self.namespace = namespace
         self.metadata = (("containerd-namespace", namespace),)
         self.absence = ""  # why there is nobody to connect to, where that is known

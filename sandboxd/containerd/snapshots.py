@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import enum
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
+import structlog
 
-from sandboxd.containerd import refusals
+from sandboxd.containerd import half_made, refusals
 from sandboxd.containerd.client import Containerd, translate
 from sandboxd.containerd.leases import metadata
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, SandboxdError, Unclassified
+from sandboxd.jobs import in_pieces
 from sandboxd.oci.image import DOCKER_LAYER, OCI_LAYER, Descriptor, chain_ids
 from sandboxd.pb.containerd.services.diff.v1 import diff_pb2, diff_pb2_grpc
 from sandboxd.pb.containerd.services.introspection.v1 import introspection_pb2, introspection_pb2_grpc
 from sandboxd.pb.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from sandboxd.pb.containerd.types import descriptor_pb2, mount_pb2
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 CALL_SECONDS = 30.0
 UNPACK_SECONDS = 1800.0  # of one layer; large ones on slow disks take minutes
@@ -97,27 +104,41 @@ class Snapshots:
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """Create a writable snapshot on top of `parent`; raises AlreadyExists, or NotFound without the parent."""
-        with translate(f"snapshot {key}"):
-            answer = await self._stub.Prepare(
-                snapshots_pb2.PrepareSnapshotRequest(
-                    snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
-                ),
-                metadata=self._meta,
-                timeout=CALL_SECONDS,
-            )
+        request = snapshots_pb2.PrepareSnapshotRequest(
+            snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
+        )
+        answer = await self._made(key, lambda: self._stub.Prepare(request, metadata=self._meta, timeout=CALL_SECONDS))
         return _mounts(answer.mounts)
 
     async def view(self, key: str, parent: str, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """Create a read-only snapshot of `parent`; raises AlreadyExists, or NotFound without the parent."""
-        with translate(f"snapshot {key}"):
-            answer = await self._stub.View(
-                snapshots_pb2.ViewSnapshotRequest(
-                    snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
-                ),
-                metadata=self._meta,
-                timeout=CALL_SECONDS,
-            )
+        request = snapshots_pb2.ViewSnapshotRequest(
+            snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
+        )
+        answer = await self._made(key, lambda: self._stub.View(request, metadata=self._meta, timeout=CALL_SECONDS))
         return _mounts(answer.mounts)
+
+    async def _made(self, key: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask for a new snapshot; again, once what a containerd that died has left in its place is removed."""
+        try:
+            with translate(f"snapshot {key}"):
+                return await ask()
+        except Unclassified as exc:
+            if not half_made.left_in(str(exc)):
+                raise
+        # One at a time, and not before it is in the way of this one too: removed by another, its number is in use.
+        async with self._client.tidying:
+            try:
+                with translate(f"snapshot {key}"):
+                    return await ask()
+            except Unclassified as exc:
+                directory = half_made.left_in(str(exc))
+                if not directory:
+                    raise
+                log.warning("containerd has left a snapshot that it had not finished, it is removed", path=directory)
+            await in_pieces(half_made.remove(directory))
+        with translate(f"snapshot {key}"):
+            return await ask()
 
     async def mounts(self, key: str) -> tuple[Mount, ...]:
         """How to mount an active snapshot or a view; raises NotFound."""

@@ -225,6 +225,23 @@ def test_a_bundle_that_a_dying_containerd_left_blocks_no_start(
     assert not work.exists()
 
 
+def test_a_snapshot_that_a_dying_containerd_left_is_in_nobodys_way(bed: Testbed, images: tuple[str, ...]) -> None:
+    """Its directory is there before its record, and the next snapshot has its number."""
+    before = warmed_up(bed)
+    made = bed.path("/var/lib/sandboxd/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots")
+    pod_id = run_pod(bed)
+    last = max(int(directory.name) for directory in made.iterdir())
+    left = made / str(last + 1)
+    (left / "fs").mkdir(parents=True)
+    (left / "fs" / "somebody's").touch()
+    second = run_pod(bed)
+    assert pod_status(bed, second).state == cri.SANDBOX_READY
+    assert not (left / "fs" / "somebody's").exists()
+    remove_pod(bed, second)
+    remove_pod(bed, pod_id)
+    assert_no_leaks(bed, before)
+
+
 def test_a_shim_without_a_task_goes_with_its_pod(bed: Testbed, images: tuple[str, ...]) -> None:
     """As when the daemon is killed while containerd waits for the shim: it gives up, and the shim waits on."""
     before = warmed_up(bed)

@@ -494,7 +494,7 @@ BAD_CONTAINERS: list[tuple[dict[str, Any], str]] = [
     ({"linux": {"apparmor_profile": "web"}}, "is not unconfined"),
     ({"linux": {"selinux_options": cri.SELinuxOption(level="s0,c4,c5")}}, "is not a level"),
     ({"linux": {"seccomp": localhost("/no/such.json")}}, "/no/such.json cannot be read: No such file"),
-    ({"linux": {"seccomp": localhost("/etc/passwd")}}, "seccomp profile /etc/passwd: is not JSON"),
+    ({"linux": {"seccomp": localhost("/etc/passwd")}}, "seccomp profile /etc/passwd: not valid JSON"),
     (
         {"linux": {"capabilities": cri.Capability(add_ambient_capabilities=["FLY"])}},
         "'FLY' is not a Linux capability",
