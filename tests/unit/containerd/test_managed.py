@@ -32,8 +32,15 @@ async def lookalike(places: ManagedPaths) -> AsyncIterator[asyncio.subprocess.Pr
     """A process with the command line of the private containerd, recorded as it."""
     Path(places.state).mkdir(parents=True)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "input()", places.config_file, stdin=asyncio.subprocess.PIPE
+        sys.executable,
+        "-c",
+        "print(flush=True); input()",
+        places.config_file,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
+    assert process.stdout is not None
+    await process.stdout.readline()  # before that, its arguments may not be seen yet
     Path(places.pid_file).write_text(f"{process.pid}\n")
     yield process
     if process.returncode is None:
