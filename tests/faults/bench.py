@@ -5,41 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1.host_pb2 import AuditRequest
 from tests.audit import Snapshot, difference, observe
 from tests.faults.armed import Arms
+from tests.faults.bystander import Bystander, lasting
 from tests.faults.glance import glance
 from tests.faults.points import Point
 from tests.pods import (
-    container_info,
-    container_status,
-    log_lines,
-    pod_info,
-    pod_status,
-    run_container,
     run_pod,
-    shell,
 )
 from tests.processes import LIMIT, until
 from tests.testbed import Testbed
 
-COUNTS = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.2; done"
 LATER_SECONDS = 5.0  # for what an operation does after its answer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bystander:
-    """A pod that counts into its log."""
-
-    pod: str
-    container: str
-    seen: tuple[str, object, object]  # its address, the pids
 
 
 class Bench:
@@ -53,10 +35,7 @@ class Bench:
         bed.start_daemon(**sections)
         bed.load_image("busybox")
         self.pod = run_pod(bed)  # for cells that are about containers
-        pod = run_pod(bed)
-        container = run_container(bed, pod, shell(COUNTS))
-        self._bystander = Bystander(pod=pod, container=container, seen=self._identity(pod, container))
-        self._counted = -1
+        self._bystander = Bystander.start(bed)
         self._before: Snapshot | None = None
         self._audited: Snapshot | None = None
 
@@ -84,7 +63,7 @@ class Bench:
         assert self._before is not None and self._audited is not None, "settle comes first"
         before = self._before
         self._await_equal(lambda: _without(new, difference(before, self._glance())))
-        self._check_bystander()
+        self._bystander.assert_undisturbed()
         if thorough:
             audited = self._audited
             self._await_equal(lambda: _without(new, difference(audited, self._observe())))
@@ -97,38 +76,15 @@ class Bench:
             time.sleep(0.05)
 
     def _glance(self) -> Snapshot:
-        return _lasting(glance(self.bed, images=self._images))
+        return lasting(glance(self.bed, images=self._images))
 
     def _observe(self) -> Snapshot:
-        return _lasting(observe(self.bed))
+        return lasting(observe(self.bed))
 
     def _findings(self) -> list[str]:
         """What the product's own audit finds."""
         findings = self.bed.host.Audit(AuditRequest(), timeout=LIMIT).findings
         return [f"{each.kind} {each.name}: {each.why}" for each in findings]
-
-    def _identity(self, pod: str, container: str) -> tuple[str, object, object]:
-        status = pod_status(self.bed, pod)
-        assert status.state == cri.SANDBOX_READY
-        assert container_status(self.bed, container).state == cri.CONTAINER_RUNNING
-        return status.network.ip, pod_info(self.bed, pod)["pid"], container_info(self.bed, container)["pid"]
-
-    def _check_bystander(self) -> None:
-        assert self._identity(self._bystander.pod, self._bystander.container) == self._bystander.seen
-        until(lambda: len(self._lines()) > self._counted + 1, what="the bystander goes on counting")
-        lines = self._lines()
-        assert lines == [str(number) for number in range(len(lines))], "the bystander's log has a gap"
-        self._counted = len(lines) - 1
-
-    def _lines(self) -> list[str]:
-        return log_lines(self.bed, self._bystander.container)
-
-
-def _lasting(snapshot: Snapshot) -> Snapshot:
-    """Without the processes that come and go: the bystander's, and those that try what the machine can do."""
-    passing = ("process sleep ", "zombie process [sleep]", "process /usr/sbin/runc features", "process unshare ")
-    lines = (line for line in snapshot.lines if not line.startswith(passing) and line != "process cat")
-    return Snapshot(lines=tuple(lines))
 
 
 def _without(words: tuple[str, ...], lines: list[str]) -> list[str]:

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tests.faults.cells import Cells
-from tests.faults.verbs import OpenVerb, Verb, recorded, sample
+from tests.faults.sampling import sample
+from tests.faults.verbs import OpenVerb, Verb, recorded
 
 AUDITED = 10  # cells from one audit to the next
 
@@ -48,7 +49,7 @@ def run(
     with ExitStack() as stack:
         verb = _opened(open_verb, stack)
         points = recorded(verb)
-        faults = sample([fault for name, nth in points for fault in faults_at(name, nth)], one_in)
+        faults = sample([fault for name, nth in points for fault in faults_at(name, nth)], one_in=one_in)
         assert len(points) > 6 and faults, points
         verb.bench.settle()
         for number, fault in enumerate(faults, 1):

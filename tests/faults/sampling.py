@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def sample(cells: Sequence[T], *, one_in: int, everything: bool) -> list[T]:
+def sample(cells: Sequence[T], *, one_in: int, everything: bool = False) -> list[T]:
     """All cells with `everything`, else one in `one_in` and at least one, by a hash of what a cell says of itself."""
     if everything:
         return list(cells)

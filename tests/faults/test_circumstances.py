@@ -16,9 +16,9 @@ import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.audit import leaks, observe
+from tests.audit import observe
 from tests.e2e.test_reboot import reboot
-from tests.faults.bystander import Bystander
+from tests.faults.bystander import Bystander, left
 from tests.faults.cells import Cells
 from tests.faults.clock import OFFSET
 from tests.pods import container_status, pod_config, pod_status, refused, remove_pod, run_container, run_pod, shell
@@ -109,8 +109,8 @@ class Ground:
         until(lambda: not self.trouble("NetworkReady"), what="the network is ready")
         self.live_and_go()
         self.bystander.assert_undisturbed()
-        left = leaks(self.bed, self._before, within=30)
-        assert not left, "\n".join(left)
+        lines = left(self.bed, self._before, within=30)
+        assert not lines, "\n".join(lines)
 
 
 class Grounds:

@@ -10,7 +10,6 @@ import json
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
@@ -18,8 +17,8 @@ import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
-from tests.audit import difference, observe
-from tests.faults.bystander import Bystander
+from tests.audit import observe
+from tests.faults.bystander import Bystander, left
 from tests.faults.cells import Cells
 from tests.faults.sampling import sample, waves
 from tests.pods import pod_config, pod_status, refused, remove_pod, run_pod
@@ -180,16 +179,9 @@ def try_all(bed: Testbed, bystander: Bystander, cells: Cells, tried: list[Cell])
     before = observe(bed)
     ports = itertools.count(20000)
 
-    found: list[str] = []
-
     def one(faults: Cell) -> None:
         with cells.cell("plugins", at=str(faults[0]), what=str(faults[-1])):
             try_cell(bed, faults, next(ports))
-
-    def look() -> bool:
-        nonlocal found
-        found = difference(before, observe(bed))
-        return not found
 
     with ThreadPoolExecutor(AT_ONCE) as clients:
         for wave in waves(tried, AT_ONCE):
@@ -197,8 +189,7 @@ def try_all(bed: Testbed, bystander: Bystander, cells: Cells, tried: list[Cell])
             failed = cells.failed
             with cells.cell("plugins", at="audit", what=f"{wave[0][0]} and the {len(wave) - 1} that follow"):
                 bystander.assert_undisturbed()
-                with suppress(TimeoutError):
-                    until(look, within=20, what="nothing is left")
+                found = left(bed, before, within=20)
                 assert not found, "\n".join(found)
             if cells.failed > failed:
                 before = observe(bed)  # it is told once

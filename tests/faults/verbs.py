@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ClassVar, TypeVar
 
@@ -273,13 +272,3 @@ def recorded(verb: Verb) -> list[tuple[str, int]]:
     verb.ask(about)
     verb.finish(about)  # what the request does after its answer has been done by then
     return [point.identity for point in verb.bench.points(verb.name)]
-
-
-def sample(all_: Sequence[T], one_in: int) -> list[T]:
-    """One in so many, chosen by what they are, so that the next run tries the same."""
-
-    def chosen(one: T) -> bool:
-        digest = hashlib.sha256(repr(one).encode()).digest()
-        return int.from_bytes(digest[:4], "big") % one_in == 0
-
-    return [one for one in all_ if chosen(one)]
