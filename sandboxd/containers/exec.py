@@ -57,6 +57,7 @@ class Process:
         self._readers: dict[str, asyncio.StreamReader] = {}
         self._pipes: list[asyncio.ReadTransport] = []
         self._end: Exit | None = None
+        self._killed = False
         self._driven = AsyncExitStack()
         self._admission = Admission(node, container)
 
@@ -91,6 +92,8 @@ class Process:
                 )
                 step.note(pid=await self._started(argv, within))
                 await self._admission.started()
+                if self._killed:  # while it was being started, when there was nothing to kill
+                    await self.kill()
             except BaseException:
                 await self.close()
                 raise
@@ -156,7 +159,11 @@ class Process:
         return self._end.code
 
     async def kill(self) -> None:
-        """Kill the process, or the runtime that starts it, and wait until it has ended. Idempotent."""
+        """Kill the process, or the runtime that starts it, and wait until it has ended. Idempotent.
+
+        One that is being started is killed once it runs.
+        """
+        self._killed = True
         await asyncio.to_thread(_end_runtime, self.id)
         await _kill(self._node, self._container_id, self.id)
         try:

@@ -295,7 +295,11 @@ async def test_the_pause_image_is_made_once(private: Private, store: ImageStore,
     assert (await load.ensure_pause(store, PAUSE_BINARY)).id == record.id
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\n")
-    for path, reason in ((str(tmp_path / "none"), "install catatonit"), (str(script), "static ELF")):
+    unusable = ((str(tmp_path / "none"), "install catatonit"), (str(script), "static ELF"))
+    for path, _ in unusable:
+        assert (await load.ensure_pause(store, path)).id == record.id  # the one that was made before
+    await store.remove(load.PAUSE_NAME)
+    for path, reason in unusable:
         with pytest.raises(NotReady, match=reason):
             await load.ensure_pause(store, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from sandboxd.containers import exec as exec_
 from tests.fakes.bundle import CONTAINER, Bundle
+from tests.fakes.points import Point
 from tests.fakes.runtime import Program
 
 
@@ -40,6 +42,7 @@ async def test_only_a_process_that_leads_a_group_of_its_own_takes_it_along(
 
 
 ECHO = ("echo", "said")
+SLEEP = ("sleep", "1000")
 
 
 @pytest.mark.parametrize("tty", [False, True])
@@ -62,3 +65,25 @@ async def test_a_client_gets_the_streams_that_it_wants_whatever_the_shim_needs(
         await process.close()
     assert not fakes.runtime.tasks[container_id].execs
     assert not os.listdir(fakes.places.execs(container_id))
+
+
+@pytest.mark.parametrize("point", ["processes.add", "processes.start"])
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_client_that_leaves_while_its_process_is_being_started_leaves_none_behind(
+    fakes: Bundle, point: str, after: bool
+) -> None:
+    """There is nothing to kill yet when it leaves, and nobody to kill it later."""
+    fakes.runtime.programs[SLEEP] = Program(code=None)
+    container_id = await fakes.running_container()
+    fakes.points.hang(Point(point, 0), after=after)
+    client = asyncio.ensure_future(exec_.exec_sync(fakes.node, container_id, SLEEP, 0))
+    await fakes.points.hangs.wait()
+    client.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client
+    async with asyncio.timeout(30):
+        while any(key[-1] == "kill" for key in fakes.node.jobs.in_flight() if isinstance(key, tuple)):  # noqa: ASYNC110 - a job has no event for its end
+            await asyncio.sleep(0)  # the kill has found nothing
+        fakes.points.release()
+        await fakes.settled()
+    assert not fakes.runtime.tasks[container_id].execs
