@@ -129,7 +129,7 @@ async def perform(
 
     `verb` is the RPC's name, and `key` what makes two requests the same: the id of the container or pod by default.
     Keys are named in the log, so they hold ids and digests, not messages. `subject` names what is to be made; what
-    exists has a name.
+    exists has a name. Of requests with the same `turns` so many are under way at once.
     """
 
     async def whole() -> T:
