@@ -11,7 +11,7 @@ from tests.audit import assert_no_leaks, observe
 from tests.pods import container_config, pod_status, remove_pod, run_container, run_pod
 from tests.testbed import Testbed
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.faults
 
 PODS, AT_ONCE = 100, 10
 

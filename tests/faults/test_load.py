@@ -16,7 +16,7 @@ from tests.pods import container_info, remove_pod, run_container, run_pod, shell
 from tests.processes import until
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 
 LIMIT = 110  # seconds, for a call to end
 PODS = 100  # at once
