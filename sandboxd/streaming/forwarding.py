@@ -190,7 +190,7 @@ class Forwarding:
             async with asyncio.timeout(self.link.limits.linger):
                 await writer.wait_closed()
         except OSError:  # includes TimeoutError
-            self._ended(*self._streams)
+            pass
 
     async def _fail(self, pair: Pair, error: Exception) -> None:
         text = f"{self._request.subject}: port {pair.port}: {error}"

@@ -210,6 +210,28 @@ async def test_connections_are_bounded_over_all_clients_and_each_that_ends_makes
         await until(lambda: not server._forwarded.streams)
 
 
+async def test_a_connection_that_does_not_close_well_makes_room_for_itself_only(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(writer: asyncio.StreamWriter) -> None:
+        raise ConnectionResetError
+
+    server = await serve()
+    async with Pod(p80=greets, p81=hangs) as pod:
+        client = await SpdyClient.connect(server.url_for(pod.request()), PROTOCOL)
+        await forwarded(client, 81)
+        monkeypatch.setattr(asyncio.StreamWriter, "wait_closed", fails)
+        error, data = await forwarded(client, 80)
+        assert server._forwarded.streams == 4
+        await client.send(data, b"", fin=True)
+        assert await client.all_of(error) == b""
+        await until(lambda: server._forwarded.streams < 4)
+        assert server._forwarded.streams == 2
+        monkeypatch.undo()
+        await client.close()
+    await until(lambda: not server._forwarded.streams)
+
+
 async def test_a_client_that_leaves_a_pair_incomplete_makes_room_too(serve: Serve) -> None:
     server = await serve()
     client = await SpdyClient.connect(server.url_for(Pod().request()), PROTOCOL)
