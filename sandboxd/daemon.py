@@ -116,7 +116,6 @@ async def serve(config: Config) -> None:
         node = Node(
             config=config,
             jobs=jobs,
-            load=Load(config),
             ledger=ledger,
             netns=netns,
             network=Network(
@@ -126,9 +125,8 @@ async def serve(config: Config) -> None:
             runtime=ContainerdRuntime(client, containerd_state(config)),
             images=images,
             logs=logs,
-            machine=Machine(facts=machine.facts(config), boot=machine.boot_id()),
+            machine=Machine(facts=machine.facts(config), boot=machine.boot_id(), load=Load(config), reserve=reserve),
             places=places,
-            reserve=reserve,
         )
         condition = _Condition()
         streaming = _streaming(config, jobs)
@@ -157,7 +155,7 @@ async def serve(config: Config) -> None:
         _last_resort(config.daemon.drain_seconds)
         _notify("STOPPING=1")
         condition.trouble = "sandboxd is shutting down"
-        node.load.dismiss(Unavailable(condition.trouble))
+        node.machine.load.dismiss(Unavailable(condition.trouble))
         log.info("shutting down; pods keep running", jobs=len(jobs.in_flight()))
         clock = asyncio.get_running_loop().time
         deadline = clock() + config.daemon.drain_seconds
@@ -293,7 +291,9 @@ async def _reach_containerd(config: Config, client: Containerd) -> str:
 
 def containerd_state(config: Config) -> str:
     """containerd's state directory: that of one which is not ours is, unless it was told otherwise, its socket's."""
-    return managed_places(config).bundles if config.containerd.managed else str(Path(config.containerd_socket).parent)
+    return (
+        managed_places(config).own_state if config.containerd.managed else str(Path(config.containerd_socket).parent)
+    )
 
 
 def managed_places(config: Config) -> managed.ManagedPaths:

@@ -78,6 +78,9 @@ class Ledger:
         self._load_attachments()
         self._timelines = Timelines(self.commits, limits or Limits())
         self._listeners: list[Listener] = []
+        self.strays: dict[str, str] = {}
+        """Containers that containerd has of a pod and that are not known here, nor can be told of: id → the pod's id.
+        They go with their pod."""
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` for every change of a sandbox or container, after it was committed.

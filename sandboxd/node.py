@@ -177,16 +177,6 @@ class Network:
     cni: Cni
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What this machine is and can."""
-
-    facts: HostFacts
-    boot: str = ""  # the kernel's id of this boot, "" where it is not known
-    cgroups: Cgroups = field(default_factory=Cgroups)
-    remembered: Remembered = field(default_factory=Remembered)  # what its programs and its kernel were asked
-
-
 class Execs:
     """What bounds the processes exec'd into one pod; the key is the pod's id. See `containers.admission`."""
 
@@ -215,12 +205,23 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What this machine is, can, and carries at once."""
+
+    facts: HostFacts
+    boot: str = ""  # the kernel's id of this boot, "" where it is not known
+    cgroups: Cgroups = field(default_factory=Cgroups)
+    remembered: Remembered = field(default_factory=Remembered)  # what its programs and its kernel were asked
+    load: Load
+    reserve: Reserve = field(default_factory=lambda: Reserve(""))  # room on the disk, for removals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """Everything an operation needs. Built once, in `daemon.py`."""
 
     config: Config
     jobs: Jobs
-    load: Load
     ledger: Ledger
     places: Places
     machine: Machine
@@ -229,7 +230,3 @@ class Node:
     runtime: Runtime
     images: Images
     logs: Logs
-    reserve: Reserve = field(default_factory=lambda: Reserve(""))
-    strays: dict[str, str] = field(default_factory=dict)
-    """Containers that containerd has of a pod and the ledger does not know, and cannot be told of: id → the pod's id.
-    They go with their pod."""

@@ -148,7 +148,7 @@ async def _turn(node: Node, turns: Turns | None, sandbox_id: str) -> AsyncIterat
         yield ""
         return
     # Of one pod only one waits for a turn, or has one while it waits for the pod's lock: others can use them.
-    kind = "end" if turns is node.load.teardowns else "turn"
+    kind = "end" if turns is node.machine.load.teardowns else "turn"
     async with node.jobs.exclusive(f"{kind}:{sandbox_id}"), AsyncExitStack() as stack:
         if not turns.full():
             await stack.enter_async_context(turns.turn(who=sandbox_id))

@@ -29,6 +29,8 @@ from sandboxd.errors import (
 from sandboxd.oci.image import Descriptor
 from sandboxd.pb.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 
+TRANSFER_PREFIX = "sandboxd-pull-"  # of the name of a transfer; the digest follows
+
 CALL_SECONDS = 30.0
 WRITE_SECONDS = 120.0  # for one message, or for the commit, which waits for the disk
 FLUSH_SECONDS = 5.0
@@ -61,7 +63,7 @@ class Ingest:
             for kind in kinds
         )
         self._descriptor = descriptor
-        self._ref = f"sandboxd-pull-{descriptor.digest}"
+        self._ref = f"{TRANSFER_PREFIX}{descriptor.digest}"
         self._what = f"content {descriptor.digest}"
         self._call: Any = None
         self._requests = _Requests()

@@ -68,7 +68,7 @@ class ManagedPaths:
         return f"{self.state}/containerd.log"
 
     @property
-    def bundles(self) -> str:
+    def own_state(self) -> str:
         """The directory that containerd itself calls its state."""
         return f"{self.state}/state"
 
@@ -84,7 +84,7 @@ def configuration(places: ManagedPaths) -> str:
         "# Written by sandboxd at each start; changes here are lost.\n"
         "version = 2\n"
         f"root = {_quoted(places.root)}\n"
-        f"state = {_quoted(places.bundles)}\n"
+        f"state = {_quoted(places.own_state)}\n"
         f"disabled_plugins = [{disabled}]\n"
         "[grpc]\n"
         f"address = {_quoted(places.socket)}\n"
@@ -137,8 +137,8 @@ def _start(binary: str, places: ManagedPaths, namespace: str, env: Mapping[str, 
         )
     # With a namespace's directory in its state, containerd removes what its root has of tasks that ended with the
     # machine; after a boot there is none, and each would stay until the next start (tried on 1.6 and 2.4).
-    of_tasks = bundles.directory(places.bundles, namespace)
-    for directory in (places.root, places.state, places.bundles, str(Path(of_tasks).parent), of_tasks):
+    of_tasks = bundles.directory(places.own_state, namespace)
+    for directory in (places.root, places.state, places.own_state, str(Path(of_tasks).parent), of_tasks):
         private.directory(directory, private.PASSABLE)
     private.write(places.config_file, configuration(places))
     pid = places.process.start([path, "--config", places.config_file], log_file=places.log_file, env=env)

@@ -47,7 +47,7 @@ class Admission:
         Raises NotFound or NotReady when the container or the pod has ended meanwhile; Exhausted when there is no
         end to the wait: it says who has the places.
         """
-        execs, pod = self._node.load.execs, self._container.sandbox_id
+        execs, pod = self._node.machine.load.execs, self._container.sandbox_id
         try:
             queues = (execs.places, execs.starts, *([execs.sessions] if session else ()))
             if any(turns.full(pod) for turns in queues):
@@ -61,7 +61,7 @@ class Admission:
             raise
 
     async def _waited(self, session: bool) -> None:
-        execs, pod, who = self._node.load.execs, self._container.sandbox_id, self._container.id
+        execs, pod, who = self._node.machine.load.execs, self._container.sandbox_id, self._container.id
         left: asyncio.CancelledError | None = None
         with (
             steps.operation("Exec", sandbox_id=pod, container_id=who),
@@ -76,7 +76,7 @@ class Admission:
             raise left
 
     async def _admitted(self, session: bool) -> None:
-        execs, pod, who = self._node.load.execs, self._container.sandbox_id, self._container.id
+        execs, pod, who = self._node.machine.load.execs, self._container.sandbox_id, self._container.id
         if session:
             try:
                 async with asyncio.timeout(SESSION_SECONDS):
@@ -107,6 +107,6 @@ def _taken(sessions: Turns, pod: str) -> str:
 
 def dismiss(node: Node, sandbox_id: str) -> None:
     """The pod is being stopped: nobody waits any longer to execute something in it."""
-    execs = node.load.execs
+    execs = node.machine.load.execs
     for turns in (execs.sessions, execs.places, execs.starts):
         turns.dismiss(sandbox_id, NotReady(f"pod {sandbox_id} is being stopped"))

@@ -52,7 +52,7 @@ async def create_container(node: Node, sandbox_id: str, config: cri.ContainerCon
         container_id=container_id,
         key=(sandbox_id, fingerprint),
         subject=subject_of(sandbox.metadata, config.metadata.name),
-        turns=node.load.containers,
+        turns=node.machine.load.containers,
     )
 
 

@@ -22,7 +22,7 @@ class Output:
     """One process's output. `collected` and `sent` say when it grows no more, and when the client is done with it."""
 
     def __init__(self, node: Node) -> None:
-        self._share = Share(node.load.output)
+        self._share = Share(node.machine.load.output)
         self._taken = 0
         self._waiting = 0
         self._waited = False

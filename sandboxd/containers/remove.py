@@ -30,7 +30,7 @@ async def remove_container(node: Node, container_id: str) -> None:
         container.sandbox_id,
         work,
         container_id=container_id,
-        turns=node.load.teardowns,
+        turns=node.machine.load.teardowns,
     )
 
 

@@ -39,7 +39,7 @@ async def start_container(node: Node, container_id: str) -> None:
         sandbox_id,
         lambda held: _start(held, container_id),
         container_id=container_id,
-        turns=node.load.containers,
+        turns=node.machine.load.containers,
     )
 
 

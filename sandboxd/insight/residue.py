@@ -17,7 +17,7 @@ import enum
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState
+from sandboxd.model import ID_LENGTH, ContainerRecord, ContainerState, SandboxRecord, SandboxState
 
 
 class Kind(enum.StrEnum):
@@ -73,7 +73,7 @@ class Known:
         if id_ in self.sandboxes or id_ in self.containers or id_ in self.owing or id_ in self.busy:
             return True
         everything = (self.sandboxes, self.containers, self.owing, self.busy)
-        return len(id_) < _FULL and any(known.startswith(id_) for each in everything for known in each)
+        return len(id_) < ID_LENGTH and any(known.startswith(id_) for each in everything for known in each)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,6 @@ class Finding:
         """What tells it from others, from one look to the next."""
         return self.kind, self.name
 
-
-_FULL = 64  # digits of an id
 
 UNCLEAR = "it may be another sandboxd's, or another runtime's"
 _REMEDIES = {
@@ -166,7 +164,7 @@ def _owners(things: Sequence[Thing], known: Known) -> dict[str, str]:
     owners = {thing.id: thing.pod_id for thing in things if thing.id and thing.pod_id}
     lost = [id_ for id_, owner in owners.items() if owner in known.sandboxes and owner not in known.busy]
     owners |= {id_: id_ for id_ in lost}
-    whole = {thing.id for thing in things if len(thing.id) == _FULL}
+    whole = {thing.id for thing in things if len(thing.id) == ID_LENGTH}
     for thing in things:
         if thing.id and thing.id not in owners:
             head_of = next((id_ for id_ in whole if id_.startswith(thing.id)), thing.id)

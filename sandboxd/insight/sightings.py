@@ -16,6 +16,7 @@ from sandboxd import mounts, places
 from sandboxd.cni import reservations
 from sandboxd.containerd import shims
 from sandboxd.containerd.client import OWNER_LABEL
+from sandboxd.containerd.ingest import TRANSFER_PREFIX
 from sandboxd.containerd.records import Stored
 from sandboxd.containerd.snapshots import Kind as SnapshotKind
 from sandboxd.containerd.snapshots import Snapshot
@@ -31,8 +32,7 @@ from sandboxd.pods import holders
 
 _RULE_PORTS = re.compile(r"-p (tcp|udp|sctp) .*--d(?:estination-)?ports? ([0-9,]+)")
 _RULE_ID = re.compile(r'id: \\?"([0-9a-f]{64})\\?"')
-_SHORT_ID = re.compile(r"[0-9a-f]{16}\Z")
-_TRANSFER_PREFIX = "sandboxd-pull-"
+_SHORT_ID = re.compile(rf"[0-9a-f]{{{places.STAGE_DIGITS}}}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,7 @@ async def _of_images(node: Node, store: ImageStore) -> list[Thing]:
         found += [
             Thing(kind=Kind.TRANSFER, name=name, since=since, marked=True)
             for name, since in (await store.content.transfers()).items()
-            if name.startswith(_TRANSFER_PREFIX)
+            if name.startswith(TRANSFER_PREFIX)
         ]
     return found
 

@@ -31,7 +31,7 @@ def shortage(node: Node) -> str:
         if device not in seen:
             seen.add(device)
             # What was given up for removals is for removals.
-            words.append(lack(place, LEAST_BYTES + (node.reserve.missing if place == root else 0)))
+            words.append(lack(place, LEAST_BYTES + (node.machine.reserve.missing if place == root else 0)))
     return "; ".join(filter(None, (*words, node.ledger.commits.trouble)))
 
 
@@ -68,12 +68,12 @@ def demand(node: Node) -> None:
 def make(node: Node) -> None:
     """Give up some of the reserve if there is no room, for something that is about to be removed."""
     if shortage(node):
-        node.reserve.give_up()
+        node.machine.reserve.give_up()
 
 
 async def keep(node: Node) -> None:
     """Write what waits and fill the reserve, again and again."""
     while True:
         node.ledger.commits.catch_up()
-        await asyncio.to_thread(node.reserve.fill)
+        await asyncio.to_thread(node.machine.reserve.fill)
         await asyncio.sleep(LOOK_SECONDS)

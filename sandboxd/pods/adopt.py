@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import structlog
 
-from sandboxd import disclosure, record_format, steps
+from sandboxd import disclosure, places, record_format, steps
 from sandboxd.cni import conf, convert, result
 from sandboxd.containerd.records import Stored
 from sandboxd.containerd.tasks import Task, TaskState
@@ -56,7 +56,7 @@ class _Found:
 
     def with_containers(self) -> frozenset[str]:
         """The pods that have containers."""
-        return frozenset(stored.labels.get("sandboxd.io/sandbox", "") for stored in self.containers.values())
+        return frozenset(stored.labels.get(places.SANDBOX_LABEL, "") for stored in self.containers.values())
 
     def pid(self, id_: str) -> int:
         """Its process, 0 when none runs."""
@@ -76,7 +76,7 @@ async def adopt(node: Node) -> None:
     known = set(node.ledger.sandboxes) | set(node.ledger.containers)
     stored = await node.runtime.records.list()
     ours = {id_: record for id_, record in stored.items() if record.owner == node.places.owner}
-    sandboxes = {id_: record for id_, record in ours.items() if record.labels.get("sandboxd.io/kind") == "sandbox"}
+    sandboxes = {id_: record for id_, record in ours.items() if record.labels.get(places.KIND_LABEL) == "sandbox"}
     found = _Found(
         sandboxes=sandboxes,
         containers={id_: record for id_, record in ours.items() if id_ not in sandboxes},
@@ -118,9 +118,9 @@ def _lacks_one(node: Node, sandbox_id: str) -> bool:
 async def _attempted(node: Node, stored: Stored, found: _Found) -> bool:
     """Put one back; False when that is to be tried again."""
     what = "pod" if stored.id in found.sandboxes else "container"
-    owner = stored.id if what == "pod" else stored.labels.get("sandboxd.io/sandbox", "")
+    owner = stored.id if what == "pod" else stored.labels.get(places.SANDBOX_LABEL, "")
     if what == "container":
-        node.strays[stored.id] = owner  # until it is adopted
+        node.ledger.strays[stored.id] = owner  # until it is adopted
     try:
         with steps.operation("recover", sandbox_id=owner, container_id="" if what == "pod" else stored.id):
             async with asyncio.timeout(SECONDS), hold(node, owner):
@@ -130,9 +130,9 @@ async def _attempted(node: Node, stored: Stored, found: _Found) -> bool:
                     await _adopt_sandbox(node, stored, found)
                 else:
                     await _adopt_container(node, stored, found)
-        node.strays.pop(stored.id, None)
+        node.ledger.strays.pop(stored.id, None)
     except NotFound:
-        node.strays.pop(stored.id, None)
+        node.ledger.strays.pop(stored.id, None)
     except (_Refused, AlreadyExists) as exc:
         log.warning(
             "what containerd has of us is unknown and cannot be adopted",

@@ -72,7 +72,7 @@ async def reclaim_container(
         await _unmount(points)
         log.warning("what is left of a container without a record is removed", container=container_id)
         await remove_remains(held, container_id)
-        node.strays.pop(container_id, None)
+        node.ledger.strays.pop(container_id, None)
 
 
 def _record(node: Node, lost: Lost, config: NetworkConfig | None) -> None:

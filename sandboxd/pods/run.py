@@ -64,7 +64,7 @@ async def run_sandbox(
         lambda held: _run(held, pause_image, config, handler),
         key=(fingerprint,),
         subject=subject_of(config.metadata),
-        turns=node.load.pods,
+        turns=node.machine.load.pods,
     )
 
 

@@ -46,7 +46,7 @@ async def remove_sandbox(node: Node, sandbox_id: str) -> None:
 
 
 async def _performed(node: Node, verb: str, sandbox_id: str, *, remove: bool) -> None:
-    turns = node.load.teardowns if sandbox_id in node.ledger.sandboxes else None
+    turns = node.machine.load.teardowns if sandbox_id in node.ledger.sandboxes else None
     await perform(node, verb, sandbox_id, lambda held: teardown(held, remove=remove), turns=turns)
 
 
@@ -151,7 +151,7 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
 
 def _strays(node: Node, sandbox_id: str) -> list[str]:
     """The pod's containers that only containerd knows."""
-    return [container_id for container_id, owner in node.strays.items() if owner == sandbox_id]
+    return [container_id for container_id, owner in node.ledger.strays.items() if owner == sandbox_id]
 
 
 async def _release(held: Held, record: SandboxRecord) -> None:
@@ -177,7 +177,7 @@ async def _remove(held: Held) -> None:
     for container_id in _strays(node, sandbox_id):
         with steps.step("container.remove", container=container_id):
             await remove_remains(held, container_id)
-        node.strays.pop(container_id, None)
+        node.ledger.strays.pop(container_id, None)
     with steps.step("pod.pause.remove"):
         await node.runtime.delete_container(sandbox_id)
         await node.images.remove_rootfs(sandbox_id)

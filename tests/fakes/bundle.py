@@ -201,14 +201,13 @@ def _node(fakes: Bundle) -> Node:
     return Node(
         config=fakes.config,
         jobs=Jobs(),
-        load=Load(fakes.config),
         ledger=Ledger(":memory:"),
         netns=fakes.netns,
         network=Network(conf=ConfDir(fakes.config.network.conf_dir), cni=fakes.cni),
         runtime=fakes.runtime,
         images=fakes.images,
         logs=fakes.logs,
-        machine=Machine(facts=FACTS, cgroups=Cgroups(str(fakes.directory / "cgroup"))),
+        machine=Machine(facts=FACTS, cgroups=Cgroups(str(fakes.directory / "cgroup")), load=Load(fakes.config)),
         places=fakes.places,
     )
 

@@ -267,8 +267,8 @@ class Busy:
 @pytest.fixture
 def pods(node: Node) -> Turns:
     """The turns of pods, none of them lent for a time."""
-    node.load.pods = Turns(2)
-    return node.load.pods
+    node.machine.load.pods = Turns(2)
+    return node.machine.load.pods
 
 
 async def test_of_a_burst_so_many_are_made_at_once_and_in_the_order_in_which_they_were_asked_for(
@@ -312,8 +312,8 @@ async def test_what_waits_for_its_turn_is_joined_and_says_afterwards_that_it_wai
 async def test_stopping_a_pod_waits_for_nobody_who_makes_something(fakes: Bundle, node: Node) -> None:
     """Not even in the same pod, before its turn has come."""
     made = await fakes.ready_pod()
-    node.load.pods, node.load.containers = Turns(1), Turns(1)
-    busy = [Busy(node.load.pods), Busy(node.load.containers)]
+    node.machine.load.pods, node.machine.load.containers = Turns(1), Turns(1)
+    busy = [Busy(node.machine.load.pods), Busy(node.machine.load.containers)]
     await asyncio.sleep(0)
     waits = asyncio.ensure_future(create_container(node, made, container_config()))
     await busy[1].waited_for(1)
@@ -333,8 +333,8 @@ async def test_of_a_burst_of_teardowns_so_many_are_under_way_at_once(
     fakes: Bundle, node: Node, verb: Callable[[Node, str], Awaitable[None]]
 ) -> None:
     made = await fakes.ready_pod()
-    node.load.teardowns = Turns(2)
-    busy = Busy(node.load.teardowns)
+    node.machine.load.teardowns = Turns(2)
+    busy = Busy(node.machine.load.teardowns)
     await asyncio.sleep(0)
     asked = asyncio.ensure_future(verb(node, made))
     await busy.waited_for(1)
@@ -347,8 +347,8 @@ async def test_of_a_burst_of_teardowns_so_many_are_under_way_at_once(
 
 
 async def test_what_is_removed_that_is_not_there_waits_for_no_turn(node: Node) -> None:
-    node.load.teardowns = Turns(1)
-    busy = Busy(node.load.teardowns)
+    node.machine.load.teardowns = Turns(1)
+    busy = Busy(node.machine.load.teardowns)
     await asyncio.sleep(0)
     await asyncio.wait_for(remove_sandbox(node, "f" * 64), 30)
     await busy.end()
@@ -357,7 +357,7 @@ async def test_what_is_removed_that_is_not_there_waits_for_no_turn(node: Node) -
 async def test_teardowns_that_hang_keep_no_other_pod_from_being_torn_down(fakes: Bundle, node: Node) -> None:
     stuck, other = await fakes.ready_pod(pod_config("stuck")), await fakes.ready_pod(pod_config("other"))
     fakes.points.reset()
-    node.load.teardowns = Turns(1, 0.01)
+    node.machine.load.teardowns = Turns(1, 0.01)
     fakes.points.hang(Point("cni.delete", 0))
     hangs = asyncio.ensure_future(stop_sandbox(node, stuck))
     await fakes.points.hangs.wait()
@@ -391,7 +391,7 @@ async def test_at_a_shutdown_what_waits_for_its_turn_is_sent_away(node: Node, po
     await asyncio.sleep(0)
     waits = asyncio.ensure_future(perform(node, "Verb", POD, work, turns=pods))
     await busy.waited_for(1)
-    node.load.dismiss(Unavailable("sandboxd is shutting down"))
+    node.machine.load.dismiss(Unavailable("sandboxd is shutting down"))
     with pytest.raises(Unavailable, match="shutting down"):
         await waits
     await busy.end()

@@ -321,7 +321,6 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     node = Node(
         config=config,
         jobs=jobs,
-        load=Load(config),
         ledger=cast(Any, BreakingAtOnce(fault)) if ledger_too else ledger,
         netns=cast(Any, Breaking(fault, exists=lambda path: True, inode=lambda path: 1)),
         network=Network(
@@ -331,7 +330,7 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
         runtime=cast(Any, Breaking(fault, processes=Breaking(fault))),
         images=cast(Any, images),
         logs=cast(Any, Breaking(fault)),
-        machine=Machine(facts=machine.facts(config), cgroups=cast(Any, Breaking(fault))),
+        machine=Machine(facts=machine.facts(config), cgroups=cast(Any, Breaking(fault)), load=Load(config)),
         places=Places.of(config),
     )
     pulls = Pulls(cast(ImageStore, images), jobs, cast(Registries, Breaking(fault)))

@@ -24,7 +24,7 @@ SLEEP, ECHO = ("sleep",), ("echo",)
 @pytest.fixture
 async def box(fakes: Bundle) -> str:
     """A running container, in a pod that takes six execs, four of them sessions, and one start at once."""
-    object.__setattr__(fakes.node.load, "execs", Execs(6))
+    object.__setattr__(fakes.node.machine.load, "execs", Execs(6))
     fakes.runtime.programs[SLEEP] = Program()
     fakes.runtime.programs[ECHO] = Program(output=b"said\n", code=0)
     return await fakes.running_container()
@@ -53,7 +53,7 @@ async def queued(waiting: int, fakes: Bundle, box: str) -> None:
     pod = fakes.node.ledger.containers[box].sandbox_id
     async with asyncio.timeout(30):
         for _ in range(100_000):
-            if fakes.node.load.execs.places.waiting(pod) == waiting:
+            if fakes.node.machine.load.execs.places.waiting(pod) == waiting:
                 return
             await asyncio.sleep(0.001)
 
@@ -77,7 +77,7 @@ async def test_a_session_too_many_is_refused_and_told_who_has_the_places(
     sessions.append(await session(fakes, box))
     for each in sessions:
         await each.close()
-    assert not fakes.node.load.execs.places._queues and not fakes.node.load.execs.sessions._queues
+    assert not fakes.node.machine.load.execs.places._queues and not fakes.node.machine.load.execs.sessions._queues
 
 
 async def test_who_comes_while_all_places_are_taken_runs_when_one_is_free_and_leaves_a_step(
@@ -139,7 +139,7 @@ async def test_a_start_that_fails_gives_its_place_back(fakes: Bundle, box: str) 
         with pytest.raises(NotReady):
             await exec_sync(fakes.node, box, ("nosuch",), 0)
     await fakes.settled()
-    assert not fakes.node.load.execs.places._queues
+    assert not fakes.node.machine.load.execs.places._queues
 
 
 async def test_an_exec_sync_uses_the_output_that_it_is_given(fakes: Bundle, box: str) -> None:

@@ -16,7 +16,7 @@ async def pieces(count: int, size: int = 1 << 20) -> AsyncIterator[bytes]:
 
 
 async def test_output_of_all_is_bounded_and_everybody_gets_all_of_his(fakes: Bundle) -> None:
-    object.__setattr__(fakes.node.load, "output", Budget(3 * MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES))
+    object.__setattr__(fakes.node.machine.load, "output", Budget(3 * MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES))
     most = 0
 
     async def one() -> int:
@@ -34,11 +34,11 @@ async def test_output_of_all_is_bounded_and_everybody_gets_all_of_his(fakes: Bun
     async with asyncio.timeout(60):
         assert await asyncio.gather(*(one() for _ in range(12))) == [MAX_OUTPUT_BYTES] * 12
     assert most <= 3 * MAX_OUTPUT_BYTES + 12 * FREE_BYTES
-    assert fakes.node.load.output.free == 2 * MAX_OUTPUT_BYTES
+    assert fakes.node.machine.load.output.free == 2 * MAX_OUTPUT_BYTES
 
 
 async def test_a_few_lines_need_no_room(fakes: Bundle) -> None:
-    object.__setattr__(fakes.node.load, "output", Budget(0, 0))
+    object.__setattr__(fakes.node.machine.load, "output", Budget(0, 0))
     output = Output(fakes.node)
     async with asyncio.timeout(30):
         await output.pour(pieces(1, FREE_BYTES), output.stderr)
@@ -54,10 +54,10 @@ async def test_output_comes_before_errors_in_an_answer(fakes: Bundle) -> None:
 
 
 async def test_room_is_kept_until_the_client_has_the_answer(fakes: Bundle) -> None:
-    free = fakes.node.load.output.free
+    free = fakes.node.machine.load.output.free
     output = Output(fakes.node)
     await output.pour(pieces(2), output.stdout)
     output.collected()
-    assert fakes.node.load.output.free < free
+    assert fakes.node.machine.load.output.free < free
     output.sent()
-    assert fakes.node.load.output.free == free
+    assert fakes.node.machine.load.output.free == free

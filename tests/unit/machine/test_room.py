@@ -71,6 +71,6 @@ def test_room_that_was_given_up_for_removals_is_not_for_new_pods(
         config=fakes.config,
         ledger=fakes.node.ledger,
         images=fakes.node.images,
-        reserve=Reserve(f"{fakes.directory}/reserve"),
+        machine=SimpleNamespace(reserve=Reserve(f"{fakes.directory}/reserve")),
     )
     assert f"{free} bytes are free" in room.shortage(node)

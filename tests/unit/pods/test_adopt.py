@@ -362,7 +362,7 @@ async def test_a_container_that_cannot_be_put_back_ends_and_goes_with_its_pod(
         await stop_sandbox(node, pod.id)
         assert not fakes.runtime.tasks
     assert await removed(fakes, pod.id)
-    assert not node.strays
+    assert not node.ledger.strays
 
 
 async def test_a_container_that_was_to_be_put_back_later_goes_with_its_pod_meanwhile(fakes: Bundle) -> None:
