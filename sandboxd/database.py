@@ -21,19 +21,14 @@ log = structlog.get_logger(__name__)
 SCHEMA_VERSION = 1
 
 # Primary result codes that are about the machine and not about the file (https://www.sqlite.org/rescode.html).
-_CIRCUMSTANCES = frozenset(
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    )
-)
-
+_NO_ROOM = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR))  # or for another reason
+_CIRCUMSTANCES = _NO_ROOM | {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 _SCHEMA = """
 CREATE TABLE sandboxes (
@@ -103,8 +98,9 @@ def open_or_replace(path: str, make_room: Callable[[], bool] = lambda: False) ->
     try:
         return connect(path), aside
     except sqlite3.DatabaseError as exc:
-        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _CIRCUMSTANCES:
-            if make_room():
+        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        if code in _CIRCUMSTANCES:
+            if code in _NO_ROOM and make_room():
                 return open_or_replace(path, make_room)
             raise NotReady(f"the ledger {path} cannot be opened: {exc}") from exc
         aside = set_aside(path)

@@ -8,7 +8,6 @@
 3. One at a time per pod. `Held` is the lock while it is held: records are looked up through it, so after the lock,
    and what changes a pod asks for it, so that nothing can change one without the lock.
 4. What it does outside the process is an `effect`: a named step, undone when it fails.
-
 5. What makes something waits for its turn first (`turns`): of a burst, so many are under way at once that who asks
    for something else meanwhile is answered. So does what ends something, but for others that do and nobody else, and
    for each of them a moment only: none that hangs keeps another from going.

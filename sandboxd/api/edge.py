@@ -58,7 +58,7 @@ UNEXPECTED: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
 }
 
 # What any write may meet at any time, wherever it is.
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Calls of one method that stream their answers at once: subscribers to the events, followers of logs, and the like.
 # Each has a queue and buffers of its own.
 MOST_STREAMS = 200
@@ -216,7 +216,7 @@ def _status(name: str, error: BaseException) -> tuple[grpc.StatusCode, str]:
         level = logging.INFO if code in _EXPECTED else logging.WARNING
         log.log(level, "request refused", method=_short(name), code=code.name, error=disclosure.whole(error))
         return code, disclosure.whole(error)
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in _FULL:
         words = f"there is no room for this: {disclosure.whole(error)}"
         log.warning("request refused", method=_short(name), code=grpc.StatusCode.RESOURCE_EXHAUSTED.name, error=words)
         return grpc.StatusCode.RESOURCE_EXHAUSTED, words

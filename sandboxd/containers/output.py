@@ -1,7 +1,7 @@
 """What an ExecSync's process has written, kept until the client has it.
 
-One may write 16 MiB, and many may at once: what all of them hold together is bounded (`node.Load.output`). A process
-whose output finds no room is not read meanwhile, so it waits, as at any full pipe.
+One may write 16 MiB, and many may at once: what all of them hold together is bounded (`node.Load`). A process whose
+output finds no room is not read meanwhile, so it waits, as at any full pipe.
 """
 
 from __future__ import annotations

@@ -15,9 +15,7 @@ from tests.faults.armed import Arms
 from tests.faults.bystander import Bystander, lasting
 from tests.faults.glance import glance
 from tests.faults.points import Point
-from tests.pods import (
-    run_pod,
-)
+from tests.pods import run_pod
 from tests.processes import LIMIT, until
 from tests.testbed import Testbed
 

@@ -6,13 +6,14 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import structlog
 
 from sandboxd import database
-from sandboxd.errors import Unavailable
+from sandboxd.errors import NotReady, Unavailable
 from sandboxd.ledger import Ledger
 from tests.unit.test_ledger import attachment, container, sandbox, step
 
@@ -174,3 +175,19 @@ def test_one_that_cannot_be_written_anew_is_tried_again(
     again = Ledger(str(file))
     assert set(again.sandboxes) == {"a", "b"}
     again.close()
+
+
+def test_a_file_that_somebody_has_locked_costs_no_reserve(file: Path) -> None:
+    asked: list[str] = []
+
+    def make_room() -> bool:
+        asked.append("a slice")
+        return len(asked) < 3
+
+    file.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE theirs (id)")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(NotReady, match="locked"):
+            database.open_or_replace(str(file), make_room)
+    assert not asked

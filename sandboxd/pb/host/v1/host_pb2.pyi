@@ -323,7 +323,7 @@ class Step(google.protobuf.message.Message):
     operation: builtins.str
     """The operation it belongs to: the CRI call ("RunPodSandbox"), or the daemon's own ("recover")."""
     name: builtins.str
-    """The step itself, dotted from general to particular: "netns.create", "cni.add"."""
+    """The step itself, dotted from general to particular: "pod.netns.create", "cni.add"."""
     container_id: builtins.str
     """Its container; empty for a step of the whole pod."""
     started_at: builtins.int
