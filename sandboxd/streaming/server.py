@@ -106,8 +106,8 @@ class StreamingServer:
     def url_for(self, request: Request, size: int = 0) -> str:
         """A URL that serves this request, which holds about `size` bytes, once, within a minute.
 
-        Raises InvalidRequest for an invalid combination of streams; Exhausted if too many URLs are unused, or hold too
-        much; Unavailable when the server is not listening.
+        Raises InvalidRequest for an invalid combination of streams; Exhausted if too many URLs are unused, or hold
+        too much; Unavailable when the server is not listening.
         """
         if self._server is None:
             raise Unavailable("streaming: the server is not listening; try again once sandboxd is ready")
