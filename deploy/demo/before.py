@@ -33,6 +33,7 @@ def look() -> dict[str, Any]:
         "netns": sorted(path.name for path in NETNS.iterdir()) if NETNS.is_dir() else [],
         "mounts": sorted(_mounts()),
         "directories": [str(path) for path in _watched() if path.exists()],
+        "cgroups": sorted(map(str, _cgroups())),
         "processes": _processes(),
     }
 
@@ -63,7 +64,7 @@ def restore(before: dict[str, Any]) -> list[str]:
     _remove_empty_tables(before)
     FORWARD.write_text(before["ip_forward"], encoding="ascii")
     shutil.rmtree(IPAM / "networks" / places.network().name, ignore_errors=True)
-    _remove_cgroups()
+    _remove_cgroups(before)
     for directory in (places.STATE, places.ROOT):
         shutil.rmtree(directory, ignore_errors=True)
     # Another mount of it may be hidden below a later mount of /run, so ours is the additional one.
@@ -82,7 +83,7 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         now = after[kind]
         if isinstance(was, list):
             lines += [f"{kind}: {item} is left" for item in now if item not in was]
-            if kind != "processes":
+            if kind not in ("cgroups", "processes"):
                 lines += [f"{kind}: {item} is gone" for item in was if item not in now]
         elif was != now:
             lines.append(f"{kind} was {was} and is {now}")
@@ -132,13 +133,24 @@ def _remove_empty_tables(before: dict[str, Any]) -> None:
             _quiet("nft", "delete", "table", family, name)
 
 
-def _remove_cgroups() -> None:
+def _cgroups() -> list[Path]:
+    """The demo's cgroups in every hierarchy, parents before children. Containers share them with the machine."""
     root = Path("/sys/fs/cgroup")
+    found: list[Path] = []
     for parent in (root / places.CGROUP, *root.glob(f"*/{places.CGROUP}")):
         if parent.is_dir():
-            for directory in sorted((p for p in parent.rglob("*") if p.is_dir()), reverse=True):
+            found += [parent, *sorted(path for path in parent.rglob("*") if path.is_dir())]
+    return found
+
+
+def _remove_cgroups(before: dict[str, Any]) -> None:
+    """Those that did not exist before; what is in use is told as left."""
+    for directory in reversed(_cgroups()):
+        if str(directory) not in before.get("cgroups", ()):
+            try:
                 directory.rmdir()
-            parent.rmdir()
+            except OSError:
+                pass
 
 
 def _processes() -> list[str]:

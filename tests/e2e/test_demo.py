@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from deploy.demo.places import CGROUP
 from tests.audit import assert_no_leaks, observe
 from tests.conftest import StartBed
+from tests.processes import until
 from tests.testbed import ROOT, Testbed
 
 pytestmark = pytest.mark.e2e
@@ -56,4 +62,29 @@ def test_an_address_range_in_use_is_said_and_nothing_is_started(machine: Testbed
     status, words = demo(machine, "up", check=False)
     assert status == 1
     assert "10.0.10.0/24 is in use on up0" in words
+    assert_no_leaks(machine, before)
+
+
+@pytest.fixture
+def other() -> Iterator[Path]:
+    """The cgroup of another demo's pod, with a process in it: all share the machine's, and it may have its own."""
+    hierarchies = [path for path in Path("/sys/fs/cgroup").iterdir() if (path / "cgroup.procs").is_file()]
+    parent = next(iter(hierarchies), Path("/sys/fs/cgroup")) / CGROUP
+    made = parent / "somebodys"
+    made.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        (made / "cgroup.procs").write_text(str(process.pid))
+        yield made
+        process.kill()
+    until(lambda: not (made / "cgroup.procs").read_text(), what="the cgroup is empty")
+    made.rmdir()
+    with contextlib.suppress(OSError):
+        parent.rmdir()  # unless the machine has its own demo
+
+
+def test_a_demo_that_is_taken_down_leaves_the_cgroups_of_another_alone(machine: Testbed, other: Path) -> None:
+    before = observe(machine)
+    demo(machine, "up")
+    assert "the machine is as it was" in demo(machine, "down")[1]
+    assert other.is_dir()
     assert_no_leaks(machine, before)

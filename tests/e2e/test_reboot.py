@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from sandboxd import mountinfo
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.conftest import StartBed
 from tests.pods import (
@@ -33,8 +34,7 @@ WORK = "/var/lib/sandboxd/containerd/io.containerd.runtime.v2.task/sandboxd"  # 
 ADDRESSES = 5  # of a /29, without the network, the gateway and the broadcast address
 # What a reboot takes besides processes: mounts, what is on a tmpfs, links and rules.
 REBOOT = r"""
-awk '{ print $5 }' /proc/self/mountinfo | grep -E '^/(run|var/lib)/' | sort -r |
-    while read -r mount; do umount -l "$mount"; done
+while read -r mount; do umount -l "$mount"; done
 find /run -mindepth 1 -delete
 for link in $(ls /sys/class/net); do
     case $link in
@@ -51,9 +51,16 @@ def reboot(bed: Testbed) -> None:
     bed.run(["sh", "-c", "kill -9 -1"])  # all but the bed's first process and the shell
     until(lambda: not bed.daemon_running, what="the daemon ends")
     until(lambda: len(processes_in(bed.pid_namespace)) <= 1, what="all processes but the bed's first end")
-    bed.run(["sh", "-eu", "-c", REBOOT])
+    bed.run(["sh", "-eu", "-c", REBOOT], stdin="".join(f"{point}\n" for point in mounted(bed)))
     bed.write(BOOT_ID, f"{secrets.token_hex(16)}\n")
     bed.run(["mount", "--bind", BOOT_ID, "/proc/sys/kernel/random/boot_id"])
+
+
+def mounted(bed: Testbed) -> list[str]:
+    """What the bed has mounted below /run and /var/lib, the innermost first; not what the machine has there."""
+    inherited = {mount.id for mount in mountinfo.parse(bed.inherited_mountinfo.encode())}
+    own = [mount.point for mount in mountinfo.parse(bed.mountinfo.encode()) if mount.id not in inherited]
+    return sorted((point for point in own if point.startswith(("/run/", "/var/lib/"))), reverse=True)
 
 
 def small_network(bed: Testbed) -> None:
