@@ -30,7 +30,8 @@ class ContainerdRuntime(Tasks):
 
         Raises CleanupIncomplete besides.
         """
+        before = container_id in self._freed
         ended = await super().delete(container_id)
-        if ended is None:
+        if ended is None and not before:
             await in_pieces(bundles.remove_left(f"{self._bundles}/{container_id}"))
         return ended

@@ -89,6 +89,7 @@ class Tasks:
     def __init__(self, client: Containerd) -> None:
         self._meta = client.metadata
         self._owned = client.owned
+        self._freed: set[str] = set()  # ids whose task was deleted here, so that there is nothing to ask about it
         self._containers = containers_pb2_grpc.ContainersStub(client.channel)
         self._tasks = tasks_pb2_grpc.TasksStub(client.channel)
 
@@ -178,6 +179,7 @@ class Tasks:
 
     async def delete_container(self, container_id: str) -> None:
         """Remove the container's record. Idempotent."""
+        self._freed.discard(container_id)
         try:
             with translate(f"container record {container_id}"):
                 await self._containers.Delete(
@@ -206,6 +208,7 @@ class Tasks:
             stderr=stderr,
             terminal=terminal,
         )
+        self._freed.discard(container_id)
         with runtime_words(), translate(f"task of {container_id}"):
             answer = await self._tasks.Create(request, metadata=self._meta, timeout=RUNTIME_SECONDS)
         return int(answer.pid)
@@ -220,6 +223,8 @@ class Tasks:
 
     async def kill(self, container_id: str, signal: int) -> None:
         """Signal the task's init process; no error if it has ended or is gone."""
+        if container_id in self._freed:
+            return
         try:
             with translate(f"signal {signal} to the task of {container_id}"):
                 await self._tasks.Kill(
@@ -235,6 +240,7 @@ class Tasks:
 
     async def wait(self, container_id: str, timeout: float | None = None) -> Exit:
         """Wait for the task to end; raises NotFound when there is none, TimedOut after `timeout` seconds."""
+        self._demand_task(container_id)
         try:
             with translate(f"waiting for the task of {container_id}"):
                 answer = await self._tasks.Wait(
@@ -298,6 +304,13 @@ class Tasks:
 
     async def delete(self, container_id: str) -> Exit | None:
         """Free a stopped task's resources, the shim included if it was the last; None if it was already gone."""
+        if container_id in self._freed:
+            return None
+        ended = await self._deleted(container_id)
+        self._freed.add(container_id)
+        return ended
+
+    async def _deleted(self, container_id: str) -> Exit | None:
         try:
             with translate(f"removing the task of {container_id}"):
                 answer = await self._tasks.Delete(
@@ -335,6 +348,7 @@ class Tasks:
 
     async def get(self, container_id: str) -> Task:
         """The task now; raises NotFound when there is none."""
+        self._demand_task(container_id)
         with translate(f"task of {container_id}"):
             answer = await self._tasks.Get(
                 tasks_pb2.GetRequest(container_id=container_id), metadata=self._meta, timeout=CALL_SECONDS
@@ -345,7 +359,13 @@ class Tasks:
         """Every task in our namespace, by container id."""
         with translate("tasks"):
             answer = await self._tasks.List(tasks_pb2.ListTasksRequest(), metadata=self._meta, timeout=CALL_SECONDS)
-        return {process.id: _task(process) for process in answer.tasks}
+        tasks = {process.id: _task(process) for process in answer.tasks}
+        self._freed -= tasks.keys()  # somebody else has made it another one
+        return tasks
+
+    def _demand_task(self, container_id: str) -> None:
+        if container_id in self._freed:
+            raise NotFound(f"task of {container_id}: it was deleted")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import TypeGuard
 
 import structlog
 
@@ -79,9 +80,11 @@ async def resume(node: Node, task_id: str) -> None:
 
 
 async def end(node: Node, container_id: str) -> None:
-    """`kill` a container and record how it ended."""
-    await kill(node, container_id)
-    await settle_container(node, container_id)
+    """`kill` a container, record how it ended and free it. Its exit event finds that done."""
+    async with settling(node, container_id):
+        ended = await kill(node, container_id)
+        if await record_end(node, container_id, ended):
+            await free_recorded(node, container_id)
 
 
 @asynccontextmanager
@@ -93,9 +96,21 @@ async def settling(node: Node, task_id: str) -> AsyncIterator[None]:
 
 
 async def free(node: Node, task_id: str) -> None:
-    """Free what an ended task holds, its shim when it was the last; no error if it is gone."""
+    """Free what an ended task holds, its shim when it was the last; no error if it is gone.
+
+    A container that was never started has a task only if its start was cut off.
+    """
     async with settling(node, task_id):
         await node.runtime.delete(task_id)
+
+
+async def exited(node: Node, container_id: str) -> None:
+    """The container's process has exited, says containerd: `settle_container`, once a start under way is over."""
+    container = node.ledger.containers.get(container_id)
+    if container is not None and container.state is ContainerState.CREATED:
+        async with node.jobs.exclusive(container.sandbox_id):
+            pass
+    await settle_container(node, container_id)
 
 
 async def settle_container(node: Node, container_id: str) -> None:
@@ -109,15 +124,16 @@ async def settle_container(node: Node, container_id: str) -> None:
             await free_recorded(node, container_id)
 
 
-async def record_end(node: Node, container_id: str) -> bool:
+async def record_end(node: Node, container_id: str, known: Exit | None = None) -> bool:
     """Record how a running container's task ended, if it has; whether that was done.
 
-    Call it while settling. All that the container wrote is in its log by then, and its task is still there.
+    Call it while settling, with what is `known` of it from waiting. All that the container wrote is in its log by
+    then, and its task is still there.
     """
     container = node.ledger.containers.get(container_id)
     if container is None or container.state is not ContainerState.RUNNING:
         return False
-    ended = await how_ended(node, container_id)
+    ended = known if _is_told(known) else await how_ended(node, container_id)
     if ended is None:
         return False
     oom = _oom_kills(node, container) > 0  # while its cgroup is there
@@ -182,7 +198,7 @@ async def how_ended(node: Node, task_id: str) -> Exit | None:
     return Exit(code=VANISHED, at=0) if ended is None else replace(ended, at=max(0, ended.at))
 
 
-def _is_told(end: Exit | None) -> bool:
+def _is_told(end: Exit | None) -> TypeGuard[Exit]:
     """Whether it says when that was; a time that is not known is the year 1, or 0."""
     return end is not None and end.at > 0
 

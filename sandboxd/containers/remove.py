@@ -43,11 +43,11 @@ async def remove_remains(held: Held, container_id: str) -> None:
     room.make(node)
     with cleaning(f"container {container_id}"):
         await checkpoint.undo(held, container_id)
-        await ending.kill(node, container_id)
         # Until the record is gone nothing may take the end of the task for news.
         async with ending.settling(node, container_id):
+            ended = await ending.kill(node, container_id)
             # Recorded although the record is about to go: should we die in between, it says how the container ended.
-            recorded = await ending.record_end(node, container_id)
+            recorded = await ending.record_end(node, container_id, ended)
             await node.runtime.delete(container_id)
             if not recorded:
                 await node.logs.drain(container_id, node.config.logs.drain_seconds)

@@ -63,9 +63,8 @@ async def _start(held: Held, container_id: str) -> None:
     async with held.effect("container.start", undo=undo, container=container.config.metadata.name) as step:
         pid = await _run(node, container)
         step.note(pid=pid)
+    # Should the process have exited already, `ending.exited` waits for the pod's lock.
     node.ledger.update_container(container_id, pid=pid, started_at=time.time_ns())
-    # If the process exited at once, its exit event came before the container was recorded as running and was ignored.
-    node.jobs.start(("started", container_id), lambda: settle_container(node, container_id))
 
 
 async def _run(node: Node, container: ContainerRecord) -> int:

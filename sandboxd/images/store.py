@@ -90,6 +90,7 @@ class ImageStore:
         self._changed = True  # since `measure` began last
         self._view = _View()
         self._usage: dict[str, Usage] = {}
+        self._rootfs: dict[str, tuple[Mount, ...]] = {}  # those that were prepared here
         self._fs = FsInfo(directory="", bytes=0, inodes=0, at=0)
 
     def under(self, lease: str) -> Leased:
@@ -275,7 +276,9 @@ class ImageStore:
 
         It exists until `remove_rootfs`, even if the image is removed. Raises NotFound when the image is gone.
         """
-        return await self._snapshot(key, image, self.snapshots.prepare)
+        mounts = await self._snapshot(key, image, self.snapshots.prepare)
+        self._rootfs[key] = mounts
+        return mounts
 
     async def view(self, key: str, image: ImageRecord) -> tuple[Mount, ...]:
         """The same, read-only: the image's files as they are."""
@@ -301,10 +304,11 @@ class ImageStore:
 
     async def rootfs(self, key: str) -> tuple[Mount, ...]:
         """How to mount a root file system that was prepared; raises NotFound."""
-        return await self.snapshots.mounts(key)
+        return self._rootfs.get(key) or await self.snapshots.mounts(key)
 
     async def remove_rootfs(self, key: str) -> None:
         """Remove a root file system. Idempotent."""
+        self._rootfs.pop(key, None)
         await self.snapshots.remove(key)
 
     async def rootfs_usage(self, key: str) -> Usage:

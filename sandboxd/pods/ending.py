@@ -15,6 +15,15 @@ from sandboxd.operations import hold, lost
 log = structlog.get_logger(__name__)
 
 
+async def exited(node: Node, sandbox_id: str) -> None:
+    """containerd reports that a pause container has exited: `settle_sandbox`, once the pod is made."""
+    record = node.ledger.sandboxes.get(sandbox_id)
+    if record is not None and not record.started_at:
+        async with node.jobs.exclusive(sandbox_id):
+            pass
+    await settle_sandbox(node, sandbox_id)
+
+
 async def settle_sandbox(node: Node, sandbox_id: str) -> None:
     """If the pause container has ended, record that the pod is not ready; no error if it runs on or is not known."""
     async with settling(node, sandbox_id):

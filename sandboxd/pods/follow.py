@@ -9,10 +9,10 @@ import structlog
 from sandboxd.containerd import events as containerd_events
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.events import Event
-from sandboxd.containers.ending import note_oom, settle_container
+from sandboxd.containers import ending
 from sandboxd.images.store import ImageStore
 from sandboxd.node import Node
-from sandboxd.pods.ending import settle_sandbox
+from sandboxd.pods import ending as pod_ending
 from sandboxd.pods.recover import compare
 
 log = structlog.get_logger(__name__)
@@ -48,11 +48,16 @@ async def follow(node: Node, client: Containerd, images: ImageStore) -> None:
 
 def _wake(node: Node, images: ImageStore, event: Event) -> None:
     if event.topic == containerd_events.OOM:
-        note_oom(node, event.container_id)
+        ending.note_oom(node, event.container_id)
     elif event.topic == containerd_events.EXIT:
-        if event.container_id in node.ledger.containers:
-            node.jobs.start(("settle", event.container_id), lambda: settle_container(node, event.container_id))
-        elif event.container_id in node.ledger.sandboxes:
-            node.jobs.start(("settle", event.container_id), lambda: settle_sandbox(node, event.container_id))
+        exited(node, event.container_id)
     else:
         node.jobs.start("images", images.refresh)
+
+
+def exited(node: Node, task_id: str) -> None:
+    """The first process of a task has exited: look at it, once a request that is starting it is over."""
+    if task_id in node.ledger.containers:
+        node.jobs.start(("settle", task_id), lambda: ending.exited(node, task_id))
+    elif task_id in node.ledger.sandboxes:
+        node.jobs.start(("settle", task_id), lambda: pod_ending.exited(node, task_id))

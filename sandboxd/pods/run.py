@@ -38,7 +38,6 @@ from sandboxd.oci import userns as oci_userns
 from sandboxd.operations import Held, demand_containerd, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import network, publish
-from sandboxd.pods.ending import settle_sandbox
 from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, remove_sandbox, teardown
 
 log = structlog.get_logger(__name__)
@@ -102,8 +101,6 @@ async def _run(
 
     async with held.effect("pod.run", undo=undo, pod=record.name, waited=held.waited or None):
         await _build(held, record, chosen, pause)
-    # If pause exited at once, its exit event came before the pod was recorded as running and was ignored.
-    node.jobs.start(("started", record.id), lambda: settle_sandbox(node, record.id))
     return record.id
 
 

@@ -18,7 +18,7 @@ import time
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd import shims
 from sandboxd.containers import admission, image_mounts
-from sandboxd.containers.ending import end, free, kill
+from sandboxd.containers.ending import end, free, kill, settling
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import CleanupIncomplete, SandboxdError, Unavailable
 from sandboxd.jobs import in_pieces
@@ -136,10 +136,11 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
                 if isinstance(outcome, BaseException):
                     raise outcome
     with steps.step("pod.pause.stop"):
-        ended = await kill(node, sandbox_id)
-        at = ended.at if ended is not None and ended.at > 0 else time.time_ns()
-        node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or at)
-        await free(node, sandbox_id)
+        async with settling(node, sandbox_id):  # its exit event finds all of it done
+            ended = await kill(node, sandbox_id)
+            at = ended.at if ended is not None and ended.at > 0 else time.time_ns()
+            node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or at)
+            await node.runtime.delete(sandbox_id)
     await _release(held, record)
     with steps.step("pod.files.unmount"):
         pod_files.unmount(node, sandbox_id)

@@ -2,11 +2,13 @@
 
 containerd walks all files of a writable layer to compute its size, which can take long. So a read returns the last
 figure; one that is older than `FRESH_SECONDS` is measured again in the background, one layer at a time. A
-container's layer is first measured when the container starts, so that a client's first request finds a figure.
+container's layer is first measured soon after the container starts, so that a client's first request finds a figure;
+what lives for a moment only is not measured.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 
@@ -20,14 +22,18 @@ from sandboxd.usage.records import Layer
 log = structlog.get_logger(__name__)
 
 FRESH_SECONDS = 10.0
+FIRST_SECONDS = 1.0  # after the start of a container
 
 
 class Layers:
     """The writable layers of all containers."""
 
-    def __init__(self, node: Node, fresh_seconds: float = FRESH_SECONDS) -> None:
+    def __init__(
+        self, node: Node, fresh_seconds: float = FRESH_SECONDS, first_seconds: float = FIRST_SECONDS
+    ) -> None:
         self._node = node
         self._fresh = int(fresh_seconds * 1e9)
+        self._first_seconds = first_seconds
         self._known: dict[str, Layer] = {}
         self._wanted: dict[str, None] = {}  # in the order of asking
         self._working = False
@@ -49,7 +55,12 @@ class Layers:
         elif isinstance(after, ContainerRecord) and isinstance(before, ContainerRecord):
             started = after.started_at and not before.started_at
             if started:
-                self._want(after.id)
+                self._node.jobs.background(("first layer", after.id), lambda: self._first(after.id))
+
+    async def _first(self, container_id: str) -> None:
+        await asyncio.sleep(self._first_seconds)
+        if container_id in self._node.ledger.containers and container_id not in self._known:
+            self._want(container_id)
 
     def _want(self, container_id: str) -> None:
         self._wanted[container_id] = None

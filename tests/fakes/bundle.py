@@ -29,6 +29,7 @@ from sandboxd.node import Load, Machine, Network, Node
 from sandboxd.oci.linux import ALL_CAPABILITIES, HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.places import Places
+from sandboxd.pods import follow
 from sandboxd.pods.run import run_sandbox
 from tests.fakes import cni, images, kernel, logs, netns, runtime
 from tests.fakes.points import Points
@@ -73,6 +74,7 @@ class Bundle:
         self.places = Places.of(self.config)
         private.prepare(self.places.root, self.places.state, closed=self.places.closed)
         self.runtime.owner = self.places.owner
+        self.runtime.on_exit = lambda task_id: follow.exited(self.node, task_id)  # as containerd's event
         self.node = _node(self)
 
     def __enter__(self) -> Bundle:

@@ -20,11 +20,9 @@ from hypothesis.stateful import rule
 
 from sandboxd.api.lookup import Lookup
 from sandboxd.containers import create, exec, remove, start, stop
-from sandboxd.containers.ending import settle_container
 from sandboxd.errors import SandboxdError
 from sandboxd.model import SandboxState
 from sandboxd.pods import recover, teardown
-from sandboxd.pods.ending import settle_sandbox
 from tests.fakes.bundle import Bundle, container_config, pod_config
 from tests.fakes.points import Point
 from tests.faults.history import OK, Request
@@ -56,7 +54,6 @@ class Interleaved(Race):
         self.surprises: list[BaseException] = []
         self.fakes.points.watch_threads(self.loop, self.patch)
         self.fakes.points.gate = self._gate
-        self.fakes.runtime.on_exit = self._exited
 
     async def _gate(self, point: Point) -> None:
         turn = self.loop.create_future()
@@ -66,14 +63,6 @@ class Interleaved(Race):
         finally:
             if turn in self.waiting:
                 self.waiting.remove(turn)
-
-    def _exited(self, task_id: str) -> None:
-        """containerd's event, as `pods.follow` takes it."""
-        key = ("settle", task_id)
-        if task_id in self.node.ledger.containers:
-            self.node.jobs.start(key, lambda: settle_container(self.node, task_id))
-        elif task_id in self.node.ledger.sandboxes:
-            self.node.jobs.start(key, lambda: settle_sandbox(self.node, task_id))
 
     # In which order it takes place.
 

@@ -529,3 +529,17 @@ class TestContainerd(Contract):
         await made.end()
         for name in made.mounts:
             await store.remove_rootfs(name)
+
+    async def test_a_task_that_was_deleted_is_known_to_be_gone_until_somebody_else_makes_another(
+        self, bench: Bench, client: Containerd
+    ) -> None:
+        name = await bench.ended()
+        await bench.runtime.delete(name)
+        assert await bench.runtime.delete(name) is None
+
+        somebody = ContainerdRuntime(client, str(Path(client.socket).parent))
+        await somebody.create(name, bench.mounts[name])
+        assert name in await bench.runtime.list(), "as the comparison looks"
+        await bench.runtime.kill(name, signal.SIGKILL)
+        assert (await bench.runtime.wait(name, SECONDS)).code == 137
+        assert await bench.runtime.delete(name)

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from sandboxd.containerd.tasks import Exit, Task
-from sandboxd.containers.ending import OOM_KILLED, VANISHED, end, note_oom, settle_container
+from sandboxd.containers.ending import OOM_KILLED, VANISHED, end, exited, note_oom, settle_container
 from sandboxd.containers.remove import remove_container
 from sandboxd.errors import TimedOut, Unavailable
 from sandboxd.model import ContainerRecord, ContainerState
 from sandboxd.node import Node
+from sandboxd.operations import hold
 from tests.fakes.bundle import CONTAINER, Bundle
 from tests.fakes.points import Point
 from tests.fakes.runtime import NEVER_STARTED
@@ -192,3 +193,31 @@ async def test_our_own_kill_alone_is_not_taken_for_an_oom(fakes: Bundle, node: N
     await end(node, CONTAINER)
 
     assert record(node).reason == "Error"
+
+
+async def test_an_exit_that_is_seen_during_the_start_is_looked_at_after_it(fakes: Bundle, node: Node) -> None:
+    node.ledger.update_container(CONTAINER, pid=0, started_at=0)
+    fakes.runtime.put(CONTAINER, ENDED)
+    async with hold(node, record(node).sandbox_id):
+        seen = asyncio.ensure_future(exited(node, CONTAINER))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not fakes.points.passed
+        node.ledger.update_container(CONTAINER, pid=7, started_at=5)
+
+    await seen
+    assert (record(node).state, record(node).exit_code) == (ContainerState.EXITED, 3)
+
+
+async def test_a_kill_asks_for_nothing_twice_although_its_exit_is_seen_meanwhile(fakes: Bundle, node: Node) -> None:
+    fakes.runtime.put(CONTAINER)
+
+    await end(node, CONTAINER)
+    await node.jobs.drain(5)
+
+    assert [point.name for point in fakes.points.passed] == [
+        "runtime.kill",
+        "runtime.wait",
+        "logs.drain",
+        "runtime.delete",
+    ]

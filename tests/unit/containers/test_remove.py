@@ -68,7 +68,6 @@ async def test_its_end_is_recorded_before_its_task_and_then_its_files_go(fakes: 
     assert [point.name for point in fakes.points.passed] == [
         "runtime.kill",
         "runtime.wait",
-        "runtime.get",
         "logs.drain",
         "runtime.delete",
         "runtime.delete_container",

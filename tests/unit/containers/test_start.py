@@ -50,7 +50,7 @@ async def test_a_started_container_runs_and_is_logged(fakes: Bundle, pod: Sandbo
 async def test_nothing_that_it_writes_is_lost_and_an_end_that_nobody_saw_is_recorded(
     fakes: Bundle, pod: SandboxRecord
 ) -> None:
-    """It has ended before the record says that it runs, so no event could be taken for its end."""
+    """It has ended before the record says that it runs."""
     fakes.runtime.programs[APP] = Program(output=b"hello\n", code=3)
     config = container_config()
     config.log_path = "app.log"

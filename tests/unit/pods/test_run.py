@@ -93,7 +93,7 @@ async def test_two_pods_are_made_side_by_side(fakes: Bundle) -> None:
 
 
 async def test_a_pause_container_that_ends_at_once_makes_no_ready_pod(fakes: Bundle) -> None:
-    """Its exit came before it was known to run, so no event will tell."""
+    """Its exit comes before it is known to run."""
     fakes.runtime.programs[("/pause",)] = Program(code=1)
 
     record = await run(fakes)

@@ -61,10 +61,12 @@ async def settled(node: Node) -> None:
 
 
 async def test_a_containers_first_figure_is_taken_when_it_starts(images: Images, node: Node) -> None:
-    layers = Layers(node)
+    layers = Layers(node, first_seconds=0)
     node.ledger.add_container(container("c", created_at=1))
     assert images.asked == []
     node.ledger.update_container("c", started_at=2)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*node.jobs.tasks())
     await settled(node)
     layer = layers.get("c")
     assert layer is not None and (layer.bytes, layer.inodes) == (1, 1)
