@@ -8,6 +8,9 @@
 When a step ends, one frozen `StepRecord` goes to every subscriber: the log line, the pod's timeline in the
 ledger, metrics and spans are all made from it. Nothing else times or logs such work.
 
+What a step changes outside of the daemon are its acts: a call to containerd, a file. The one place that makes such
+calls and those that write files note them, whoever called; they belong to the innermost step.
+
 Everyone who may read the log can read a step's details: note names, paths and counts, never values of the request
 (environment, arguments, credentials).
 
@@ -103,6 +106,7 @@ NAMES: Mapping[str, str] = {
 }
 
 STEPS_KEPT = 400  # of an operation, and of a pod; the oldest are dropped first
+ACTS_KEPT = 200  # of an operation; of later ones only the number is noted
 
 # Those that tell the life of a pod and of an image in a few lines; the others are the details.
 MILESTONES = frozenset(
@@ -127,6 +131,18 @@ class PluginExecution:
     ended_by: str = ""  # "" by itself, "sandboxd", or "other" for a signal that the daemon did not send
 
 
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Something that a step changed outside of the daemon, or tried to."""
+
+    what: str  # containerd's service and method ("Snapshots.Prepare"), or what was made: "file", "fifo"
+    about: str  # the key of the call: an id, a snapshot, an image, a lease; or the path
+    started_at: int  # unix nanoseconds
+    duration: int = 0  # nanoseconds
+    outcome: str = ""  # "" when it succeeded, or the name of a gRPC status
+    size: int = -1  # bytes, -1 for what has none
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """A step that has ended."""
@@ -140,16 +156,19 @@ class StepRecord:
     error: str  # "" when it succeeded
     detail: Mapping[str, str] = field(default_factory=dict)
     plugin: PluginExecution | None = None
+    acts: tuple[Act, ...] = ()  # in the order in which they ended
 
 
 class Step:
     """A step in progress; details can be noted on it until it ends."""
 
-    __slots__ = ("detail", "plugin")
+    __slots__ = ("acts", "acts_left_out", "detail", "plugin")
 
     def __init__(self, detail: dict[str, str]) -> None:
         self.detail = detail
         self.plugin: PluginExecution | None = None
+        self.acts: list[Act] = []
+        self.acts_left_out = 0
 
     def note(self, **detail: object) -> None:
         """Add to the step's detail; a `None` is left out."""
@@ -178,6 +197,7 @@ class Open:
     name: str
     started_at: int  # unix nanoseconds
     detail: Mapping[str, str]
+    acts: tuple[Act, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +224,7 @@ class _Course:
     started_at: int
     ended: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
     open: dict[int, tuple[str, int, Step]] = field(default_factory=dict)  # name, start
+    acts: int = 0  # so far
 
     def now(self) -> Running:
         return Running(
@@ -214,7 +235,7 @@ class _Course:
             started_at=self.started_at,
             ended=tuple(self.ended),
             open=tuple(
-                Open(name=name, started_at=started_at, detail=dict(step.detail))
+                Open(name=name, started_at=started_at, detail=dict(step.detail), acts=tuple(step.acts))
                 for name, started_at, step in self.open.values()
             ),
         )
@@ -229,6 +250,7 @@ class _Operation:
 
 
 _current: ContextVar[_Operation | None] = ContextVar("sandboxd_operation", default=None)
+_innermost: ContextVar[Step | None] = ContextVar("sandboxd_step", default=None)
 _subscribers: list[Callable[[StepRecord], None]] = []
 _failed: list[Callable[[Story], None]] = []
 _running: dict[int, _Course] = {}  # oldest first
@@ -328,12 +350,17 @@ def step(name: str, **detail: object) -> Iterator[Step]:
     number = next(_numbers)
     if current is not None:
         current.course.open[number] = name, started_at, this
+    outer = _innermost.get()
+    _innermost.set(this)
     try:
         yield this
     except BaseException as exc:
         error = disclosure.words(exc)
         raise
     finally:
+        _innermost.set(outer)
+        if this.acts_left_out:
+            this.note(acts_left_out=this.acts_left_out)
         record = StepRecord(
             operation=current.name if current else "",
             name=name,
@@ -344,6 +371,7 @@ def step(name: str, **detail: object) -> Iterator[Step]:
             error=error,
             detail=dict(this.detail),
             plugin=this.plugin,
+            acts=tuple(this.acts),
         )
         if current is not None:
             current.course.open.pop(number, None)
@@ -354,3 +382,20 @@ def step(name: str, **detail: object) -> Iterator[Step]:
             except Exception as broken:
                 # Observing must never change what is observed.
                 log.error("step subscriber failed", step=name, error=disclosure.words(broken))
+
+
+def act(what: str, about: str, *, started_at: int = 0, duration: int = 0, outcome: str = "", size: int = -1) -> None:
+    """Note on the innermost step what was just done; see Act. Outside of any step nothing is noted.
+
+    An act without a start is one of this moment. Cheap: it is put into words when somebody asks.
+    """
+    this = _innermost.get()
+    if this is None:
+        return
+    current = _current.get()
+    if current is not None:
+        current.course.acts += 1
+        if current.course.acts > ACTS_KEPT:
+            this.acts_left_out += 1
+            return
+    this.acts.append(Act(what, about, started_at or time.time_ns(), duration, outcome, size))

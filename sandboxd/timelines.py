@@ -21,7 +21,7 @@ from sandboxd.commits import Commits, Statement
 from sandboxd.database import Connection
 from sandboxd.errors import Unavailable
 from sandboxd.record_format import encoded, known
-from sandboxd.steps import STEPS_KEPT, PluginExecution, StepRecord, Story
+from sandboxd.steps import STEPS_KEPT, Act, PluginExecution, StepRecord, Story
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,7 @@ _TRIM = (
     " (SELECT seq FROM steps WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)"
 )
 _LAST = "SELECT seq, body FROM stories WHERE operation = ? AND subject = ? ORDER BY seq DESC LIMIT 1"
+_ACT = tuple(f.name for f in fields(Act))
 _OUTPUT = ("stdin", "stdout", "stderr")
 
 
@@ -155,6 +156,7 @@ def _step_values(record: StepRecord) -> dict[str, Any]:
         for key in _OUTPUT:
             plugin[key] = encoded(plugin[key])
         values["plugin"] = plugin
+    values["acts"] = [[getattr(act, name) for name in _ACT] for act in record.acts]
     return values
 
 
@@ -167,6 +169,8 @@ def _step_from(values: dict[str, Any]) -> StepRecord:
         for key in _OUTPUT:
             values["plugin"][key] = base64.b64decode(values["plugin"][key])
         values["plugin"] = PluginExecution(**known(PluginExecution, values["plugin"]))
+    # An earlier version's steps have none.
+    values["acts"] = tuple(Act(*each) for each in values.get("acts", ()))
     return StepRecord(**known(StepRecord, values))
 
 

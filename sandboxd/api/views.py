@@ -14,7 +14,7 @@ from sandboxd.model import Attachment, ContainerRecord, ContainerState, ImageRec
 from sandboxd.oci import stop_signal
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
-from sandboxd.steps import PluginExecution, Running, StepRecord, Story
+from sandboxd.steps import Act, PluginExecution, Running, StepRecord, Story
 
 _CONTAINER_STATES = {
     ContainerState.CREATED: cri.CONTAINER_CREATED,
@@ -22,6 +22,7 @@ _CONTAINER_STATES = {
     ContainerState.EXITED: cri.CONTAINER_EXITED,
 }
 TIMELINE_ROOM = 1 << 20  # characters; clients take answers of 16 MiB
+_ACT_ROOM = 120  # of an act, besides what it is called and what it is about
 
 
 def sandbox_state(record: SandboxRecord) -> cri.PodSandboxState.ValueType:
@@ -166,12 +167,14 @@ def message_dict(message: Any) -> dict[str, Any]:
 def timeline(steps: Sequence[StepRecord], room: int = TIMELINE_ROOM) -> list[dict[str, Any]]:
     """The timeline for a verbose status: what happened, when, how long it took, and what plugins were told and said.
 
-    Plugins' input and output have `room` characters together, and the newest come first: the status must fit a
-    message, whatever plugins print. Those without room say "cut".
+    Plugins' input and output and what steps changed have `room` characters together, and the newest come first: the
+    status must fit a message, whatever plugins print. Plugins without room say "cut", and of a step's acts without
+    room there is only their number.
     """
     told = []
     for step in reversed(steps):
         plugin, room = _execution_dict(step.plugin, room) if step.plugin else (None, room)
+        acts, room = _acts_list(step.acts, room)
         told.append(
             {
                 "operation": step.operation,
@@ -181,9 +184,27 @@ def timeline(steps: Sequence[StepRecord], room: int = TIMELINE_ROOM) -> list[dic
                 **({"error": step.error} if step.error else {}),
                 **({"detail": dict(step.detail)} if step.detail else {}),
                 **({"plugin": plugin} if plugin else {}),
+                **({"acts": acts} if acts else {}),
             }
         )
     return told[::-1]
+
+
+def _acts_list(acts: Sequence[Act], room: int) -> tuple[list[dict[str, Any]] | int, int]:
+    """What a step changed, or how many acts there were, and the room that is left."""
+    size = sum(_ACT_ROOM + len(each.what) + len(each.about) for each in acts)
+    return ([_act_dict(each) for each in acts], room - size) if size <= room else (len(acts), room)
+
+
+def _act_dict(act: Act) -> dict[str, Any]:
+    return {
+        "what": act.what,
+        "about": act.about,
+        "startedAt": act.started_at,
+        "durationNs": act.duration,
+        **({"outcome": act.outcome} if act.outcome else {}),
+        **({"bytes": act.size} if act.size >= 0 else {}),
+    }
 
 
 def _execution_dict(plugin: PluginExecution, room: int) -> tuple[dict[str, Any], int]:
@@ -214,6 +235,18 @@ def step(record: StepRecord) -> host_pb2.Step:
         error=record.error,
         detail=record.detail,
         plugin=_execution(record.plugin) if record.plugin else None,
+        acts=map(_act, record.acts),
+    )
+
+
+def _act(act: Act) -> host_pb2.Act:
+    return host_pb2.Act(
+        what=act.what,
+        about=act.about,
+        started_at=act.started_at,
+        duration=act.duration,
+        outcome=act.outcome,
+        size=act.size if act.size >= 0 else None,
     )
 
 
@@ -242,7 +275,13 @@ def running(now: Running) -> host_pb2.Operation:
         started_at=now.started_at,
         steps=[step(each) for each in now.ended],
         open=[
-            host_pb2.Step(operation=now.operation, name=each.name, started_at=each.started_at, detail=each.detail)
+            host_pb2.Step(
+                operation=now.operation,
+                name=each.name,
+                started_at=each.started_at,
+                detail=each.detail,
+                acts=map(_act, each.acts),
+            )
             for each in now.open
         ],
     )

@@ -88,6 +88,8 @@ def _under_way(running: host.Operation, now: int, verbose: bool, *, whole: bool)
         yield _line(
             f"    {'now in':>10}  {waited:>9}  {'  ' * depth}", (sentence(step), "bold"), (f"  {step.name}", "dim")
         )
+        for act in step.acts if verbose else ():
+            yield _act(act, _DEEP + 2 * depth + 2)
 
 
 def _clock(moment: int) -> str:
@@ -116,6 +118,8 @@ def _step(node: Node, depth: int, begin: int, verbose: bool) -> Iterator[Text]:
         yield _line(" " * column, (remark, "yellow"))
     if plugin is not None and verbose:
         yield from _plugin(plugin, column)
+    for act in sorted(step.acts, key=lambda each: each.started_at) if verbose else ():
+        yield _act(act, column)
     # The steps around the one that failed have its error: it is told once, where it began.
     inner = [each.step.error for each, _ in nesting.walk(node.parts) if each.step.error]
     if step.error and not any(error in step.error for error in inner):
@@ -135,6 +139,13 @@ def _plugin(plugin: host.PluginExecution, column: int) -> Iterator[Text]:
     yield _line(" " * column, (f"{plugin.command} ", "cyan"), plugin.binary, f"  {plugin_results.ending(plugin)}")
     for label, text in plugin_results.told(plugin):
         yield from _block(label, text, column)
+
+
+def _act(act: host.Act, column: int) -> Text:
+    """A call to containerd, or a file, below the step that made it."""
+    size = f"  {act.size} bytes" if act.HasField("size") else ""
+    took = f"  {span(act.duration)}" if act.duration else ""
+    return _line(" " * column, (act.what, "cyan"), f" {act.about}{size}{took}", (f"  {act.outcome}".rstrip(), "red"))
 
 
 def _attachment(attachment: host.Attachment) -> Iterator[Text]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket as sockets
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +24,8 @@ import grpc.aio
 import structlog
 from google.protobuf import empty_pb2
 
-from sandboxd import errors
+from sandboxd import errors, steps
+from sandboxd.containerd import calls
 from sandboxd.pb.containerd.services.version.v1 import version_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -196,15 +198,44 @@ class Containerd:
             await asyncio.sleep(0.05)
 
 
+@contextmanager
+def noted(what: str, about: str, size: int = -1) -> Iterator[None]:
+    """Note a call that changes something, and how it ends, on the step that makes it (`steps.act`)."""
+    started_at, began = time.time_ns(), time.perf_counter_ns()
+    outcome = ""
+    try:
+        yield
+    except grpc.aio.AioRpcError as exc:
+        outcome = exc.code().name
+        raise
+    except errors.SandboxdError as exc:
+        outcome = next((code.name for code, kind in _MEANING.items() if isinstance(exc, kind)), "UNKNOWN")
+        raise
+    except BaseException as exc:
+        outcome = "CANCELLED" if isinstance(exc, asyncio.CancelledError) else "UNKNOWN"
+        raise
+    finally:
+        duration = time.perf_counter_ns() - began
+        steps.act(what, about, started_at=started_at, duration=duration, outcome=outcome, size=size)
+
+
 class _Guarded:
-    """A channel on which no call is begun while `demand` raises."""
+    """A channel on which no call is begun while `demand` raises, and calls that change something are noted."""
 
     def __init__(self, channel: grpc.aio.Channel, demand: Callable[[], None]) -> None:
         self._channel = channel
         self._demand = demand
 
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        return self._guarded(self._channel.unary_unary(*args, **kwargs))
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        guarded = self._guarded(self._channel.unary_unary(method, *args, **kwargs))
+        what = calls.name(method)
+        if (about := calls.CHANGING.get(what)) is None:
+            return guarded
+
+        def call(request: Any, *args: Any, **kwargs: Any) -> Any:
+            return _noted(what, about(request), guarded(request, *args, **kwargs))
+
+        return call
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         return self._guarded(self._channel.unary_stream(*args, **kwargs))
@@ -221,6 +252,11 @@ class _Guarded:
             return begin(*args, **kwargs)
 
         return call
+
+
+async def _noted(what: str, about: str, call: Awaitable[Any]) -> Any:
+    with noted(what, about):
+        return await call
 
 
 @contextmanager

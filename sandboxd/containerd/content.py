@@ -15,7 +15,8 @@ from typing import BinaryIO
 import grpc.aio
 from google.protobuf import field_mask_pb2
 
-from sandboxd.containerd.client import Containerd, translate
+from sandboxd.containerd import calls
+from sandboxd.containerd.client import Containerd, noted, translate
 from sandboxd.containerd.leases import metadata
 from sandboxd.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut, Unclassified
 from sandboxd.oci.image import Descriptor
@@ -114,7 +115,10 @@ class Content:
         labels = dict(labels or {})
         ref = f"sandboxd-{self._lease}-{descriptor.digest}"
         try:
-            with translate(f"content {descriptor.digest}"):
+            with (
+                translate(f"content {descriptor.digest}"),
+                noted(calls.WRITE, descriptor.digest, descriptor.size),
+            ):
                 await self._send(ref, descriptor, file, labels, progress)
             return True
         except AlreadyExists:

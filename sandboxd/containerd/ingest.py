@@ -15,7 +15,8 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from sandboxd.containerd.client import Containerd, translate
+from sandboxd.containerd import calls
+from sandboxd.containerd.client import Containerd, noted, translate
 from sandboxd.containerd.leases import metadata
 from sandboxd.errors import (
     AlreadyExists,
@@ -107,14 +108,15 @@ class Ingest:
             await self._settle()
         pieces = self._take()
         try:
-            try:
-                await self._finish(pieces, labels)
-            except Unavailable:
-                if self._asked:
-                    raise
-                # Perhaps because of a previous writer, for which `open` waits.
-                await self.restart()
-                await self._finish(pieces, labels)
+            with noted(calls.WRITE, self._descriptor.digest, self._descriptor.size):
+                try:
+                    await self._finish(pieces, labels)
+                except Unavailable:
+                    if self._asked:
+                        raise
+                    # Perhaps because of a previous writer, for which `open` waits.
+                    await self.restart()
+                    await self._finish(pieces, labels)
         except AlreadyExists:
             pass  # another writer was faster
         except NotReady as exc:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from sandboxd import trees
+from sandboxd import steps, trees
 from sandboxd.errors import TimedOut
 from sandboxd.model import ContainerRecord
 from sandboxd.trees import Descent, Event
@@ -98,7 +98,9 @@ def write(
                     _add_document(archive, name, document)
             file.flush()
             os.fsync(file.fileno())
+            size = file.tell()
         os.replace(unfinished, target)
+        steps.act("file", str(target), size=size)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

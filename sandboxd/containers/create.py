@@ -105,6 +105,8 @@ async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, im
         declared = oci_container.image_volumes(config, image.config)
         directory = node.places.volumes(record.id)
         own = await in_pieces(declared_volumes.create(directory, declared, rootfs, oci_userns.of(sandbox.config)))
+        for path in own.values():
+            steps.act("directory", path)
     await asyncio.to_thread(runtime_reads.check, rootfs, runtime_reads.sources(config, facts, own))
     spec = oci_container.container_spec(
         record.id,

@@ -75,6 +75,8 @@ async def _run(node: Node, container: ContainerRecord) -> int:
         fifos = make_fifos(directory, streams)
         stdin = make_fifos(directory, ("stdin",))["stdin"] if config.stdin else ""
         await node.logs.open(container.id, fifos, container.log_path)
+        if container.log_path:
+            steps.act("file", container.log_path)
     sandbox = node.ledger.sandboxes[container.sandbox_id]
     rootfs = await node.images.rootfs(container.id)
     command = config.command or config.args

@@ -11,6 +11,8 @@ import os
 import select
 from collections.abc import Mapping
 
+from sandboxd import steps
+
 
 def make_fifos(directory: str, streams: tuple[str, ...]) -> dict[str, str]:
     """Create the named FIFOs below `directory`, return their paths; those that exist are kept."""
@@ -20,7 +22,8 @@ def make_fifos(directory: str, streams: tuple[str, ...]) -> dict[str, str]:
         try:
             os.mkfifo(path, 0o600)
         except FileExistsError:
-            pass
+            continue
+        steps.act("fifo", path)
     return paths
 
 

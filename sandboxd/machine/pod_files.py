@@ -70,6 +70,7 @@ def write(node: Node, sandbox: SandboxRecord, ips: tuple[str, ...]) -> str:
     try:
         for name, content in contents.items():
             (directory / name).write_bytes(content)
+            steps.act("file", f"{directory}/{name}", size=len(content))
     except OSError as exc:
         raise NotReady(f"the files of pod {sandbox.id} cannot be written: {exc}") from exc
     return warning
@@ -91,7 +92,8 @@ async def mend(node: Node, sandbox: SandboxRecord) -> None:
             for path in absent:
                 _clear(path)
                 with open(path, "xb") as file:
-                    file.write(contents[os.path.basename(path)])
+                    size = file.write(contents[os.path.basename(path)])
+                steps.act("file", path, size=size)
                 if ids:
                     os.chown(path, ids.uids.host, ids.gids.host)
                 if label:

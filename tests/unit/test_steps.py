@@ -11,7 +11,7 @@ import pytest
 
 from sandboxd import steps
 from sandboxd.jobs import Jobs
-from sandboxd.steps import PluginExecution, StepRecord
+from sandboxd.steps import Act, PluginExecution, StepRecord
 
 EXECUTION = PluginExecution(
     command="ADD", binary="/x", env={}, stdin=b"{}", stdout=b"", stderr=b"", exit_code=0, duration=1
@@ -184,6 +184,50 @@ async def test_an_operation_inside_a_job_does_not_leak_into_the_caller(seen: lis
         pass
 
     assert [(r.name, r.operation) for r in seen] == [("inside", "StopPodSandbox"), ("outside", "")]
+
+
+async def test_an_act_belongs_to_the_innermost_step_also_of_a_task_or_a_thread(seen: list[StepRecord]) -> None:
+    async def beside() -> None:
+        steps.act("Tasks.Create", "beside")
+        with steps.step("inner of beside"):
+            await asyncio.sleep(0)
+            await asyncio.to_thread(steps.act, "file", "/in/a/thread", size=3)
+
+    steps.act("Leases.Create", "outside of any step")
+    with steps.operation("RunPodSandbox"):
+        with steps.step("outer"):
+            await asyncio.gather(beside(), beside())
+            with steps.step("inner"):
+                steps.act("Snapshots.Prepare", "s", started_at=7, duration=2, outcome="ALREADY_EXISTS")
+            steps.act("Tasks.Start", "after")
+        steps.act("Leases.Create", "after all")
+
+    acts = {record.name: record.acts for record in seen}
+    assert [act.about for act in acts["outer"]] == ["beside", "beside", "after"]
+    assert acts["inner"] == (Act("Snapshots.Prepare", "s", 7, 2, "ALREADY_EXISTS"),)
+    (written,) = acts["inner of beside"]
+    assert (written.about, written.size, written.outcome) == ("/in/a/thread", 3, "")
+    assert written.started_at > 0
+
+
+def test_the_acts_of_a_step_are_seen_while_it_goes_on() -> None:
+    with steps.operation("RunPodSandbox"), steps.step("x"):
+        steps.act("Tasks.Create", "c")
+        (now,) = steps.running()
+    assert [act.about for act in now.open[0].acts] == ["c"]
+
+
+def test_an_operation_keeps_so_many_acts_and_counts_the_others(seen: list[StepRecord]) -> None:
+    with steps.operation("PullImage"):
+        with steps.step("x"):
+            for number in range(steps.ACTS_KEPT - 1):
+                steps.act("Content.Write", str(number))
+        with steps.step("y"):
+            for number in range(4):
+                steps.act("Content.Write", str(number))
+
+    assert [len(record.acts) for record in seen] == [steps.ACTS_KEPT - 1, 1]
+    assert [record.detail for record in seen] == [{}, {"acts_left_out": "3"}]
 
 
 PACKAGE = Path(__file__).resolve().parents[2] / "sandboxd"

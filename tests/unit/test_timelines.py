@@ -12,7 +12,7 @@ import pytest
 
 from sandboxd.commits import Commits
 from sandboxd.database import Connection, connect
-from sandboxd.steps import PluginExecution, StepRecord, Story
+from sandboxd.steps import Act, PluginExecution, StepRecord, Story
 from sandboxd.timelines import Limits, Timelines
 
 PLUGIN = PluginExecution(
@@ -20,7 +20,7 @@ PLUGIN = PluginExecution(
 )
 STEP = StepRecord(
     operation="RunPodSandbox", name="cni.add", sandbox_id="a", container_id="", started_at=1, duration=2, error="no",
-    detail={"plugin": "bridge"}, plugin=PLUGIN,
+    detail={"plugin": "bridge"}, plugin=PLUGIN, acts=(Act("Tasks.Create", "a", 3, 4, "UNAVAILABLE"),),
 )  # fmt: skip
 
 
@@ -47,6 +47,14 @@ def test_a_story_is_kept_whole_and_over_a_restart(file: Connection) -> None:
     kept = story()
     Timelines(Commits(file), Limits()).keep(kept)
     assert Timelines(Commits(file), Limits()).stories() == [kept]
+
+
+def test_a_step_is_kept_whole_and_one_of_an_earlier_version_has_no_acts(file: Connection) -> None:
+    timelines = Timelines(Commits(file), Limits())
+    timelines.append(STEP)
+    assert timelines.of("a") == [STEP]
+    file.execute("UPDATE steps SET body = json_remove(body, '$.acts')")
+    assert timelines.of("a") == [replace(STEP, acts=())]
 
 
 def test_the_same_again_is_counted_and_the_last_is_kept(file: Connection) -> None:

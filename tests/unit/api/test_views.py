@@ -12,7 +12,7 @@ from sandboxd.api import views
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, ImageRecord, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
-from sandboxd.steps import PluginExecution, StepRecord
+from sandboxd.steps import Act, PluginExecution, StepRecord
 
 POD = cri.PodSandboxMetadata(name="web", namespace="shop", uid="u1", attempt=2)
 NAMESPACES = cri.NamespaceOption(network=cri.POD, pid=cri.CONTAINER, ipc=cri.NODE)
@@ -328,6 +328,27 @@ def test_however_much_plugins_print_a_verbose_status_has_room_for_the_newest() -
     assert len(told) == 400 and len(json.dumps(told)) < 2 << 20
     assert [each.get("cut", False) for each in told[-3:]] == [True, False, False]
     assert told[0]["command"] == "ADD" and "stdout" not in told[0]
+
+
+ACTS = (Act("Snapshots.Prepare", "k", 5, 6, "ALREADY_EXISTS"), Act("file", "/hosts", 7, size=0))
+
+
+def test_both_apis_tell_what_a_step_changed() -> None:
+    (told,) = views.timeline([replace(STEP, acts=ACTS)])
+    assert told["acts"] == [
+        {"what": "Snapshots.Prepare", "about": "k", "startedAt": 5, "durationNs": 6, "outcome": "ALREADY_EXISTS"},
+        {"what": "file", "about": "/hosts", "startedAt": 7, "durationNs": 0, "bytes": 0},
+    ]
+    prepared, written = views.step(replace(STEP, acts=ACTS)).acts
+    assert (prepared.what, prepared.about, prepared.outcome) == ("Snapshots.Prepare", "k", "ALREADY_EXISTS")
+    assert not prepared.HasField("size") and written.HasField("size")
+
+
+def test_however_much_was_done_a_verbose_status_has_room_for_the_newest() -> None:
+    busy = replace(STEP, acts=ACTS * 100)
+    told = [step["acts"] for step in views.timeline([busy] * 400)]
+    assert len(json.dumps(told)) < 2 << 20
+    assert told[0] == 200 and len(told[-1]) == 200
 
 
 def test_a_step_of_the_host_api_shows_the_plugins_execution_whole() -> None:

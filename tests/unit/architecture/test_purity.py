@@ -16,6 +16,7 @@ PURE = words(
     oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
     cni.conf cni.diagnosis cni.convert cni.failures cni.request cni.result cni.strict_json cni.template
     cgroups.sample
+    containerd.calls
     registry.auth registry.hosts registry.reference
     streaming.channels streaming.portforward streaming.remotecommand streaming.spdy streaming.spdy_headers
     streaming.streams streaming.tokens streaming.upgrade streaming.websocket

@@ -79,6 +79,28 @@ def test_verbose_adds_the_steps_name_and_all_its_particulars() -> None:
     assert any(line.endswith("container.task.start  container cccccccccccc") for line in shown)
 
 
+ACTS = [
+    host.Act(what="file", about="/run/x/hosts", started_at=START + 2 * MS, size=0),
+    host.Act(what="Snapshots.Prepare", about="k\x1b", started_at=START, duration=MS, outcome="ALREADY_EXISTS"),
+]
+
+
+def test_verbose_tells_below_a_step_what_it_changed_in_the_order_of_starts() -> None:
+    steps = [step("RunPodSandbox", "pod.files.write", 0, 3, acts=ACTS)]
+    shown = told(verbose=True, steps=steps)[5:]
+    assert [line.strip() for line in shown[1:]] == [
+        "Snapshots.Prepare k\\x1b  1 ms  ALREADY_EXISTS",
+        "file /run/x/hosts  0 bytes",
+    ]
+    assert len(told(steps=steps)) == 6
+
+
+def test_verbose_tells_what_a_step_under_way_has_changed() -> None:
+    open_step = host.Step(name="pod.pause.create", started_at=NOW, acts=ACTS)
+    running = host.Operation(operation="RunPodSandbox", subject="default/web", started_at=NOW, open=[open_step])
+    assert any("file /run/x/hosts" in line for line in told(verbose=True, operations=[running]))
+
+
 BRIDGE = host.PluginExecution(
     command="ADD",
     binary="/opt/cni/bin/bridge",

@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import grpc.aio
 import pytest
 from google.protobuf import empty_pb2
 
-from sandboxd import errors
-from sandboxd.containerd.client import OWNER_LABEL, Containerd, Version, translate
+from sandboxd import errors, steps
+from sandboxd.containerd.client import OWNER_LABEL, Containerd, Version, noted, translate
+from sandboxd.containerd.leases import Leases
+from sandboxd.pb.containerd.services.leases.v1 import leases_pb2
 from sandboxd.pb.containerd.services.version.v1 import version_pb2, version_pb2_grpc
 
 
@@ -315,3 +318,44 @@ async def test_what_bears_another_mark_is_not_ours(tmp_path: Path, labels: dict[
     assert client.owned == {OWNER_LABEL: "me"}
     assert client.owns(labels) is ours
     await client.close()
+
+
+async def lease_asked(ids: list[str], request: bytes, context: Any) -> bytes:
+    """Answer any call about leases; the second lease is refused."""
+    ids.append(leases_pb2.CreateRequest.FromString(request).id)
+    if ids.count("second"):
+        await context.abort(grpc.StatusCode.ALREADY_EXISTS, "its own words")
+    return b""
+
+
+async def test_calls_that_change_something_are_noted_on_the_step_and_others_are_not(client: Containerd) -> None:
+    server, ids = grpc.aio.server(), list[str]()
+    handler: Any = grpc.unary_unary_rpc_method_handler(partial(lease_asked, ids))
+    methods = {"Create": handler, "List": handler}
+    served = grpc.method_handlers_generic_handler("containerd.services.leases.v1.Leases", methods)
+    server.add_generic_rpc_handlers([served])
+    server.add_insecure_port(f"unix:{client.socket}")
+    await server.start()
+    leases = Leases(client)
+    with steps.step("x") as step:
+        await leases.create("first", seconds=1)
+        await leases.ids()
+        with pytest.raises(errors.AlreadyExists):
+            await leases.create("second", seconds=1)
+    await server.stop(None)
+
+    assert [(act.what, act.about, act.outcome) for act in step.acts] == [
+        ("Leases.Create", "first", ""),
+        ("Leases.Create", "second", "ALREADY_EXISTS"),
+    ]
+    assert all(act.started_at and act.duration for act in step.acts)
+
+
+@pytest.mark.parametrize(
+    ("cause", "outcome"),
+    [(errors.Unavailable("x"), "UNAVAILABLE"), (errors.Unclassified("x"), "UNKNOWN"), (RuntimeError(), "UNKNOWN")],
+)
+def test_a_stream_that_fails_is_noted_by_the_kind_of_its_error(cause: Exception, outcome: str) -> None:
+    with steps.step("x") as step, pytest.raises(type(cause)), noted("Content.Write", "sha256:1", 5):
+        raise cause
+    assert [(act.outcome, act.size) for act in step.acts] == [(outcome, 5)]

@@ -320,6 +320,7 @@ class Step(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
     PLUGIN_FIELD_NUMBER: builtins.int
+    ACTS_FIELD_NUMBER: builtins.int
     operation: builtins.str
     """The operation it belongs to: the CRI call ("RunPodSandbox"), or the daemon's own ("recover")."""
     name: builtins.str
@@ -338,6 +339,12 @@ class Step(google.protobuf.message.Message):
     def plugin(self) -> global___PluginExecution:
         """Set when the step executed a CNI plugin."""
 
+    @property
+    def acts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Act]:
+        """What the step changed outside of the daemon besides, or tried to: calls to containerd (not those that only read),
+        and files. At most 200 of one operation; the detail "acts_left_out" counts those that are not here.
+        """
+
     def __init__(
         self,
         *,
@@ -349,11 +356,50 @@ class Step(google.protobuf.message.Message):
         error: builtins.str = ...,
         detail: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         plugin: global___PluginExecution | None = ...,
+        acts: collections.abc.Iterable[global___Act] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["plugin", b"plugin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["container_id", b"container_id", "detail", b"detail", "duration", b"duration", "error", b"error", "name", b"name", "operation", b"operation", "plugin", b"plugin", "started_at", b"started_at"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acts", b"acts", "container_id", b"container_id", "detail", b"detail", "duration", b"duration", "error", b"error", "name", b"name", "operation", b"operation", "plugin", b"plugin", "started_at", b"started_at"]) -> None: ...
 
 global___Step = Step
+
+@typing.final
+class Act(google.protobuf.message.Message):
+    """A call to containerd, or a file that was written."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: builtins.int
+    ABOUT_FIELD_NUMBER: builtins.int
+    STARTED_AT_FIELD_NUMBER: builtins.int
+    DURATION_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    what: builtins.str
+    """containerd's service and method, "Snapshots.Prepare"; or what was made: "file", "fifo"."""
+    about: builtins.str
+    """What the call was about: the id of a container, the key of a snapshot, the name of an image, a lease. Or the path."""
+    started_at: builtins.int
+    duration: builtins.int
+    outcome: builtins.str
+    """Empty when it succeeded; otherwise the gRPC status that containerd answered with, "NOT_FOUND"."""
+    size: builtins.int
+    """The bytes that were written, where that is known."""
+    def __init__(
+        self,
+        *,
+        what: builtins.str = ...,
+        about: builtins.str = ...,
+        started_at: builtins.int = ...,
+        duration: builtins.int = ...,
+        outcome: builtins.str = ...,
+        size: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_size", b"_size", "size", b"size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_size", b"_size", "about", b"about", "duration", b"duration", "outcome", b"outcome", "size", b"size", "started_at", b"started_at", "what", b"what"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
+
+global___Act = Act
 
 @typing.final
 class PluginExecution(google.protobuf.message.Message):
