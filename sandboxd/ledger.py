@@ -99,6 +99,7 @@ class Ledger:
 
     def close(self) -> None:
         """Write what waits, checkpoint and close the file."""
+        self._timelines.write()
         self.commits.catch_up()
         self._db.close()
 

@@ -2,10 +2,14 @@
 
 Both are tables of the ledger's database. A pod's steps go with its record. A failed operation stays longer than what
 it was about, for whoever asks why: bounded in number, in age and in bytes.
+
+Steps are written some at a time, so that no request waits for that; reads see them at once. A daemon that is killed
+loses the last `WRITE_SECONDS` of them: they tell what was done, and nothing depends on them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import sqlite3
@@ -25,6 +29,7 @@ from sandboxd.steps import STEPS_KEPT, Act, PluginExecution, StepRecord, Story
 
 log = structlog.get_logger(__name__)
 
+WRITE_SECONDS = 0.25  # after the first that waits
 _TRIM_EVERY = 64  # steps added to a pod; until then it keeps up to so many more
 _TRIM = (
     "DELETE FROM steps WHERE sandbox_id = ?1 AND seq <="
@@ -51,6 +56,8 @@ class Timelines:
         self._commits = commits
         self._limits = limits
         self._appended: Counter[str] = Counter()
+        self._waiting: dict[str, list[StepRecord]] = {}  # to be written, by pod
+        self._timer: asyncio.TimerHandle | None = None
 
     def copy(self, into: Connection) -> None:
         """Copy what can be read into another database, in the caller's transaction."""
@@ -64,15 +71,34 @@ class Timelines:
     # Pods
 
     def append(self, record: StepRecord) -> None:
-        """Add a step to its pod's. One that cannot be written is lost."""
-        statements: list[Statement] = [
-            ("INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", (record.sandbox_id, _step_json(record)))
-        ]
-        self._appended[record.sandbox_id] += 1
-        if self._appended[record.sandbox_id] % _TRIM_EVERY == 1:
-            statements.append((_TRIM, (record.sandbox_id, STEPS_KEPT)))
-        with suppress(Unavailable):
-            self._commits.now(*statements)
+        """Add a step to its pod's. It is written soon, or at once where no event loop runs."""
+        self._waiting.setdefault(record.sandbox_id, []).append(record)
+        if self._timer is not None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.write()
+        else:
+            self._timer = loop.call_later(WRITE_SECONDS, self.write)
+
+    def write(self) -> None:
+        """Write the steps that wait. What cannot be written is lost."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        statements: list[Statement] = []
+        for sandbox_id, records in self._waiting.items():
+            values = ((sandbox_id, _step_json(record)) for record in records)
+            statements += (("INSERT INTO steps (sandbox_id, body) VALUES (?, ?)", each) for each in values)
+            before = self._appended[sandbox_id]
+            self._appended[sandbox_id] = now = before + len(records)
+            if before // _TRIM_EVERY != now // _TRIM_EVERY or not before:
+                statements.append((_TRIM, (sandbox_id, STEPS_KEPT)))
+        self._waiting.clear()
+        if statements:
+            with suppress(Unavailable):
+                self._commits.now(*statements)
 
     def of(self, sandbox_id: str) -> list[StepRecord]:
         """A pod's steps in the order in which they ended; a damaged one is left out."""
@@ -82,11 +108,12 @@ class Timelines:
                 steps.append(_step_from(json.loads(body)))
             except Exception as exc:
                 log.warning("a step of the timeline cannot be read", sandbox=sandbox_id, error=str(exc))
-        return steps
+        return steps + self._waiting.get(sandbox_id, [])
 
     def forget(self, sandbox_id: str) -> Statement:
         """What deletes a pod's steps."""
         self._appended.pop(sandbox_id, None)
+        self._waiting.pop(sandbox_id, None)
         return "DELETE FROM steps WHERE sandbox_id = ?", (sandbox_id,)
 
     # What failed

@@ -87,12 +87,13 @@ async def _create(held: Held, container_id: str, config: cri.ContainerConfig) ->
 
     name, asked = config.metadata.name, config.image.image
     async with held.effect("container.create", undo=undo, container=name, image=asked):
-        await _build(held, sandbox, record, image)
-    node.ledger.update_container(record.id, created_at=time.time_ns())
+        user = await _build(held, sandbox, record, image)
+    node.ledger.update_container(record.id, user=user, created_at=time.time_ns())
     return record.id
 
 
-async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> None:
+async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, image: ImageRecord) -> tuple[int, ...]:
+    """Make what the container is started from; the user that it runs as, and its groups."""
     node, config = held.node, record.config
     with steps.step("container.mounts", mounts=len(config.mounts), devices=len(config.devices)):
         facts, edits, nodes = await _facts(held, sandbox, record)
@@ -101,7 +102,7 @@ async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, im
     with steps.step("container.rootfs", image=image.id):
         rootfs = await node.images.prepare_rootfs(record.id, image)
         user = await asyncio.to_thread(_user, config, image, rootfs)
-        node.ledger.update_container(record.id, user=(user.uid, user.gid, *user.additional_gids))
+        record = replace(record, user=(user.uid, user.gid, *user.additional_gids))
         declared = oci_container.image_volumes(config, image.config)
         directory = node.places.volumes(record.id)
         own = await in_pieces(declared_volumes.create(directory, declared, rootfs, oci_userns.of(sandbox.config)))
@@ -127,6 +128,7 @@ async def _build(held: Held, sandbox: SandboxRecord, record: ContainerRecord, im
         async with userns.staged(node, sandbox, record.id, rootfs, config):
             pass
     await _store(node, sandbox, record, image, spec)
+    return record.user
 
 
 async def _store(
@@ -142,7 +144,7 @@ async def _store(
             snapshot_key=record.id,
             labels=places.labels(sandbox.config, sandbox.id, kind="container", container=record.config.metadata.name),
             runtime=handlers.runtime_options(node, sandbox),
-            keep=record_format.keep_container(node.ledger.containers[record.id]),
+            keep=record_format.keep_container(record),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -93,3 +94,36 @@ def test_a_damaged_story_is_left_out(file: Connection) -> None:
     file.execute("UPDATE stories SET body = '[]' WHERE seq = 1")
     timelines.keep(story("whole"))
     assert [each.subject for each in timelines.stories()] == ["whole", "damaged"]
+
+
+async def test_steps_are_written_together_and_read_at_once(file: Connection) -> None:
+    timelines = Timelines(Commits(file), Limits())
+    writes = file.total_changes
+    for number in range(5):
+        timelines.append(replace(STEP, started_at=number))
+    assert [each.started_at for each in timelines.of("a")] == [0, 1, 2, 3, 4]
+    assert file.total_changes == writes
+
+    timelines.write()
+    assert [each.started_at for each in timelines.of("a")] == [0, 1, 2, 3, 4]
+    timelines.append(replace(STEP, started_at=5))
+    assert [each.started_at for each in timelines.of("a")] == [0, 1, 2, 3, 4, 5]
+    assert [each.started_at for each in Timelines(Commits(file), Limits()).of("a")] == [0, 1, 2, 3, 4]
+
+
+async def test_steps_that_wait_go_with_their_pod(file: Connection) -> None:
+    timelines, commits = Timelines(Commits(file), Limits()), Commits(file)
+    timelines.append(STEP)
+    commits.now(timelines.forget("a"))
+    timelines.write()
+    assert timelines.of("a") == []
+
+
+async def test_steps_are_written_soon(file: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandboxd.timelines.WRITE_SECONDS", 0)
+    timelines, other = Timelines(Commits(file), Limits()), Timelines(Commits(file), Limits())
+    timelines.append(STEP)
+    assert other.of("a") == []
+    async with asyncio.timeout(5):
+        while other.of("a") != [STEP]:
+            await asyncio.sleep(0)
