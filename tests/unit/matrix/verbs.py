@@ -374,7 +374,7 @@ VERBS: Sequence[Verb] = (
     ),
     Verb(
         name="StartContainer",
-        least=5,
+        least=4,
         before=created_with_log,
         call=lambda world: start.start_container(node(world), world.container_id),
         done=container_runs,
