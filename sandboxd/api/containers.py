@@ -7,7 +7,7 @@ from typing import Any
 
 from sandboxd.api import views
 from sandboxd.api.lists import batches
-from sandboxd.api.lookup import Lookup, spec_if_known
+from sandboxd.api.lookup import Lookup, image_name, spec_if_known
 from sandboxd.containers import checkpoint, create, remove, resources, start, stop
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -63,6 +63,7 @@ class Containers:
                 pid=record.pid,
                 sandboxID=record.sandbox_id,
                 snapshotKey=record.id,
+                imageName=image_name(self._node.images, record.image_id),
                 config=views.message_dict(record.config),
                 runtimeSpec=await spec_if_known(self._node.runtime, record.id),
             )

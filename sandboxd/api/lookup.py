@@ -12,6 +12,7 @@ from sandboxd.api import views
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.ledger import Ledger
 from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.node import Images
 
 
 class Specs(Protocol):
@@ -87,3 +88,12 @@ async def spec_if_known(specs: Specs, container_id: str) -> dict[str, Any] | Non
         return await specs.spec(container_id)
     except SandboxdError:
         return None
+
+
+def image_name(images: Images, reference: str) -> str | None:
+    """containerd's name for an image, the one that people know if it has several; None if it is not here any more."""
+    try:
+        found = images.resolve(reference)
+    except SandboxdError:
+        return None
+    return found.name if found.name in found.records else next(iter(found.records), None)

@@ -8,9 +8,12 @@ from typing import Any
 
 from sandboxd.api import views
 from sandboxd.api.lists import batches
-from sandboxd.api.lookup import Lookup, spec_if_known
+from sandboxd.api.lookup import Lookup, image_name, spec_if_known
+from sandboxd.errors import SandboxdError
+from sandboxd.machine import handlers, pod_files
 from sandboxd.model import ContainerState, ImageRecord, SandboxRecord
 from sandboxd.node import Node
+from sandboxd.oci import sandbox
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import resources, run, teardown
 
@@ -55,6 +58,7 @@ class Pods:
 
     async def _info(self, record: SandboxRecord) -> dict[str, str]:
         results = [a.result for a in self._node.ledger.attachments_of(record.id) if a.result]
+        spec = await spec_if_known(self._node.runtime, record.id)
         return views.info(
             pid=record.pid,
             state=record.state.value,
@@ -65,9 +69,26 @@ class Pods:
             netNamespaceInode=self._node.netns.inode(record.netns_path) if record.netns_path else 0,
             config=views.message_dict(record.config),
             cniResult=json.loads(results[0]) if results else None,
-            runtimeSpec=await spec_if_known(self._node.runtime, record.id),
+            runtimeSpec=spec,
+            imageName=image_name(self._node.images, sandbox.image_of(spec)) if spec else None,
+            containerd=self._containerd(record),
+            files=pod_files.texts(self._node, record.id) or None,
             timeline=views.timeline(self._node.ledger.timeline(record.id)),
         )
+
+    def _containerd(self, record: SandboxRecord) -> dict[str, str]:
+        """Where the pod's containers are, and what runs them: enough to look at them with ctr."""
+        config = self._node.config
+        known = {
+            "address": config.containerd_socket,
+            "namespace": config.containerd.namespace,
+            "snapshotter": config.containerd.snapshotter,
+        }
+        try:
+            runtime = handlers.runtime_options(self._node, record)
+        except SandboxdError:  # the configuration has not had it since the pod was made
+            return known
+        return {**known, "runtimeType": runtime.type, "runtimeBinary": runtime.binary}
 
     async def ListPodSandbox(self, request: cri.ListPodSandboxRequest, context: Any) -> cri.ListPodSandboxResponse:
         return cri.ListPodSandboxResponse(items=self._list(request.filter))

@@ -19,6 +19,7 @@ from pathlib import Path
 from sandboxd import private, steps, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
 from sandboxd.jobs import in_pieces
+from sandboxd.logs.regular import open_regular
 from sandboxd.machine import facts, handlers
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
@@ -34,6 +35,7 @@ HOST_RESOLV_CONF = "/etc/resolv.conf"
 # NetworkManager(8) with a cache of its own.
 UPSTREAM_RESOLV_CONFS = ("/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
 HOST_HOSTS = "/etc/hosts"
+MAX_SHOWN = 64 << 10  # bytes of a pod's file in its verbose status
 MAX_HOST_FILE = 8 << 20  # of a host's file; lists of blocked hosts have some megabytes
 
 
@@ -110,6 +112,22 @@ def missing(node: Node, sandbox_id: str) -> list[str]:
     if not os.path.ismount(directory) or not os.path.ismount(shm):
         return found
     return [path for path in found if not os.path.isfile(path) or os.path.islink(path)]
+
+
+def texts(node: Node, sandbox_id: str) -> dict[str, str]:
+    """The pod's three files as they are, by their paths, for people; one that is not plain or is long is left out."""
+    _, directory = _mount_points(node, sandbox_id)
+    found = {}
+    for name in files.NAMES:
+        path = f"{directory}/{name}"
+        try:
+            with open(open_regular(path, os.O_RDONLY), "rb") as file:
+                content = file.read(MAX_SHOWN + 1)
+        except OSError:
+            continue
+        if len(content) <= MAX_SHOWN:
+            found[path] = content.decode(errors="replace")
+    return found
 
 
 def _clear(path: str) -> None:

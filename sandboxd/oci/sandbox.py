@@ -19,6 +19,7 @@ _MAX_GROUP = 2**31 - 1  # in net.ipv4.ping_group_range
 
 # The shim uses this annotation to serve all of a pod's containers from one process.
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+_IMAGE = "io.kubernetes.cri.podsandbox.image-name"
 
 _READONLY_BIND = ["rprivate", "ro", "nosuid", "nodev", "noexec"]
 
@@ -77,7 +78,7 @@ def sandbox_spec(
             "io.kubernetes.cri.container-type": "sandbox",
             **identity(sandbox),
             "io.kubernetes.cri.sandbox-log-directory": config.log_directory,
-            "io.kubernetes.cri.podsandbox.image-name": image_name,
+            _IMAGE: image_name,
             **_resource_annotations(config.linux),
         },
         "linux": {
@@ -106,6 +107,11 @@ def sandbox_spec(
     confine(spec, lsm.apparmor(context, host), labels)
     map_ids(spec, ids)
     return spec
+
+
+def image_of(spec: Mapping[str, Any]) -> str:
+    """The name of the image that a pause container was made from; "" when its spec does not say."""
+    return str((spec.get("annotations") or {}).get(_IMAGE, ""))
 
 
 def user_namespace(sandbox: SandboxRecord, places: Places) -> str | None:

@@ -25,10 +25,14 @@ class Resources:
         self.ledger = ledger
         self.runtime = self
         self.logs = self
+        self.images = self
         self.reopened: list[str] = []
 
     async def spec(self, container_id: str) -> dict[str, Any]:
         return {"ociVersion": "1.1.0"}
+
+    def resolve(self, reference: str) -> Any:
+        raise NotFound(reference)
 
     async def reopen(self, container_id: str) -> None:
         self.reopened.append(container_id)

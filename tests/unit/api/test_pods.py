@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from sandboxd.api.pods import Pods
+from sandboxd.config import Config, Daemon
 from sandboxd.errors import NotFound, Unavailable
 from sandboxd.ledger import Ledger
 from sandboxd.model import ContainerRecord, ImageRecord, SandboxRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import Places
 
 READY, STOPPED, CREATING = "a" * 64, "b" * 64, "c" * 64
 
@@ -24,14 +27,28 @@ async def no_pause_image() -> ImageRecord:
 
 
 class Runtime:
-    """containerd is away."""
+    """containerd is away, until there is a spec."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
 
     async def spec(self, container_id: str) -> dict[str, Any]:
-        raise Unavailable("containerd does not answer")
+        if not self.known:
+            raise Unavailable("containerd does not answer")
+        return self.known
+
+
+class Images:
+    """One image."""
+
+    def resolve(self, reference: str) -> Any:
+        if reference != "pause":
+            raise NotFound(reference)
+        return SimpleNamespace(name="sha256:1", records=("localhost/pause:1",))
 
 
 @pytest.fixture
-def pods() -> Iterator[Pods]:
+def pods(tmp_path: Path) -> Iterator[Pods]:
     """A pod of each kind; the first has a container, and one that is still being created."""
     ledger = Ledger(":memory:")
     for identity, times in (
@@ -53,7 +70,11 @@ def pods() -> Iterator[Pods]:
                 created_at=created_at,
             )
         )
-    yield Pods(cast(Node, SimpleNamespace(ledger=ledger, runtime=Runtime())), no_pause_image)
+    settings = Config(daemon=Daemon(root=str(tmp_path / "root"), state=str(tmp_path / "state")))
+    node = SimpleNamespace(
+        ledger=ledger, runtime=Runtime(), images=Images(), config=settings, places=Places.of(settings)
+    )
+    yield Pods(cast(Node, node), no_pause_image)
     ledger.close()
 
 
@@ -95,3 +116,35 @@ async def test_a_verbose_status_that_lacks_the_spec_is_better_than_none(pods: Po
     info = json.loads(answer.info["info"])
     assert info["state"] == "ready"
     assert "runtimeSpec" not in info
+
+
+async def test_a_verbose_status_says_what_it_takes_to_look_at_the_pod_with_other_tools(pods: Pods) -> None:
+    node: Any = pods._node
+    node.runtime.known = {"annotations": {"io.kubernetes.cri.podsandbox.image-name": "pause"}}
+    files = Path(node.places.pod_files(READY))
+    files.mkdir(parents=True)
+    (files / "hosts").write_text("127.0.0.1 localhost\n")
+    (files / "hostname").symlink_to("/etc/hostname")
+    (files / "resolv.conf").write_bytes(b"x" * ((64 << 10) + 1))
+    answer = await pods.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id="a", verbose=True), None)
+
+    info = json.loads(answer.info["info"])
+    assert info["containerd"] == {
+        "address": node.config.containerd_socket,
+        "namespace": "sandboxd",
+        "snapshotter": "overlayfs",
+        "runtimeType": "io.containerd.runc.v2",
+        "runtimeBinary": "",
+    }
+    assert info["imageName"] == "localhost/pause:1"
+    assert info["files"] == {f"{files}/hosts": "127.0.0.1 localhost\n"}, "a link and a long file are left out"
+
+
+async def test_a_verbose_status_of_a_pod_whose_handler_is_not_configured_any_more_is_one(pods: Pods) -> None:
+    ledger = pods._node.ledger
+    config = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="d"))
+    ledger.add_sandbox(
+        SandboxRecord(id="d" * 64, config=config, runtime_handler="lost", netns_path="", created_at=1, started_at=2)
+    )
+    answer = await pods.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id="d", verbose=True), None)
+    assert "runtimeType" not in json.loads(answer.info["info"])["containerd"]
