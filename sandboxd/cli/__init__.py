@@ -5,6 +5,9 @@
     names.py       P  a name or id of a pod or container → the object
     render.py      P  answers → tables for people, JSON and YAML for programs
     timeline.py    P  Explain's answer → the timeline of a pod, as text
+    by_hand.py     P  Explain's answer → what a person would type instead; the containers are ctr.py's
+    ctr.py         P  a pod's containers → commands of containerd's own client
+    shell.py       P  text → words and comments for a shell
     client.py         the channel; a failed call → a message with an exit code
     progress.py       bars on a terminal, lines elsewhere
     credentials.py    a registry's user and password, from flags and stdin

@@ -1,4 +1,5 @@
-"""Explain's answer → what a person would type instead, for a shell: the network namespace and its plugins. Pure.
+"""Explain's answer → what a person would type instead, for a shell: the network namespace and its plugins, and
+the containers of a pod that runs (`ctr`). Pure.
 
 The commands are those of the pod's making, from the recorded executions: the same environment, the same
 configuration, the same result handed on. What undoes them follows from them, as the specification says: each
@@ -8,14 +9,13 @@ ASCII without control characters, in lines that a terminal takes.
 
 from __future__ import annotations
 
-import itertools
 import json
 import posixpath
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sandboxd.cli import nesting
+from sandboxd.cli import ctr, nesting
 from sandboxd.cli.plugin_results import json_object, line
+from sandboxd.cli.shell import comment, fed, quoted
 from sandboxd.pb.host.v1 import host_pb2 as host
 
 _NAMED = ("/run/netns", "/var/run/netns")  # where ip(8) looks for namespaces
@@ -27,32 +27,38 @@ class NothingRecorded(Exception):
     """Why there are no commands, for the user."""
 
 
-def commands(answer: host.ExplainResponse, title: str) -> list[str]:
-    """The lines that make the pod's network; what undoes them follows, as comments.
+def commands(answer: host.ExplainResponse, title: str, pod: ctr.Pod | None = None) -> list[str]:
+    """The lines that make the pod's network, and its containers if it runs; what undoes them follows, as comments.
 
     Raises NothingRecorded when the answer has no making of a network.
     """
     made = _making(answer)
-    lines = [f"# The network of pod {_comment(title)}, by hand; run it as root, in place of the pod."]
+    lines = [f"# {_what(pod)} {comment(title)}, by hand; run it as root, in place of the pod."]
     for step in made:
         if step.name in _NAMESPACES:
             lines += ["", *_namespace(step, answer.netns_path)]
         else:
             lines += [
                 "",
-                f"# {_comment(line(step.plugin))}",
+                f"# {comment(line(step.plugin))}",
                 *_execution(step.plugin, step.plugin.env, step.plugin.stdin),
             ]
             if step.plugin.exit_code or step.plugin.timed_out:
                 lines += ["# It failed; what follows undoes what was made."]
+    if pod is not None:
+        lines += ["", "# Its sysctls", *ctr.sysctls(pod, answer.netns_path), "", *ctr.up(pod)]
     lines += ["", "# To undo it (`--commands=down` prints this without the #):", "#"]
-    return [*lines, *(f"# {each}".rstrip() for each in _down(answer, made))]
+    return [*lines, *(f"# {each}".rstrip() for each in _down(answer, made, pod))]
 
 
-def undoing(answer: host.ExplainResponse, title: str) -> list[str]:
+def undoing(answer: host.ExplainResponse, title: str, pod: ctr.Pod | None = None) -> list[str]:
     """The lines that undo what `commands` makes. Raises NothingRecorded likewise."""
     made = _making(answer)
-    return [f"# Undoes the network of pod {_comment(title)}, made by hand.", *_down(answer, made)]
+    return [f"# Undoes {_what(pod).lower()} {comment(title)}, made by hand.", *_down(answer, made, pod)]
+
+
+def _what(pod: ctr.Pod | None) -> str:
+    return "The network of pod" if pod is None else "The network and the containers of pod"
 
 
 def _making(answer: host.ExplainResponse) -> list[host.Step]:
@@ -100,15 +106,13 @@ def _execution(plugin: host.PluginExecution, env: Mapping[str, str], stdin: byte
     """One execution: a variable a line, and the configuration as a here-document."""
     for key in (*(each for each in _FIRST if each in env), *sorted(set(env) - set(_FIRST))):
         yield f"{key}={quoted(env[key])} \\"
-    text = _document(stdin)
-    end = next(word for word in _delimiters() if word not in text)
-    yield f"{quoted(plugin.binary)} <<'{end}'"
-    yield from text
-    yield end
+    yield from fed(quoted(plugin.binary), _document(stdin))
 
 
-def _down(answer: host.ExplainResponse, made: Iterable[host.Step]) -> Iterator[str]:
-    """The DELs, the last plugin's first, and the namespace."""
+def _down(answer: host.ExplainResponse, made: Iterable[host.Step], pod: ctr.Pod | None) -> Iterator[str]:
+    """The containers, the DELs, the last plugin's first, and the namespace."""
+    if pod is not None:
+        yield from ctr.down(pod)
     steps = list(made)
     adds = [step.plugin for step in steps if step.name == "cni.add"]
     result = next((json_object(each.stdout) for each in reversed(adds) if _succeeded(each)), {})
@@ -141,26 +145,3 @@ def _document(stdin: bytes) -> Sequence[str]:
         return json.dumps(json.loads(stdin), indent=2).split("\n")
     except (ValueError, RecursionError):
         return quoted(stdin.decode(errors="replace")).split("\n")
-
-
-def _delimiters() -> Iterator[str]:
-    yield "EOF"
-    yield from (f"EOF{number}" for number in itertools.count(2))
-
-
-def quoted(text: str) -> str:
-    """The text as one word for any POSIX shell; what a terminal might take for more than text, as octal escapes.
-
-    Newlines at its end are lost, as the shell's command substitution loses them.
-    """
-    if text.isascii() and text.isprintable():
-        return shlex.quote(text)
-    escaped = "".join(
-        f"\\0{each:03o}" if each < 0x20 or each > 0x7E or each == 0x5C else chr(each) for each in text.encode()
-    )
-    return f'"$(printf %b {shlex.quote(escaped)})"'
-
-
-def _comment(text: str) -> str:
-    text = text.replace("→", "->")
-    return text.encode("ascii", "backslashreplace").decode() if text.isprintable() else ascii(text)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import click
 
-from sandboxd.cli import by_hand, names, render, timeline
+from sandboxd.cli import by_hand, ctr, names, render, timeline
 from sandboxd.cli.client import Failure
 from sandboxd.cli.session import Session, emit, named, now, output_option, pass_session, show
+from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2 as host
 
 
@@ -25,7 +29,7 @@ class _Explain(click.Command):
 @click.option(
     "--commands",
     is_flag=True,
-    help="Print what makes the pod's network by hand, for a shell; --commands=down what undoes it.",
+    help="Print what makes the pod by hand, for a shell: network and containers; --commands=down what undoes it.",
 )
 @click.option("--commands-down", "down", is_flag=True, hidden=True)
 @output_option
@@ -58,16 +62,43 @@ def explain(
     request, title = _asked(session, reference)
     answer = session.daemon.call(session.daemon.host.Explain, request, f"explain {title}")
     if commands or down:
-        _print_commands(answer, title, down=down)
+        _print_commands(answer, title, _running(session, answer, title), down=down)
     elif form:
         emit(render.explain_dict(answer), form)
     else:
         show(timeline.story(answer, title, now(), verbose=verbose))
 
 
-def _print_commands(answer: host.ExplainResponse, title: str, *, down: bool) -> None:
+def _running(session: Session, answer: host.ExplainResponse, title: str) -> ctr.Pod | None:
+    """The pod's containers that run, as containerd has them; None when its pause container does not."""
+    if not answer.pid:
+        return None
+    daemon, doing = session.daemon, f"look at the containers of {title}"
+    status = daemon.call(
+        daemon.runtime.PodSandboxStatus,
+        cri.PodSandboxStatusRequest(pod_sandbox_id=answer.pod_sandbox_id, verbose=True),
+        doing,
+    )
+    wanted = cri.ContainerFilter(
+        pod_sandbox_id=answer.pod_sandbox_id, state=cri.ContainerStateValue(state=cri.CONTAINER_RUNNING)
+    )
+    listed = daemon.call(daemon.runtime.ListContainers, cri.ListContainersRequest(filter=wanted), doing).containers
+    requests = [
+        cri.ContainerStatusRequest(container_id=each.id, verbose=True)
+        for each in sorted(listed, key=lambda each: each.created_at)
+    ]
+    answers = [each for each in daemon.each(daemon.runtime.ContainerStatus, requests, doing) if each is not None]
+    return ctr.pod(_info(status.info), [(each.status.id, each.status.log_path, _info(each.info)) for each in answers])
+
+
+def _info(info: Any) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(info.get("info", "{}"))
+    return parsed
+
+
+def _print_commands(answer: host.ExplainResponse, title: str, pod: ctr.Pod | None, *, down: bool) -> None:
     try:
-        lines = by_hand.undoing(answer, title) if down else by_hand.commands(answer, title)
+        lines = by_hand.undoing(answer, title, pod) if down else by_hand.commands(answer, title, pod)
     except by_hand.NothingRecorded as error:
         raise Failure(f"no commands for {title}: {error}") from error
     for line in lines:

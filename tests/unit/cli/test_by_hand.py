@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -124,16 +123,6 @@ def test_a_namespace_whose_step_is_not_kept_any_more_is_the_plugins() -> None:
 def test_where_there_is_nothing_to_type_it_says_why(path: str, why: str) -> None:
     with pytest.raises(by_hand.NothingRecorded, match=why):
         by_hand.commands(of(path=path), "x")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "plain", "a b", "it's", "$HOME `x` \\n", "\x1b[2J", "ä→", "a\nb", "100%", "\\0101"]
-)
-def test_a_shell_reads_what_was_meant_and_a_terminal_sees_only_text(text: str) -> None:
-    word = by_hand.quoted(text)
-    assert word.isascii() and word.isprintable()
-    said = subprocess.run(["sh", "-c", f"printf %s {word}"], capture_output=True, check=True)
-    assert said.stdout == text.encode()
 
 
 def test_the_end_of_a_configuration_is_no_line_of_it() -> None:
