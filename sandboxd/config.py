@@ -138,6 +138,13 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Insight:
+    """[insight]"""
+
+    timeline: bool = True  # keep the steps of each pod for `explain`; what fails is kept all the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failures:
     """[failures]"""
 
@@ -159,6 +166,7 @@ class Config:
     streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
     metrics: Metrics = field(default_factory=Metrics)
+    insight: Insight = field(default_factory=Insight)
     failures: Failures = field(default_factory=Failures)
     sources: Mapping[str, str] = field(default_factory=dict)
 

@@ -100,7 +100,8 @@ async def serve(config: Config) -> None:
         ledger = Ledger(places.ledger_file, reserve.give_up, kept)
         stack.callback(ledger.close)
         stack.callback(steps.subscribe_failures(lambda story: _keep(ledger, story)))
-        stack.callback(steps.subscribe(ledger.append_step))
+        if config.insight.timeline:
+            stack.callback(steps.subscribe(ledger.append_step))
         stack.callback(steps.subscribe(_log_step))
         client = Containerd(config.containerd_socket, config.containerd.namespace, places.owner)
         stack.push_async_callback(client.close)
