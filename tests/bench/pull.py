@@ -44,20 +44,27 @@ from sandboxd.pb.cri.v1.api_pb2 import (
     ListImagesRequest,
     PullImageRequest,
     RemoveImageRequest,
-    VersionRequest,
 )
-from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
-from tests.processes import Inside, until
+from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub
+from tests.bench.ground import (
+    DISABLED,
+    DISK,
+    FLAVOURS,
+    OUT,
+    SOCKET,
+    Flavour,
+    chosen,
+    give_disk,
+    start_containerd,
+    wait_for_plugin,
+)
+from tests.bench.table import aligned
+from tests.processes import until
 from tests.registry_server import start_registry
-from tests.testbed import ROOT, BedFailed, Testbed
+from tests.testbed import Testbed
 
-OUT = ROOT / "build" / "bench"
-BUILT = ROOT / "build" / "conformance"
 REGISTRY_PORT = 5000
-SOCKET = "/run/containerd/containerd.sock"
-CONFIG = "/etc/containerd/bench.toml"
 PULL_SECONDS = 120.0
-DISK = "/var/lib/containerd"
 DISK_BYTES = 6 << 30
 TOUCHED_BYTES = 2 << 30  # more than a pull fills with its files
 REGISTRY_ENV = {"GOGC": "2000"}
@@ -69,25 +76,6 @@ MOST_RATIO: Mapping[str, float] = {LARGE: 1.0, "many-layers": 0.7}
 MOST_MEMORY = 150_000_000  # bytes, of the daemon while it pulls the large image
 
 OURS, THEIRS = "sandboxd", "plugin"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flavour:
-    """One containerd. `programs` are directories of build/conformance that come first in the PATH."""
-
-    name: str
-    programs: tuple[str, ...] = ()
-
-    @property
-    def missing(self) -> str:
-        """What is not built, "" when everything is there."""
-        return next((d for d in self.programs if not (BUILT / d).is_dir()), "")
-
-
-FLAVOURS = (
-    Flavour(name="debian"),
-    Flavour(name="current", programs=("containerd-cri/bin", "containerd/bin")),
-)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,38 +164,21 @@ class Arena:
 def arena(flavour: Flavour, shapes: Sequence[Shape]) -> Iterator[Arena]:
     """Bring everything up, and down again. Raises BedFailed, TimeoutError."""
     with Testbed() as bed:
-        bed.env["PATH"] = ":".join([*(str(BUILT / d) for d in flavour.programs), bed.env["PATH"]])
+        flavour.put_first(bed)
         bed.default_network()
         bed.env |= REGISTRY_ENV
         registry = start_registry(bed, REGISTRY_PORT)
         bed.env = {key: value for key, value in bed.env.items() if key not in REGISTRY_ENV}
         for shape in shapes:
             registry.storage.publish(synthetic.OUT / shape.name, shape.name, "v1")
-        give_disk(bed)
-        process = _start_containerd(bed)
+        give_disk(bed, size=DISK_BYTES)
+        process = start_containerd(bed, "version = 2\n" + DISABLED)
         bed.start_daemon(daemon={"log_level": "info"}, containerd={"managed": False, "socket": SOCKET})
         with grpc.insecure_channel(f"unix:{bed.path(SOCKET)}") as channel:
-            _wait_for_plugin(bed, channel, process)
+            wait_for_plugin(bed, channel, process)
             yield Arena(
                 bed=bed, services={OURS: bed.images, THEIRS: ImageServiceStub(channel)}, registry=registry.host
             )
-
-
-def give_disk(bed: Testbed) -> None:
-    """Give the bed's containerd a file system of its own; it goes with the bed. Raises BedFailed."""
-    image = bed.base / "disk"
-    try:
-        with image.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
-    except OSError as exc:
-        raise BedFailed(f"no disk of {DISK_BYTES >> 30} GiB for the benchmark: {exc}") from exc
-    bed.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image)])
-    bed.run(["mkdir", "-p", DISK])
-    device = bed.run(["losetup", "--find", "--show", "--direct-io=on", str(image)]).stdout.strip()
-    try:
-        bed.run(["mount", device, DISK])
-    finally:
-        bed.run(["losetup", "--detach", device])  # when it is not mounted any more
 
 
 def touch(count: int) -> None:
@@ -215,28 +186,6 @@ def touch(count: int) -> None:
     with mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         memory.madvise(_MADV_POPULATE_WRITE)
-
-
-def _start_containerd(bed: Testbed) -> Inside:
-    # Configured by nobody but for `opt`, which would create /opt/containerd on the machine itself.
-    bed.write(CONFIG, 'version = 2\ndisabled_plugins = ["io.containerd.internal.v1.opt"]\n')
-    with (bed.base / "containerd.log").open("w") as output:
-        return bed.popen(["containerd", "--config", CONFIG], stdout=output, stderr=output)
-
-
-def _wait_for_plugin(bed: Testbed, channel: grpc.Channel, process: Inside) -> None:
-    runtime = RuntimeServiceStub(channel)
-
-    def serves() -> bool:
-        if process.poll() is not None:
-            raise BedFailed(f"containerd ended:\n{(bed.base / 'containerd.log').read_text('utf-8')[-2000:]}")
-        try:
-            runtime.Version(VersionRequest(), timeout=5, wait_for_ready=True)
-        except grpc.RpcError:
-            return False
-        return True
-
-    until(serves, within=60, what="containerd's CRI plugin serves")
 
 
 def measure(flavour: Flavour, shapes: Sequence[Shape], rounds: int, deadline: float) -> Figures:
@@ -282,8 +231,7 @@ def table(measured: Mapping[str, Figures]) -> str:
             peak = f"{max(figures.peak_bytes) / 1e6:.0f}" if image == LARGE and figures.peak_bytes else ""
             ratio, goal = f"{figures.ratio(image):.2f}", f"<= {MOST_RATIO[image]:.2f}"
             rows.append((f"{name} {figures.containerd}", image, *medians, ratio, goal, peak))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return aligned(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -301,18 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown containerd {', '.join(sorted(unknown))}: known are {', '.join(names)}")
     shapes = [shape for shape in synthetic.SHAPES if options.image in (None, shape.name)]
     images(shapes)
-    chosen = []
-    for flavour in FLAVOURS:
-        if options.containerds and flavour.name not in options.containerds:
-            continue
-        if flavour.missing:
-            print(f"bench-pull: {flavour.name}: left out, build/conformance/{flavour.missing} is not built")
-        else:
-            chosen.append(flavour)
+    flavours = chosen(options.containerds, "bench-pull")
     measured: dict[str, Figures] = {}
     began = time.monotonic()
-    for number, flavour in enumerate(chosen, 1):
-        share = options.seconds * number / len(chosen)
+    for number, flavour in enumerate(flavours, 1):
+        share = options.seconds * number / len(flavours)
         measured[flavour.name] = measure(flavour, shapes, options.rounds, began + share)
     OUT.mkdir(parents=True, exist_ok=True)
     document = {name: figures.document() for name, figures in measured.items()}

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.bench.pull import FLAVOURS, LARGE, MOST_MEMORY, MOST_RATIO, OURS, THEIRS, Figures, table
+from tests.bench.ground import FLAVOURS
+from tests.bench.pull import LARGE, MOST_MEMORY, MOST_RATIO, OURS, THEIRS, Figures, table
 
 
 def figures(ours: list[float], theirs: list[float], image: str = LARGE, peak: int = 0) -> Figures:

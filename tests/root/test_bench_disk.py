@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd import mountinfo
-from tests.bench.pull import DISK, give_disk
+from tests.bench.ground import DISK, give_disk
 from tests.processes import until
 from tests.testbed import Testbed
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.root
 
 def test_the_disk_is_seen_in_the_bed_only_and_goes_with_it() -> None:
     with Testbed() as bed:
-        give_disk(bed)
+        give_disk(bed, size=64 << 20)
         image = bed.base / "disk"
         # Whatever the machine has mounted there is in the list too, below the bed's own /var/lib.
         mounted = mountinfo.visible(mountinfo.parse(bed.mountinfo.encode()), DISK)
