@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 DIRTY_ARGS ?=
 FAULTS ?=
 
-.PHONY: help setup setup-test setup-tools proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-faults test-quick conformance-tools conformance bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test setup-tools proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ test-quick: setup ## the tests that need neither root nor containerd
 
 conformance: setup-test images ## run the genuine critest on sandboxd and, beside it, on containerd's own CRI plugin
 	@$(PY) -m tests.conformance.run $(CONFORMANCE_ARGS)
+
+bench: setup-test images ## pods beside containerd's own CRI plugin (BENCH_ARGS: debian, current, --quick, --profile); build/bench/summary.json
+	$(PY) tests/conformance/build.py containerd containerd-cri
+	@$(PY) -m tests.bench $(BENCH_ARGS)
 
 bench-logs: setup-test images ## what container output costs the daemon's answers
 	@$(PY) -m tests.bench.logs

@@ -128,9 +128,8 @@ def _sandboxd(bed: Testbed) -> Served:
     return served
 
 
-def _plugin(bed: Testbed, peer: Peer, registry: str) -> Served:
-    """containerd, configured to do what its plugin can do on a machine like this."""
-    sandbox_image = f"{registry}/{SANDBOX_IMAGE}"
+def plugin_config(sandbox_image: str, *, current: bool) -> str:
+    """What containerd's CRI plugin is told, to do what it can do on a machine like this; `current` is 2.x."""
     cni = {"bin_dir": "/usr/lib/cni", "conf_dir": "/etc/cni/net.d"}
     hosts = {"config_path": CERTS}
     # The kernel may forbid a pause process to be less killable than its parent.
@@ -138,14 +137,18 @@ def _plugin(bed: Testbed, peer: Peer, registry: str) -> Served:
     plugins: dict[str, Any] = {"io.containerd.grpc.v1.cri": oom | {"sandbox_image": sandbox_image, "cni": cni}}
     plugins["io.containerd.grpc.v1.cri"]["registry"] = hosts
     version = 2
-    if peer.programs:
+    if current:
         version = 3
         cni_lists = {"bin_dirs": [cni["bin_dir"]], "conf_dir": cni["conf_dir"]}
         plugins = {
             "io.containerd.cri.v1.runtime": oom | {"cni": cni_lists},
             "io.containerd.cri.v1.images": {"pinned_images": {"sandbox": sandbox_image}, "registry": hosts},
         }
-    config = f"version = {version}\n" + toml({"plugins": plugins})
+    return f"version = {version}\n" + toml({"plugins": plugins})
+
+
+def _plugin(bed: Testbed, peer: Peer, registry: str) -> Served:
+    config = plugin_config(f"{registry}/{SANDBOX_IMAGE}", current=bool(peer.programs))
     bed.write("/etc/containerd/conformance.toml", config)
     served = Served(bed=bed, socket=CONTAINERD_SOCKET)
     argv = served.inside(["containerd", "--config", "/etc/containerd/conformance.toml"])
