@@ -5,7 +5,8 @@ of their own with the same in it (`parties`), and serve the same requests of one
 order that changes. The plugin runs twice: what lies between the two is noise. build/bench/summary.json gets every
 figure, table.txt what is printed, and an SVG each plot.
 
-    turns     one client: every operation, RunPodSandbox to the first HTTP 200, processor time, recording on and off
+    turns     one client: every operation, RunPodSandbox to the first HTTP 200, processor time a pod
+    recording RunPodSandbox with timelines and without
     crowds    8 and 32 clients: the same, and pods a second up and down
     many      0, 100 and 500 pods: memory, what one more pod costs, what the daemon does when nobody asks
     objects   lists and states with 10, 100 and 1,000 pods and containers
@@ -28,11 +29,11 @@ from dataclasses import dataclass
 
 from tests.bench import goals, life, per_pod, report, standing
 from tests.bench.ground import FLAVOURS, OUT, Flavour, chosen
-from tests.bench.modes import COLUMNS, Mode, main_mode
+from tests.bench.modes import COLUMNS, UNRECORDED, Mode, main_mode
 from tests.bench.parties import AGAIN, PLUGIN, Party, gathered, known_modes, versions
 from tests.bench.report import Findings
 
-SECTIONS = ("turns", "crowds", "many", "objects", "exec", "logs", "start")
+SECTIONS = ("turns", "recording", "crowds", "many", "objects", "exec", "logs", "start")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class Plan:
     execs: int
     flood_seconds: float
     starts: int
+    recorded: int  # rounds, recorded and not
     seconds: float
 
 
@@ -61,6 +63,7 @@ FULL = Plan(
     execs=100,
     flood_seconds=5.0,
     starts=5,
+    recorded=200,
     seconds=480.0,
 )
 QUICK = Plan(
@@ -73,6 +76,7 @@ QUICK = Plan(
     execs=10,
     flood_seconds=1.0,
     starts=2,
+    recorded=6,
     seconds=45.0,
 )
 
@@ -88,10 +92,15 @@ def measure_these(
 ) -> Findings:
     """The same with parties that are there; `main` is the one that is what a user gets."""
     found = Findings(versions=versions(parties[PLUGIN]), main=main)
-    everybody, two = list(parties.values()), [parties[main], parties[PLUGIN]]
+    everybody = [party for name, party in parties.items() if name != UNRECORDED]
+    two = [parties[main], parties[PLUGIN]]
     if "turns" in sections:
-        _say(flavour, f"turns of {', '.join(parties)}")
+        _say(flavour, f"turns of {', '.join(party.name for party in everybody)}")
         found.turns = life.turns(everybody, plan.rounds, time.monotonic() + plan.seconds)
+    if "recording" in sections and UNRECORDED in parties:
+        _say(flavour, "recording")
+        both = [parties[main], parties[UNRECORDED]]
+        found.recording = life.turns(both, plan.recorded, time.monotonic() + plan.seconds, life.bare)
     if "crowds" in sections:
         deadline = time.monotonic() + plan.seconds
         for clients, pods, rounds in plan.crowds:

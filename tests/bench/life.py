@@ -6,7 +6,7 @@ import http.client
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,6 +31,7 @@ TITLES: Mapping[str, str] = {
 
 Series = dict[str, list[float]]  # seconds by operation, in order
 Times = dict[str, Series]  # by party
+Life = Callable[[Party, Series], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,11 +54,12 @@ class Crowd:
     pods: int = 0
 
 
-def turns(parties: Sequence[Party], rounds: int, deadline: float) -> Turns:
+def turns(parties: Sequence[Party], rounds: int, deadline: float, live: Life | None = None) -> Turns:
     """So many pods of each party, one after the other, everybody once a round and in another order each time.
 
-    There are fewer rounds, but one, when the deadline (monotonic) comes first.
+    There are fewer rounds, but one, when the deadline (monotonic) comes first. `live` is one life, if not `whole`.
     """
+    live = live or whole
     order = random.Random(0)
     found = Turns(times={p.name: {} for p in parties}, spent={p.name: Spent() for p in parties})
     for party in parties:  # once without the clock: programs come into memory
@@ -107,11 +109,20 @@ def crowd(parties: Sequence[Party], clients: int, pods: int, rounds: int, deadli
     return found
 
 
-def live(party: Party, into: Series) -> None:
+def whole(party: Party, into: Series) -> None:
     """One pod with nginx: up, answering, down; what it took is added."""
     with party.clients(1) as pool:
         taken = pool.submit(_live, party).result()
     _add(into, taken)
+
+
+def bare(party: Party, into: Series) -> None:
+    """One pod without a container: up and down; what it took is added."""
+    taken: dict[str, float] = {}
+    with _clock(taken, "run"):
+        request = cri.RunPodSandboxRequest(config=_config(party))
+        pod = party.runtime.RunPodSandbox(request, timeout=CALL_SECONDS)
+    _add(into, taken | down(party, pod.pod_sandbox_id))
 
 
 def _live(party: Party) -> dict[str, float]:
@@ -125,8 +136,7 @@ def _live(party: Party) -> dict[str, float]:
 def up(party: Party, image: str = "nginx", command: Sequence[str] = ()) -> tuple[str, dict[str, float]]:
     """RunPodSandbox, CreateContainer, StartContainer: the pod's id, and the seconds of each."""
     runtime = party.runtime
-    linux = cri.LinuxPodSandboxConfig(cgroup_parent=party.bed.cgroup_parent)
-    config = pod_config(linux=linux)
+    config = _config(party)
     taken: dict[str, float] = {}
     with _clock(taken, "run"):
         pod = runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), timeout=CALL_SECONDS)
@@ -140,6 +150,10 @@ def up(party: Party, image: str = "nginx", command: Sequence[str] = ()) -> tuple
     with _clock(taken, "start"):
         runtime.StartContainer(cri.StartContainerRequest(container_id=container.container_id), timeout=CALL_SECONDS)
     return pod.pod_sandbox_id, taken
+
+
+def _config(party: Party) -> cri.PodSandboxConfig:
+    return pod_config(linux=cri.LinuxPodSandboxConfig(cgroup_parent=party.bed.cgroup_parent))
 
 
 def down(party: Party, pod_id: str) -> dict[str, float]:

@@ -154,7 +154,7 @@ def _plugin(stack: ExitStack, flavour: Flavour, name: str, pause: Path) -> Party
     config = plugin_config(PAUSE_NAME, current=bool(flavour.programs))
     version, tables = config.split("\n", 1)
     process = start_containerd(bed, f"{version}\n{DISABLED}{tables}", account.charged(["containerd"]))
-    options = [("grpc.use_local_subchannel_pool", 1)]
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20)]
     channel = stack.enter_context(grpc.insecure_channel(f"unix:{bed.path(SOCKET)}", options))
     wait_for_plugin(bed, channel, process)
     images = ImageServiceStub(channel)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.bench.counted import COUNTS, PROFILED, STATS
 from tests.bench.ground import Flavour
-from tests.bench.life import live
+from tests.bench.life import whole
 from tests.bench.modes import Mode
 from tests.bench.parties import Party, start_sandboxd
 from tests.bench.table import section
@@ -47,14 +47,14 @@ def measure(flavour: Flavour, mode: Mode, pods: int = PODS) -> PerPod:
         party = _start(stack, flavour, mode)
         _, before = counted(party)
         for _ in range(pods):
-            live(party, {})
+            whole(party, {})
         events, after = counted(party)
         counts, spent = per_pod(events, pods), after - before
     with ExitStack() as stack:
         party = _start(stack, flavour, mode, profiled=True)
         counted(party)
         for _ in range(pods):
-            live(party, {})
+            whole(party, {})
         counted(party)
         profile = told(party.bed.path(f"{INSIDE}/{STATS}"), pods)
     return PerPod(counts=counts, daemon_ms=spent * 1e3 / pods, profile=profile + import_time())
@@ -101,7 +101,7 @@ def _number(value: float) -> str:
 def _start(stack: ExitStack, flavour: Flavour, mode: Mode, *, profiled: bool = False) -> Party:
     party = start_sandboxd(stack, flavour, mode, ["env", f"{PROFILED}=1", *COUNTED] if profiled else COUNTED)
     for _ in range(2):
-        live(party, {})
+        whole(party, {})
     return party
 
 

@@ -32,6 +32,7 @@ class Findings:
     versions: Mapping[str, str]
     main: str  # the party that is what a user gets
     turns: Turns | None = None
+    recording: Turns | None = None
     crowds: dict[int, Crowd] = field(default_factory=dict)  # by clients
     crowded: Crowded | None = None
     objects: dict[int, Times] = field(default_factory=dict)
@@ -45,11 +46,14 @@ def measured(found: Findings, built: frozenset[str]) -> Measured:
     """The figures that goals are about."""
     figures = Measured(built=built)
     if found.turns:
-        _of_turns(found.turns, found.main, figures)
+        _of_turns(found.turns, figures)
     for clients, crowd in found.crowds.items():
         for column in (c for c in COLUMNS if c in crowd.up):
             figures.note(f"up_{clients}", rate_ratio(crowd.up, column), column)
             figures.note(f"down_{clients}", rate_ratio(crowd.down, column), column)
+    if found.recording:
+        times = found.recording.times
+        figures.note("recording", _ratio(times, "run", found.main, UNRECORDED))
     for count, times in found.objects.items():
         for call in times[PLUGIN]:
             figures.note(f"{call}_{count}", _ratio(times, call, found.main))
@@ -65,13 +69,11 @@ def measured(found: Findings, built: frozenset[str]) -> Measured:
     return figures
 
 
-def _of_turns(turns: Turns, main: str, figures: Measured) -> None:
+def _of_turns(turns: Turns, figures: Measured) -> None:
     for column in (c for c in COLUMNS if c in turns.times):
         for operation in OPERATIONS:
             figures.note(operation, _ratio(turns.times, operation, column), column)
         figures.note("daemon_ms", turns.spent[column].daemon * 1e3 / turns.pods, column)
-    if UNRECORDED in turns.times:
-        figures.note("recording", stats.ratio(turns.times[main]["run"], turns.times[UNRECORDED]["run"]))
 
 
 def _of_crowded(crowded: Crowded, main: str, figures: Measured) -> None:
@@ -98,6 +100,10 @@ def table(name: str, found: Findings, verdicts: Sequence[Verdict]) -> str:
     if found.turns:
         parts.append(section("1 client, by turns: milliseconds", _times(found.turns.times, OPERATIONS)))
         parts.append(section("processor: milliseconds a pod", _spent(found.turns)))
+    if found.recording:
+        rows = _times(found.recording.times, OPERATIONS, UNRECORDED)
+        parts.append(section("recorded or not, pods without containers: milliseconds", rows))
+        parts.append(section("recorded or not, processor: milliseconds a pod", _spent(found.recording)))
     for clients, crowd in found.crowds.items():
         parts.append(section(f"{clients} clients: milliseconds", _times(crowd.times, OPERATIONS)))
         parts.append(section(f"{clients} clients: pods a second", _rates(crowd)))
@@ -117,7 +123,7 @@ def table(name: str, found: Findings, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _times(times: Times, calls: Sequence[str]) -> list[Row]:
+def _times(times: Times, calls: Sequence[str], other: str = PLUGIN) -> list[Row]:
     rows: list[Row] = [("operation", "party", "n", "median", "p95", "p99", "ratio", "95 % interval")]
     for call in calls:
         for party, series in times.items():
@@ -125,8 +131,8 @@ def _times(times: Times, calls: Sequence[str]) -> list[Row]:
                 continue
             one = stats.summary(series[call])
             ratio, between = "", ""
-            if party != PLUGIN:
-                found = _ratio(times, call, party)
+            if party != other:
+                found = _ratio(times, call, party, other)
                 ratio, between = f"{found.value:.2f}", found.interval
             shown = (milliseconds(value) for value in (one.median, one.p95, one.p99))
             rows.append((TITLES.get(call, call), party, str(one.count), *shown, ratio, between))
@@ -198,6 +204,9 @@ def document(found: Findings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     ]
     if found.turns:
         whole["turns"] = _summaries(found.turns.times) | {"processor_seconds_a_pod": _each(found.turns)}
+    if found.recording:
+        summaries = _summaries(found.recording.times, UNRECORDED)
+        whole["recording"] = summaries | {"processor_seconds_a_pod": _each(found.recording)}
     whole["crowds"] = {
         str(clients): _summaries(crowd.times)
         | {"up": crowd.up, "down": crowd.down, "processor_seconds_a_pod": _each(crowd)}
@@ -212,13 +221,13 @@ def document(found: Findings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return whole
 
 
-def _summaries(times: Times) -> dict[str, Any]:
-    """Each party's calls: the values, what they come to, and the ratio to the plugin."""
+def _summaries(times: Times, other: str = PLUGIN) -> dict[str, Any]:
+    """Each party's calls: the values, what they come to, and the ratio to the other."""
     return {
         party: {
             call: {
                 **asdict(stats.summary(series)),
-                "ratio": asdict(_ratio(times, call, party)),
+                "ratio": asdict(_ratio(times, call, party, other)),
                 "seconds": [round(value, 6) for value in series],
             }
             for call, series in calls.items()

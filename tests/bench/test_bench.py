@@ -28,6 +28,7 @@ LITTLE = Plan(
     execs=1,
     flood_seconds=0.1,
     starts=1,
+    recorded=1,
     seconds=1.0,
 )
 RECORDED_KEY = {"insight": {"timeline": True}}
@@ -50,7 +51,8 @@ def test_everything_is_measured_and_told(parties: dict[str, Party]) -> None:
     not_measured = {name for name, outcome in figures.items() if outcome == goals.NOT_MEASURED}
     assert not_measured == {name for name in figures if name.endswith(("_1000", "_500", "_100"))}
     written = json.loads(json.dumps(report.document(found, verdicts)))
-    assert set(written["turns"]) == {*parties, "processor_seconds_a_pod"}
+    assert set(written["turns"]) == {REAL, PLUGIN, "processor_seconds_a_pod"}
+    assert set(written["recording"]) == {REAL, UNRECORDED, "processor_seconds_a_pod"}
     table = report.table("debian", found, verdicts)
     assert all(title in table for title in life.TITLES.values())
     drawn = report.drawn("debian", found, verdicts)
@@ -63,7 +65,7 @@ def test_everything_is_measured_and_told(parties: dict[str, Party]) -> None:
 def test_calls_to_containerd_and_commits_are_counted_by_the_rpc_that_made_them(parties: dict[str, Party]) -> None:
     party = parties[REAL]
     per_pod.counted(party)
-    life.live(party, {})
+    life.whole(party, {})
 
     counts = per_pod.per_pod(per_pod.counted(party)[0], 1)
 
