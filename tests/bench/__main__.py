@@ -49,6 +49,8 @@ class Plan:
     execs: int
     flood_seconds: float
     starts: int
+    window: int  # pods whose cost is that at a size
+    calls: int  # of each kind, where one takes little
     recorded: int  # rounds, recorded and not
     seconds: float
 
@@ -63,6 +65,8 @@ FULL = Plan(
     execs=100,
     flood_seconds=5.0,
     starts=5,
+    window=12,
+    calls=200,
     recorded=200,
     seconds=480.0,
 )
@@ -76,6 +80,8 @@ QUICK = Plan(
     execs=10,
     flood_seconds=1.0,
     starts=2,
+    window=6,
+    calls=100,
     recorded=6,
     seconds=45.0,
 )
@@ -116,13 +122,13 @@ def _standing(flavour: Flavour, found: Findings, two: Sequence[Party], plan: Pla
         found.exec_sync = standing.executions(two, plan.execs)
     if "logs" in sections:
         _say(flavour, "logs")
-        found.floods = {party.name: standing.flood(party, plan.flood_seconds) for party in two}
+        found.floods = {party.name: standing.flood(party, plan.flood_seconds, plan.calls) for party in two}
     if "many" in sections:
         _say(flavour, f"{', '.join(map(str, plan.sizes))} pods")
-        found.crowded = standing.crowded(two, plan.sizes, plan.idle_at, plan.idle_seconds)
+        found.crowded = standing.crowded(two, plan.sizes, plan.idle_at, plan.idle_seconds, plan.window)
     if "objects" in sections:
         _say(flavour, f"{', '.join(map(str, plan.counts))} objects")
-        found.objects = standing.objects(two, plan.counts)
+        found.objects = standing.objects(two, plan.counts, plan.calls)
     if "start" in sections:
         found.start_up, found.start_up_spent = standing.start_up(two[0], plan.starts)
 
@@ -173,6 +179,7 @@ def _conclude(verdicts: Sequence[tuple[str, goals.Verdict]], load: float) -> int
     if load > cores / 2:
         print(f"bench: the machine was not quiet (load {load:.1f} before the start): times are not to be relied on")
     counted = ", ".join(f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes))
+    print("bench: a verdict with a ? may be due to noise: the bound is within the interval, or no interval is known")
     print(f"bench: goals: {counted}; {AGAIN!r} to {PLUGIN!r} is noise; {OUT / 'summary.json'} has every figure")
     return 1 if goals.MISSED in outcomes else 0
 

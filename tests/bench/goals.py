@@ -37,6 +37,15 @@ class Verdict:
     measured: Ratio | None = None
 
     @property
+    def certain(self) -> bool:
+        """Whether the bound is outside of the interval; figures with a unit have none."""
+        if self.measured is None or self.goal.unit:
+            return True
+        if self.measured.low is None or self.measured.high is None:
+            return False
+        return not self.measured.low <= self.bound <= self.measured.high
+
+    @property
     def words(self) -> str:
         """For one line."""
         sign = "≥" if self.goal.at_least else "≤"
@@ -46,7 +55,8 @@ class Verdict:
         if self.measured is not None:
             between = "" if self.measured.low is None else f" ({self.measured.interval})"
             found = f"{self.measured.value:.3g}{unit}{between}, "
-        return f"{self.goal.title}{where}: {found}goal {sign} {self.bound:g}{unit}: {self.outcome}"
+        outcome = self.outcome if self.certain else f"{self.outcome}?"
+        return f"{self.goal.title}{where}: {found}goal {sign} {self.bound:g}{unit}: {outcome}"
 
 
 def _same(bound: float) -> Mapping[str, float]:
@@ -140,4 +150,5 @@ def _cell(verdict: Verdict) -> str:
     bound = f"{sign}{verdict.bound:g}"
     if verdict.measured is None:
         return f"{verdict.outcome} ({bound})"
-    return f"{verdict.measured.value:.3g} {verdict.outcome} ({bound})"
+    doubt = "" if verdict.certain else "?"
+    return f"{verdict.measured.value:.3g} {verdict.outcome}{doubt} ({bound})"

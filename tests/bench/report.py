@@ -154,7 +154,8 @@ def _rates(crowd: Crowd) -> list[Row]:
 def _spent(of: Turns | Crowd) -> list[Row]:
     rows: list[Row] = [("party", *SPENT_TITLES.values())]
     for party, spent in of.spent.items():
-        rows.append((party, *(milliseconds(spent.each(of.pods)[part]) for part in SPENT_TITLES)))
+        each = spent.each(of.pods)
+        rows.append((party, *(milliseconds(each[part]) if each[part] else "" for part in SPENT_TITLES)))
     return rows
 
 

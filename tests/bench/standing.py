@@ -17,10 +17,6 @@ from tests.pods import container_config, pod_config
 from tests.processes import until
 
 CLIENTS = 8  # that bring up what is measured later
-WINDOW = 12  # pods, one after the other, whose cost is that at a size
-CALLS = 100  # of each kind
-EXECS = 40
-FLOOD_SECONDS = 3.0
 SLEEP = ("sleep", "1000000")
 
 Calls = Mapping[str, Callable[[], object]]
@@ -55,8 +51,13 @@ class Flood:
     flooded: Series
 
 
-def crowded(parties: Sequence[Party], sizes: Sequence[int], idle_at: int, idle_seconds: float) -> Crowded:
-    """Grow every party from size to size; measure at each, and at `idle_at` how much they do when nobody asks."""
+def crowded(
+    parties: Sequence[Party], sizes: Sequence[int], idle_at: int, idle_seconds: float, window: int
+) -> Crowded:
+    """Grow every party from size to size; measure at each, and at `idle_at` how much they do when nobody asks.
+
+    The cost at a size is that of so many further pods, one after the other: the window.
+    """
     found = Crowded(sizes={p.name: [] for p in parties}, idle_pods=idle_at)
     pods: dict[str, list[str]] = {p.name: [] for p in parties}
     for size in sizes:
@@ -64,7 +65,7 @@ def crowded(parties: Sequence[Party], sizes: Sequence[int], idle_at: int, idle_s
             with ThreadPoolExecutor(CLIENTS) as pool:
                 wanted = range(size - len(pods[party.name]))
                 pods[party.name] += [pod for pod, _ in pool.map(lambda _, p=party: up(p, "busybox", SLEEP), wanted)]
-            found.sizes[party.name].append(_size(party, size))
+            found.sizes[party.name].append(_size(party, size, window))
         if size == idle_at:
             found.idle = idle(parties, idle_seconds)
     for party in parties:
@@ -73,14 +74,14 @@ def crowded(parties: Sequence[Party], sizes: Sequence[int], idle_at: int, idle_s
     return found
 
 
-def _size(party: Party, size: int) -> Size:
+def _size(party: Party, size: int, window: int) -> Size:
     daemon, both = party.account.memory()
     before, run = party.account.spent(), []
-    for _ in range(WINDOW):
+    for _ in range(window):
         pod, taken = up(party, "busybox", SLEEP)
         run.append(taken["run"])
         down(party, pod)
-    spent = (party.account.spent() - before).each(WINDOW)
+    spent = (party.account.spent() - before).each(window)
     return Size(pods=size, daemon_bytes=daemon, bytes_with_containerd=both, run=run, spent=spent)
 
 
@@ -94,7 +95,7 @@ def idle(parties: Sequence[Party], seconds: float) -> dict[str, dict[str, float]
     return {name: {part: 100 * used / taken for part, used in one.each(1).items()} for name, one in spent.items()}
 
 
-def objects(parties: Sequence[Party], counts: Sequence[int]) -> dict[int, Times]:
+def objects(parties: Sequence[Party], counts: Sequence[int], calls: int) -> dict[int, Times]:
     """Lists and states with so many pods, stopped but one, and so many containers, created and not started."""
     found: dict[int, Times] = {}
     homes = {party.name: _host_pod(party) for party in parties}
@@ -107,8 +108,8 @@ def objects(parties: Sequence[Party], counts: Sequence[int]) -> dict[int, Times]
                 pods[party.name] += pool.map(lambda _, p=party: _stopped_pod(p), more)
                 more = range(count - len(made[party.name]))
                 made[party.name] += pool.map(lambda _, p=party: _container(p, *homes[p.name]), more)
-        calls = {p.name: _reads(p, pods[p.name], made[p.name]) for p in parties}
-        found[count] = by_turns(calls, CALLS)
+        reads = {p.name: _reads(p, pods[p.name], made[p.name]) for p in parties}
+        found[count] = by_turns(reads, calls)
     for party in parties:
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(lambda pod, p=party: down(p, pod), pods[party.name]))
@@ -128,7 +129,7 @@ def _reads(party: Party, pods: Sequence[str], containers: Sequence[str]) -> Call
     }
 
 
-def executions(parties: Sequence[Party], count: int = EXECS) -> Times:
+def executions(parties: Sequence[Party], count: int) -> Times:
     """ExecSync of `true` in a container that runs."""
     made = {party.name: _running(party, SLEEP) for party in parties}
     calls = {
@@ -145,21 +146,21 @@ def executions(parties: Sequence[Party], count: int = EXECS) -> Times:
     return found
 
 
-def flood(party: Party, seconds: float = FLOOD_SECONDS) -> Flood:
+def flood(party: Party, seconds: float, calls: int) -> Flood:
     """How much output of one container arrives in its log, and what it costs requests."""
     runtime = party.runtime
-    calls: dict[str, Calls] = {
+    reads: dict[str, Calls] = {
         party.name: {
             "version": lambda: runtime.Version(cri.VersionRequest(), timeout=CALL_SECONDS),
             "list_containers": lambda: runtime.ListContainers(cri.ListContainersRequest(), timeout=CALL_SECONDS),
         }
     }
-    quiet = by_turns(calls, CALLS)[party.name]
+    quiet = by_turns(reads, calls)[party.name]
     with _writing(party) as size:
         before, began = size(), time.perf_counter()
         flooded: Series = {}
         while time.perf_counter() - began < seconds:
-            for name, taken in by_turns(calls, 1)[party.name].items():
+            for name, taken in by_turns(reads, 1)[party.name].items():
                 flooded.setdefault(name, []).extend(taken)
         flow = (size() - before) / (time.perf_counter() - began)
     return Flood(bytes_per_second=flow, quiet=quiet, flooded=flooded)

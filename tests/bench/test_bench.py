@@ -28,6 +28,8 @@ LITTLE = Plan(
     execs=1,
     flood_seconds=0.1,
     starts=1,
+    window=1,
+    calls=1,
     recorded=1,
     seconds=1.0,
 )

@@ -7,6 +7,7 @@ import pytest
 from tests.bench import goals
 from tests.bench.goals import ANY, GOALS, MET, MISSED, NOT_BUILT, NOT_MEASURED, Goal, Measured, Verdict
 from tests.bench.modes import COLUMNS, DEFAULT, POOL, REAL
+from tests.bench.stats import Ratio
 
 
 def judged(measured: Measured, figure: str, flavour: str = "current") -> dict[str, Verdict]:
@@ -67,6 +68,21 @@ def test_a_verdict_says_what_was_found_and_what_was_wanted() -> None:
 
     assert "RunPodSandbox, 1 client, real plugins: 0.9" in words
     assert "≤ 0.75: missed" in words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.5, 0.7, "met"), (0.5, 0.8, "met?"), (0.75, 0.8, "met?"), (None, None, "met?")]
+)
+def test_a_verdict_that_may_be_due_to_noise_says_so(low: float | None, high: float | None, said: str) -> None:
+    """The exit status goes by what was measured all the same: a run that is too short shows nothing."""
+    measured = Measured(built=frozenset({REAL}))
+    measured.note("run", Ratio(value=0.7, low=low, high=high), REAL)
+
+    verdict = judged(measured, "run")[REAL]
+
+    assert verdict.outcome == MET
+    assert verdict.words.endswith(f": {said}")
+    assert f"0.7 {said} (<=0.75)" in [cell for row in goals.rows([verdict]) for cell in row]
 
 
 def test_the_table_has_a_line_a_goal() -> None:
