@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sandboxd.cli import by_hand, ctr, names, render, timeline
+from sandboxd.cli import by_hand, ctr, files, names, page, render, timeline
 from sandboxd.cli.client import Failure
 from sandboxd.cli.session import Session, emit, named, now, output_option, pass_session, show
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -32,6 +32,11 @@ class _Explain(click.Command):
     help="Print what makes the pod by hand, for a shell: network and containers; --commands=down what undoes it.",
 )
 @click.option("--commands-down", "down", is_flag=True, hidden=True)
+@click.option(
+    "--html",
+    metavar="FILE",
+    help='Write it as one HTML page, with a drawing of the network and everything that is recorded; "-" is stdout.',
+)
 @output_option
 @pass_session
 def explain(
@@ -41,6 +46,7 @@ def explain(
     verbose: bool,
     commands: bool,
     down: bool,
+    html: str | None,
     form: str | None,
 ) -> None:
     """Show how a pod was set up: a line for each step, in order, and one for each execution of a CNI plugin.
@@ -52,6 +58,8 @@ def explain(
         raise click.UsageError("give a pod, a container or an image, or --failed")
     if (commands or down) and form:
         raise click.UsageError("--commands prints commands; give either it or -o")
+    if html and (commands or down or form or failed):
+        raise click.UsageError("--html writes a page about one thing; give it without --commands, --failed and -o")
     if reference is None:
         listed = session.operations()
         if form:
@@ -63,6 +71,8 @@ def explain(
     answer = session.daemon.call(session.daemon.host.Explain, request, f"explain {title}")
     if commands or down:
         _print_commands(answer, title, _running(session, answer, title), down=down)
+    elif html:
+        _write_page(answer, title, html)
     elif form:
         emit(render.explain_dict(answer), form)
     else:
@@ -94,6 +104,15 @@ def _running(session: Session, answer: host.ExplainResponse, title: str) -> ctr.
 def _info(info: Any) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(info.get("info", "{}"))
     return parsed
+
+
+def _write_page(answer: host.ExplainResponse, title: str, path: str) -> None:
+    """The page holds what plugins were given, which may be secret: nobody else can read the file."""
+    try:
+        with files.replaced(path, private=True) as file:
+            file.write(page.page(answer, title, now()).encode())
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror}") from error
 
 
 def _print_commands(answer: host.ExplainResponse, title: str, pod: ctr.Pod | None, *, down: bool) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import click
 
-from sandboxd.cli import credentials, parse, progress, pulling, render
+from sandboxd.cli import credentials, files, parse, progress, pulling, render
 from sandboxd.cli.client import Failure
 from sandboxd.cli.session import Parsed, Session, emit, output_option, pass_session, quiet_option
 from sandboxd.pb.host.v1 import host_pb2 as host
@@ -133,7 +131,7 @@ def save(session: Session, references: tuple[str, ...], path: str) -> None:
     if path == "-" and _is_terminal():
         raise click.UsageError("an archive cannot go to a terminal: use -o FILE, or redirect stdout")
     try:
-        with _output(path) as file:
+        with files.replaced(path) as file:
             _receive(session, references, file)
     except OSError as error:
         raise Failure(f"cannot write {path}: {error.strerror}") from error
@@ -155,28 +153,3 @@ def _receive(session: Session, references: tuple[str, ...], file: BinaryIO) -> N
 
 def _is_terminal() -> bool:
     return sys.stdout.isatty()
-
-
-@contextlib.contextmanager
-def _output(path: str) -> Iterator[BinaryIO]:
-    """The file to write. A regular file is replaced as a whole, or not at all."""
-    if path == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        with open(path, "wb") as device:
-            yield device
-        return
-    target = os.path.realpath(path)  # a symbolic link is kept
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=f".{os.path.basename(target)}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise

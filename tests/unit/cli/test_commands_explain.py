@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import stat
 import time
+from pathlib import Path
 
 from sandboxd.pb.host.v1 import host_pb2 as host
 from tests.unit.cli.conftest import Sandboxctl
@@ -72,3 +74,27 @@ def test_commands_are_not_json_and_a_pod_without_any_says_so(daemon: FakeDaemon,
     assert sandboxctl("explain", "--commands", "web", "-o", "json").exit_code == 2
     none = sandboxctl("explain", "--commands", "web")
     assert none.exit_code == 1 and "no execution of a CNI plugin's ADD is recorded" in none.stderr
+
+
+def test_a_page_is_written_for_its_owner_only_or_to_stdout(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl, tmp_path: Path
+) -> None:
+    daemon.add_pod("web")
+    path = tmp_path / "web.html"
+    path.touch(0o644)
+    done = sandboxctl("explain", "web", "--html", str(path))
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "default/web" in path.read_text() and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sandboxctl("explain", "web", "--html", "-").stdout.startswith("<!DOCTYPE html>\n")
+
+
+def test_a_page_is_also_of_what_failed_and_of_one_thing(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl, tmp_path: Path
+) -> None:
+    told(daemon)
+    assert "no address left" in sandboxctl("explain", "db", "--html", "-").stdout
+    for other in ("--commands", "--commands=down", "-ojson"):
+        assert sandboxctl("explain", "db", "--html", "-", other).exit_code == 2
+    assert sandboxctl("explain", "--failed", "--html", "-").exit_code == 2
+    cannot = sandboxctl("explain", "db", "--html", str(tmp_path / "no" / "such"))
+    assert cannot.exit_code == 1 and "No such file or directory" in cannot.stderr
