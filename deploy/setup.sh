@@ -13,7 +13,7 @@ Install containerd, runc, the CNI plugins, catatonit, nginx and a static busybox
 PACKAGES="containerd runc containernetworking-plugins catatonit nginx-light busybox-static iptables nftables iproute2 \
 procps util-linux"
 case "${1:-}" in test | tools) PACKAGES="$PACKAGES crun docker-registry e2fsprogs openssl systemd" ;; esac
-[ "${1:-}" != tools ] || PACKAGES="$PACKAGES buildah pigz podman skopeo umoci xz-utils zstd"
+[ "${1:-}" != tools ] || PACKAGES="$PACKAGES buildah chromium fonts-dejavu-core pigz podman skopeo umoci xz-utils zstd"
 PYTHON=${PYTHON:-python3}
 
 missing=""

@@ -40,9 +40,10 @@ section { padding: 18px 20px; margin-top: 18px; }
   font-size: 13px; font-weight: 600; line-height: 22px; vertical-align: middle; white-space: nowrap;
 }
 .state.good { color: var(--files); } .state.bad { color: var(--bad); } .state.idle { color: var(--soft); }
-.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 2px 14px; font-size: 13px; }
+.facts { display: grid; grid-template-columns: fit-content(30%) minmax(0, 1fr); gap: 2px 14px; }
+.facts { font-size: 13px; }
 header .facts { margin-top: 12px; }
-.facts dt { color: var(--soft); }
+.facts dt { color: var(--soft); overflow-wrap: anywhere; }
 .facts dd { font-family: var(--mono); font-size: 12.5px; overflow-wrap: anywhere; }
 .failure { border-color: var(--bad); border-left-width: 6px; background: var(--bad-soft); }
 .failure h2 { color: var(--bad); }

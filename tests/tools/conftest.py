@@ -1,4 +1,4 @@
-"""The tests of `make test-tools`: images go between sandboxd and the tools that people make and read them with."""
+"""The tests of `make test-tools`: what sandboxd gives to other tools and takes from them; images above all."""
 
 from __future__ import annotations
 

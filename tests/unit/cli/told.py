@@ -153,7 +153,13 @@ def hostile_pod() -> host.ExplainResponse:
         for at, each, error in ((1, plugin, ""), (3, second, bad))
     ]  # fmt: skip
     steps.append(host.Step(operation=bad, name=bad, started_at=BEGIN, duration=9 * MS, error=bad, detail=detail))
-    both: dict[str, Any] = {"operation": bad, "subject": bad, "pod_sandbox_id": bad, "container_id": bad, "started_at": BEGIN}
+    both: dict[str, Any] = {
+        "operation": bad,
+        "subject": bad,
+        "pod_sandbox_id": bad,
+        "container_id": bad,
+        "started_at": BEGIN,
+    }
     return host.ExplainResponse(
         pod_sandbox_id=bad,
         netns_path=bad,
