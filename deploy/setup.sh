@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that sandboxd needs, and the Python packages into .venv. With the argument "test", also
-# the packages that its tests need; with "tools", besides those the image tools of `make test-tools`. Idempotent.
+# the packages that its tests need; with "tools", besides those the image tools and the browser of `make test-tools`.
+# Idempotent.
 set -eu
 cd "$(dirname "$0")/.."
 
