@@ -16,7 +16,8 @@ modules: no IO, no clock, no environment, no async.
         usage  events        what they use, what happens to them
         images               CRI's ImageService
         host  transfer       our own Host service: reading, images in and out,
-        debts  audit         networks that pods still owe a DEL, and what is nobody's
+        debts  audit         networks that pods still owe a DEL, what is nobody's,
+        networks             what there is of a pod's network now
         lookup               which records a request is about: ids, filters
         views           P    records to messages
         usage_views     P    the same for records of use
@@ -33,8 +34,9 @@ modules: no IO, no clock, no environment, no async.
     machine/                 what this machine is and can do: facts, runtime handlers, user namespaces
     node                     the resources that an operation needs, in one bundle
     images/                  brought in, kept, made into root file systems, given out
-    netns  cgroups/  cni/  containerd/  logs/  ledger  announce
+    netns  rtnetlink  cgroups/  cni/  containerd/  logs/  ledger  announce
         netns                named network namespaces, and the user namespaces that own them
+        rtnetlink            links, addresses, routes and so on, as the kernel lists them
         cgroups/             what their files say P, reading and removing them
         cni/                 conf P, request P, result P, invoker: the plugins
         containerd/          containerd's services over its socket; managed: a private containerd
@@ -44,9 +46,10 @@ modules: no IO, no clock, no environment, no async.
     oci/                     CRI config to OCI runtime spec P; image formats P, image archives
     registry/                references P, hosts.toml P, credentials; client: fetching from registries
     timelines                the steps of pods, and the operations that failed, in the ledger's database
-    places  record_format
+    places  record_format  network_state
         places          P    every path, key, cgroup and label that an id gives
         record_format   P    records as text, for the ledger and for containerd to keep
+        network_state   P    what a network consists of, what differs between two moments, and whose it is
     model               P    records and the states they compute to
     steps                    the one instrument
     commits                  transactions on the ledger's file, and what waits while it cannot be written

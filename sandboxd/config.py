@@ -154,6 +154,13 @@ class Failures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Insight:
+    """[insight]"""
+
+    record_changes: bool = False  # what each CNI plugin changes on the machine, for `explain --changes`: slower pods
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The effective configuration. `sources` maps "section.key" to "default", a file or a flag."""
 
@@ -168,6 +175,7 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
     insight: Insight = field(default_factory=Insight)
     failures: Failures = field(default_factory=Failures)
+    insight: Insight = field(default_factory=Insight)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property

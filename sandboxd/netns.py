@@ -298,21 +298,29 @@ def _links_to(path: str) -> list[Path]:
         return []  # the directory is gone, or a link was removed meanwhile
 
 
-async def open_socket(path: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """A socket that lives in the namespace at `path`, however many namespaces its user visits later."""
+async def inside(path: str, call: Callable[[], T]) -> T:
+    """What `call` returns in the namespace at `path`; it runs in a thread that ends with it, and may block.
 
-    def inside() -> socket.socket:
+    Raises NotReady when the namespace cannot be entered, and for an OSError of the call.
+    """
+
+    def entered() -> T:
         fd = os.open(path, os.O_RDONLY)
         try:
             syscalls.setns(fd, syscalls.CLONE_NEWNET)
         finally:
             os.close(fd)
-        return socket.socket(family, kind, protocol)
+        return call()
 
     try:
-        return await _in_own_thread(inside)
+        return await _in_own_thread(entered)
     except OSError as exc:
         raise NotReady(f"network namespace {path} cannot be entered: {exc}") from exc
+
+
+async def open_socket(path: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket that lives in the namespace at `path`, however many namespaces its user visits later."""
+    return await inside(path, lambda: socket.socket(family, kind, protocol))
 
 
 async def interfaces(path: str) -> list[Interface]:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cni.conf import Choice, NetworkConfig
+from sandboxd.cni.invoker import Around, unobserved
 from sandboxd.config import Config
 from sandboxd.containerd.records import Stored
 from sandboxd.containerd.snapshots import Mount, Usage
@@ -52,8 +53,15 @@ class Cni(Protocol):
     """The plugins; `sandboxd.cni.invoker.Invoker` is the real one."""
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig: ...
-    async def add(self, attachment: Attachment, handed_on: Callable[[bytes], object] | None = None) -> bytes: ...
-    async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]: ...
+    async def add(
+        self,
+        attachment: Attachment,
+        handed_on: Callable[[bytes], object] | None = None,
+        around: Around = unobserved,
+    ) -> bytes: ...
+    async def delete(
+        self, attachment: Attachment, *, without: frozenset[str] = frozenset(), around: Around = unobserved
+    ) -> tuple[Owed, ...]: ...
 
 
 class Conf(Protocol):

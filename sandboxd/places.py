@@ -23,6 +23,7 @@ from sandboxd.model import ID_LENGTH, SandboxRecord
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 KIND_LABEL, SANDBOX_LABEL = "sandboxd.io/kind", "sandboxd.io/sandbox"  # in containerd
+RECORD_CHANGES = "sandboxd.io/record-changes"  # a pod's annotation, "true" or "false"; see `pods.recording`
 STAGE_DIGITS = 16  # of an id, in the name of a directory where mounts are staged
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}\Z")

@@ -103,6 +103,7 @@ NAMES: Mapping[str, str] = {
     "cni.gc": "a plugin's GC",
     "cni.leftovers": "plugins that outlived an earlier daemon are ended before their pod's DEL",
     "cni.rules": "rules for masquerading that a plugin's DEL may have missed are looked for and removed",
+    "cni.look": "what a plugin has changed on the machine is looked for, where that is recorded",
 }
 
 STEPS_KEPT = 400  # of an operation, and of a pod; the oldest are dropped first
@@ -144,6 +145,18 @@ class Act:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkChange:
+    """A thing of a network that appeared, went or changed; `network_state` has the words."""
+
+    place: str  # "pod" or "host"
+    kind: str
+    name: str
+    before: Mapping[str, str] | None  # None: it was not there
+    after: Mapping[str, str] | None  # None: it is gone
+    belongs_to: str  # "pod", "network", or "" for what happened meanwhile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """A step that has ended."""
 
@@ -157,18 +170,20 @@ class StepRecord:
     detail: Mapping[str, str] = field(default_factory=dict)
     plugin: PluginExecution | None = None
     acts: tuple[Act, ...] = ()  # in the order in which they ended
+    changes: tuple[NetworkChange, ...] = ()
 
 
 class Step:
     """A step in progress; details can be noted on it until it ends."""
 
-    __slots__ = ("acts", "acts_left_out", "detail", "plugin")
+    __slots__ = ("acts", "acts_left_out", "changes", "detail", "plugin")
 
     def __init__(self, detail: dict[str, str]) -> None:
         self.detail = detail
         self.plugin: PluginExecution | None = None
         self.acts: list[Act] = []
         self.acts_left_out = 0
+        self.changes: tuple[NetworkChange, ...] = ()
 
     def note(self, **detail: object) -> None:
         """Add to the step's detail; a `None` is left out."""
@@ -372,6 +387,7 @@ def step(name: str, **detail: object) -> Iterator[Step]:
             detail=dict(this.detail),
             plugin=this.plugin,
             acts=tuple(this.acts),
+            changes=this.changes,
         )
         if current is not None:
             current.course.open.pop(number, None)

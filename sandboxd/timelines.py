@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import structlog
@@ -25,7 +25,7 @@ from sandboxd.commits import Commits, Statement
 from sandboxd.database import Connection
 from sandboxd.errors import Unavailable
 from sandboxd.record_format import encoded, known
-from sandboxd.steps import STEPS_KEPT, Act, PluginExecution, StepRecord, Story
+from sandboxd.steps import STEPS_KEPT, Act, NetworkChange, PluginExecution, StepRecord, Story
 
 log = structlog.get_logger(__name__)
 
@@ -184,6 +184,7 @@ def _step_values(record: StepRecord) -> dict[str, Any]:
             plugin[key] = encoded(plugin[key])
         values["plugin"] = plugin
     values["acts"] = [[getattr(act, name) for name in _ACT] for act in record.acts]
+    values["changes"] = [asdict(each) for each in record.changes]
     return values
 
 
@@ -198,6 +199,8 @@ def _step_from(values: dict[str, Any]) -> StepRecord:
         values["plugin"] = PluginExecution(**known(PluginExecution, values["plugin"]))
     # An earlier version's steps have none.
     values["acts"] = tuple(Act(*each) for each in values.get("acts", ()))
+    changes = values.get("changes", ())  # an earlier version recorded none
+    values["changes"] = tuple(NetworkChange(**known(NetworkChange, each)) for each in changes)
     return StepRecord(**known(StepRecord, values))
 
 

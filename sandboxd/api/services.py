@@ -21,6 +21,7 @@ from sandboxd.api.history import History
 from sandboxd.api.host import Host
 from sandboxd.api.images import Images
 from sandboxd.api.inside import Inside
+from sandboxd.api.networks import Networks
 from sandboxd.api.pods import Pods
 from sandboxd.api.runtime import Runtime
 from sandboxd.api.transfer import Transfer
@@ -109,6 +110,7 @@ def host_service(
         host_pb2.DESCRIPTOR.services_by_name["Host"],
         Host(node.ledger, node.logs, exposition),
         History(node.ledger, node.netns),
+        Networks(node.ledger),
         Debts(node),
         Audit(auditor),
         Transfer(images, pulls, Uploads(images, node.jobs, node.places.uploads), node.jobs),

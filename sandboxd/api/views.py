@@ -11,10 +11,11 @@ from google.protobuf.json_format import MessageToDict
 from sandboxd.cni import result as cni_result
 from sandboxd.errors import PluginFailed
 from sandboxd.model import Attachment, ContainerRecord, ContainerState, ImageRecord, SandboxRecord, SandboxState
+from sandboxd.network_state import Thing
 from sandboxd.oci import stop_signal
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.host.v1 import host_pb2
-from sandboxd.steps import Act, PluginExecution, Running, StepRecord, Story
+from sandboxd.steps import Act, NetworkChange, PluginExecution, Running, StepRecord, Story
 
 _CONTAINER_STATES = {
     ContainerState.CREATED: cri.CONTAINER_CREATED,
@@ -236,6 +237,7 @@ def step(record: StepRecord) -> host_pb2.Step:
         detail=record.detail,
         plugin=_execution(record.plugin) if record.plugin else None,
         acts=map(_act, record.acts),
+        changes=map(network_change, record.changes),
     )
 
 
@@ -247,6 +249,26 @@ def _act(act: Act) -> host_pb2.Act:
         duration=act.duration,
         outcome=act.outcome,
         size=act.size if act.size >= 0 else None,
+    )
+
+
+def network_change(change: NetworkChange) -> host_pb2.NetworkChange:
+    """What a plugin changed."""
+    return host_pb2.NetworkChange(
+        place=change.place,
+        kind=change.kind,
+        name=change.name,
+        change="added" if change.before is None else "removed" if change.after is None else "changed",
+        before=change.before,
+        after=change.after,
+        belongs_to=change.belongs_to,
+    )
+
+
+def network_thing(thing: Thing, owner: str) -> host_pb2.NetworkThing:
+    """What there is of a pod's network."""
+    return host_pb2.NetworkThing(
+        place=thing.place, kind=thing.kind, name=thing.name, fields=thing.fields, belongs_to=owner
     )
 
 

@@ -79,15 +79,19 @@ SENTENCES: Mapping[str, str] = {
     "cni.gc": "",
     "cni.leftovers": "Plugins that outlived an earlier daemon are ended: process groups",
     "cni.rules": "Rules for masquerading that a DEL may have missed are looked for, of network",
+    "cni.look": "The network is looked at, to record changes:",
 }
 
 # What completes a sentence: values by themselves first, then those that need their key.
 _BARE = ("path", "network", "container", "image", "images", "command", "files", "groups", "archive")
-_KEYED = ("ips", "pid", "inode", "host_uid", "grace", "code", "attempt", "ahead", "layers", "conf")
+_KEYED = (
+    "ips", "pid", "inode", "host_uid", "grace", "code", "attempt", "ahead", "layers", "conf", "before", "after",
+    "changes",
+)  # fmt: skip
 # What a person should not miss, in whatever step it is.
 _REMARKS = (
     "warning", "dubious", "already_gone", "uninstalled", "killed", "unsaid", "reason", "waited", "queued",
-    "not_released", "passed_over",
+    "not_released", "passed_over", "unseen",
 )  # fmt: skip
 
 _PLUGINS = frozenset(f"cni.{verb}" for verb in ("version", "add", "del", "check", "status", "gc"))

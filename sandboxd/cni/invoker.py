@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any
 
 import structlog
@@ -38,6 +38,14 @@ UNSAID_SECONDS = 300.0  # after which a plugin that did not answer VERSION is as
 GC_SECONDS = 30.0  # GC holds up the pods of its network
 TEARDOWN_SECONDS = 120.0  # a kubelet waits for half as long for StopPodSandbox as for RunPodSandbox
 SLOT_SECONDS = 2.0  # ten times what the slowest of the usual plugins takes
+
+Around = Callable[[str], AbstractAsyncContextManager[None]]
+"""What is entered before a plugin of the given type runs, and left after it, with the error if it failed."""
+
+
+def unobserved(plugin: str) -> AbstractAsyncContextManager[None]:
+    """The `Around` of a caller who does not look."""
+    return nullcontext()
 
 
 class Invoker:
@@ -84,11 +92,17 @@ class Invoker:
                 )
         return config.limited_to(common)
 
-    async def add(self, attachment: Attachment, handed_on: Callable[[bytes], object] | None = None) -> bytes:
+    async def add(
+        self,
+        attachment: Attachment,
+        handed_on: Callable[[bytes], object] | None = None,
+        around: Around = unobserved,
+    ) -> bytes:
         """Attach the pod: run the chain in order and return the final result as JSON.
 
         `handed_on` gets each result, as JSON, before the next plugin is given it. When the chain ends early, the last
         one is the result to keep for DEL: some plugins find what they made, such as a firewall's rules, by it only.
+        `around` is entered for each plugin, and left when it has run.
 
         Raises the first plugin's error, PluginFailed when the chain gave the pod no address, NotReady when a
         binary or the namespace is missing. Whatever it raises, a DEL must follow.
@@ -106,29 +120,32 @@ class Invoker:
                 if previous is not None and handed_on is not None:
                     handed_on(_as_json(previous))
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
-                with (
-                    steps.step("cni.add", plugin=plugin["type"], network=config.name) as step,
-                    diagnosed.noted(step, "ADD"),
-                ):
-                    try:
-                        done = await self._run(
-                            step, binary, plugin_env("ADD", attachment), stdin, queue, limit=self._timeout
-                        )
-                    except PluginFailed as exc:
-                        if f'"{delegate_type(plugin)}"' not in exc.msg:
-                            for problem in missing_delegates(config, attachment.plugin_path.split(":"), [plugin]):
-                                exc.add_note(str(problem))
-                        raise
-                    result = parse_result(done.stdout, plugin["type"], version=config.cni_version)
-                    if result.remarks:
-                        step.note(dubious="; ".join(result.remarks))
-                        log.warning("a CNI plugin's result is dubious", plugin=binary, remarks=result.remarks)
-                    if position == len(binaries):
-                        _demand_address(result, plugin["type"], attachment.ifname)
+                async with around(plugin["type"]):
+                    with (
+                        steps.step("cni.add", plugin=plugin["type"], network=config.name) as step,
+                        diagnosed.noted(step, "ADD"),
+                    ):
+                        try:
+                            done = await self._run(
+                                step, binary, plugin_env("ADD", attachment), stdin, queue, limit=self._timeout
+                            )
+                        except PluginFailed as exc:
+                            if f'"{delegate_type(plugin)}"' not in exc.msg:
+                                for problem in missing_delegates(config, attachment.plugin_path.split(":"), [plugin]):
+                                    exc.add_note(str(problem))
+                            raise
+                        result = parse_result(done.stdout, plugin["type"], version=config.cni_version)
+                        if result.remarks:
+                            step.note(dubious="; ".join(result.remarks))
+                            log.warning("a CNI plugin's result is dubious", plugin=binary, remarks=result.remarks)
+                        if position == len(binaries):
+                            _demand_address(result, plugin["type"], attachment.ifname)
         assert result is not None  # a configuration has at least one plugin
         return _as_json(in_version(result, config.cni_version))
 
-    async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]:
+    async def delete(
+        self, attachment: Attachment, *, without: frozenset[str] = frozenset(), around: Around = unobserved
+    ) -> tuple[Owed, ...]:
         """Detach the pod: run the plugins that owe their DEL, in reverse, each with the last result of ADD.
 
         `without` are IPAM plugins that are gone for good: the plugins that run them go on as if they had succeeded.
@@ -158,7 +175,8 @@ class Invoker:
                     continue  # its DEL succeeded in an earlier attempt
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 try:
-                    await self._delete_one(attachment, config, plugin, env, stdin, queue)
+                    async with around(plugin["type"]):
+                        await self._delete_one(attachment, config, plugin, env, stdin, queue)
                 except (SandboxdError, OSError) as exc:
                     failed.insert(
                         0,

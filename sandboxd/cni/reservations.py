@@ -25,6 +25,7 @@ MAX_FILES = 1 << 16
 LOCK_SECONDS = 5.0  # for the plugin to release the directory's lock, which it holds for milliseconds
 _LOOK_SECONDS = 0.05
 _LOCK = "lock"  # the plugin's, for flock(2)
+_LAST = "last_reserved_ip."  # and the number of a range: the address that the plugin gave last
 _MAX_BYTES = 512  # of a file
 
 
@@ -44,6 +45,15 @@ def holders(directory: str) -> dict[str, str]:
 def unowned(directory: str) -> list[str]:
     """The files that name nobody, unless the plugin is about to write to one."""
     return [path for path in _files(directory) if _owner(path) == ""]
+
+
+def kept(directory: str) -> list[tuple[str, str]]:
+    """All that is kept there, as (path, content on one line): reservations, and the last address of each range."""
+    return [
+        (path, " ".join(content.split()))
+        for path in _files(directory, (_LAST,))
+        if (content := _content(path)) is not None
+    ]
 
 
 async def release(path: str) -> bool:
@@ -80,14 +90,14 @@ def _locked(lock: int) -> bool:
     return True
 
 
-def _files(directory: str) -> Iterator[str]:
-    """The paths that are named like addresses."""
+def _files(directory: str, also: tuple[str, ...] = ()) -> Iterator[str]:
+    """The paths that are named like addresses, and those whose names begin with one of `also`."""
     try:
         with os.scandir(directory) as entries:
             for number, entry in enumerate(entries):
                 if number >= MAX_FILES:
                     break
-                if _is_address(entry.name):
+                if _is_address(entry.name) or entry.name.startswith(also):
                     yield entry.path
     except OSError:
         pass
@@ -108,6 +118,12 @@ def _is_address(name: str) -> bool:
 
 def _owner(path: str) -> str | None:
     """The id in a reservation, "" if there is none, None if it cannot be read."""
+    content = _content(path)
+    return None if content is None else content.split("\n")[0].strip()
+
+
+def _content(path: str) -> str | None:
+    """The beginning of a file, None if it cannot be read."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -116,4 +132,4 @@ def _owner(path: str) -> str | None:
     except OSError:
         return None
     # Some file systems have zeros where nothing was written before the power failed.
-    return content.rstrip(b"\0").decode("utf-8", "replace").split("\n")[0].strip()
+    return content.rstrip(b"\0").decode("utf-8", "replace")

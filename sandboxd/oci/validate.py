@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.oci import cdi, linux, lsm, seccomp, users
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from sandboxd.places import RECORD_CHANGES
 
 MAX_NAME_BYTES = 253  # a DNS subdomain, as Kubernetes requires of names
 MAX_HOSTNAME_BYTES = 64  # __NEW_UTS_LEN, sethostname(2)
@@ -60,6 +61,8 @@ def sandbox_config(config: cri.PodSandboxConfig) -> None:
     _resources(config.linux.resources, "config.linux.resources")
     _resources(config.linux.overhead, "config.linux.overhead")
     _security_profiles(context)
+    if (asked := config.annotations.get(RECORD_CHANGES, "true")) not in ("true", "false"):
+        _fail(f"config.annotations[{RECORD_CHANGES!r}]", f'must be "true" or "false", got {asked!r}')
     _offered(config, REFUSED_SANDBOXES)
 
 

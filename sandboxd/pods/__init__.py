@@ -4,6 +4,7 @@ run        RunPodSandbox: record, netns, network and pause at once, start
 teardown   the one way back: failed runs, Stop, Remove and recovery are this code
 network    a pod's attachment: ADD, DEL, and what of a DEL failed
 masquerading  rules for masquerading that a DEL could not find
+recording  what each plugin changes on the machine, for pods that ask for it
 boots      pods that ended because the machine was restarted, and the addresses that they had
 adopt      records that the ledger has lost, put back from what containerd keeps
 debts      DELs that failed: listed, tried again, forgiven

@@ -24,7 +24,7 @@ from sandboxd.errors import CleanupIncomplete, Exhausted, InvalidRequest, NotRea
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord, of_earlier_boot
 from sandboxd.node import Node
 from sandboxd.operations import Held
-from sandboxd.pods import boots, holders, masquerading
+from sandboxd.pods import boots, holders, masquerading, recording
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig
         passed_over=network.passed_over or None,
     ) as step:
         try:
-            answer = await node.network.cni.add(adding, handed_on)
+            answer = await node.network.cni.add(adding, handed_on, recording.around(node, adding, "ADD"))
         except SandboxdError as exc:
             if isinstance(exc, Exhausted):
                 remedy = await holders.told(node, network, sandbox.id)
@@ -174,7 +174,8 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
                 findable = _findable(node, deleting)
                 gone = _uninstalled(node, findable)
                 without = gone & _delegates(findable)
-                failed = await node.network.cni.delete(findable, without=without)
+                watched = recording.around(node, attachment, "DEL")
+                failed = await node.network.cni.delete(findable, without=without, around=watched)
                 owed = tuple(each for each in failed if each.missing not in gone)
                 if lacked := without | (gone & {each.missing for each in failed}):
                     _tell(deleting, ", ".join(sorted(lacked)), step)

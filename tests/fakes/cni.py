@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sandboxd.cni.conf import NetworkConfig, delegate_type, from_json
+from sandboxd.cni.invoker import Around, unobserved
 from sandboxd.cni.request import check_container_id, check_ifname
 from sandboxd.cni.strict_json import load_object
 from sandboxd.errors import (
@@ -59,7 +60,12 @@ class Cni:
                     raise InvalidRequest(f'CNI plugin "{plugin["type"]}" speaks none of {config.versions}')
             return config.limited_to(common)
 
-    async def add(self, attachment: Attachment, handed_on: Callable[[bytes], object] | None = None) -> bytes:
+    async def add(
+        self,
+        attachment: Attachment,
+        handed_on: Callable[[bytes], object] | None = None,
+        around: Around = unobserved,
+    ) -> bytes:
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
         self.undeleted.add(key)
         async with self._points.at("cni.add", _refusal, Exhausted, NotReady, TimedOut, Unavailable):
@@ -67,7 +73,8 @@ class Cni:
             if not self._is_live(attachment.netns_path):
                 raise NotReady(f"{attachment.netns_path} is not a live network namespace")
             for plugin in config.plugins:
-                self._speaks(plugin["type"])
+                async with around(plugin["type"]):
+                    self._speaks(plugin["type"])
             self.attached[key] = attachment
             document = {
                 "cniVersion": config.cni_version,
@@ -80,11 +87,16 @@ class Cni:
                     handed_on(result)
             return result
 
-    async def delete(self, attachment: Attachment, *, without: frozenset[str] = frozenset()) -> tuple[Owed, ...]:
+    async def delete(
+        self, attachment: Attachment, *, without: frozenset[str] = frozenset(), around: Around = unobserved
+    ) -> tuple[Owed, ...]:
         """A failure is the first plugin's; one that is not in `plugins` is missing, and so is its IPAM plugin."""
         config = self._config(attachment)
         try:
             async with self._points.at("cni.delete", _refusal, NotReady, TimedOut, Unavailable):
+                for plugin in reversed(config.plugins):
+                    async with around(plugin["type"]):
+                        pass
                 return self._deleted(attachment, config, without)
         except SandboxdError as exc:
             return (_owed(attachment, 0, config.plugins[0]["type"], str(exc)),)

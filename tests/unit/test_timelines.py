@@ -13,7 +13,7 @@ import pytest
 
 from sandboxd.commits import Commits
 from sandboxd.database import Connection, connect
-from sandboxd.steps import Act, PluginExecution, StepRecord, Story
+from sandboxd.steps import Act, NetworkChange, PluginExecution, StepRecord, Story
 from sandboxd.timelines import Limits, Timelines
 
 PLUGIN = PluginExecution(
@@ -22,6 +22,10 @@ PLUGIN = PluginExecution(
 STEP = StepRecord(
     operation="RunPodSandbox", name="cni.add", sandbox_id="a", container_id="", started_at=1, duration=2, error="no",
     detail={"plugin": "bridge"}, plugin=PLUGIN, acts=(Act("Tasks.Create", "a", 3, 4, "UNAVAILABLE"),),
+    changes=(
+        NetworkChange(place="host", kind="link", name="x", before=None, after={"mtu": "1"}, belongs_to="pod"),
+        NetworkChange(place="host", kind="link", name="y", before={"mtu": "1"}, after=None, belongs_to=""),
+    ),
 )  # fmt: skip
 
 
@@ -127,3 +131,11 @@ async def test_steps_are_written_soon(file: Connection, monkeypatch: pytest.Monk
     async with asyncio.timeout(5):
         while other.of("a") != [STEP]:
             await asyncio.sleep(0)
+
+
+def test_a_step_of_an_earlier_version_recorded_no_changes(file: Connection) -> None:
+    timelines = Timelines(Commits(file), Limits())
+    timelines.append(replace(STEP, changes=()))
+    with file:
+        file.execute("UPDATE steps SET body = json_remove(body, '$.changes')")
+    assert timelines.of("a") == [replace(STEP, changes=())]

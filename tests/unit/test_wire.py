@@ -206,6 +206,7 @@ def test_host_api_streams_archives_in_and_out_and_logs_and_progress_out() -> Non
     assert shapes == [
         ("LoadImage", True, True),
         ("Explain", False, False),
+        ("PodNetwork", False, False),
         ("ListOperations", False, False),
         ("ReadLogs", False, True),
         ("PullImage", False, True),

@@ -18,7 +18,7 @@ from tests.unit.architecture.source import MODULES, tree, users, uses, within
         ("subprocess", {"supervised"}),
         ("os.fork os.system os.popen os.posix_spawn os.spawnv multiprocessing", set()),
         ("ctypes", {"syscalls"}),
-        ("pyroute2", {"netns"}),
+        ("pyroute2", {"netns", "rtnetlink"}),
         ("sqlite3", {"commits", "database", "ledger", "timelines"}),
         ("aiohttp", {"registry.transport"}),
         # Whoever signals by number makes sure that it is neither 0, all of our own group, nor 1, everybody.

@@ -11,7 +11,7 @@ from tests.unit.architecture.source import MODULES, text, tree, uses, within, wo
 # No IO, no clock, no environment, no async, no threads, no chance: the answer depends on the arguments alone.
 PURE = words(
     """
-    errors foreign_json foreign_yaml model mountinfo places record_format
+    errors foreign_json foreign_yaml model mountinfo network_state places record_format
     oci.cdi oci.compression oci.container oci.files oci.image oci.layers oci.layout oci.links oci.linux oci.lsm
     oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
     cni.conf cni.diagnosis cni.convert cni.failures cni.request cni.result cni.strict_json cni.template
@@ -21,6 +21,7 @@ PURE = words(
     streaming.channels streaming.portforward streaming.remotecommand streaming.spdy streaming.spdy_headers
     streaming.streams streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
+    machine.rule_lists
     pods.reconcile
     insight.residue
     api.lists api.usage_views api.views api.withheld

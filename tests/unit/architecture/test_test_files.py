@@ -29,6 +29,7 @@ ELSEWHERE = {
     "mounts": "tests/root/test_mounts.py",
     "netns": "tests/root/test_netns.py",
     "node": "tests/e2e/test_story.py",
+    "rtnetlink": "tests/root/test_rtnetlink.py",
     "streaming.sessions": "tests/unit/streaming/test_stdio.py",
     "streaming.streams": "tests/unit/streaming/test_websocket.py",
     "syscalls": "tests/root/test_netns.py",

@@ -38,6 +38,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.steps: list[host.Step] = []
         self.operations = host.ListOperationsResponse()
         self.attachments: list[host.Attachment] = []
+        self.things: list[host.NetworkThing] = []
         self.debts: list[host.Debt] = []
         self.findings: list[host.AuditFinding] = []
         self.info = {"config": json.dumps({"state": "/run/sandboxd", "workers": 2})}
@@ -363,6 +364,10 @@ class FakeHost(host_grpc.HostServicer):
             steps=self._daemon.steps,
             attachments=self._daemon.attachments,
         )
+
+    def PodNetwork(self, request: host.PodNetworkRequest, context: grpc.ServicerContext) -> host.PodNetworkResponse:
+        self._daemon._enter("PodNetwork", request, context)
+        return host.PodNetworkResponse(things=self._daemon.things)
 
     def ReadLogs(
         self, request: host.ReadLogsRequest, context: grpc.ServicerContext

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -610,3 +611,30 @@ async def test_gc_never_overlaps_an_operation_on_its_network(plugins: Callable[.
 
 def test_the_scripted_plugin_can_be_executed_in_place() -> None:
     assert os.stat(cni_plugin.__file__).st_mode & stat.S_IXUSR
+
+
+async def test_each_plugin_runs_within_what_the_caller_enters_around_it_and_its_error_passes_through(
+    plugins: Callable[..., str],
+) -> None:
+    directory = plugins(bridge={}, portmap={"ADD": [FAILS], "DEL": [FAILS]})
+    attachment = attached(network("bridge", "portmap"), directory)
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def around(plugin: str) -> AsyncIterator[None]:
+        seen.append(f"{plugin} {len(called(directory))}")
+        try:
+            yield
+        except PluginFailed as exc:
+            seen.append(f"{exc.plugin} failed")
+            raise
+        finally:
+            seen.append(f"{plugin} {len(called(directory))}")
+
+    with pytest.raises(PluginFailed):
+        await Invoker(30).add(attachment, around=around)
+    assert seen == ["bridge 0", "bridge 1", "portmap 1", "portmap failed", "portmap 2"]
+
+    seen.clear()
+    (owed,) = await Invoker(30).delete(attachment, around=around)
+    assert (owed.plugin, seen) == ("portmap", ["portmap 2", "portmap failed", "portmap 3", "bridge 3", "bridge 4"])

@@ -144,3 +144,17 @@ async def test_a_lock_that_is_kept_is_named(pool: Path, monkeypatch: pytest.Monk
 
 async def test_a_directory_that_is_gone_has_nothing_to_release(tmp_path: Path) -> None:
     assert not await reservations.release(str(tmp_path / "none" / "10.0.0.3"))
+
+
+def test_all_that_is_kept_is_reservations_and_the_last_of_each_range(tmp_path: Path) -> None:
+    (tmp_path / "10.0.10.2").write_bytes(b"abc\r\neth0")
+    (tmp_path / "last_reserved_ip.0").write_text("10.0.10.2")
+    for other in ("lock", "notes", "unreadable.link"):
+        (tmp_path / other).write_text("x")
+    (tmp_path / "10.0.10.3").symlink_to(tmp_path / "notes")
+
+    assert sorted(reservations.kept(str(tmp_path))) == [
+        (f"{tmp_path}/10.0.10.2", "abc eth0"),
+        (f"{tmp_path}/last_reserved_ip.0", "10.0.10.2"),
+    ]
+    assert reservations.kept(str(tmp_path / "gone")) == []

@@ -197,6 +197,10 @@ BAD_SANDBOXES: list[tuple[Edit, str]] = [
     (_set("linux.overhead.memory_limit_in_bytes", -5), "config.linux.overhead.memory_limit_in_bytes: -5"),
     (_set("labels", {"a\0": "b"}), "config.labels: holds a NUL"),
     (_set("annotations", {"a": "\0"}), "config.annotations['a']: holds a NUL"),
+    (
+        _set("annotations", {"sandboxd.io/record-changes": "yes"}),
+        'config.annotations[\'sandboxd.io/record-changes\']: must be "true" or "false"',
+    ),
 ]
 
 BAD_CONTAINERS: list[tuple[Edit, str]] = [

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd import steps
+from sandboxd.cni.invoker import Around
 from sandboxd.errors import CleanupIncomplete, InvalidRequest, NotReady, PluginFailed, TimedOut
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord
 from sandboxd.operations import Held, hold
@@ -203,7 +204,7 @@ async def test_an_answer_that_cannot_be_read_fails_and_what_was_added_is_deleted
 ) -> None:
     add = fakes.cni.add
 
-    async def unreadable(attachment: Attachment, handed_on: Callable[[bytes], object]) -> bytes:
+    async def unreadable(attachment: Attachment, handed_on: Callable[[bytes], object], around: Around) -> bytes:
         await add(attachment, handed_on)
         return b'{"cniVersion": "1.0.0", "ips": "none"}'
 
@@ -396,7 +397,7 @@ async def test_a_damaged_record_is_a_debt_of_which_the_plugins_side_hears(
     asked: list[str] = []
     delete = fakes.cni.delete
 
-    async def heard(attachment: Attachment, *, without: frozenset[str]) -> tuple[Owed, ...]:
+    async def heard(attachment: Attachment, *, without: frozenset[str], around: Around) -> tuple[Owed, ...]:
         asked.append(attachment.sandbox_id)
         return await delete(attachment, without=without)
 
@@ -539,7 +540,7 @@ async def test_plugins_are_also_looked_for_where_they_are_now(
     fakes.node.ledger.put_attachment(replace(only(fakes), plugin_path="/opt/before"))
     given = []
 
-    async def delete(attachment: Attachment, *, without: frozenset[str]) -> tuple[Owed, ...]:
+    async def delete(attachment: Attachment, *, without: frozenset[str], around: Around) -> tuple[Owed, ...]:
         given.append(attachment.plugin_path)
         return ()
 

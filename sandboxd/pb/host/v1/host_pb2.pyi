@@ -321,6 +321,7 @@ class Step(google.protobuf.message.Message):
     DETAIL_FIELD_NUMBER: builtins.int
     PLUGIN_FIELD_NUMBER: builtins.int
     ACTS_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
     operation: builtins.str
     """The operation it belongs to: the CRI call ("RunPodSandbox"), or the daemon's own ("recover")."""
     name: builtins.str
@@ -345,6 +346,12 @@ class Step(google.protobuf.message.Message):
         and files. At most 200 of one operation; the detail "acts_left_out" counts those that are not here.
         """
 
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NetworkChange]:
+        """What a plugin has changed, in a step "cni.look": its detail "after" names the plugin, "verb" says ADD or DEL. Only
+        where that is recorded: by the pod's annotation "sandboxd.io/record-changes", or for all pods.
+        """
+
     def __init__(
         self,
         *,
@@ -357,9 +364,10 @@ class Step(google.protobuf.message.Message):
         detail: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         plugin: global___PluginExecution | None = ...,
         acts: collections.abc.Iterable[global___Act] | None = ...,
+        changes: collections.abc.Iterable[global___NetworkChange] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["plugin", b"plugin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acts", b"acts", "container_id", b"container_id", "detail", b"detail", "duration", b"duration", "error", b"error", "name", b"name", "operation", b"operation", "plugin", b"plugin", "started_at", b"started_at"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acts", b"acts", "changes", b"changes", "container_id", b"container_id", "detail", b"detail", "duration", b"duration", "error", b"error", "name", b"name", "operation", b"operation", "plugin", b"plugin", "started_at", b"started_at"]) -> None: ...
 
 global___Step = Step
 
@@ -400,6 +408,84 @@ class Act(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
 
 global___Act = Act
+
+@typing.final
+class NetworkChange(google.protobuf.message.Message):
+    """A thing of a network that appeared, went or changed while a plugin ran."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class BeforeEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class AfterEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PLACE_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    CHANGE_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    BELONGS_TO_FIELD_NUMBER: builtins.int
+    place: builtins.str
+    """Where it is: "pod", the pod's namespace, or "host"."""
+    kind: builtins.str
+    """"link", "address", "route", "policy", "neighbour", "qdisc", "chain", "rule", "sysctl" or "file". More may be added."""
+    name: builtins.str
+    """What it is known by, in the words of ip(8), iptables(8), nft(8) and sysctl(8)."""
+    change: builtins.str
+    """"added", "removed" or "changed"."""
+    belongs_to: builtins.str
+    """Whose it is: "pod"; "network" for what the pods of a network share, such as its bridge; empty for what happened
+    meanwhile and bears neither's mark, perhaps another's.
+    """
+    @property
+    def before(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """What else it said before, and says after."""
+
+    @property
+    def after(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        place: builtins.str = ...,
+        kind: builtins.str = ...,
+        name: builtins.str = ...,
+        change: builtins.str = ...,
+        before: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        after: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        belongs_to: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "before", b"before", "belongs_to", b"belongs_to", "change", b"change", "kind", b"kind", "name", b"name", "place", b"place"]) -> None: ...
+
+global___NetworkChange = NetworkChange
 
 @typing.final
 class PluginExecution(google.protobuf.message.Message):
@@ -527,6 +613,95 @@ class Attachment(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "conf_file", b"conf_file", "config", b"config", "error", b"error", "ifname", b"ifname", "ips", b"ips", "network", b"network", "result", b"result", "state", b"state"]) -> None: ...
 
 global___Attachment = Attachment
+
+@typing.final
+class PodNetworkRequest(google.protobuf.message.Message):
+    """---- PodNetwork"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    pod_sandbox_id: builtins.str
+    """The full id, as RunPodSandbox gave it."""
+    def __init__(
+        self,
+        *,
+        pod_sandbox_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pod_sandbox_id", b"pod_sandbox_id"]) -> None: ...
+
+global___PodNetworkRequest = PodNetworkRequest
+
+@typing.final
+class PodNetworkResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THINGS_FIELD_NUMBER: builtins.int
+    UNSEEN_FIELD_NUMBER: builtins.int
+    @property
+    def things(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NetworkThing]:
+        """The pod's first."""
+
+    @property
+    def unseen(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What could not be read, and why; for people."""
+
+    def __init__(
+        self,
+        *,
+        things: collections.abc.Iterable[global___NetworkThing] | None = ...,
+        unseen: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["things", b"things", "unseen", b"unseen"]) -> None: ...
+
+global___PodNetworkResponse = PodNetworkResponse
+
+@typing.final
+class NetworkThing(google.protobuf.message.Message):
+    """A thing of a network, as it is now. The fields are those of NetworkChange."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class FieldsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PLACE_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    BELONGS_TO_FIELD_NUMBER: builtins.int
+    place: builtins.str
+    kind: builtins.str
+    name: builtins.str
+    belongs_to: builtins.str
+    """"pod" or "network"."""
+    @property
+    def fields(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        place: builtins.str = ...,
+        kind: builtins.str = ...,
+        name: builtins.str = ...,
+        fields: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        belongs_to: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belongs_to", b"belongs_to", "fields", b"fields", "kind", b"kind", "name", b"name", "place", b"place"]) -> None: ...
+
+global___NetworkThing = NetworkThing
 
 @typing.final
 class ReadLogsRequest(google.protobuf.message.Message):

@@ -24,6 +24,11 @@ class HostStub(object):
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainResponse.FromString,
                 )
+        self.PodNetwork = channel.unary_unary(
+                '/sandboxd.host.v1.Host/PodNetwork',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PodNetworkRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PodNetworkResponse.FromString,
+                )
         self.ListOperations = channel.unary_unary(
                 '/sandboxd.host.v1.Host/ListOperations',
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsRequest.SerializeToString,
@@ -91,6 +96,15 @@ class HostServicer(object):
         exact input and output, and its current networks; what is under way for it, and what failed. Answers from
         records alone, also for failed and stopped pods; it never waits for a plugin or for containerd. Of a pod that
         could not be made, and of an image that could not be pulled, it gives what failed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PodNetwork(self, request, context):
+        """Looks at the machine for what there is of a pod's network now: what is in its namespace, and what on the host
+        bears its mark or its network's. It reads only, by netlink, iptables-save, nft and files, and takes a moment.
+        Nothing for a pod in the host's network, or of which the network has been taken down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,6 +205,11 @@ def add_HostServicer_to_server(servicer, server):
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainRequest.FromString,
                     response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainResponse.SerializeToString,
             ),
+            'PodNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.PodNetwork,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PodNetworkRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PodNetworkResponse.SerializeToString,
+            ),
             'ListOperations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOperations,
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ListOperationsRequest.FromString,
@@ -277,6 +296,23 @@ class Host(object):
         return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Explain',
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainRequest.SerializeToString,
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ExplainResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PodNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/PodNetwork',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PodNetworkRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.PodNetworkResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

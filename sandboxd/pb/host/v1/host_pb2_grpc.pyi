@@ -55,6 +55,15 @@ class HostStub:
     could not be made, and of an image that could not be pulled, it gives what failed.
     """
 
+    PodNetwork: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.PodNetworkRequest,
+        sandboxd.pb.host.v1.host_pb2.PodNetworkResponse,
+    ]
+    """Looks at the machine for what there is of a pod's network now: what is in its namespace, and what on the host
+    bears its mark or its network's. It reads only, by netlink, iptables-save, nft and files, and takes a moment.
+    Nothing for a pod in the host's network, or of which the network has been taken down.
+    """
+
     ListOperations: grpc.UnaryUnaryMultiCallable[
         sandboxd.pb.host.v1.host_pb2.ListOperationsRequest,
         sandboxd.pb.host.v1.host_pb2.ListOperationsResponse,
@@ -158,6 +167,15 @@ class HostAsyncStub(HostStub):
     exact input and output, and its current networks; what is under way for it, and what failed. Answers from
     records alone, also for failed and stopped pods; it never waits for a plugin or for containerd. Of a pod that
     could not be made, and of an image that could not be pulled, it gives what failed.
+    """
+
+    PodNetwork: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.PodNetworkRequest,
+        sandboxd.pb.host.v1.host_pb2.PodNetworkResponse,
+    ]
+    """Looks at the machine for what there is of a pod's network now: what is in its namespace, and what on the host
+    bears its mark or its network's. It reads only, by netlink, iptables-save, nft and files, and takes a moment.
+    Nothing for a pod in the host's network, or of which the network has been taken down.
     """
 
     ListOperations: grpc.aio.UnaryUnaryMultiCallable[
@@ -267,6 +285,17 @@ class HostServicer(metaclass=abc.ABCMeta):
         exact input and output, and its current networks; what is under way for it, and what failed. Answers from
         records alone, also for failed and stopped pods; it never waits for a plugin or for containerd. Of a pod that
         could not be made, and of an image that could not be pulled, it gives what failed.
+        """
+
+    @abc.abstractmethod
+    def PodNetwork(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.PodNetworkRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.PodNetworkResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.PodNetworkResponse]]:
+        """Looks at the machine for what there is of a pod's network now: what is in its namespace, and what on the host
+        bears its mark or its network's. It reads only, by netlink, iptables-save, nft and files, and takes a moment.
+        Nothing for a pod in the host's network, or of which the network has been taken down.
         """
 
     @abc.abstractmethod
