@@ -5,15 +5,16 @@
     names.py       P  a name or id of a pod or container → the object
     render.py      P  answers → tables for people, JSON and YAML for programs
     timeline.py    P  Explain's answer → the timeline of a pod, as text
-    by_hand.py     P  Explain's answer → what a person would type instead; the containers are ctr.py's
-    ctr.py         P  a pod's containers → commands of containerd's own client
-    shell.py       P  text → words and comments for a shell
     page.py        P  the same as one HTML page, of:
     waterfall.py   P      steps, with a bar for each
     topology.py    P      what the pod's network consists of, as far as it is recorded,
     drawing.py     P      and that as SVG
     markup.py      P      HTML in which every text is escaped
     stylesheet.py  P      how it looks
+    changes.py     P  Explain's answer → what each plugin changed on the machine, as text and data
+    by_hand.py     P  Explain's answer → what a person would type instead; the containers are ctr.py's
+    ctr.py         P  a pod's containers → commands of containerd's own client
+    shell.py       P  text → words and comments for a shell
     client.py         the channel; a failed call → a message with an exit code
     progress.py       bars on a terminal, lines elsewhere
     files.py          files that are written: whole, or not at all

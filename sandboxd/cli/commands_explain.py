@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sandboxd.cli import by_hand, ctr, files, names, page, render, timeline
+from sandboxd.cli import by_hand, changes, ctr, files, names, page, render, timeline
 from sandboxd.cli.client import Failure
 from sandboxd.cli.session import Session, emit, named, now, output_option, pass_session, show
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -31,6 +31,13 @@ class _Explain(click.Command):
     is_flag=True,
     help="Print what makes the pod by hand, for a shell: network and containers; --commands=down what undoes it.",
 )
+@click.option(
+    "--changes",
+    "changed",
+    is_flag=True,
+    help="Show what each CNI plugin changed on this machine, if the pod was run with --record-changes; else what"
+    " there is of its network now.",
+)
 @click.option("--commands-down", "down", is_flag=True, hidden=True)
 @click.option(
     "--html",
@@ -47,6 +54,7 @@ def explain(
     commands: bool,
     down: bool,
     html: str | None,
+    changed: bool,
     form: str | None,
 ) -> None:
     """Show how a pod was set up: a line for each step, in order, and one for each execution of a CNI plugin.
@@ -58,8 +66,10 @@ def explain(
         raise click.UsageError("give a pod, a container or an image, or --failed")
     if (commands or down) and form:
         raise click.UsageError("--commands prints commands; give either it or -o")
-    if html and (commands or down or form or failed):
-        raise click.UsageError("--html writes a page about one thing; give it without --commands, --failed and -o")
+    if html and (commands or down or form or failed or changed):
+        raise click.UsageError("--html writes a page about one thing; give it without other options")
+    if changed and (reference is None or commands or down or verbose):
+        raise click.UsageError("--changes goes with a pod and with -o, and with no other option")
     if reference is None:
         listed = session.operations()
         if form:
@@ -73,6 +83,8 @@ def explain(
         _print_commands(answer, title, _running(session, answer, title), down=down)
     elif html:
         _write_page(answer, title, html)
+    elif changed:
+        _show_changes(session, answer, title, form)
     elif form:
         emit(render.explain_dict(answer), form)
     else:
@@ -122,6 +134,20 @@ def _print_commands(answer: host.ExplainResponse, title: str, pod: ctr.Pod | Non
         raise Failure(f"no commands for {title}: {error}") from error
     for line in lines:
         click.echo(line)
+
+
+def _show_changes(session: Session, answer: host.ExplainResponse, title: str, form: str | None) -> None:
+    pod_id, now_there = answer.pod_sandbox_id, None
+    executions = changes.recorded(answer)
+    if pod_id and not executions:
+        request = host.PodNetworkRequest(pod_sandbox_id=pod_id)
+        now_there = session.daemon.call(session.daemon.host.PodNetwork, request, f"look at the network of {title}")
+    if form:
+        emit(changes.as_data(executions, now_there, pod_id), form)
+    elif executions:
+        show(changes.told(executions, title, pod_id))
+    else:
+        show(changes.now(now_there, title, pod_id))
 
 
 def _asked(session: Session, reference: str) -> tuple[host.ExplainRequest, str]:

@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., object])
 M = TypeVar("M", bound=Message)
 
 # Flags of `run` that describe a new pod, and are invalid for an existing one.
-_POD_FLAGS = ("ports", "hostname", "dns_servers", "dns_searches", "host_network", "handler")
+_POD_FLAGS = ("ports", "hostname", "dns_servers", "dns_searches", "host_network", "handler", "record_changes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,7 @@ class _Pod:
 @click.option("--dns", "dns_servers", multiple=True, metavar="IP", help="A name server; the host's by default.")
 @click.option("--dns-search", "dns_searches", multiple=True, metavar="DOMAIN", help="A domain to search names in.")
 @click.option("--host-network", is_flag=True, help="Use the host's network: the pod has no address of its own.")
+@click.option("--record-changes", is_flag=True, help="Record what the pod's network changes: explain --changes.")
 @click.option("--handler", default="", help="The runtime handler; the daemon's default by default.")
 @click.option(
     "-u", "--user", type=Parsed("UID|NAME[:GID]", parse.user), help="User to run as; the image's by default."
@@ -123,6 +124,7 @@ def run(
     dns_servers: tuple[str, ...],
     dns_searches: tuple[str, ...],
     host_network: bool,
+    record_changes: bool,
     handler: str,
     user: parse.UserFlag | None,
     workdir: str,
@@ -165,7 +167,7 @@ def run(
             seccomp=seccomp if seccomp == parse.UNCONFINED else "",
             apparmor=apparmor if apparmor == parse.UNCONFINED else "",
             labels=labels,
-            annotations=annotations,
+            annotations=(*annotations, *([configs.RECORD_CHANGES] if record_changes else [])),
         )
         if name and not pod_ref:
             _require_free(session, flags)

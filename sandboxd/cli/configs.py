@@ -16,6 +16,7 @@ from sandboxd.cli import parse
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 LOG_ROOT = "/var/log/pods"
+RECORD_CHANGES = ("sandboxd.io/record-changes", "true")  # the annotation of a pod
 
 M = TypeVar("M", bound=Message)
 

@@ -26,7 +26,7 @@ PURE = words(
     insight.residue
     api.lists api.usage_views api.views api.withheld
     usage.families usage.readings usage.records
-    cli.by_hand cli.configs cli.ctr cli.drawing cli.markup cli.names cli.nesting cli.page cli.parse
+    cli.by_hand cli.changes cli.configs cli.ctr cli.drawing cli.markup cli.names cli.nesting cli.page cli.parse
     cli.plugin_results cli.render cli.sentences cli.shell cli.stylesheet cli.timeline cli.topology cli.waterfall
     """
 )

@@ -98,3 +98,32 @@ def test_a_page_is_also_of_what_failed_and_of_one_thing(
     assert sandboxctl("explain", "--failed", "--html", "-").exit_code == 2
     cannot = sandboxctl("explain", "db", "--html", str(tmp_path / "no" / "such"))
     assert cannot.exit_code == 1 and "No such file or directory" in cannot.stderr
+
+
+def test_changes_are_told_from_the_record_and_without_one_from_what_there_is(
+    daemon: FakeDaemon, sandboxctl: Sandboxctl
+) -> None:
+    daemon.add_pod("web")
+    daemon.things = [host.NetworkThing(place="pod", kind="link", name="eth0", belongs_to="pod")]
+    now = sandboxctl("explain", "--changes", "web").stdout
+    assert "What there was before is not known" in now and "link eth0" in now
+    assert json.loads(sandboxctl("explain", "web", "--changes", "-o", "json").stdout)["now"]["things"]
+
+    change = host.NetworkChange(place="host", kind="link", name="sbx0", change="added", belongs_to="network")
+    detail = {"after": "bridge", "verb": "ADD"}
+    daemon.steps = [host.Step(operation="RunPodSandbox", name="cni.look", changes=[change], detail=detail)]
+    daemon.calls.clear()
+    told = sandboxctl("explain", "--changes", "web").stdout
+    assert "    ADD bridge\n" in told and "+ link sbx0" in told and "PodNetwork" not in daemon.calls
+
+
+def test_changes_go_with_a_pod_and_no_other_view(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    daemon.add_pod("web")
+    for argv in (("--failed",), ("web", "-v"), ("web", "--commands")):
+        assert sandboxctl("explain", "--changes", *argv).exit_code == 2
+
+
+def test_changes_of_what_failed_without_a_record_are_not_known(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    told(daemon)
+    assert "not known" in sandboxctl("explain", "--changes", "db").stdout
+    assert "PodNetwork" not in daemon.calls

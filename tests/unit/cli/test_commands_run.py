@@ -74,6 +74,14 @@ def test_a_pod_in_the_hosts_network_says_so(sandboxctl: Sandboxctl) -> None:
     assert lines[-1].split() == ["ip", "host"]
 
 
+def test_changes_are_recorded_by_an_annotation_of_the_pod_alone(daemon: FakeDaemon, sandboxctl: Sandboxctl) -> None:
+    assert sandboxctl("run", "nginx", "--name", "web", "--record-changes").exit_code == 0
+    assert [dict(each.annotations) for each in daemon.configs.values()] == [{"sandboxd.io/record-changes": "true"}]
+    assert [dict(each.annotations) for each in daemon.container_configs.values()] == [{}]
+    joined = sandboxctl("run", "nginx", "--pod", "web", "--record-changes")
+    assert joined.exit_code == 2 and "--record-changes describes a new pod" in joined.stderr
+
+
 def test_a_relative_mount_source_is_below_the_callers_directory(
     daemon: FakeDaemon, sandboxctl: Sandboxctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
