@@ -154,11 +154,11 @@ def test_sysctls_that_the_pods_runtime_sets_are_not_a_plugins() -> None:
     assert [each.place for each in found] == [HOST]
 
 
-def veths(*, host_index: int = 7) -> State:
-    """eth0 in the pod and its other end; with another index the host's link is somebody else's."""
+def veths(*, host_index: int = 7, peer: int = 2) -> State:
+    """eth0 in the pod and its other end; with another index, or another peer, the host's link is somebody else's."""
     inside = Thing(place=POD, kind="link", name="eth0", fields={"kind": "veth"}, index=2, peer=7)
     outside = Thing(
-        place=HOST, kind="link", name="vethx", fields={"kind": "veth", "master": "cni0"}, index=host_index, peer=2
+        place=HOST, kind="link", name="vethx", fields={"kind": "veth", "master": "cni0"}, index=host_index, peer=peer
     )
     return network_state.state([
         inside, outside, thing("address", "10.0.10.5/24 dev eth0", POD), thing("address", "127.0.0.1/8 dev lo", POD),
@@ -181,8 +181,9 @@ def test_the_ends_of_the_pods_veth_are_named_after_each_other_and_mark_the_pod()
     )
 
 
-def test_a_link_of_the_host_that_is_not_the_other_end_is_not_the_pods() -> None:
-    seen = veths(host_index=8)
+@pytest.mark.parametrize("other", [{"host_index": 8}, {"peer": 3}], ids=["its index", "its peer"])
+def test_a_link_of_the_host_that_is_not_the_other_end_is_not_the_pods(other: dict[str, int]) -> None:
+    seen = veths(**other)
     assert "peer" not in seen.things[POD, "link", "eth0"].fields
     assert not network_state.marks(ID, "pods", [], seen).own_links
 

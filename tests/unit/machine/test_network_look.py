@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandboxd import netns
+from sandboxd import netns, rtnetlink
 from sandboxd.machine import network_look, programs
 from sandboxd.machine.network_look import Subject
 from sandboxd.model import Attachment
-from sandboxd.network_state import HOST, Marks, State
+from sandboxd.network_state import HOST, POD, Marks, State, Thing
 
 SAVED = "*nat\n:CNI-X - [0:0]\n-A CNI-X -j ACCEPT\nCOMMIT\n"
 NFT = "table inet t {\n\tchain c {\n\t\taccept\n\t}\n}\n"
@@ -92,6 +93,43 @@ async def test_rules_sysctls_files_and_links_are_seen(answers: dict[str, Any], s
         "net.ipv4.conf.lo.arp_notify": "0",
         "net.ipv4.ping_group_range": "0 0",
     }
+    assert not seen.unseen
+
+
+async def test_of_thousands_of_veths_only_the_pods_have_their_sysctls_read(
+    answers: dict[str, Any], sysctls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("own", "uplink"):
+        (sysctls / "ipv4" / "conf" / name).mkdir()
+        (sysctls / "ipv4" / "conf" / name / "arp_notify").write_text("1")
+    inside = {POD: [("eth0", 2, 7)], HOST: [("own", 7, 2), ("stranger", 8, 3)]}
+
+    async def links(sock: socket.socket, place: str) -> list[Thing]:
+        sock.close()
+        veths = [
+            Thing(place=place, kind="link", name=name, fields={"kind": "veth"}, index=index, peer=peer)
+            for name, index, peer in inside[place]
+        ]
+        return [*veths, Thing(place=place, kind="link", name="uplink", index=20)]
+
+    async def opened(path: str, *kind: int) -> socket.socket:
+        return socket.socket(*kind)
+
+    async def within(path: str, call: Callable[[], list[Thing]]) -> list[Thing]:
+        return []
+
+    monkeypatch.setattr(rtnetlink, "look", links)
+    monkeypatch.setattr(netns, "exists", lambda path: True)
+    monkeypatch.setattr(netns, "open_socket", opened)
+    monkeypatch.setattr(netns, "inside", within)
+    for program in ("iptables-save", "ip6tables-save", "nft --stateless list ruleset"):
+        answers[f"nsenter --net=/x -- {program}"] = (127, b"", b"no such program")
+    subject = Subject(pod_id="a", network="n", netns_path="/x", bridges=frozenset(), directories=())
+
+    seen = await network_look.look(subject)
+
+    of_links = [name for name in named(seen, "sysctl") if ".conf." in name]
+    assert of_links == [f"net.ipv4.conf.{name}.arp_notify" for name in ("default", "own", "uplink")]
     assert not seen.unseen
 
 
