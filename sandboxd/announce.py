@@ -97,7 +97,13 @@ class Announcer:
         self._records = records
         self._room = room
         self._subscriptions: set[Subscription] = set()
+        self.dropped = 0  # listeners that fell behind
         records.subscribe(self._on_change)
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return len(self._subscriptions)
 
     @contextmanager
     def subscribe(self) -> Iterator[Subscription]:
@@ -109,6 +115,7 @@ class Announcer:
         finally:
             self._subscriptions.discard(subscription)
             if subscription.missed:
+                self.dropped += 1
                 log.warning("a subscriber to the events was too slow", missed=subscription.missed)
 
     def _on_change(self, before: AnyRecord | None, after: AnyRecord | None) -> None:

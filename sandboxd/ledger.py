@@ -253,6 +253,11 @@ class Ledger:
         """Keep an operation that failed."""
         self._timelines.keep(story)
 
+    @property
+    def stories_kept(self) -> int:
+        """How many failed operations are kept."""
+        return self._timelines.kept
+
     def stories(self) -> list[Story]:
         """The failed operations that are kept, newest first."""
         return self._timelines.stories()

@@ -58,6 +58,7 @@ class Timelines:
         self._appended: Counter[str] = Counter()
         self._waiting: dict[str, list[StepRecord]] = {}  # to be written, by pod
         self._timer: asyncio.TimerHandle | None = None
+        self.kept = self._number()  # stories
 
     def copy(self, into: Connection) -> None:
         """Copy what can be read into another database, in the caller's transaction."""
@@ -134,11 +135,15 @@ class Timelines:
         statements.append((add, (*kind, story.started_at + story.duration, text)))
         with suppress(Unavailable):
             self._commits.now(*statements, *self._trim(len(text)))
+        self.kept = self._number()
 
     def stories(self) -> list[Story]:
         """The failed operations that are kept, newest first; a damaged one is left out."""
         rows = self._read("SELECT seq, body FROM stories WHERE ended_at > ? ORDER BY seq DESC", self._oldest())
         return [story for _, body in rows if (story := _story_or_none(body)) is not None]
+
+    def _number(self) -> int:
+        return sum(count for count, _ in self._read("SELECT count(*), '' FROM stories"))
 
     def _trim(self, added: int) -> list[Statement]:
         """What makes room for one more, of so many characters."""

@@ -34,6 +34,16 @@ class Turns:
         """How many have a turn at once in one queue."""
         return self._each
 
+    @property
+    def taken_in_all(self) -> int:
+        """How many have a turn, in all queues."""
+        return sum(len(queue.holders) for queue in self._queues.values())
+
+    @property
+    def waiting_in_all(self) -> int:
+        """How many wait, in all queues."""
+        return sum(len(queue.waiting) for queue in self._queues.values())
+
     def full(self, key: Hashable = "") -> bool:
         """Whether the next in this queue would have to wait."""
         queue = self._queues.get(key)

@@ -28,13 +28,21 @@ class Slots:
         queue = self._queues.get(key)
         return queue is not None and queue.free.locked()
 
+    def use(self) -> dict[Hashable, tuple[int, int]]:
+        """How many run, with a slot or without one any more, and how many wait, by queue."""
+        return {key: (queue.interested - queue.waiting, queue.waiting) for key, queue in self._queues.items()}
+
     @asynccontextmanager
     async def slot(self, key: Hashable) -> AsyncIterator[None]:
         """Wait for a slot of this queue and have it, for as long as it is lent, while the body runs."""
         queue = self._queues.setdefault(key, _Queue(self._each))
         queue.interested += 1
         try:
-            await queue.free.acquire()
+            queue.waiting += 1
+            try:
+                await queue.free.acquire()
+            finally:
+                queue.waiting -= 1
             lent = _Lent(queue.free)
             lapse = asyncio.get_running_loop().call_later(self._lent_seconds, lent.give_back)
             try:
@@ -49,11 +57,12 @@ class Slots:
 
 
 class _Queue:
-    __slots__ = ("free", "interested")
+    __slots__ = ("free", "interested", "waiting")
 
     def __init__(self, slots: int) -> None:
         self.free = asyncio.Semaphore(slots)
         self.interested = 0
+        self.waiting = 0  # of them
 
 
 class _Lent:

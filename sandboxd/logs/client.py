@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,16 @@ ANSWER_SECONDS = 10.0  # for a request, including a start of the logger
 HELLO_SECONDS = 5.0  # a logger that takes longer to answer a hello is stuck
 END_SECONDS = 3.0  # for a logger that was asked to end
 RETRY_SECONDS = 0.05  # before a follower looks for the successor of a logger that has just died
+COUNT_SECONDS = 5.0  # between two looks at what the logger has done
 STEADY_SECONDS = 1.0  # a logger that lived for less is not restarted at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What the logger has done since it was started, `COUNT_SECONDS` ago at most; it may outlive the daemon."""
+
+    read: int = 0  # bytes of output
+    lost: int = 0  # bytes of log entries that could not be written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +72,12 @@ class Logs:
         self._opened: dict[str, _Opened] = {}
         self._control: Control | None = None
         self._connecting = asyncio.Lock()
+        self.counted = Counted()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a logger."""
+        return self._control is not None and not self._control.lost.is_set()
 
     async def connect(self) -> None:
         """Find or start the logger. Raises NotReady."""
@@ -74,10 +89,20 @@ class Logs:
         while True:
             control = await self._connected()
             began = clock()
-            await control.lost.wait()
+            while not control.lost.is_set():
+                await self._count(control)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(COUNT_SECONDS):
+                        await control.lost.wait()
             log.warning("the logger has ended, restarting it")
             if clock() - began < STEADY_SECONDS:
                 return
+
+    async def _count(self, control: Control) -> None:
+        with suppress(TimeoutError, ConnectionError, NotReady):  # one of an earlier version does not count
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer = await control.call("count")
+            self.counted = Counted(read=answer["read"], lost=answer["lost"])
 
     async def open(self, container_id: str, fifos: Mapping[str, str], log_path: str, *, resume: bool = False) -> None:
         """Start logging; a no-op for a container that is already open.

@@ -27,7 +27,7 @@ import sandboxd
 from sandboxd.logs import wire
 from sandboxd.logs.connection import Connection
 from sandboxd.logs.listeners import Attached, Drained, Watching
-from sandboxd.logs.pump import ContainerPump
+from sandboxd.logs.pump import ContainerPump, Counts
 
 SLOW_BYTES = 4 << 20  # unsent to an attached client; with more, the container's output waits for it
 STALL_SECONDS = 10.0  # after which such a client is cut off if it has read nothing
@@ -45,6 +45,7 @@ class Logger:
         self._quiet_since = time.monotonic()
         self._ending = False
         self._pumps: dict[str, ContainerPump] = {}
+        self._counts = Counts()
         self._fifos = selectors.EpollSelector()
         self._sockets = selectors.EpollSelector()
         self._daemons: set[Connection] = set()
@@ -60,6 +61,7 @@ class Logger:
             "close": self._close,
             "retain": self._retain,
             "leave": self._leave,
+            "count": self._count,
             "retire": self._retire,
             "watch": self._watch,
             "attach": self._attach,
@@ -204,6 +206,7 @@ class Logger:
             lambda words: self._notice(words, container=container_id),
             came_first=came_first,
             must_write=must_write,
+            counts=self._counts,
         )
         return {}
 
@@ -237,6 +240,9 @@ class Logger:
     def _leave(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         self._ending = all(pump.ended for pump in self._pumps.values())
         return {"ending": self._ending}
+
+    def _count(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        return {"read": self._counts.read, "lost": self._counts.lost}
 
     def _retire(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         self._ending = True

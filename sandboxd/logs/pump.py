@@ -41,6 +41,16 @@ class Listener(Protocol):
         """There will be no more output."""
 
 
+class Counts:
+    """What several pumps have done, in bytes."""
+
+    __slots__ = ("lost", "read")
+
+    def __init__(self) -> None:
+        self.read = 0  # of output
+        self.lost = 0  # of entries that could not be written
+
+
 class _Stream:
     """One FIFO."""
 
@@ -101,6 +111,7 @@ class ContainerPump:
         *,
         came_first: Collection[str] = (),
         must_write: bool = True,
+        counts: Counts | None = None,
     ) -> None:
         """Open the FIFOs and the file (`log_path` "" reads and discards) and have `selector` watch the FIFOs.
 
@@ -115,6 +126,7 @@ class ContainerPump:
         self.fifos = dict(fifos)
         self.listeners: set[Listener] = set()
         self._report = report
+        self._counts = counts or Counts()
         self._selector = selector
         self._paused = False
         self._streams: dict[int, _Stream] = {}
@@ -199,7 +211,8 @@ class ContainerPump:
             self._end(fd)
             return 0
         stream.forget()
-        self._file.write(stream.splitter.feed(data, time.time_ns()))
+        self._counts.read += len(data)
+        self._counts.lost += self._file.write(stream.splitter.feed(data, time.time_ns()))
         stream.remember()
         for listener in tuple(self.listeners):
             listener.output(stream.name, data)
@@ -209,7 +222,7 @@ class ContainerPump:
         stream = self._streams.pop(fd)
         self._release(fd)
         stream.forget()
-        self._file.write(stream.splitter.eof(time.time_ns()))
+        self._counts.lost += self._file.write(stream.splitter.eof(time.time_ns()))
         if self._streams:
             return
         for listener in tuple(self.listeners):

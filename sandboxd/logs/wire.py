@@ -14,6 +14,7 @@ carries the same `id`, with `error` (a sentence) if it failed. Answers may overt
     reopen drain close             container; drain answers when the last output has been written
     retain                         containers: all others are closed
     leave                          the daemon stops; answers whether the logger, having nothing to do, ends as well
+    count                          answers the bytes of output that were read, and of entries that were lost
     retire                         stop reading, keep unfinished lines for the next logger, answer and end
 
 A connection that begins with `watch` or `attach` (container) gets an answer and then, until `{"end": why}`, a

@@ -54,12 +54,12 @@ class LogWriter:
         self.close()
         self._fd = fd
 
-    def write(self, entries: bytes) -> None:
-        """Append whole entries; never raises and never waits for room."""
+    def write(self, entries: bytes) -> int:
+        """Append whole entries; never raises and never waits for room. Returns how many bytes were lost."""
         if not entries or not self.path:
-            return
+            return 0
         if self._fd < 0 and not self._try_again():
-            return
+            return len(entries)
         done = 0
         try:
             rest = memoryview(entries)
@@ -69,6 +69,8 @@ class LogWriter:
         except OSError as exc:
             self._untear(entries[:done])
             self._failed(exc)
+            return len(entries) - (entries.rfind(b"\n", 0, done) + 1)
+        return 0
 
     def close(self) -> None:
         """Close the file."""

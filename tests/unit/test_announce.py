@@ -102,7 +102,8 @@ def test_a_listener_that_left_costs_nothing_and_hears_nothing() -> None:
     ledger = Ledger(":memory:")
     announcer = Announcer(ledger, room=1)
     with announcer.subscribe() as gone:
-        pass
+        assert announcer.listeners == 1
+    assert announcer.listeners == announcer.dropped == 0
     ledger.add_sandbox(sandbox(started_at=2))
     ledger.update_sandbox("s", exited_at=3)
     assert gone.missed == 0
@@ -130,6 +131,7 @@ def test_a_slow_listener_gets_what_it_has_and_then_learns_that_it_missed_somethi
     read, slow = asyncio.run(body())
     assert read == ["c0", "c1", "c2", "c3", "c4"]
     assert slow == ["c0", "c1", "c2"]
+    assert announcer.dropped == 1
     ledger.close()
 
 

@@ -80,6 +80,7 @@ def test_the_oldest_goes_first(file: Connection, limits: Limits) -> None:
     for number in range(9):
         timelines.keep(story(error=f"{number}" + "x" * 40_000))
     assert [each.error[0] for each in timelines.stories()] == ["8", "7", "6"]
+    assert timelines.kept == Timelines(Commits(file), limits).kept == 3
 
 
 def test_what_is_too_old_is_not_shown_and_goes(file: Connection) -> None:

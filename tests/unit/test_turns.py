@@ -50,6 +50,16 @@ async def called(leaving: Visitor, turns: Turns) -> None:
     pytest.fail("nobody was called")
 
 
+async def test_turns_of_all_queues_are_counted() -> None:
+    turns = Turns(1)
+    visitors = [Visitor(turns, key) for key in ("a", "a", "a", "b")]
+    await settle()
+    assert (turns.taken_in_all, turns.waiting_in_all) == (2, 2)
+    for visitor in visitors:
+        await visitor.end()
+    assert (turns.taken_in_all, turns.waiting_in_all) == (0, 0)
+
+
 async def test_turns_are_bounded_and_given_in_the_order_in_which_they_are_asked_for() -> None:
     turns = Turns(2)
     visitors = [Visitor(turns, who=str(i)) for i in range(5)]

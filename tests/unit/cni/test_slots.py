@@ -98,3 +98,16 @@ async def test_a_cancelled_wait_leaves_the_queue_usable_and_nothing_behind() -> 
     await last.end()
 
     assert slots._queues == {}
+
+
+async def test_who_runs_and_who_waits_is_counted_by_queue() -> None:
+    slots = Slots(1, NEVER)
+    visitors = [Visitor(slots, key) for key in ("a", "a", "a", "b")]
+    await settle()
+    assert slots.use() == {"a": (1, 2), "b": (1, 0)}
+    visitors[1].task.cancel()
+    await settle()
+    assert slots.use() == {"a": (1, 1), "b": (1, 0)}
+    for visitor in (visitors[0], *visitors[2:]):
+        await visitor.end()
+    assert slots.use() == {}

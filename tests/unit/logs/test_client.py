@@ -324,6 +324,23 @@ async def test_keeping_up_starts_it_again(logs: Logs, places: LoggerPaths, monke
         await keeping
 
 
+async def test_keeping_up_asks_what_was_read(logs: Logs, output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandboxd.logs.client.COUNT_SECONDS", 0.01)
+    assert not logs.connected
+    await logs.open("c", output.fifos, output.log)
+    assert logs.connected
+    keeping = asyncio.gather(logs.keep_up())
+    output.write(b"one\n")
+    async with asyncio.timeout(30):
+        while not logs.counted.read:  # noqa: ASYNC110 - a figure is looked at
+            await asyncio.sleep(0.01)
+
+    assert (logs.counted.read, logs.counted.lost) == (4, 0)
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+
+
 async def test_keeping_up_leaves_one_that_ends_at_once_to_whoever_can_wait(
     logs: Logs, places: LoggerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,19 @@ def test_output_is_logged_and_drained(world: World) -> None:
     assert client.ask("drain", container="c") == {}
 
 
+def test_it_counts_what_it_reads_and_what_is_lost_of_all_containers_that_were(world: World) -> None:
+    client = world.client()
+    assert client.ask("count") == {"read": 0, "lost": 0}
+    writer = world.container(client)
+    client.send(op="drain", id=1, container="c")
+    writer.write(b"one\ntwo\n")
+    writer.end()
+    assert client.next() == {"id": 1}
+
+    assert client.ask("hello")["containers"] == {}
+    assert client.ask("count") == {"read": 8, "lost": 0}
+
+
 def test_answers_may_overtake_each_other(world: World) -> None:
     client = world.client()
     world.container(client)

@@ -123,12 +123,12 @@ def test_between_two_attempts_to_open_there_is_a_pause(tmp_path: Path, make: Mak
 def test_a_full_disk_is_reported_once_per_stretch(tmp_path: Path, make: Make, told: list[str]) -> None:
     running = make(tmp_path / "0.log")
     redirect(running._fd, "/dev/full")
-    running.write(ENTRY)
+    assert running.write(ENTRY) == len(ENTRY), "so many bytes are lost"
     running.write(ENTRY)
     assert len(told) == 1 and "No space left" in told[0]
 
     redirect(running._fd, "/dev/null")
-    running.write(ENTRY)
+    assert running.write(ENTRY) == 0
     redirect(running._fd, "/dev/full")
     running.write(ENTRY)
     assert len(told) == 2
@@ -157,7 +157,7 @@ def test_the_part_of_an_entry_that_fitted_on_the_disk_is_taken_back(
         return done
 
     monkeypatch.setattr(module.os, "write", on_a_small_disk)  # type: ignore[attr-defined]
-    running.write(ENTRY * 3)
+    assert running.write(ENTRY * 3) == len(ENTRY) * 2, "with the part that was taken back"
     monkeypatch.undo()
     assert (tmp_path / "0.log").read_bytes() == ENTRY
     running.write(ENTRY)
