@@ -17,6 +17,7 @@ Reading order, one file per step of an attachment's life:
     diagnosis.py P  a failure's words → its kind, its cause and what to do
     diagnosed.py    the same, noted on the step and the error of a plugin
     convert.py   P  Result → the same in another version of the spec, for the next plugin
+    ranges.py    P  which addresses host-local can give
     reservations.py which addresses host-local has given to whom, or to nobody
     gate.py         GC of a network never overlaps its ADDs and DELs
 

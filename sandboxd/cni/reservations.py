@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sandboxd.cni.conf import NetworkConfig, delegate_type, is_file_name
+from sandboxd.cni.ranges import PLUGIN
 from sandboxd.errors import CleanupIncomplete
 
 DATA_DIR = "/var/lib/cni/networks"  # where the plugin keeps them unless its configuration has `dataDir`
-PLUGIN = "host-local"
 MAX_FILES = 1 << 16
 LOCK_SECONDS = 5.0  # for the plugin to release the directory's lock, which it holds for milliseconds
 _LOOK_SECONDS = 0.05
@@ -40,6 +40,11 @@ def directories(config: NetworkConfig) -> list[str]:
 def holders(directory: str) -> dict[str, str]:
     """Address → id of the container that has it; what cannot be read is left out."""
     return {os.path.basename(path): owner for path in _files(directory) if (owner := _owner(path))}
+
+
+def addresses(directory: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses that are given out, also to nobody; the files are not read."""
+    return [ipaddress.ip_address(os.path.basename(path)) for path in _files(directory)]
 
 
 def unowned(directory: str) -> list[str]:

@@ -14,7 +14,7 @@ PURE = words(
     errors foreign_json foreign_yaml model mountinfo network_state places record_format
     oci.cdi oci.compression oci.container oci.files oci.image oci.layers oci.layout oci.links oci.linux oci.lsm
     oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
-    cni.conf cni.diagnosis cni.convert cni.failures cni.request cni.result cni.strict_json cni.template
+    cni.conf cni.diagnosis cni.convert cni.failures cni.ranges cni.request cni.result cni.strict_json cni.template
     cgroups.sample
     containerd.calls
     registry.auth registry.hosts registry.reference
