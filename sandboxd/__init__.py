@@ -69,9 +69,10 @@ modules: no IO, no clock, no environment, no async.
         foreign_yaml    P    YAML that others wrote, likewise
         trees                walking and removing what images and containers made
         mountinfo       P    what a list of mounts says, and which of them a path leads to
-    disclosure  retries  turns
+    disclosure  retries  spans  turns
         disclosure           what may be disclosed of an error: tracebacks without values, words without secrets
         retries              when what failed is tried again, and how much at once
+        spans                where in a distributed trace this code is
         turns                how much goes on at once, and who is next
     errors              P    the error tree
     pb/                      generated from proto/, never edited

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any, TextIO, cast
 
 import click
 import structlog
 
 import sandboxd
-from sandboxd import complaints, disclosure
+from sandboxd import complaints, disclosure, spans
 from sandboxd import config as configuration
 from sandboxd.config import Config
 from sandboxd.errors import SandboxdError
@@ -43,6 +44,13 @@ def _load(file: str | None, settings: tuple[str, ...], **shorthands: str | None)
     return configuration.load(file, flags)
 
 
+def _with_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the trace that a line belongs to, if there is one."""
+    if span := spans.current():
+        event["trace_id"] = span.trace_id
+    return event
+
+
 def _configure_logging(config: Config) -> None:
     to_terminal = sys.stderr.isatty() if config.daemon.log_format == "auto" else config.daemon.log_format == "console"
     renderer: Any = (
@@ -54,6 +62,7 @@ def _configure_logging(config: Config) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            _with_trace,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             structlog.processors.ExceptionRenderer(disclosure.traceback_of),

@@ -6,7 +6,8 @@
             s.note(inode=inode)
 
 When a step ends, one frozen `StepRecord` goes to every subscriber: the log line, the pod's timeline in the
-ledger, metrics and spans are all made from it. Nothing else times or logs such work.
+ledger, metrics and spans are all made from it. Nothing else times or logs such work. The same goes for operations,
+and for the RPCs, which the gRPC edge times. A subscriber is called within the span of what has ended (`spans`).
 
 What a step changes outside of the daemon are its acts: a call to containerd, a file. The one place that makes such
 calls and those that write files note them, whoever called; they belong to the innermost step.
@@ -27,12 +28,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 
-from sandboxd import disclosure
+from sandboxd import disclosure, spans
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # Every step there is: its name is a label of metrics and in timelines, so names are added and not changed.
 # A name begins with what the step is about: pod, container, image or cni. A test compares this table with the code.
@@ -206,6 +210,29 @@ class Story:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperationRecord:
+    """An operation that has ended."""
+
+    operation: str
+    subject: str
+    sandbox_id: str
+    container_id: str
+    started_at: int  # unix nanoseconds
+    duration: int  # nanoseconds
+    error: str  # "" when it succeeded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcRecord:
+    """An RPC that has been answered, or that its client has left."""
+
+    method: str  # "runtime.v1.RuntimeService/Version"
+    code: str  # gRPC's name of the status
+    started_at: int  # unix nanoseconds
+    duration: int  # nanoseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
     """A step that has not ended."""
 
@@ -268,6 +295,8 @@ _current: ContextVar[_Operation | None] = ContextVar("sandboxd_operation", defau
 _innermost: ContextVar[Step | None] = ContextVar("sandboxd_step", default=None)
 _subscribers: list[Callable[[StepRecord], None]] = []
 _failed: list[Callable[[Story], None]] = []
+_operations: list[Callable[[OperationRecord], None]] = []
+_rpcs: list[Callable[[RpcRecord], None]] = []
 _running: dict[int, _Course] = {}  # oldest first
 _numbers = itertools.count()
 
@@ -282,6 +311,18 @@ def subscribe_failures(receive: Callable[[Story], None]) -> Callable[[], None]:
     """The same for operations that fail."""
     _failed.append(receive)
     return lambda: _failed.remove(receive)
+
+
+def subscribe_operations(receive: Callable[[OperationRecord], None]) -> Callable[[], None]:
+    """The same for operations, however they end."""
+    _operations.append(receive)
+    return lambda: _operations.remove(receive)
+
+
+def subscribe_rpcs(receive: Callable[[RpcRecord], None]) -> Callable[[], None]:
+    """The same for RPCs."""
+    _rpcs.append(receive)
+    return lambda: _rpcs.remove(receive)
 
 
 def running() -> tuple[Running, ...]:
@@ -316,14 +357,19 @@ def operation(name: str, *, sandbox_id: str = "", container_id: str = "", subjec
     )
     number, began = next(_numbers), time.perf_counter_ns()
     _running[number] = this
-    try:
-        with _within(_Operation(name=name, sandbox_id=sandbox_id, container_id=container_id, course=this)):
-            yield
-    except Exception as exc:
-        _tell(this, time.perf_counter_ns() - began, exc)
-        raise
-    finally:
-        del _running[number]
+    error = ""
+    with spans.within(spans.begin()):
+        try:
+            with _within(_Operation(name=name, sandbox_id=sandbox_id, container_id=container_id, course=this)):
+                yield
+        except BaseException as exc:
+            error = disclosure.words(exc)
+            if isinstance(exc, Exception):
+                _tell(this, time.perf_counter_ns() - began, exc)
+            raise
+        finally:
+            del _running[number]
+            _ended(this, time.perf_counter_ns() - began, error)
 
 
 @contextmanager
@@ -355,6 +401,32 @@ def _tell(this: _Course, duration: int, cause: Exception) -> None:
             )
 
 
+def _ended(this: _Course, duration: int, error: str) -> None:
+    record = OperationRecord(
+        operation=this.operation,
+        subject=this.subject,
+        sandbox_id=this.sandbox_id,
+        container_id=this.container_id,
+        started_at=this.started_at,
+        duration=duration,
+        error=error,
+    )
+    _pass_on(record, _operations, this.operation)
+
+
+def answered(record: RpcRecord) -> None:
+    """Pass on that an RPC has ended; for the gRPC edge."""
+    _pass_on(record, _rpcs, record.method)
+
+
+def _pass_on(record: T, receivers: list[Callable[[T], None]], what: str) -> None:
+    for receive in tuple(receivers):
+        try:
+            receive(record)
+        except Exception as broken:
+            log.error("subscriber failed", of=what, error=disclosure.words(broken))
+
+
 @contextmanager
 def step(name: str, **detail: object) -> Iterator[Step]:
     """Time a step, record how it ended, and let its error pass through unchanged."""
@@ -367,8 +439,10 @@ def step(name: str, **detail: object) -> Iterator[Step]:
         current.course.open[number] = name, started_at, this
     outer = _innermost.get()
     _innermost.set(this)
+    span = spans.begin()
     try:
-        yield this
+        with spans.within(span):
+            yield this
     except BaseException as exc:
         error = disclosure.words(exc)
         raise
@@ -392,12 +466,13 @@ def step(name: str, **detail: object) -> Iterator[Step]:
         if current is not None:
             current.course.open.pop(number, None)
             current.course.ended.append(record)
-        for receive in tuple(_subscribers):
-            try:
-                receive(record)
-            except Exception as broken:
-                # Observing must never change what is observed.
-                log.error("step subscriber failed", step=name, error=disclosure.words(broken))
+        with spans.within(span):
+            for receive in tuple(_subscribers):
+                try:
+                    receive(record)
+                except Exception as broken:
+                    # Observing must never change what is observed.
+                    log.error("step subscriber failed", step=name, error=disclosure.words(broken))
 
 
 def act(what: str, about: str, *, started_at: int = 0, duration: int = 0, outcome: str = "", size: int = -1) -> None:

@@ -1,10 +1,10 @@
 """Explain's answer → what a person would type instead, for a shell: the network namespace and its plugins, and
 the containers of a pod that runs (`ctr`). Pure.
 
-The commands are those of the pod's making, from the recorded executions: the same environment, the same
-configuration, the same result handed on. What undoes them follows from them, as the specification says: each
-plugin's DEL in reverse, with what its ADD was given and the last result. Values are quoted; what is printed is
-ASCII without control characters, in lines that a terminal takes.
+The commands are those of the pod's making, from the recorded executions: the same environment (without the span that
+it was traced in), the same configuration, the same result handed on. What undoes them follows from them, as the
+specification says: each plugin's DEL in reverse, with what its ADD was given and the last result. Values are quoted;
+what is printed is ASCII without control characters, in lines that a terminal takes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sandboxd.pb.host.v1 import host_pb2 as host
 
 _NAMED = ("/run/netns", "/var/run/netns")  # where ip(8) looks for namespaces
 _FIRST = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "PATH")
+_TRACED = frozenset({"TRACEPARENT", "TRACESTATE"})  # that trace is over
 _NAMESPACES = ("pod.netns.create", "pod.userns.create")
 
 
@@ -104,7 +105,7 @@ def _owned(step: host.Step, path: str) -> Iterator[str]:
 
 def _execution(plugin: host.PluginExecution, env: Mapping[str, str], stdin: bytes) -> Iterator[str]:
     """One execution: a variable a line, and the configuration as a here-document."""
-    for key in (*(each for each in _FIRST if each in env), *sorted(set(env) - set(_FIRST))):
+    for key in (*(each for each in _FIRST if each in env), *sorted(set(env) - {*_FIRST, *_TRACED})):
         yield f"{key}={quoted(env[key])} \\"
     yield from fed(quoted(plugin.binary), _document(stdin))
 

@@ -9,11 +9,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
-from sandboxd import disclosure, remembered, steps
+from sandboxd import disclosure, remembered, spans, steps
 from sandboxd.cni import diagnosed, execution, stand_ins
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, delegate_type, from_json
 from sandboxd.cni.convert import in_version, read
@@ -37,6 +37,7 @@ VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer
 UNSAID_SECONDS = 300.0  # after which a plugin that did not answer VERSION is asked again
 GC_SECONDS = 30.0  # GC holds up the pods of its network
 TEARDOWN_SECONDS = 120.0  # a kubelet waits for half as long for StopPodSandbox as for RunPodSandbox
+COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 SLOT_SECONDS = 2.0  # ten times what the slowest of the usual plugins takes
 
 Around = Callable[[str], AbstractAsyncContextManager[None]]
@@ -56,7 +57,7 @@ class Invoker:
     """
 
     def __init__(self, timeout: float, concurrency: int = 8, *, path: str = DEFAULT_PATH) -> None:
-        """`path` is the PATH of the plugins; the CNI_* variables are all that they get besides."""
+        """`path` is the PATH of the plugins. Besides they get the CNI_* variables, and the span when there is one."""
         self._timeout = timeout
         self._teardown_timeout = max(min(timeout, TEARDOWN_SECONDS), timeout / 2)
         self._path = path
@@ -64,6 +65,15 @@ class Invoker:
         self._gates = Gates()
         self._remembered = Remembered()
         self._leftovers = Leftovers()
+
+    def running(self) -> dict[str, tuple[int, int]]:
+        """How many plugins run, and how many executions wait for a slot, by command."""
+        commands = dict.fromkeys(COMMANDS, (0, 0))
+        for key, (run, wait) in self._slots.use().items():
+            command = str(cast(tuple[str, str], key)[1]).partition(" ")[0]
+            before = commands[command]
+            commands[command] = before[0] + run, before[1] + wait
+        return commands
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
         """Find every binary of the chain and settle the version, before anything is created.
@@ -337,7 +347,8 @@ class Invoker:
         if self._slots.full(queue):
             step.note(queued="yes")
         async with self._slots.slot(queue):
-            done = await execution.run(binary, {"PATH": self._path, **env}, stdin, limit, cut_off)
+            whole = {"PATH": self._path, **env, **spans.environment()}
+            done = await execution.run(binary, whole, stdin, limit, cut_off)
         step.plugin = done
         if done.timed_out or done.exit_code != 0:
             raise error_from(

@@ -24,7 +24,7 @@ import grpc.aio
 import structlog
 from google.protobuf import empty_pb2
 
-from sandboxd import errors, steps
+from sandboxd import errors, spans, steps
 from sandboxd.containerd import calls
 from sandboxd.pb.containerd.services.version.v1 import version_pb2_grpc
 
@@ -220,7 +220,10 @@ def noted(what: str, about: str, size: int = -1) -> Iterator[None]:
 
 
 class _Guarded:
-    """A channel on which no call is begun while `demand` raises, and calls that change something are noted."""
+    """A channel on which no call is begun while `demand` raises.
+
+    A call is told in which span it is made; one that changes something is noted.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, demand: Callable[[], None]) -> None:
         self._channel = channel
@@ -249,6 +252,8 @@ class _Guarded:
     def _guarded(self, begin: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             self._demand()
+            if span := spans.current():
+                kwargs["metadata"] = (*(kwargs.get("metadata") or ()), *span.headers)
             return begin(*args, **kwargs)
 
         return call

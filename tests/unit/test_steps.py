@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd import steps
+from sandboxd import spans, steps
 from sandboxd.jobs import Jobs
 from sandboxd.steps import Act, PluginExecution, StepRecord
 
@@ -264,3 +264,66 @@ def test_a_step_that_is_not_in_the_table_is_seen() -> None:
 
 def test_a_step_is_named_by_what_it_is_done_to() -> None:
     assert {name.partition(".")[0] for name in steps.NAMES} == {"pod", "container", "image", "cni"}
+
+
+def test_an_operation_that_ends_is_told_of_however_it_ends() -> None:
+    records: list[steps.OperationRecord] = []
+    stop = steps.subscribe_operations(records.append)
+    try:
+        with steps.operation("RunPodSandbox", sandbox_id="s", subject="default/web"), steps.operation("recover"):
+            pass
+        for error in (ValueError("no"), asyncio.CancelledError()):
+            with pytest.raises(type(error)), steps.operation("StopPodSandbox", sandbox_id="s"):
+                raise error
+    finally:
+        stop()
+
+    assert [(each.operation, each.subject, each.error) for each in records] == [
+        ("RunPodSandbox", "default/web", ""),
+        ("StopPodSandbox", "", "no"),
+        ("StopPodSandbox", "", "CancelledError"),
+    ], "one within another is a part of it"
+    assert all(each.duration >= 0 and each.started_at > 0 for each in records)
+
+
+def test_a_subscriber_is_called_within_the_span_of_what_has_ended() -> None:
+    ended: dict[str, spans.Span | None] = {}
+    stops = (
+        steps.subscribe(lambda record: ended.update({record.name: spans.current()})),
+        steps.subscribe_operations(lambda record: ended.update({record.operation: spans.current()})),
+    )
+    spans.turn_on(1.0)
+    try:
+        with (
+            pytest.raises(ValueError),
+            steps.operation("RunPodSandbox"),
+            steps.step("pod.run"),
+            steps.step("pod.netns.create"),
+        ):
+            raise ValueError
+        assert spans.current() is None
+    finally:
+        spans.turn_off()
+        for stop in stops:
+            stop()
+
+    operation, run, create = (ended[name] for name in ("RunPodSandbox", "pod.run", "pod.netns.create"))
+    assert operation is not None and run is not None and create is not None
+    assert (operation.parent_id, run.parent_id, create.parent_id) == ("", operation.span_id, run.span_id)
+
+
+def test_a_subscriber_to_operations_or_rpcs_that_fails_changes_nothing() -> None:
+    def fail(record: object) -> None:
+        raise RuntimeError
+
+    answered: list[steps.RpcRecord] = []
+    stops = (steps.subscribe_operations(fail), steps.subscribe_rpcs(fail), steps.subscribe_rpcs(answered.append))
+    try:
+        with steps.operation("RunPodSandbox"):
+            pass
+        record = steps.RpcRecord(method="a/B", code="OK", started_at=1, duration=1)
+        steps.answered(record)
+    finally:
+        for stop in stops:
+            stop()
+    assert answered == [record]

@@ -68,6 +68,13 @@ def test_the_namespace_comes_first_and_then_each_add_with_its_environment_and_wh
     ]
 
 
+def test_the_span_that_a_plugin_was_traced_in_is_not_typed() -> None:
+    traced = add("bridge", 10, {})
+    traced.plugin.env["TRACEPARENT"], traced.plugin.env["TRACESTATE"] = "00-a-b-01", "a=1"
+    answer = of(NETNS, traced)
+    assert not [line for line in by_hand.commands(answer, "default/web") if "TRACE" in line]
+
+
 def test_the_dels_follow_in_reverse_with_the_last_result_and_as_comments_first() -> None:
     down = by_hand.undoing(POD, "default/web")
     assert calls(down) == [

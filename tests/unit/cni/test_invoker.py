@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sandboxd import steps
+from sandboxd import spans, steps
 from sandboxd.cni import invoker as module
 from sandboxd.cni import leftovers
 from sandboxd.cni.conf import NetworkConfig
@@ -112,6 +112,41 @@ async def test_the_environment_is_cni_and_path_only_and_the_process_leads_its_ow
         *("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH", "PATH")
     }
     assert env["PATH"] == "/opt/tools:/usr/bin:/bin"
+
+
+async def test_a_plugin_is_told_in_which_span_it_runs_and_its_del_is_not_told_of_that_one(
+    plugins: Callable[..., str], records: list[steps.StepRecord]
+) -> None:
+    directory = plugins(bridge={})
+    attachment = attached(network("bridge"), directory)
+    spans.turn_on(1.0)
+    try:
+        await Invoker(30).add(attachment)
+        await Invoker(30).delete(attachment)
+    finally:
+        spans.turn_off()
+    await Invoker(30).delete(attachment)
+
+    add, traced, untraced = (call["env"] for call in cni_plugin.calls(directory))
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", add["TRACEPARENT"])
+    assert traced["TRACEPARENT"] not in ("", add["TRACEPARENT"])
+    assert "TRACEPARENT" not in untraced
+    recorded = [record.plugin.env.get("TRACEPARENT") for record in records if record.plugin]
+    assert recorded == [add["TRACEPARENT"], traced["TRACEPARENT"], None]
+
+
+async def test_plugins_that_run_are_counted_by_command(plugins: Callable[..., str], tmp_path: Path) -> None:
+    directory = plugins(bridge={"ADD": [{"wait_for": "go"}]})
+    invoker = Invoker(30, concurrency=1)
+    idle = dict.fromkeys(module.COMMANDS, (0, 0))
+    assert invoker.running() == idle
+    adding = [asyncio.create_task(invoker.add(attached(network("bridge"), directory))) for _ in range(2)]
+    await until(lambda: bool(cni_plugin.calls(directory)))
+
+    assert invoker.running() == {**idle, "ADD": (1, 1)}
+    Path(directory, "go").touch()
+    await asyncio.gather(*adding)
+    assert invoker.running() == idle
 
 
 async def test_an_execution_is_recorded_whole(plugins: Callable[..., str], records: list[steps.StepRecord]) -> None:

@@ -17,7 +17,7 @@ import grpc.aio
 import pytest
 from google.protobuf import empty_pb2
 
-from sandboxd import errors, steps
+from sandboxd import errors, spans, steps
 from sandboxd.containerd.client import OWNER_LABEL, Containerd, Version, noted, translate
 from sandboxd.containerd.leases import Leases
 from sandboxd.pb.containerd.services.leases.v1 import leases_pb2
@@ -30,10 +30,12 @@ class VersionService(version_pb2_grpc.VersionServicer):
     def __init__(self) -> None:
         self.failures: list[grpc.StatusCode] = []
         self.calls = 0
+        self.headers: list[tuple[tuple[str, Any], ...]] = []
         self.stopped: asyncio.Event | None = None
 
     async def Version(self, request: empty_pb2.Empty, context: Any) -> version_pb2.VersionResponse:
         self.calls += 1
+        self.headers.append(tuple(context.invocation_metadata()))
         if self.stopped is not None:
             await self.stopped.wait()
         if self.failures:
@@ -66,6 +68,22 @@ async def serving(service: VersionService, client: Containerd) -> AsyncIterator[
     server = await start(service, client.socket)
     yield service
     await server.stop(None)
+
+
+async def test_a_call_is_told_in_which_span_it_is_made(client: Containerd, serving: VersionService) -> None:
+    stub = version_pb2_grpc.VersionStub(client.channel)
+    spans.turn_on(1.0)
+    try:
+        span = spans.begin()
+        with spans.within(span):
+            await stub.Version(empty_pb2.Empty(), metadata=client.metadata)
+        await stub.Version(empty_pb2.Empty(), metadata=client.metadata)
+    finally:
+        spans.turn_off()
+
+    assert span is not None
+    assert dict(serving.headers[0]).items() >= {("containerd-namespace", "test"), *span.headers}
+    assert "traceparent" not in dict(serving.headers[1])
 
 
 async def test_the_version_is_what_containerd_says(client: Containerd, serving: VersionService) -> None:
