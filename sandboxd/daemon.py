@@ -41,7 +41,9 @@ from sandboxd.images import leftovers, uploads
 from sandboxd.images.pause import PauseImage
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
+from sandboxd.insight.addresses import Addresses
 from sandboxd.insight.audit import Auditor
+from sandboxd.insight.figures import Figures, Sources
 from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
 from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
@@ -121,7 +123,7 @@ async def serve(config: Config) -> None:
             netns=netns,
             network=Network(
                 conf=ConfDir(config.network.conf_dir),
-                cni=Invoker(config.network.plugin_seconds, path=plugin_path(config)),
+                cni=(cni := Invoker(config.network.plugin_seconds, path=plugin_path(config))),
             ),
             runtime=ContainerdRuntime(client, containerd_state(config)),
             images=images,
@@ -134,15 +136,28 @@ async def serve(config: Config) -> None:
         pulls = Pulls(images, jobs, _registries(config), layers_at_once=config.images.layers_at_once)
         pause = PauseImage(images, pulls, jobs, config.runtime)
         auditor = Auditor(node, images, bundles.directory(containerd_state(config), config.containerd.namespace))
-        metrics = Metrics(
-            pulls,
-            sandboxd.__version__,
-            lambda: [debt.attachment for debt in debts.listed(node)],
-            lambda: len(auditor.found),
+        announcer = Announcer(node.ledger)
+        edge = Edge(lambda: condition.trouble, private=withheld.private(lambda: node.ledger.containers.values()))
+        sources = Sources(
+            node=node,
+            pulls=pulls,
+            images=images.list,
+            addresses=(addresses := Addresses(lambda: node.network.conf.current().config)),
+            announcer=announcer,
+            logs=logs,
+            rpcs=edge.in_flight,
+            plugins=cni.running,
+            debts=lambda: [debt.attachment for debt in debts.listed(node)],
+            findings=lambda: len(auditor.found),
+            trouble=lambda: condition.trouble,
         )
+        metrics = Metrics(sandboxd.__version__, Figures(sources))
+        stack.callback(steps.subscribe_rpcs(metrics.rpc))
         stack.callback(steps.subscribe(metrics.step))
+        stack.callback(steps.subscribe_operations(metrics.operation))
         stack.callback(steps.subscribe_failures(metrics.story))
-        server = _server(config, node, images, pause, pulls, client, streaming, condition, metrics, auditor)
+        jobs.watch("addresses", addresses.watch)
+        server = _server(config, node, edge, images, pause, pulls, client, streaming, announcer, metrics, auditor)
         await server.start()
         await streaming.start()
         if config.metrics.address:
@@ -310,25 +325,24 @@ def managed_places(config: Config) -> managed.ManagedPaths:
 def _server(
     config: Config,
     node: Node,
+    edge: Edge,
     images: ImageStore,
     pause: PauseImage,
     pulls: Pulls,
     client: Containerd,
     streaming: StreamingServer,
-    condition: _Condition,
+    announcer: Announcer,
     metrics: Metrics,
     auditor: Auditor,
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
-        interceptors=(
-            Edge(lambda: condition.trouble, metrics.rpc, withheld.private(lambda: node.ledger.containers.values())),
-        ),
+        interceptors=(edge,),
         options=(
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),
         ),
     )
-    announcer, stats = Announcer(node.ledger), Stats(node, Layers(node))
+    stats = Stats(node, Layers(node))
     runtime = services.runtime_service(node, pause.get, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(services.image_service(images, pulls, node.jobs), server)

@@ -1,4 +1,4 @@
-"""What every RPC passes: the gate until recovery is done, errors to gRPC codes, the policy on cancellation, a count.
+"""What every RPC passes: the gate until recovery is done, errors to gRPC codes, the policy on cancellation, its time.
 
 A call that streams its answer may go on for days: of each such method so many are open at once, no more.
 
@@ -24,7 +24,8 @@ import grpc
 import grpc.aio
 import structlog
 
-from sandboxd import disclosure, errors
+from sandboxd import disclosure, errors, spans, steps
+from sandboxd.steps import RpcRecord
 
 log = structlog.get_logger(__name__)
 
@@ -92,19 +93,19 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     def __init__(
         self,
         not_serving: Callable[[], str],
-        ended: Callable[[str, str], None] = lambda method, code: None,
+        ended: Callable[[RpcRecord], None] = steps.answered,
         private: Callable[[Any], Iterable[str]] = lambda request: (),
     ) -> None:
         """`not_serving` says why requests are not served yet, "" when they are.
 
-        `ended` is called at the end of each call with its method ("runtime.v1.RuntimeService/Version") and gRPC's
-        name for its code, CANCELLED when the client disconnected. `private` returns the texts of a request, and of
-        the objects that it names, that no log may show; it is called only when something has gone wrong.
+        `ended` is called at the end of each call, within its span; its code is CANCELLED when the client
+        disconnected. `private` returns the texts of a request, and of the objects that it names, that no log may
+        show; it is called only when something has gone wrong.
         """
+        self.in_flight: Counter[str] = Counter()  # calls, by method
         self._not_serving = not_serving
         self._ended = ended
         self._private = private
-        self._open: Counter[str] = Counter()  # streaming calls, by method
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler of one call."""
@@ -123,50 +124,48 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(self._streaming(name, behaviour), **arguments)
+            return make(self._streaming(name, behaviour, details), **arguments)
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make(self._single(name, behaviour), **arguments)
+        return make(self._single(name, behaviour, details), **arguments)
 
-    def _single(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Any:
+    def _single(self, name: str, behaviour: Callable[..., Awaitable[Any]], details: grpc.HandlerCallDetails) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            began = time.monotonic()
             disclosure.withhold(lambda: self._private(request))
+            this = _Call(name, details, self.in_flight, self._ended)
             try:
                 self._admit(name, inspect.iscoroutinefunction(behaviour))
                 answer = await behaviour(request, context)
             except (Exception, asyncio.CancelledError) as exc:
-                await self._answer(name, exc, context)
-            finally:
-                log.debug("rpc", method=_short(name), seconds=round(time.monotonic() - began, 4))
-            self._ended(name, grpc.StatusCode.OK.name)
+                await self._answer(this, exc, context)
+            this.end(grpc.StatusCode.OK)
             return answer
 
         return call
 
-    def _streaming(self, name: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Any:
+    def _streaming(
+        self, name: str, behaviour: Callable[..., AsyncIterator[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             disclosure.withhold(lambda: self._private(request))
-            self._open[name] += 1
+            this = _Call(name, details, self.in_flight, self._ended)
             try:
                 self._admit(name, inspect.isasyncgenfunction(behaviour))
-                if self._open[name] > MOST_STREAMS:
+                if self.in_flight[name] > MOST_STREAMS:
                     raise errors.Exhausted(
                         f"{MOST_STREAMS} calls of {_short(name)} are open at once; end one of them"
                     )
                 async for message in behaviour(request, context):
                     yield message
             except (Exception, asyncio.CancelledError) as exc:
-                await self._answer(name, exc, context)
+                await self._answer(this, exc, context)
             except GeneratorExit:
                 # The client disconnected while a message was being sent.
-                self._ended(name, grpc.StatusCode.CANCELLED.name)
+                this.end(grpc.StatusCode.CANCELLED)
                 raise
-            finally:
-                self._open[name] -= 1
-            self._ended(name, grpc.StatusCode.OK.name)
+            this.end(grpc.StatusCode.OK)
 
         return call
 
@@ -176,17 +175,47 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
         if reason := self._not_serving():
             raise _NotAdmitted(grpc.StatusCode.UNAVAILABLE, reason)
 
-    async def _answer(self, name: str, error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    async def _answer(
+        self, this: _Call, error: BaseException, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> NoReturn:
         """End the call with the status for `error`."""
         task = asyncio.current_task()
         # grpc.aio cancels the task of a call whose client disconnected before its context knows.
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            self._ended(name, grpc.StatusCode.CANCELLED.name)
+            this.end(grpc.StatusCode.CANCELLED)
             raise error
-        code, words = _status(name, error)
-        self._ended(name, code.name)
+        code, words = _status(this.name, error)
+        this.end(code)
         await context.abort(code, _on_the_wire(words))
         raise AssertionError("abort raises")
+
+
+class _Call:
+    """One call: in flight, and current in its task, from here to `end`."""
+
+    def __init__(
+        self,
+        name: str,
+        details: grpc.HandlerCallDetails,
+        in_flight: Counter[str],
+        ended: Callable[[RpcRecord], None],
+    ) -> None:
+        self.name = name
+        self._in_flight = in_flight
+        self._ended = ended
+        self._started_at, self._began = time.time_ns(), time.perf_counter_ns()
+        self._span = spans.begin(spans.remote(details.invocation_metadata or ()))
+        spans.enter(self._span)  # the task is this call's
+        in_flight[name] += 1
+
+    def end(self, code: grpc.StatusCode) -> None:
+        """It is over, before its client knows."""
+        self._in_flight[self.name] -= 1
+        duration = time.perf_counter_ns() - self._began
+        # A generator that nobody advances any more is closed from anywhere.
+        with spans.within(self._span):
+            log.debug("rpc", method=_short(self.name), code=code.name, seconds=round(duration / 1e9, 4))
+            self._ended(RpcRecord(method=self.name, code=code.name, started_at=self._started_at, duration=duration))
 
 
 # What a client finds out by asking, and goes on; an operator should see all other refusals.

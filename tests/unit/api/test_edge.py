@@ -14,11 +14,12 @@ import grpc.aio
 import pytest
 import structlog
 
-from sandboxd import errors
+from sandboxd import errors, spans
 from sandboxd.api.edge import CODES, MESSAGE_BYTES, Edge, code_of
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pb.cri.v1 import api_pb2_grpc as cri_grpc
 from sandboxd.pb.host.v1 import host_pb2, host_pb2_grpc
+from sandboxd.steps import RpcRecord
 
 SECONDS = 10  # after which a call without an answer is a failed test
 
@@ -62,18 +63,26 @@ class Ended:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.records: list[RpcRecord] = []
+        self.spans: list[spans.Span | None] = []
         self.counted = asyncio.Event()
 
-    def __call__(self, method: str, code: str) -> None:
-        self.calls.append((method, code))
+    def __call__(self, record: RpcRecord) -> None:
+        self.calls.append((record.method, record.code))
+        self.records.append(record)
+        self.spans.append(spans.current())
         self.counted.set()
 
 
 class Server:
     """A server behind the edge, and a client of it."""
 
-    def __init__(self, runtime: Runtime, reason: list[str], channel: grpc.aio.Channel, ended: Ended) -> None:
+    def __init__(
+        self, runtime: Runtime, reason: list[str], channel: grpc.aio.Channel, ended: Ended, edge: Edge
+    ) -> None:
         self.runtime = runtime
+        self.edge = edge
+        self.records, self.spans = ended.records, ended.spans
         self.reason = reason
         self.ended = ended.calls
         self.counted = ended.counted
@@ -98,13 +107,14 @@ class Server:
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     runtime, reason = Runtime(), [""]  # type: ignore[abstract]  # what is missing is what is tested
     ended = Ended()
-    made = grpc.aio.server(interceptors=(Edge(lambda: reason[0], ended),))
+    edge = Edge(lambda: reason[0], ended)
+    made = grpc.aio.server(interceptors=(edge,))
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, made)
     host_pb2_grpc.add_HostServicer_to_server(HostApi(runtime), made)  # type: ignore[abstract]
     made.add_insecure_port(f"unix:{tmp_path}/s")
     await made.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-        yield Server(runtime, reason, channel, ended)
+        yield Server(runtime, reason, channel, ended, edge)
     await made.stop(None)
 
 
@@ -404,3 +414,45 @@ async def test_a_write_that_finds_no_room_is_called_that_and_not_a_bug(server: S
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "/run/x" in str(refused.details())
         assert not [entry for entry in logged if entry["log_level"] == "error"]
+
+
+@BOTH
+async def test_a_call_is_in_flight_until_it_ends_and_its_time_is_told(server: Server, how: str) -> None:
+    name = "ReadLogs" if how == "streaming" else "Version"
+    seen: list[int] = []
+    server.runtime.behaviour = lambda: seen.extend(
+        count for method, count in server.edge.in_flight.items() if method.endswith(f"/{name}")
+    )
+    await getattr(server, how)()
+
+    assert seen == [1]
+    assert set(server.edge.in_flight.values()) == {0}
+    (record,) = server.records
+    assert record.started_at > 0
+    assert record.duration > 0
+
+
+@BOTH
+async def test_a_call_is_a_span_below_the_clients(server: Server, how: str) -> None:
+    client = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    inside: list[spans.Span | None] = []
+    server.runtime.behaviour = lambda: inside.append(spans.current())
+    spans.turn_on(1.0)
+    try:
+        if how == "single":
+            await server.cri.Version(cri.VersionRequest(), timeout=SECONDS, metadata=(("traceparent", client),))
+        else:
+            call = server.host.ReadLogs(
+                host_pb2.ReadLogsRequest(), timeout=SECONDS, metadata=(("traceparent", client),)
+            )
+            assert len([message async for message in call]) == 2
+        await server.single()
+    finally:
+        spans.turn_off()
+
+    first, second = server.spans
+    assert first is not None and second is not None
+    assert (first.trace_id, first.parent_id, first.is_remote_parent) == (client[3:35], client[36:52], True)
+    assert second.parent_id == "", "the next call is its own"
+    assert second.trace_id != first.trace_id
+    assert inside == [first, second]
