@@ -22,7 +22,7 @@ setup: ## install what is missing: Debian packages, and Python packages into .ve
 setup-test: ## the same, and what the tests need besides
 	@sh deploy/setup.sh test
 
-setup-tools: ## the same, and the image tools and the browser of test-tools
+setup-tools: ## the same, and the tools of test-tools
 	@sh deploy/setup.sh tools
 
 proto: setup ## generate sandboxd/pb from proto/
@@ -61,7 +61,7 @@ test-second-containerd: setup-test images conformance-tools ## run what can diff
 test-dirty: setup-test images ## run what a machine can spoil on one that others have used
 	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
 
-test-tools: setup-tools images ## pass images to and from skopeo, buildah, podman, umoci, compressors; open pages in Chromium
+test-tools: setup-tools images ## what needs further tools: images to and from others, pages in a browser, metrics and alerts in promtool
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/tools $(PYTEST_ARGS)
 
 test-faults: setup-test images ## kill, fail, fill and race the daemon, cell by cell (FAULTS=long: all); writes build/faults/summary.json

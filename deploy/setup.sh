@@ -1,7 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that sandboxd needs, and the Python packages into .venv. With the argument "test", also
-# the packages that its tests need; with "tools", besides those the image tools and the browser of `make test-tools`.
-# Idempotent.
+# the packages that its tests need; with "tools", besides those the tools of `make test-tools`. Idempotent.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -59,6 +58,19 @@ if [ -n "$missing" ]; then
     [ -z "$held" ] || rm -f "$policy"
     trap - EXIT INT TERM
     rm -f "$log"
+fi
+
+# Of Prometheus only its tool is wanted: unpacked here, nothing of it is installed or started.
+if [ "${1:-}" = tools ] && [ ! -x build/tools/promtool ]; then
+    printf 'setup: unpacking promtool into build/tools\n'
+    place=$(mktemp -d)
+    chmod 755 "$place" # apt-get downloads as a user of its own
+    log="$place/log"
+    fetch() { (cd "$place" && apt-get -q download prometheus); }
+    { { fetch || { sh deploy/apt-get.sh update -q && fetch; }; } && dpkg-deb -x "$place"/prometheus_*.deb "$place/unpacked" &&
+        install -D "$place/unpacked/usr/bin/promtool" build/tools/promtool; } >"$log" 2>&1 ||
+        die "promtool could not be fetched from Debian's package prometheus. Its last output: $(tail -n 3 "$log")"
+    rm -rf "$place"
 fi
 
 # The environment is created again when the Python or the list of packages changes.
