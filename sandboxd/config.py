@@ -138,10 +138,11 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Insight:
-    """[insight]"""
+class Tracing:
+    """[tracing]: OpenTelemetry spans, which need `pip install 'sandboxd[otel]'`"""
 
-    timeline: bool = True  # keep the steps of each pod for `explain`; what fails is kept all the same
+    endpoint: str = ""  # of a collector: OTLP over gRPC, http://HOST:PORT or https://HOST:PORT; "" is off
+    sample_ratio: float = field(default=1.0, metadata={"zero": True})  # of traces that no client has begun, 0 to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,7 @@ class Failures:
 class Insight:
     """[insight]"""
 
+    timeline: bool = True  # keep the steps of each pod for `explain`; what fails is kept all the same
     record_changes: bool = False  # what each CNI plugin changes on the machine, for `explain --changes`: slower pods
 
 
@@ -173,7 +175,7 @@ class Config:
     streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
     metrics: Metrics = field(default_factory=Metrics)
-    insight: Insight = field(default_factory=Insight)
+    tracing: Tracing = field(default_factory=Tracing)
     failures: Failures = field(default_factory=Failures)
     insight: Insight = field(default_factory=Insight)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -373,12 +375,28 @@ def _cross_checks(config: Config) -> list[str]:
         host_and_port(config.metrics.address or "localhost:1")
     except InvalidRequest as exc:
         problems.append(f"metrics.address: {exc}")
+    problems += _check_tracing(config.tracing)
     if not config.network.plugin_dirs:
         problems.append("network.plugin_dirs: at least one directory is needed")
     # sun_path holds 108 bytes with its terminator (unix(7)).
     for key, path in (("api.socket", config.socket), ("containerd.socket", config.containerd_socket)):
         if len(os.fsencode(path)) > 107:
             problems.append(f"{key}: {path!r} is too long for a unix socket (107 bytes at most)")
+    return problems
+
+
+def _check_tracing(tracing: Tracing) -> list[str]:
+    problems = []
+    scheme, _, address = tracing.endpoint.partition("://")
+    if tracing.endpoint and scheme not in ("http", "https"):
+        problems.append(f"tracing.endpoint: {tracing.endpoint!r} is not a URL, like http://127.0.0.1:4317")
+    elif tracing.endpoint:
+        try:
+            host_and_port(address.removesuffix("/"))
+        except InvalidRequest as exc:
+            problems.append(f"tracing.endpoint: {exc}")
+    if tracing.sample_ratio > 1:
+        problems.append(f"tracing.sample_ratio: {tracing.sample_ratio} is not from 0 to 1")
     return problems
 
 

@@ -41,6 +41,7 @@ from sandboxd.images import leftovers, uploads
 from sandboxd.images.pause import PauseImage
 from sandboxd.images.pull import Pulls
 from sandboxd.images.store import ImageStore
+from sandboxd.insight import tracing
 from sandboxd.insight.addresses import Addresses
 from sandboxd.insight.audit import Auditor
 from sandboxd.insight.figures import Figures, Sources
@@ -91,6 +92,7 @@ class _Condition:
 async def serve(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises NotReady when another daemon has the directories or the socket."""
     async with AsyncExitStack() as stack:
+        tracing.begin(config.tracing, sandboxd.__version__, stack)
         os.umask(private.UMASK)
         places = Places.of(config)
         private.prepare(places.root, places.state, closed=places.closed)

@@ -318,6 +318,22 @@ def test_what_is_no_address_is_refused(address: str) -> None:
     assert f"metrics.address: {address!r}" in refusal({"metrics": {"address": address}})
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["", "http://127.0.0.1:4317", "https://[::1]:4317/", "http://collector.example:1"]
+)
+def test_a_collector_is_a_url(endpoint: str) -> None:
+    assert merged({"tracing": {"endpoint": endpoint, "sample_ratio": 0}}).tracing.endpoint == endpoint
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "grpc://x:1", "http://x", "http://x:1/v1/traces", "http://"])
+def test_what_is_no_url_of_a_collector_is_refused(endpoint: str) -> None:
+    assert "tracing.endpoint: " in refusal({"tracing": {"endpoint": endpoint}})
+
+
+def test_a_ratio_is_at_most_one() -> None:
+    assert "tracing.sample_ratio: 1.5 is not from 0 to 1" in refusal({"tracing": {"sample_ratio": 1.5}})
+
+
 def test_programs_that_outlive_us_get_nothing_that_ends_with_us_or_with_the_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,6 +21,7 @@ from tests.unit.architecture.source import MODULES, tree, users, uses, within
         ("pyroute2", {"netns", "rtnetlink"}),
         ("sqlite3", {"commits", "database", "ledger", "timelines"}),
         ("aiohttp", {"registry.transport"}),
+        ("opentelemetry", {"insight.traces"}),
         ("prometheus_client", {"insight.figures", "insight.metrics"}),
         # Whoever signals by number makes sure that it is neither 0, all of our own group, nor 1, everybody.
         ("os.kill os.killpg", {"cgroups.removal", "cni.execution", "containers.exec"}),
