@@ -167,6 +167,15 @@ def _record(step: host.Step) -> Iterator[Markup]:
     yield tag("dl", [joined(tag("dt", key), tag("dd", value)) for key, value in facts], class_="facts")
     if step.HasField("plugin"):
         yield from _execution(step.plugin)
+    if step.acts:
+        acts = sorted(step.acts, key=lambda each: each.started_at)
+        yield _block("calls to containerd, and files", "\n".join(_act(each) for each in acts))
+
+
+def _act(act: host.Act) -> str:
+    size = f"{act.size} bytes" if act.HasField("size") else ""
+    took = span(act.duration) if act.duration else ""
+    return "  ".join(each for each in (act.what, act.about, size, took, act.outcome) if each)
 
 
 def _execution(plugin: host.PluginExecution) -> Iterator[Markup]:

@@ -66,6 +66,15 @@ def test_an_execution_unfolds_to_all_that_was_given_and_said() -> None:
     assert len(found.all("summary")) == 4
 
 
+def test_a_step_unfolds_to_its_calls_to_containerd_and_its_files_in_order() -> None:
+    acts = [
+        host.Act(what="file", about="/a/hosts", started_at=2, size=179),
+        host.Act(what="Snapshots.Prepare", about="key", started_at=1, duration=MS, outcome="NOT_FOUND"),
+    ]
+    text = rows([told.step("pod.files.write", 0, 9, acts=acts)]).text
+    assert "Snapshots.Prepare  key  1 ms  NOT_FOUND\nfile  /a/hosts  179 bytes" in text
+
+
 def test_a_step_that_has_not_ended_says_so() -> None:
     waiting = told.step("cni.add", 20, 80, detail={"plugin": "odd"})
     found = rows([told.step("pod.netns.create", 0, 9), waiting], going=(waiting,))

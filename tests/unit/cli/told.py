@@ -152,6 +152,7 @@ def hostile_pod() -> host.ExplainResponse:
         )
         for at, each, error in ((1, plugin, ""), (3, second, bad))
     ]  # fmt: skip
+    steps[0].acts.add(what=bad, about=bad, outcome=bad)
     steps.append(host.Step(operation=bad, name=bad, started_at=BEGIN, duration=9 * MS, error=bad, detail=detail))
     both: dict[str, Any] = {
         "operation": bad,
