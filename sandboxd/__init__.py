@@ -17,7 +17,7 @@ modules: no IO, no clock, no environment, no async.
         images               CRI's ImageService
         host  transfer       our own Host service: reading, images in and out,
         debts  audit         networks that pods still owe a DEL, what is nobody's,
-        networks             what there is of a pod's network now
+        networks  replay     what there is of a pod's network now; an execution of a plugin, run again
         lookup               which records a request is about: ids, filters
         views           P    records to messages
         usage_views     P    the same for records of use

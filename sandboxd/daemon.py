@@ -149,7 +149,7 @@ async def serve(config: Config) -> None:
             logs=logs,
             rpcs=edge.in_flight,
             plugins=cni.running,
-            debts=lambda: [debt.attachment for debt in debts.listed(node)],
+            debts=lambda: [debt.attachment for debt in debts.listed(node) if not debt.attachment.kept],
             findings=lambda: len(auditor.found),
             trouble=lambda: condition.trouble,
         )

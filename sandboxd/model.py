@@ -166,6 +166,7 @@ class Attachment:
     owed: tuple[Owed, ...] = ()  # the plugins that still owe their DEL; all of them when empty
     pod: str = ""  # "namespace/name", for people: the attachment can outlive its sandbox
     boot: str = ""  # of the machine, in which its plugins last ran; "" when an earlier version ran them
+    kept: bool = False  # of a replay that was to leave it: without a pod, and not deleted before that is asked for
 
     @property
     def owes(self) -> bool:

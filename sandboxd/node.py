@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 from sandboxd.cgroups.kernel import Cgroups
 from sandboxd.cni.conf import Choice, NetworkConfig
 from sandboxd.cni.invoker import Around, unobserved
+from sandboxd.cni.recorded import Call
 from sandboxd.config import Config
 from sandboxd.containerd.records import Stored
 from sandboxd.containerd.snapshots import Mount, Usage
@@ -62,6 +63,7 @@ class Cni(Protocol):
     async def delete(
         self, attachment: Attachment, *, without: frozenset[str] = frozenset(), around: Around = unobserved
     ) -> tuple[Owed, ...]: ...
+    async def repeat(self, call: Call) -> Mapping[str, Any]: ...
 
 
 class Conf(Protocol):

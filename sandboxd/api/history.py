@@ -11,7 +11,7 @@ from sandboxd.api.lookup import Lookup
 from sandboxd.errors import NotFound
 from sandboxd.insight.explain import about
 from sandboxd.ledger import Ledger
-from sandboxd.model import SandboxRecord, subject_of
+from sandboxd.model import subject_of
 from sandboxd.node import Netns
 from sandboxd.pb.host.v1 import host_pb2
 
@@ -26,7 +26,7 @@ class History:
 
     async def Explain(self, request: host_pb2.ExplainRequest, context: Any) -> host_pb2.ExplainResponse:
         reference = request.pod_sandbox_id or request.reference
-        record = self._pod(request)
+        record = self._lookup.explained(request.pod_sandbox_id, request.reference)
         names = [record.id, subject_of(record.config.metadata)] if record else [reference]
         running, failed = about(steps.running(), *names), about(self._ledger.stories(), *names)
         if record is None and not running and not failed:
@@ -54,18 +54,3 @@ class History:
             running=[views.running(each) for each in steps.running()],
             failed=[views.story(replace(each, steps=())) for each in self._ledger.stories()],
         )
-
-    def _pod(self, request: host_pb2.ExplainRequest) -> SandboxRecord | None:
-        """The pod, one that is being made included; None if there is none, or only what failed."""
-        if request.pod_sandbox_id:
-            return self._lookup.sandbox(request.pod_sandbox_id)
-        try:
-            return self._lookup.sandbox(request.reference)
-        except NotFound:
-            pass
-        named = [
-            each
-            for each in self._ledger.sandboxes.values()
-            if request.reference in (each.config.metadata.name, subject_of(each.config.metadata))
-        ]
-        return max(named, key=lambda each: each.created_at, default=None)

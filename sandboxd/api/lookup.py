@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from sandboxd.api import views
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.ledger import Ledger
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find
+from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find, subject_of
 from sandboxd.node import Images
 
 
@@ -30,6 +30,24 @@ class Lookup:
     def sandbox(self, text: str) -> SandboxRecord:
         """The pod whose id is or begins with `text`. Raises NotFound, or InvalidRequest if it is ambiguous."""
         return self._ledger.sandboxes[find(self._ledger.sandboxes, text, "pod")]
+
+    def explained(self, sandbox_id: str, reference: str) -> SandboxRecord | None:
+        """The pod that an id or else a reference means, also one that is being made; None if there is none.
+
+        A reference is an id or its beginning, a name or "namespace/name". Raises NotFound for an id that is none's.
+        """
+        if sandbox_id:
+            return self.sandbox(sandbox_id)
+        try:
+            return self.sandbox(reference)
+        except NotFound:
+            pass
+        named = [
+            each
+            for each in self._ledger.sandboxes.values()
+            if reference in (each.config.metadata.name, subject_of(each.config.metadata))
+        ]
+        return max(named, key=lambda each: each.created_at, default=None)
 
     def container(self, text: str) -> ContainerRecord:
         """The container whose id is or begins with `text`. Raises NotFound, or InvalidRequest if it is ambiguous."""

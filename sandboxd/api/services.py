@@ -23,6 +23,7 @@ from sandboxd.api.images import Images
 from sandboxd.api.inside import Inside
 from sandboxd.api.networks import Networks
 from sandboxd.api.pods import Pods
+from sandboxd.api.replay import Replay
 from sandboxd.api.runtime import Runtime
 from sandboxd.api.transfer import Transfer
 from sandboxd.api.usage import Usage
@@ -113,6 +114,7 @@ def host_service(
         Networks(node.ledger),
         Debts(node),
         Audit(auditor),
+        Replay(node),
         Transfer(images, pulls, Uploads(images, node.jobs, node.places.uploads), node.jobs),
     )
     return cast(host_pb2_grpc.HostServicer, composed)

@@ -357,6 +357,7 @@ def debt(record: Attachment, next_at: int, *, exists: bool) -> host_pb2.Debt:
         failed_at=record.failed_at,
         tried_at=record.tried_at,
         next_at=next_at,
+        kept=record.kept,
     )
 
 

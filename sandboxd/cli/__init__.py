@@ -15,6 +15,8 @@
     by_hand.py     P  Explain's answer → what a person would type instead; the containers are ctr.py's
     ctr.py         P  a pod's containers → commands of containerd's own client
     shell.py       P  text → words and comments for a shell
+    executions.py  P  the executions of plugins in Explain's answer, and which one is meant
+    replayed.py    P  Replay's answer → text, and what differs
     client.py         the channel; a failed call → a message with an exit code
     progress.py       bars on a terminal, lines elsewhere
     files.py          files that are written: whole, or not at all

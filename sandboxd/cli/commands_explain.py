@@ -77,7 +77,7 @@ def explain(
         else:
             show(render.operations_table(listed, now()))
         return
-    request, title = _asked(session, reference)
+    request, title = asked(session, reference)
     answer = session.daemon.call(session.daemon.host.Explain, request, f"explain {title}")
     if commands or down:
         _print_commands(answer, title, _running(session, answer, title), down=down)
@@ -150,7 +150,7 @@ def _show_changes(session: Session, answer: host.ExplainResponse, title: str, fo
         show(changes.now(now_there, title, pod_id))
 
 
-def _asked(session: Session, reference: str) -> tuple[host.ExplainRequest, str]:
+def asked(session: Session, reference: str) -> tuple[host.ExplainRequest, str]:
     """The request, and how its subject is called: a pod that is listed, or whatever the daemon knows of the name."""
     with named():
         try:

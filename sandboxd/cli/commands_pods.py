@@ -172,7 +172,7 @@ def inspect_one(session: Session, reference: str, form: str | None) -> None:
 def _owing(session: Session) -> set[str]:
     """The ids of the pods that owe, removed ones included; none when the daemon is older than the question."""
     try:
-        return {debt.pod_sandbox_id for debt in session.debts()}
+        return {debt.pod_sandbox_id for debt in session.debts() if not debt.kept}
     except Failure as failure:
         if failure.code is grpc.StatusCode.UNIMPLEMENTED:
             return set()

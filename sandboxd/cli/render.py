@@ -47,15 +47,16 @@ def info_dict(info: Mapping[str, str]) -> dict[str, Any]:
 def explain_dict(answer: host.ExplainResponse) -> dict[str, Any]:
     """Explain's answer in protobuf's JSON form, but with plugin input and output as JSON or text, not base64."""
     data = as_dict(answer)
-    _open_plugins(data["steps"], answer.steps)
+    open_plugins(data["steps"], answer.steps)
     for item, operation in zip(data["operations"], answer.operations, strict=True):
-        _open_plugins(item["steps"], operation.steps)
+        open_plugins(item["steps"], operation.steps)
     for item, attachment in zip(data["attachments"], answer.attachments, strict=True):
         item |= {"config": _parsed(attachment.config), "result": _parsed(attachment.result)}
     return data
 
 
-def _open_plugins(items: Iterable[dict[str, Any]], steps: Iterable[host.Step]) -> None:
+def open_plugins(items: Iterable[dict[str, Any]], steps: Iterable[host.Step]) -> None:
+    """Put the input and output of plugins into the JSON of steps as what they are."""
     for item, step in zip(items, steps, strict=True):
         if step.HasField("plugin"):
             plugin = step.plugin
@@ -304,19 +305,23 @@ def debts_table(debts: Iterable[host.Debt], now: int) -> Table:
     rows = [
         (
             debt.pod_sandbox_id[:SHORT_ID],
-            debt.pod + ("" if debt.pod_exists else " (removed)"),
+            debt.pod + ("" if debt.pod_exists or debt.kept else " (removed)"),
             debt.network,
             owed.plugin,
             ", ".join(debt.ips),
             age(debt.failed_at, now),
             str(owed.attempts),
-            _coming(debt.next_at, now),
+            "on request" if debt.kept else _coming(debt.next_at, now),
             owed.error,
         )
         for debt in debts
-        for owed in debt.plugins or [host.OwedPlugin(plugin="(all)", error=debt.error, attempts=debt.attempts)]
+        for owed in debt.plugins or [host.OwedPlugin(plugin="(all)", error=_reason(debt), attempts=debt.attempts)]
     ]
     return table(("POD ID", "POD", "NETWORK", "PLUGIN", "IP", "SINCE", "ATTEMPTS", "NEXT TRY", "ERROR"), rows)
+
+
+def _reason(debt: host.Debt) -> str:
+    return "nothing failed: a replay was to keep it" if debt.kept else debt.error
 
 
 def audit_table(findings: Iterable[host.AuditFinding], now: int, *, repair: bool) -> Table:

@@ -10,6 +10,7 @@ Reading order, one file per step of an attachment's life:
     execution.py    one execution of one plugin (the only process spawn)
     leftovers.py    plugins that outlived an earlier daemon, ended before a DEL
     stand_ins.py    what takes the place of an IPAM plugin that was uninstalled, in a DEL
+    recorded.py  P  executions that were recorded → the same again, for another namespace
     invoker.py      Attachment → the verbs, a chain of executions
     strict_json.py P  strict JSON, for both files and answers
     result.py    P  what a plugin printed → Result

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext
 from typing import Any, cast
 
 import structlog
@@ -21,6 +21,7 @@ from sandboxd.cni.failures import CONTAINER_UNKNOWN, error_from
 from sandboxd.cni.gate import Gates
 from sandboxd.cni.leftovers import Leftovers
 from sandboxd.cni.lookup import find, is_missing, missing_delegates, preflight
+from sandboxd.cni.recorded import Call
 from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin, version_stdin
 from sandboxd.cni.result import Result, parse_result, pod_ips, supported_versions
 from sandboxd.cni.slots import Slots
@@ -292,6 +293,27 @@ class Invoker:
             raise errors[0]
         return True
 
+    async def repeat(self, call: Call) -> Mapping[str, Any]:
+        """Run one plugin with exactly this input; the result of an ADD, in the version of its configuration.
+
+        Raises as the verb does whose execution it is. Whatever it raises, after an ADD a DEL must follow.
+        """
+        limits = {"ADD": self._timeout, "VERSION": min(self._timeout, VERSION_SECONDS)}
+        async with self._gates.shared(call.network):
+            with _step_of(call) as step, diagnosed.noted(step, call.command):
+                if call.command in ("ADD", "CHECK"):
+                    _check_netns(call.env.get("CNI_NETNS", ""))
+                limit = limits.get(call.command, 0.0)
+                queue = call.network, f"{call.command} again"
+                done = await self._run(step, call.binary, call.env, call.stdin, queue, limit=limit)
+                if call.command != "ADD":
+                    return {}
+                version = load_object(call.stdin).get("cniVersion") or SUPPORTED[0]
+                result = parse_result(done.stdout, call.plugin, version=version)
+                if call.last:
+                    _demand_address(result, call.plugin, call.env.get("CNI_IFNAME", ""))
+                return in_version(result, version)
+
     async def version(self, binary: str) -> frozenset[str]:
         """The spec versions that a plugin speaks, remembered for as long as its file stays the same.
 
@@ -365,6 +387,23 @@ class Invoker:
 
 class _Unsaid(Exception):
     """The plugin does not say which versions it speaks."""
+
+
+def _step_of(call: Call) -> AbstractContextManager[steps.Step]:
+    """The step of one execution that is repeated. Raises InvalidRequest for a command that is never repeated."""
+    about = {"plugin": call.plugin, "network": call.network or None}
+    match call.command:
+        case "ADD":
+            return steps.step("cni.add", **about)
+        case "DEL":
+            return steps.step("cni.del", **about)
+        case "CHECK":
+            return steps.step("cni.check", **about)
+        case "STATUS":
+            return steps.step("cni.status", **about)
+        case "VERSION":
+            return steps.step("cni.version", **about)
+    raise InvalidRequest(f"{call.command} cannot be repeated")
 
 
 def _as_json(result: Mapping[str, Any]) -> bytes:

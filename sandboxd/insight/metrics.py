@@ -92,7 +92,8 @@ class Metrics:
         if (done := record.plugin) is not None:
             labels = {"plugin": _plugin(record), "command": done.command, "outcome": _outcome_of(done)}
             self._plugins.labels(**labels).observe(done.duration / 1e9)
-        if record.error and record.name.startswith("cni.") and (kind := record.detail.get("kind")):
+        replayed = record.operation == "Replay"  # of a failure that was counted when it happened
+        if record.error and not replayed and record.name.startswith("cni.") and (kind := record.detail.get("kind")):
             command = record.name.removeprefix("cni.").upper()
             self._network.labels(plugin=_plugin(record), command=command, kind=kind).inc()
         if record.name == "pod.network.detach" and record.detail.get("attempt") != "1":

@@ -8,6 +8,7 @@ recording  what each plugin changes on the machine, for pods that ask for it
 boots      pods that ended because the machine was restarted, and the addresses that they had
 adopt      records that the ledger has lost, put back from what containerd keeps
 debts      DELs that failed: listed, tried again, forgiven
+replay     a recorded execution of a plugin, run again in a scratch namespace
 reclaim    what is left of a pod that the ledger does not know
 holders    who holds the addresses of our networks; what nobody holds is released
 ending     how pods end: with their pause container, or without their namespaces

@@ -21,6 +21,8 @@ from sandboxd.pods.reconcile import Action, Repair
 
 log = structlog.get_logger(__name__)
 
+REPLAY = "Replay"  # the verb of `pods.replay`, whose attachments have no pod
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Debt:
@@ -43,8 +45,10 @@ def listed(node: Node) -> list[Debt]:
 
 
 def is_debt(node: Node, attachment: Attachment) -> bool:
-    """Whether a DEL of it failed, or its pod has gone without one."""
-    return attachment.owes or attachment.sandbox_id not in node.ledger.sandboxes
+    """Whether a DEL of it failed, or its pod has gone without one. A replay that has not ended owes nothing yet."""
+    if attachment.owes or attachment.sandbox_id in node.ledger.sandboxes:
+        return attachment.owes
+    return (REPLAY, attachment.sandbox_id) not in node.jobs.in_flight()
 
 
 def repair(sandbox_id: str) -> Repair:

@@ -163,7 +163,7 @@ async def _delete(held: Held, attachment: Attachment) -> Attachment | None:
     if attachment.state is AttachmentState.PLANNED:
         node.ledger.remove_attachment(attachment)
         return None
-    deleting = node.ledger.put_attachment(replace(attachment, state=AttachmentState.DELETING))
+    deleting = node.ledger.put_attachment(replace(attachment, state=AttachmentState.DELETING, kept=False))
     owed = deleting.owed
     with steps.operation("recover", sandbox_id=attachment.sandbox_id):
         try:

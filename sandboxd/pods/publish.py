@@ -12,13 +12,14 @@ import errno
 import ipaddress
 import json
 import os
+import random
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sandboxd.cni import diagnosed, request
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.errors import NotReady
+from sandboxd.errors import Exhausted, NotReady
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord, SandboxState
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -33,6 +34,7 @@ _KINDS = {
     "udp": (socket.SOCK_DGRAM, 0),
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
+_FIRST_DYNAMIC, _LAST_DYNAMIC = 49152, 65535  # RFC 6335: assigned to nobody
 SCTP = "/proc/net/sctp"  # there while the kernel's module is
 
 
@@ -61,6 +63,21 @@ def _dubious(node: Node, config: cri.PodSandboxConfig, network: NetworkConfig) -
         for asked in request.port_mappings(config.port_mappings):
             warnings += _about(node, config, asked)
     return tuple(warnings)
+
+
+def free_port(node: Node, asked: Sequence[Mapping[str, Any]], taken: frozenset[int] = frozenset()) -> int:
+    """A port of the host in place of that of these mappings, which no pod and no process has; none of `taken`.
+
+    Raises Exhausted when there seems to be none.
+    """
+    published = [other for _, other in _published(node)]
+    for port in random.sample(range(_FIRST_DYNAMIC, _LAST_DYNAMIC + 1), 200):
+        instead = [{**each, "hostPort": port} for each in asked]
+        if port in taken or any(_overlap(each, other) for each in instead for other in published):
+            continue
+        if not any(bound(each) == errno.EADDRINUSE for each in instead):
+            return port
+    raise Exhausted("no port of the host seems to be free")
 
 
 def on_host(config: cri.PodSandboxConfig) -> tuple[str, ...]:

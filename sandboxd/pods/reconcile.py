@@ -108,7 +108,9 @@ def reconcile(
     owing = {
         attachment.sandbox_id
         for attachment in attachments
-        if attachment.state in _OWED or attachment.sandbox_id not in sandboxes or of_earlier_boot(attachment, boot)
+        if attachment.state in _OWED
+        or (attachment.sandbox_id not in sandboxes and not attachment.kept)
+        or of_earlier_boot(attachment, boot)
     }
     repairs += [Repair(action=Action.PAY_DEBT, id=sandbox_id) for sandbox_id in sorted(owing - doomed - set(busy))]
     return repairs

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from sandboxd import steps
 from sandboxd.cni.conf import NetworkConfig, delegate_type, from_json
 from sandboxd.cni.invoker import Around, unobserved
+from sandboxd.cni.recorded import Call
 from sandboxd.cni.request import check_container_id, check_ifname
 from sandboxd.cni.strict_json import load_object
 from sandboxd.errors import (
@@ -23,6 +26,7 @@ from sandboxd.errors import (
     Unavailable,
 )
 from sandboxd.model import Attachment, Owed
+from sandboxd.steps import PluginExecution
 from tests.fakes.points import Points
 
 VERSIONS = frozenset({"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"})
@@ -40,6 +44,7 @@ class Cni:
         """`is_live` says whether there is a network namespace at a path."""
         self.plugins = dict(plugins or {"bridge": VERSIONS})
         self.attached: dict[tuple[str, str, str], Attachment] = {}
+        self.refusing: dict[str, set[str]] = {}  # command -> the types whose repetition fails
         self.undeleted: set[tuple[str, str, str]] = set()  # ADD was asked for, however it ended, and DEL was not
         self._points = points
         self._is_live = is_live
@@ -100,6 +105,32 @@ class Cni:
                 return self._deleted(attachment, config, without)
         except SandboxdError as exc:
             return (_owed(attachment, 0, config.plugins[0]["type"], str(exc)),)
+
+    async def repeat(self, call: Call) -> Mapping[str, Any]:
+        """One of a type in `refusing` fails; its step has what was executed, as with real ones."""
+        key = (call.env.get("CNI_CONTAINERID", ""), call.network, call.env.get("CNI_IFNAME", ""))
+        if call.command == "ADD":
+            self.undeleted.add(key)
+        with steps.step(f"cni.{call.command.lower()}", plugin=call.plugin, network=call.network) as step:
+            failed = call.plugin in self.refusing.get(call.command, ())
+            step.plugin = PluginExecution(
+                command=call.command,
+                binary=call.binary,
+                env=call.env,
+                stdin=call.stdin,
+                stdout=b"",
+                stderr=b"",
+                exit_code=int(failed),
+                duration=1,
+            )
+            async with self._points.at("cni.repeat", _refusal, NotReady, TimedOut, Unavailable):
+                if call.command in ("ADD", "CHECK") and not self._is_live(call.env["CNI_NETNS"]):
+                    raise NotReady(f"{call.env['CNI_NETNS']} is not a live network namespace")
+                if failed:
+                    raise _refusal("no luck again")
+                conf = load_object(call.stdin)
+                ips = [{"address": "10.88.0.3/16"}]
+                return {**conf.get("prevResult", {"ips": ips}), "cniVersion": conf["cniVersion"]}
 
     def _deleted(self, attachment: Attachment, config: NetworkConfig, without: frozenset[str]) -> tuple[Owed, ...]:
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)

@@ -216,6 +216,7 @@ def test_host_api_streams_archives_in_and_out_and_logs_and_progress_out() -> Non
         ("RetryDebt", False, False),
         ("ForgiveDebt", False, False),
         ("Audit", False, False),
+        ("Replay", False, False),
     ]
 
 

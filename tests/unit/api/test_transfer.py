@@ -17,6 +17,7 @@ from sandboxd.api.debts import Debts
 from sandboxd.api.edge import Edge
 from sandboxd.api.history import History
 from sandboxd.api.host import Host
+from sandboxd.api.replay import Replay
 from sandboxd.api.services import compose
 from sandboxd.api.transfer import Transfer
 from sandboxd.errors import NotFound
@@ -81,7 +82,13 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     transfer = Transfer(store, pulls, Uploads(store, jobs, str(tmp_path / "uploads")), jobs)
     reading = Host(cast(Any, None), cast(Any, None), lambda: b"")
     server = grpc.aio.server(interceptors=(Edge(lambda: ""),))
-    others = History(cast(Any, None), cast(Any, None)), Debts(cast(Any, None)), Audit(cast(Any, None))
+    nothing: Any = None
+    others = (
+        History(nothing, nothing),
+        Debts(nothing),
+        Audit(nothing),
+        Replay(cast(Any, SimpleNamespace(ledger=None))),
+    )
     service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading, *others)
     host_pb2_grpc.add_HostServicer_to_server(cast(Any, service), server)
     server.add_insecure_port(f"unix:{tmp_path}/s")

@@ -41,6 +41,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.things: list[host.NetworkThing] = []
         self.debts: list[host.Debt] = []
         self.findings: list[host.AuditFinding] = []
+        self.replayed = host.ReplayResponse()
         self.info = {"config": json.dumps({"state": "/run/sandboxd", "workers": 2})}
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.calls: list[str] = []
@@ -418,6 +419,10 @@ class FakeHost(host_grpc.HostServicer):
     def Audit(self, request: host.AuditRequest, context: grpc.ServicerContext) -> host.AuditResponse:
         self._daemon._enter("Audit", request, context)
         return host.AuditResponse(findings=self._daemon.findings)
+
+    def Replay(self, request: host.ReplayRequest, context: grpc.ServicerContext) -> host.ReplayResponse:
+        self._daemon._enter("Replay", request, context)
+        return self._daemon.replayed
 
     def _settle(self, pod_id: str) -> list[host.Debt]:
         settled = [debt for debt in self._daemon.debts if debt.pod_sandbox_id == pod_id]

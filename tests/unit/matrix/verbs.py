@@ -19,8 +19,9 @@ from sandboxd.containers import checkpoint, create, exec, remove, resources, sta
 from sandboxd.model import ContainerRecord, ContainerState, SandboxState
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import debts, teardown
+from sandboxd.pods import debts, replay, teardown
 from sandboxd.pods import resources as pod_resources
+from sandboxd.steps import PluginExecution, StepRecord
 from tests.fakes.bundle import Bundle, container_config, pod_config
 from tests.fakes.runtime import Program
 
@@ -102,6 +103,39 @@ def task_state(world: World, container_id: str) -> TaskState | None:
 
 def as_before(world: World) -> None:
     assert world.there() == world.before
+
+
+def recorded(command: str, type_: str) -> StepRecord:
+    """What was executed for a pod that is gone."""
+    execution = PluginExecution(
+        command=command,
+        binary=f"/plugins/{type_}",
+        env={"CNI_COMMAND": command, "CNI_CONTAINERID": "a" * 64, "CNI_NETNS": "/run/netns/a", "CNI_IFNAME": "eth0"},
+        stdin=json.dumps({"cniVersion": "1.0.0", "name": "pods", "type": type_}).encode(),
+        stdout=b"",
+        stderr=b"",
+        exit_code=0,
+        duration=1,
+    )
+    return StepRecord(
+        operation="RunPodSandbox",
+        name=f"cni.{command.lower()}",
+        sandbox_id="a" * 64,
+        container_id="",
+        started_at=1,
+        duration=1,
+        error="",
+        plugin=execution,
+    )
+
+
+RECORDED = [recorded("ADD", "bridge"), recorded("DEL", "bridge")]
+
+
+def as_before_or_owed(world: World) -> None:
+    """Nothing is left, or a debt that has the namespace's owner."""
+    owed = {debt.attachment.sandbox_id for debt in debts.listed(node(world))}
+    assert [item for item in world.there() if not any(each in item for each in owed)] == world.before
 
 
 # RunPodSandbox
@@ -447,6 +481,16 @@ VERBS: Sequence[Verb] = (
         call=lambda world: checkpoint.checkpoint_container(node(world), world.container_id, str(archive(world)), 60),
         done=checkpoint_taken,
         undone=no_checkpoint,
+        compared=True,
+    ),
+    Verb(
+        name="Replay",
+        least=5,
+        before=pod,
+        call=lambda world: replay.replay(node(world), RECORDED, RECORDED[-1], "default/web"),
+        done=as_before_or_owed,
+        undone=as_before_or_owed,
+        joins=False,
         compared=True,
     ),
     Verb(

@@ -5,8 +5,8 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt, ForgiveDebt and an Audit that repairs are
-the calls that write.
+Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt, ForgiveDebt, Replay and an Audit that
+repairs are the calls that write.
 
 Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
 is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
@@ -1011,6 +1011,7 @@ class Debt(google.protobuf.message.Message):
     FAILED_AT_FIELD_NUMBER: builtins.int
     TRIED_AT_FIELD_NUMBER: builtins.int
     NEXT_AT_FIELD_NUMBER: builtins.int
+    KEPT_FIELD_NUMBER: builtins.int
     pod_sandbox_id: builtins.str
     """The full id of the pod, which may have been removed."""
     pod: builtins.str
@@ -1031,6 +1032,8 @@ class Debt(google.protobuf.message.Message):
     tried_at: builtins.int
     next_at: builtins.int
     """When the daemon tries again; 0 while it is doing so."""
+    kept: builtins.bool
+    """It is what a Replay with `keep` left: it is not tried before RetryDebt asks for it. Nothing has failed."""
     @property
     def ips(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The addresses that the pod had, and that an IPAM plugin may still hold for it."""
@@ -1055,8 +1058,9 @@ class Debt(google.protobuf.message.Message):
         failed_at: builtins.int = ...,
         tried_at: builtins.int = ...,
         next_at: builtins.int = ...,
+        kept: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "error", b"error", "failed_at", b"failed_at", "ifname", b"ifname", "ips", b"ips", "netns_path", b"netns_path", "network", b"network", "next_at", b"next_at", "plugins", b"plugins", "pod", b"pod", "pod_exists", b"pod_exists", "pod_sandbox_id", b"pod_sandbox_id", "tried_at", b"tried_at"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "error", b"error", "failed_at", b"failed_at", "ifname", b"ifname", "ips", b"ips", "kept", b"kept", "netns_path", b"netns_path", "network", b"network", "next_at", b"next_at", "plugins", b"plugins", "pod", b"pod", "pod_exists", b"pod_exists", "pod_sandbox_id", b"pod_sandbox_id", "tried_at", b"tried_at"]) -> None: ...
 
 global___Debt = Debt
 
@@ -1233,3 +1237,99 @@ class AuditFinding(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["error", b"error", "kind", b"kind", "missing", b"missing", "name", b"name", "owner_id", b"owner_id", "pod", b"pod", "remedy", b"remedy", "repaired", b"repaired", "since", b"since", "unclear", b"unclear", "why", b"why"]) -> None: ...
 
 global___AuditFinding = AuditFinding
+
+@typing.final
+class ReplayRequest(google.protobuf.message.Message):
+    """---- Replay"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
+    STARTED_AT_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    IN_PLACE_FIELD_NUMBER: builtins.int
+    KEEP_FIELD_NUMBER: builtins.int
+    pod_sandbox_id: builtins.str
+    """Which pod, as in Explain."""
+    reference: builtins.str
+    started_at: builtins.int
+    """Which of its steps, as Explain gives it: one that executed a plugin."""
+    name: builtins.str
+    in_place: builtins.bool
+    """A CHECK: in the pod itself, which has to be attached still. Nothing is changed there: an ADD or a DEL is refused."""
+    keep: builtins.bool
+    """The scratch namespace stays, with what was added to it, until RetryDebt or ForgiveDebt, or the machine's restart."""
+    def __init__(
+        self,
+        *,
+        pod_sandbox_id: builtins.str = ...,
+        reference: builtins.str = ...,
+        started_at: builtins.int = ...,
+        name: builtins.str = ...,
+        in_place: builtins.bool = ...,
+        keep: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["in_place", b"in_place", "keep", b"keep", "name", b"name", "pod_sandbox_id", b"pod_sandbox_id", "reference", b"reference", "started_at", b"started_at"]) -> None: ...
+
+global___ReplayRequest = ReplayRequest
+
+@typing.final
+class ReplayResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RECORDED_FIELD_NUMBER: builtins.int
+    REPLAYED_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
+    SCRATCH_ID_FIELD_NUMBER: builtins.int
+    NETNS_PATH_FIELD_NUMBER: builtins.int
+    KEPT_FIELD_NUMBER: builtins.int
+    LEFT_FIELD_NUMBER: builtins.int
+    error: builtins.str
+    """Why it was not reached."""
+    scratch_id: builtins.str
+    """The id that plugins were given, and the namespace. Empty for what needs none, or was run in place."""
+    netns_path: builtins.str
+    kept: builtins.bool
+    """The namespace is there still, as asked."""
+    left: builtins.str
+    """Why it could not be undone; what is left is a debt of `scratch_id`. Empty when nothing is left."""
+    @property
+    def recorded(self) -> global___Step:
+        """The execution as recorded, and as it was now; the second is absent if it was not reached."""
+
+    @property
+    def replayed(self) -> global___Step: ...
+    @property
+    def before(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Step]:
+        """What was run before it in the scratch namespace: the ADDs of the plugins before it, and for a DEL the rest."""
+
+    @property
+    def after(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Step]:
+        """What was run after it: the DELs that undo it."""
+
+    @property
+    def changed(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What of its input is not as recorded, a sentence each; for people."""
+
+    def __init__(
+        self,
+        *,
+        recorded: global___Step | None = ...,
+        replayed: global___Step | None = ...,
+        error: builtins.str = ...,
+        before: collections.abc.Iterable[global___Step] | None = ...,
+        after: collections.abc.Iterable[global___Step] | None = ...,
+        changed: collections.abc.Iterable[builtins.str] | None = ...,
+        scratch_id: builtins.str = ...,
+        netns_path: builtins.str = ...,
+        kept: builtins.bool = ...,
+        left: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["recorded", b"recorded", "replayed", b"replayed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "before", b"before", "changed", b"changed", "error", b"error", "kept", b"kept", "left", b"left", "netns_path", b"netns_path", "recorded", b"recorded", "replayed", b"replayed", "scratch_id", b"scratch_id"]) -> None: ...
+
+global___ReplayResponse = ReplayResponse

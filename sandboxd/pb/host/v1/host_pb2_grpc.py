@@ -74,6 +74,11 @@ class HostStub(object):
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditResponse.FromString,
                 )
+        self.Replay = channel.unary_unary(
+                '/sandboxd.host.v1.Host/Replay',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayResponse.FromString,
+                )
 
 
 class HostServicer(object):
@@ -192,6 +197,18 @@ class HostServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Replay(self, request, context):
+        """Runs one recorded execution of a CNI plugin again: whether it fails again, and what it prints. An ADD, a CHECK or
+        a DEL is run in a scratch network namespace, under an id, a pod name and a pod uid of its own, after the ADDs that
+        came before it in the chain; host ports are other ones that are free. Then each plugin's DEL is run, and the
+        namespace removed, also when the client leaves; a daemon that dies first does it at its next start. A DEL that
+        fails is a debt like any other. VERSION and STATUS need no namespace and are run as recorded; GC is refused.
+        INVALID_ARGUMENT for what cannot be replayed, FAILED_PRECONDITION for what would disturb a pod.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -254,6 +271,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditRequest.FromString,
                     response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditResponse.SerializeToString,
+            ),
+            'Replay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Replay,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -466,5 +488,22 @@ class Host(object):
         return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Audit',
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditRequest.SerializeToString,
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.AuditResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Replay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Replay',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

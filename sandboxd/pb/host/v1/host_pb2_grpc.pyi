@@ -5,8 +5,8 @@ sandboxd's own API: what people need to know about a machine's pods and CRI has 
 
 Served on the daemon's CRI socket, next to runtime.v1. This contract only grows: fields and calls are
 added, never renumbered or given another meaning, so a client may be older or newer than the daemon.
-Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt, ForgiveDebt and an Audit that repairs are
-the calls that write.
+Nothing here creates or changes a pod; LoadImage, PullImage, RetryDebt, ForgiveDebt, Replay and an Audit that
+repairs are the calls that write.
 
 Two units are used throughout: a moment is nanoseconds since the Unix epoch, a duration is nanoseconds. 0
 is "not yet" or "unknown", and so is an empty string. Failures are gRPC statuses with a message for people:
@@ -146,6 +146,18 @@ class HostStub:
     alone.
     """
 
+    Replay: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ReplayRequest,
+        sandboxd.pb.host.v1.host_pb2.ReplayResponse,
+    ]
+    """Runs one recorded execution of a CNI plugin again: whether it fails again, and what it prints. An ADD, a CHECK or
+    a DEL is run in a scratch network namespace, under an id, a pod name and a pod uid of its own, after the ADDs that
+    came before it in the chain; host ports are other ones that are free. Then each plugin's DEL is run, and the
+    namespace removed, also when the client leaves; a daemon that dies first does it at its next start. A DEL that
+    fails is a debt like any other. VERSION and STATUS need no namespace and are run as recorded; GC is refused.
+    INVALID_ARGUMENT for what cannot be replayed, FAILED_PRECONDITION for what would disturb a pod.
+    """
+
 class HostAsyncStub(HostStub):
     LoadImage: grpc.aio.StreamStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
@@ -258,6 +270,18 @@ class HostAsyncStub(HostStub):
     With `repair`, what is certainly this daemon's and nobody's is removed, as RemovePodSandbox would, and what can be
     put back is; a repair that was begun goes on when the client leaves. What may be another's is named and left
     alone.
+    """
+
+    Replay: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.ReplayRequest,
+        sandboxd.pb.host.v1.host_pb2.ReplayResponse,
+    ]
+    """Runs one recorded execution of a CNI plugin again: whether it fails again, and what it prints. An ADD, a CHECK or
+    a DEL is run in a scratch network namespace, under an id, a pod name and a pod uid of its own, after the ADDs that
+    came before it in the chain; host ports are other ones that are free. Then each plugin's DEL is run, and the
+    namespace removed, also when the client leaves; a daemon that dies first does it at its next start. A DEL that
+    fails is a debt like any other. VERSION and STATUS need no namespace and are run as recorded; GC is refused.
+    INVALID_ARGUMENT for what cannot be replayed, FAILED_PRECONDITION for what would disturb a pod.
     """
 
 class HostServicer(metaclass=abc.ABCMeta):
@@ -396,6 +420,20 @@ class HostServicer(metaclass=abc.ABCMeta):
         With `repair`, what is certainly this daemon's and nobody's is removed, as RemovePodSandbox would, and what can be
         put back is; a repair that was begun goes on when the client leaves. What may be another's is named and left
         alone.
+        """
+
+    @abc.abstractmethod
+    def Replay(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.ReplayRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.ReplayResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.ReplayResponse]]:
+        """Runs one recorded execution of a CNI plugin again: whether it fails again, and what it prints. An ADD, a CHECK or
+        a DEL is run in a scratch network namespace, under an id, a pod name and a pod uid of its own, after the ADDs that
+        came before it in the chain; host ports are other ones that are free. Then each plugin's DEL is run, and the
+        namespace removed, also when the client leaves; a daemon that dies first does it at its next start. A DEL that
+        fails is a debt like any other. VERSION and STATUS need no namespace and are run as recorded; GC is refused.
+        INVALID_ARGUMENT for what cannot be replayed, FAILED_PRECONDITION for what would disturb a pod.
         """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
