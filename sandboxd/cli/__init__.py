@@ -17,6 +17,10 @@
     shell.py       P  text → words and comments for a shell
     executions.py  P  the executions of plugins in Explain's answer, and which one is meant
     replayed.py    P  Replay's answer → text, and what differs
+    rates.py       P  two samples of what pods use → what they use a second
+    happenings.py  P  events → lines
+    present.py     P  what goes on now, one look after the other
+    screen.py         a terminal that is drawn again and again
     client.py         the channel; a failed call → a message with an exit code
     progress.py       bars on a terminal, lines elsewhere
     files.py          files that are written: whole, or not at all

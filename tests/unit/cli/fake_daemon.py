@@ -42,6 +42,8 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.debts: list[host.Debt] = []
         self.findings: list[host.AuditFinding] = []
         self.replayed = host.ReplayResponse()
+        self.pod_stats: list[list[cri.PodSandboxStats]] = []  # of one look after the other
+        self.events: list[cri.ContainerEventResponse] = []
         self.info = {"config": json.dumps({"state": "/run/sandboxd", "workers": 2})}
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.calls: list[str] = []
@@ -152,6 +154,18 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
                 each.cpu.usage_nano_cores.value = 125_000_000
                 each.memory.working_set_bytes.value = 2_500_000
         return answer
+
+    def ListPodSandboxStats(
+        self, request: cri.ListPodSandboxStatsRequest, context: grpc.ServicerContext
+    ) -> cri.ListPodSandboxStatsResponse:
+        self._enter("ListPodSandboxStats", request, context)
+        return cri.ListPodSandboxStatsResponse(stats=self.pod_stats.pop(0))
+
+    def GetContainerEvents(
+        self, request: cri.GetEventsRequest, context: grpc.ServicerContext
+    ) -> Iterator[cri.ContainerEventResponse]:
+        self._enter("GetContainerEvents", request, context)
+        yield from self.events
 
     # ---- RuntimeService
 
