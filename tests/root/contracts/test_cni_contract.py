@@ -14,7 +14,8 @@ import pytest
 
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.invoker import Invoker
-from sandboxd.cni.request import plan
+from sandboxd.cni.recorded import Call
+from sandboxd.cni.request import plan, plugin_env, plugin_stdin
 from sandboxd.cni.result import parse_result, pod_ips
 from sandboxd.errors import InvalidRequest, NotReady, PluginFailed, SandboxdError
 from sandboxd.model import Attachment
@@ -90,6 +91,21 @@ class Contract:
         assert (caught.value.plugin, caught.value.command, caught.value.code) == ("bridge", "ADD", 999)
         await bench.cni.delete(bench.attachment())
         await bench.cni.add(bench.attachment())
+
+    async def test_one_execution_is_repeated_and_adds_like_any(self, bench: Bench) -> None:
+        call = Call(
+            command="ADD",
+            plugin="bridge",
+            network="pods",
+            binary=f"{bench.directory}/bridge",
+            env=plugin_env("ADD", bench.attachment()),
+            stdin=plugin_stdin(CONFIG, {"type": "bridge"}, {}, None, "1.0.0"),
+        )
+        assert (await bench.cni.repeat(call))["ips"][0]["address"].startswith("10.88.0.")
+        lost = {**call.env, "CNI_NETNS": "/no/such/namespace"}
+        with pytest.raises(NotReady, match="/no/such/namespace"):
+            await bench.cni.repeat(replace(call, env=lost))
+        assert await bench.cni.repeat(replace(call, command="DEL", env={**lost, "CNI_COMMAND": "DEL"})) == {}
 
     async def test_a_del_that_fails_is_owed_and_can_be_tried_again(self, bench: Bench) -> None:
         await bench.cni.add(bench.attachment())

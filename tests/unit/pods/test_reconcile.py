@@ -220,6 +220,13 @@ def test_a_pod_of_an_earlier_boot_owes_its_addresses(boot: str, owes: bool, stat
     assert (Repair(action=Action.PAY_DEBT, id="s") in found) is owes
 
 
+@pytest.mark.parametrize(("boot", "owes"), [("now", False), ("before", True)])
+def test_what_a_replay_kept_is_left_until_the_machine_is_restarted(boot: str, owes: bool) -> None:
+    kept = replace(debt("r", state=AttachmentState.ADDED), kept=True, boot=boot)
+    found = reconcile({}, {}, (kept,), {}, boot="now", starting_up=True)
+    assert [repair.id for repair in found] == (["r"] if owes else [])
+
+
 def test_the_debt_of_a_pod_that_never_came_to_be_goes_with_it() -> None:
     assert repairs(sandbox(SandboxState.CREATING), debt("s")) == [(Action.REMOVE_SANDBOX, "s")]
 
