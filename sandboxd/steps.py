@@ -448,21 +448,7 @@ def step(name: str, **detail: object) -> Iterator[Step]:
         raise
     finally:
         _innermost.set(outer)
-        if this.acts_left_out:
-            this.note(acts_left_out=this.acts_left_out)
-        record = StepRecord(
-            operation=current.name if current else "",
-            name=name,
-            sandbox_id=current.sandbox_id if current else "",
-            container_id=current.container_id if current else "",
-            started_at=started_at,
-            duration=time.perf_counter_ns() - began,
-            error=error,
-            detail=dict(this.detail),
-            plugin=this.plugin,
-            acts=tuple(this.acts),
-            changes=this.changes,
-        )
+        record = _record(current, name, this, started_at, time.perf_counter_ns() - began, error)
         if current is not None:
             current.course.open.pop(number, None)
             current.course.ended.append(record)
@@ -473,6 +459,26 @@ def step(name: str, **detail: object) -> Iterator[Step]:
                 except Exception as broken:
                     # Observing must never change what is observed.
                     log.error("step subscriber failed", step=name, error=disclosure.words(broken))
+
+
+def _record(
+    current: _Operation | None, name: str, this: Step, started_at: int, duration: int, error: str
+) -> StepRecord:
+    if this.acts_left_out:
+        this.note(acts_left_out=this.acts_left_out)
+    return StepRecord(
+        operation=current.name if current else "",
+        name=name,
+        sandbox_id=current.sandbox_id if current else "",
+        container_id=current.container_id if current else "",
+        started_at=started_at,
+        duration=duration,
+        error=error,
+        detail=dict(this.detail),
+        plugin=this.plugin,
+        acts=tuple(this.acts),
+        changes=this.changes,
+    )
 
 
 def act(what: str, about: str, *, started_at: int = 0, duration: int = 0, outcome: str = "", size: int = -1) -> None:

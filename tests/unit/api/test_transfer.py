@@ -17,6 +17,7 @@ from sandboxd.api.debts import Debts
 from sandboxd.api.edge import Edge
 from sandboxd.api.history import History
 from sandboxd.api.host import Host
+from sandboxd.api.networks import Networks
 from sandboxd.api.replay import Replay
 from sandboxd.api.services import compose
 from sandboxd.api.transfer import Transfer
@@ -88,6 +89,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         Debts(nothing),
         Audit(nothing),
         Replay(cast(Any, SimpleNamespace(ledger=None))),
+        Networks(cast(Any, None)),
     )
     service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading, *others)
     host_pb2_grpc.add_HostServicer_to_server(cast(Any, service), server)

@@ -117,6 +117,7 @@ REQUESTS: dict[str, Message] = {
     "Host.RetryDebt": host_pb2.RetryDebtRequest(pod_sandbox_id=POD),
     "Host.ForgiveDebt": host_pb2.ForgiveDebtRequest(pod_sandbox_id=POD),
     "Host.Audit": host_pb2.AuditRequest(),
+    "Host.PodNetwork": host_pb2.PodNetworkRequest(pod_sandbox_id=POD),
     "Host.Replay": host_pb2.ReplayRequest(pod_sandbox_id=POD, name="cni.add", started_at=1),
 }
 NOTHING_TO_FAIL_AT = {"Version", "ListMetricDescriptors", "Host.LoadImage"}  # the last takes archives, no secrets
