@@ -69,11 +69,12 @@ modules: no IO, no clock, no environment, no async.
         foreign_yaml    P    YAML that others wrote, likewise
         trees                walking and removing what images and containers made
         mountinfo       P    what a list of mounts says, and which of them a path leads to
-    disclosure  retries  spans  turns
+    disclosure  retries  spans  turns  vocabulary
         disclosure           what may be disclosed of an error: tracebacks without values, words without secrets
         retries              when what failed is tried again, and how much at once
         spans                where in a distributed trace this code is
         turns                how much goes on at once, and who is next
+        vocabulary      P    the names of steps
     errors              P    the error tree
     pb/                      generated from proto/, never edited
 

@@ -26,7 +26,7 @@ import grpc.aio
 import structlog
 
 import sandboxd
-from sandboxd import disclosure, netns, private, steps
+from sandboxd import disclosure, netns, private, steps, vocabulary
 from sandboxd.announce import Announcer
 from sandboxd.api import services, withheld
 from sandboxd.api.edge import Edge
@@ -461,7 +461,7 @@ def _log_step(record: steps.StepRecord) -> None:
     fields = {key: value for key, value in fields.items() if value is not None}
     if record.error:
         log.warning(record.name, error=record.error, **fields)
-    elif record.name in steps.MILESTONES:
+    elif record.name in vocabulary.MILESTONES:
         log.info(record.name, **fields)
     else:
         log.debug(record.name, **fields)

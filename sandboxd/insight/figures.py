@@ -22,7 +22,7 @@ from sandboxd.insight.addresses import Addresses
 from sandboxd.logs.client import Counted as LogBytes
 from sandboxd.model import Attachment, ContainerState, ImageRecord, SandboxState
 from sandboxd.node import Node
-from sandboxd.steps import NAMES
+from sandboxd.vocabulary import NAMES
 
 _WAITS = tuple(name for name in NAMES if name.endswith(".wait"))
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.steps import NAMES
+from sandboxd.vocabulary import NAMES
 from tests import observing
 from tests.fakes import otlp_collector
 from tests.fakes.cni_plugin import calls, install

@@ -8,7 +8,7 @@
 
 The product has no failpoints. This program wraps it from outside and runs `sandboxd.__main__`. Points are
 
-    step NAME:begin, :end                       every step of steps.NAMES
+    step NAME:begin, :end                       every step of vocabulary.NAMES
     commit WHAT:before, :after                  every transaction of the ledger, by what it does first
     containerd SERVICE/METHOD:before, :after    every call: before it is sent, after it was answered; calls that
                                                 write a stream have an :answer for every answer too

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from sandboxd import steps
+from sandboxd import vocabulary
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.faults.armed import Arms
 from tests.pods import pod_config, refused, remove_pod, run_pod
@@ -46,7 +46,9 @@ def test_every_step_call_commit_and_spawn_of_a_run_is_a_point(armed: tuple[Testb
         "containerd Tasks/Start:after",
         "step pod.run:end",
     } <= names
-    assert {name.split(" ")[1].rpartition(":")[0] for name in names if name.startswith("step ")} <= set(steps.NAMES)
+    assert {name.split(" ")[1].rpartition(":")[0] for name in names if name.startswith("step ")} <= set(
+        vocabulary.NAMES
+    )
     assert not arms.fired
 
 

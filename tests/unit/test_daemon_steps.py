@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import structlog
 
-from sandboxd import steps
+from sandboxd import steps, vocabulary
 from sandboxd.daemon import _log_step
 
 
@@ -19,9 +19,9 @@ def level_of(name: str, *, error: str = "") -> str:
     return str(entry["log_level"])
 
 
-@pytest.mark.parametrize("name", sorted(steps.NAMES))
+@pytest.mark.parametrize("name", sorted(vocabulary.NAMES))
 def test_a_pods_life_is_a_few_lines_and_its_details_are_debug(name: str) -> None:
-    assert level_of(name) == ("info" if name in steps.MILESTONES else "debug")
+    assert level_of(name) == ("info" if name in vocabulary.MILESTONES else "debug")
 
 
 @pytest.mark.parametrize("name", ["pod.run", "cni.add"])
@@ -30,4 +30,4 @@ def test_a_step_that_failed_is_a_warning(name: str) -> None:
 
 
 def test_the_milestones_are_steps() -> None:
-    assert set(steps.NAMES) >= steps.MILESTONES
+    assert set(vocabulary.NAMES) >= vocabulary.MILESTONES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd import spans, steps
+from sandboxd import spans, steps, vocabulary
 from sandboxd.jobs import Jobs
 from sandboxd.steps import Act, PluginExecution, StepRecord
 
@@ -253,7 +253,7 @@ def test_the_table_of_steps_has_exactly_those_that_are_made() -> None:
         if name != "?" or path.name != "operations.py"  # which passes on what a verb names
     }
 
-    assert made == set(steps.NAMES)
+    assert made == set(vocabulary.NAMES)
 
 
 def test_a_step_that_is_not_in_the_table_is_seen() -> None:
@@ -263,7 +263,7 @@ def test_a_step_that_is_not_in_the_table_is_seen() -> None:
 
 
 def test_a_step_is_named_by_what_it_is_done_to() -> None:
-    assert {name.partition(".")[0] for name in steps.NAMES} == {"pod", "container", "image", "cni"}
+    assert {name.partition(".")[0] for name in vocabulary.NAMES} == {"pod", "container", "image", "cni"}
 
 
 def test_an_operation_that_ends_is_told_of_however_it_ends() -> None:

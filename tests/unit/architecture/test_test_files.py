@@ -12,6 +12,7 @@ from tests.unit.architecture.source import MODULES, ROOT, uses, within, words
 
 # Modules whose tests have another place: what they do shows only on a real kernel, containerd or daemon.
 ELSEWHERE = {
+    "vocabulary": "tests/unit/test_steps.py",
     "api.events": "tests/e2e/test_events.py",
     "api.inside": "tests/e2e/test_exec.py",
     "api.usage": "tests/e2e/test_stats.py",

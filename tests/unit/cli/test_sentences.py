@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxd import steps
+from sandboxd import vocabulary
 from sandboxd.cli import sentences
 from sandboxd.pb.host.v1 import host_pb2 as host
 
@@ -12,14 +12,18 @@ LONG = "0123456789ab" + "c" * 52
 
 
 def test_every_step_of_the_vocabulary_has_a_sentence_and_no_other() -> None:
-    assert sentences.SENTENCES.keys() == steps.NAMES.keys()
+    assert sentences.SENTENCES.keys() == vocabulary.NAMES.keys()
 
 
 def test_what_makes_a_line_whole_is_a_step() -> None:
-    assert {name for name in steps.NAMES if sentences.may_hold(name, "x")} - {"pod.adopt"} <= steps.MILESTONES
-    assert all(outer in steps.NAMES for outer in sentences._INSIDE)
+    assert {name for name in vocabulary.NAMES if sentences.may_hold(name, "x")} - {
+        "pod.adopt"
+    } <= vocabulary.MILESTONES
+    assert all(outer in vocabulary.NAMES for outer in sentences._INSIDE)
     assert all(
-        any(name.startswith(each) for name in steps.NAMES) for inner in sentences._INSIDE.values() for each in inner
+        any(name.startswith(each) for name in vocabulary.NAMES)
+        for inner in sentences._INSIDE.values()
+        for each in inner
     )
 
 
