@@ -23,12 +23,12 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
@@ -37,7 +37,9 @@ from sandboxd.errors import CleanupIncomplete, NotReady
 
 T = TypeVar("T")
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_LOOPBACK = 0x8913, 0x8914, 0x1, 0x8
+_IFA_F_DADFAILED = 0x8
+_RT_TABLE_MAIN = 254
 _MAX_STACKED = 64  # mounts that somebody put on one of ours
 _preparing = threading.Lock()  # a second mount of the directory would hide what was pinned below the first
 UNSHARE_SECONDS = 20.0  # for unshare(1) to be there; it does nothing but two system calls
@@ -53,6 +55,41 @@ class Interface:
     mtu: int
     up: bool
     addresses: tuple[str, ...]  # "10.0.10.2/24"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network interface, and what it is connected to. Indexes are of its own namespace, 0 for none."""
+
+    name: str
+    index: int
+    kind: str = ""  # "veth", "bridge", …; "" for hardware
+    mac: str = ""
+    mtu: int = 0
+    up: bool = True
+    loopback: bool = False
+    master: int = 0  # the bridge whose port it is
+    peer: int = 0  # the other end of a veth pair, an index of the namespace that that is in
+    hairpin: bool = False  # as a port of a bridge: it sends out what came in there
+    addresses: tuple[str, ...] = ()  # "10.0.10.2/24"
+    duplicates: tuple[str, ...] = ()  # IPv6 addresses that the kernel found to be another's too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route of the main table."""
+
+    destination: str  # "10.0.10.0/24"; of the default route "0.0.0.0/0" or "::/0"
+    gateway: str = ""
+    link: int = 0  # the index of the interface
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What netlink tells of a namespace."""
+
+    links: tuple[Link, ...] = ()
+    routes: tuple[Route, ...] = ()
 
 
 def _loopback_up() -> None:
@@ -305,11 +342,7 @@ async def inside(path: str, call: Callable[[], T]) -> T:
     """
 
     def entered() -> T:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            syscalls.setns(fd, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(fd)
+        _enter(path)
         return call()
 
     try:
@@ -321,6 +354,112 @@ async def inside(path: str, call: Callable[[], T]) -> T:
 async def open_socket(path: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
     """A socket that lives in the namespace at `path`, however many namespaces its user visits later."""
     return await inside(path, lambda: socket.socket(family, kind, protocol))
+
+
+def _enter(path: str) -> None:
+    """Move this thread into the namespace (rule 1)."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        syscalls.setns(fd, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(fd)
+
+
+async def view(path: str) -> View:
+    """All interfaces and routes inside the namespace at `path`. Raises NotReady when it cannot be read."""
+
+    async def read(ipr: AsyncIPRoute) -> View:
+        links = [link async for link in await ipr.get_links()]
+        addresses = [address async for address in await ipr.get_addr()]
+        routes = [route async for route in await ipr.get_routes(table=_RT_TABLE_MAIN)]
+        return View(
+            links=tuple(_link(link, addresses) for link in links),
+            routes=tuple(_route(route) for route in routes if route["type"] == 1),
+        )
+
+    return await _read(path, read)
+
+
+async def own_links(indexes: Sequence[int]) -> list[Link]:
+    """Those of the daemon's own namespace's interfaces that have these indexes. Raises NotReady."""
+
+    async def read(ipr: AsyncIPRoute) -> list[Link]:
+        links = []
+        for index in indexes:
+            try:
+                links += await ipr.link("get", index=index)
+            except NetlinkError as exc:
+                if exc.code != errno.ENODEV:
+                    raise
+        addresses = [address async for address in await ipr.get_addr()]
+        return [_link(link, addresses) for link in links]
+
+    return await _read("", read)
+
+
+async def own_route(address: str) -> int:
+    """The index of the interface through which the daemon's own namespace sends to an address; 0 without a route.
+
+    Raises NotReady when that cannot be asked.
+    """
+
+    async def read(ipr: AsyncIPRoute) -> int:
+        try:
+            (route,) = await ipr.route("get", dst=address)
+        except NetlinkError as exc:
+            if exc.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+                return 0
+            raise
+        return route.get_attr("RTA_OIF") or 0
+
+    return await _read("", read)
+
+
+async def _read(path: str, ask: Callable[[AsyncIPRoute], Awaitable[T]]) -> T:
+    """What `ask` reads in the namespace; "" is the daemon's own. A machine's many links do not hold up the daemon."""
+
+    async def asked() -> T:
+        async with AsyncIPRoute() as ipr:
+            return await ask(ipr)
+
+    def inside() -> T:
+        if path:
+            _enter(path)
+        return asyncio.run(asked())
+
+    try:
+        return await _in_own_thread(inside)
+    except (NetlinkError, OSError) as exc:
+        raise NotReady(f"network namespace {path or 'of the machine'} cannot be read: {exc}") from exc
+
+
+def _link(link: Any, addresses: Sequence[Any]) -> Link:
+    own = [address for address in addresses if address["index"] == link["index"]]
+    written = [f"{address.get_attr('IFA_LOCAL') or address.get_attr('IFA_ADDRESS')}" for address in own]
+    failed = [bool((address.get_attr("IFA_FLAGS") or address["flags"]) & _IFA_F_DADFAILED) for address in own]
+    return Link(
+        name=link.get_attr("IFLA_IFNAME"),
+        index=link["index"],
+        kind=link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
+        mac=link.get_attr("IFLA_ADDRESS") or "",
+        mtu=link.get_attr("IFLA_MTU") or 0,
+        up=bool(link["flags"] & _IFF_UP),
+        loopback=bool(link["flags"] & _IFF_LOOPBACK),
+        master=link.get_attr("IFLA_MASTER") or 0,
+        peer=link.get_attr("IFLA_LINK") or 0,
+        hairpin=bool(link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_MODE")),
+        addresses=tuple(f"{text}/{address['prefixlen']}" for text, address in zip(written, own, strict=True)),
+        duplicates=tuple(text for text, bad in zip(written, failed, strict=True) if bad),
+    )
+
+
+def _route(route: Any) -> Route:
+    default = "0.0.0.0" if route["family"] == socket.AF_INET else "::"
+    return Route(
+        destination=f"{route.get_attr('RTA_DST') or default}/{route['dst_len']}",
+        gateway=route.get_attr("RTA_GATEWAY") or "",
+        link=route.get_attr("RTA_OIF") or 0,
+    )
 
 
 async def interfaces(path: str) -> list[Interface]:

@@ -8,14 +8,17 @@ in the table nat of IPv4 and of IPv6. The chain is the pod's own, named by netwo
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sandboxd.errors import CleanupIncomplete
 from sandboxd.machine import programs
 
 FAMILIES = ("iptables", "ip6tables")
 _SECONDS = 10.0
+_LOOK_SECONDS = 5.0
 _MOST_BYTES = 1 << 26  # of a table; one of 2,000 pods has 1.5 MB
 
 
@@ -26,6 +29,51 @@ async def saved(family: str) -> Sequence[str]:
     except (OSError, TimeoutError):
         return ()
     return () if status else output.decode("utf-8", "surrogateescape").splitlines()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What one command prints of the packet filter's rules."""
+
+    backend: str  # the command that changes them: "iptables-nft", "ip6tables-legacy", "nft"
+    text: str = ""
+    trouble: str = ""  # why it cannot be read
+    missing: bool = False  # the command is not installed
+
+
+async def everything() -> list[Listing]:
+    """All tables of all backends that this machine has the commands for. Makes no table that is not there.
+
+    iptables has two backends with tables of their own, and a machine may use both; nft has the tables of one of them
+    too, and those that others made with it.
+    """
+    listings = await asyncio.gather(
+        *(_listed(f"{family}-{kind}", f"{family}-{kind}-save") for family in FAMILIES for kind in ("nft", "legacy")),
+        _listed("nft", "nft", "-j", "list", "ruleset"),
+    )
+    if not all(each.missing for each in listings[:-1]):
+        return listings
+    # An iptables from before it had two.
+    return [*await asyncio.gather(*(_listed(family, f"{family}-save") for family in FAMILIES)), listings[-1]]
+
+
+async def _listed(backend: str, *command: str) -> Listing:
+    try:
+        status, output, words = await programs.ask(command, _LOOK_SECONDS, most=_MOST_BYTES)
+    except FileNotFoundError:
+        return Listing(backend=backend, missing=True)
+    except (OSError, TimeoutError) as exc:
+        said = f"no answer in {_LOOK_SECONDS:g} s" if isinstance(exc, TimeoutError) else str(exc)
+        return Listing(backend=backend, trouble=f"{command[0]}: {said}")
+    text = output.decode("utf-8", "surrogateescape")
+    if status:
+        return Listing(backend=backend, trouble=f"{command[0]}: {words.decode('utf-8', 'replace').strip()}")
+    return Listing(backend=backend, text=text)
+
+
+def chain_of(network: str, pod_id: str) -> str:
+    """The name of the pod's own chain in the table nat."""
+    return f"CNI-{hashlib.sha512(f'{network}{pod_id}'.encode()).hexdigest()[:24]}"
 
 
 async def remove(network: str, pod_id: str) -> int:
@@ -50,7 +98,7 @@ async def remove(network: str, pod_id: str) -> int:
 
 def removal(lines: Sequence[str], network: str, pod_id: str) -> list[str]:
     """What iptables-restore is told, so that of these lines of a table the pod's are gone. Pure."""
-    chain = f"CNI-{hashlib.sha512(f'{network}{pod_id}'.encode()).hexdigest()[:24]}"
+    chain = chain_of(network, pod_id)
     comment = rf'--comment "name: \"{network}\" id: \"{pod_id}\"" '
     jumps = [line for line in lines if comment in line and line.endswith(f" -j {chain}")]
     changes = [f"-D {line.removeprefix('-A ')}" for line in jumps if line.startswith("-A ")]

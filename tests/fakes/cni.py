@@ -6,6 +6,7 @@ Held to the real thing by `tests/root/contracts/test_cni.py`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -134,6 +135,21 @@ class Cni:
                 ips = [{"address": "10.88.0.3/16"}]
                 return {**conf.get("prevResult", {"ips": ips}), "cniVersion": conf["cniVersion"]}
 
+    async def check(self, attachment: Attachment) -> bool:
+        async with self._points.at("cni.check", _refusal_of("CHECK"), NotReady, TimedOut, Unavailable):
+            config = self._config(attachment)
+            if not config.speaks("0.4.0") or config.disable_check or not attachment.result:
+                return False
+            if not self._is_live(attachment.netns_path):
+                raise NotReady(f"{attachment.netns_path} is not a live network namespace")
+            for plugin in config.plugins:
+                self._speaks(plugin["type"])
+            return True
+
+    async def version(self, binary: str) -> frozenset[str]:
+        async with self._points.at("cni.version", NotReady):
+            return self._speaks(os.path.basename(binary))
+
     def _deleted(self, attachment: Attachment, config: NetworkConfig, without: frozenset[str]) -> tuple[Owed, ...]:
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
         owing = [each.position for each in attachment.owed] or range(len(config.plugins))
@@ -177,3 +193,7 @@ def _owed(attachment: Attachment, position: int, plugin: str, error: str, *, mis
 
 def _refusal(words: str) -> PluginFailed:
     return PluginFailed(plugin="bridge", command="ADD", code=999, msg=words)
+
+
+def _refusal_of(command: str) -> Callable[[str], PluginFailed]:
+    return lambda words: PluginFailed(plugin="bridge", command=command, code=999, msg=words)

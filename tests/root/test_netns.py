@@ -105,6 +105,46 @@ async def loopback(directory: str) -> None:
     await netns.remove(path)
 
 
+async def a_view(directory: str) -> None:
+    """Of a namespace the view has what is connected to what, and where packets go."""
+    path = f"{directory}/a"
+    await netns.create(path)
+    for command in (
+        "ip link add br0 type bridge",
+        "ip link add name eth0 mtu 1400 address 02:00:00:00:00:07 type veth peer name eth1",
+        "ip link set eth1 master br0",
+        "ip link set eth1 type bridge_slave hairpin on",
+        "ip link set eth0 up",
+        "ip address add 10.9.8.7/24 dev eth0",
+        "ip route add default via 10.9.8.1",
+    ):
+        output("nsenter", f"--net={path}", *command.split())
+
+    view = await netns.view(path)
+
+    links = {link.name: link for link in view.links}
+    eth0, eth1, br0 = (links[name] for name in ("eth0", "eth1", "br0"))
+    assert (eth0.kind, eth0.mac, eth0.mtu, eth0.up) == ("veth", "02:00:00:00:00:07", 1400, True)
+    assert (eth0.peer, eth1.peer, eth1.master, br0.kind) == (eth1.index, eth0.index, br0.index, "bridge")
+    assert (eth0.hairpin, eth1.hairpin, eth1.up) == (False, True, False)
+    assert eth0.addresses[0] == "10.9.8.7/24"
+    assert (links["lo"].loopback, eth0.loopback) == (True, False)
+    there = {(route.destination, route.gateway, route.link) for route in view.routes}
+    assert {("0.0.0.0/0", "10.9.8.1", eth0.index), ("10.9.8.0/24", "", eth0.index)} <= there
+    await netns.remove(path)
+    await refused(NotReady, f"{path} cannot be read", netns.view(path))
+
+
+async def the_machines_own(directory: str) -> None:
+    """Of the daemon's own namespace only what is asked for is read, and what is not there is left out."""
+    lo = int(Path("/sys/class/net/lo/ifindex").read_text())
+
+    (link,) = await netns.own_links([lo, 1 << 20])
+
+    assert (link.name, link.loopback) == ("lo", True)
+    assert await netns.own_route("127.0.0.1") == lo
+
+
 async def all_interfaces(directory: str) -> None:
     """Addresses belong to their interface, and what is down says so."""
     path = f"{directory}/a"
@@ -397,6 +437,8 @@ SCENARIOS: Sequence[Callable[[str], Coroutine[Any, Any, None]]] = (
     from_birth_to_death,
     loopback,
     all_interfaces,
+    a_view,
+    the_machines_own,
     leftover_file,
     taken,
     failures_leave_nothing,

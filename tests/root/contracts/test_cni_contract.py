@@ -80,6 +80,24 @@ class Contract:
             await bench.cni.delete(bench.attachment(result=result))
         await bench.cni.delete(bench.attachment(netns_path="/no/such/namespace"))
 
+    async def test_checking_says_whether_plugins_were_asked(self, bench: Bench) -> None:
+        result = await bench.cni.add(bench.attachment())
+        assert not await bench.cni.check(bench.attachment())
+        assert await bench.cni.check(bench.attachment(result=result))
+        with pytest.raises(NotReady, match="/no/such/namespace"):
+            await bench.cni.check(bench.attachment(result=result, netns_path="/no/such/namespace"))
+
+    async def test_a_check_that_fails_is_quoted(self, bench: Bench) -> None:
+        result = await bench.cni.add(bench.attachment())
+        bench.refuse("CHECK")
+        with pytest.raises(PluginFailed, match="no luck"):
+            await bench.cni.check(bench.attachment(result=result))
+
+    async def test_a_plugin_says_which_versions_it_speaks(self, bench: Bench) -> None:
+        assert await bench.cni.version(f"{bench.directory}/bridge") == {"0.4.0", "1.0.0"}
+        with pytest.raises(NotReady):
+            await bench.cni.version(f"{bench.directory}/nowhere")
+
     async def test_adding_needs_a_live_namespace(self, bench: Bench) -> None:
         with pytest.raises(NotReady, match="/no/such/namespace"):
             await bench.cni.add(bench.attachment(netns_path="/no/such/namespace"))
@@ -139,7 +157,7 @@ class TestFake(Contract):
         cni = fake.Cni(points, lambda path: path == NAMESPACE, {"bridge": frozenset({"0.4.0", "1.0.0"})})
 
         def refuse(command: str) -> None:
-            name = {"ADD": "cni.add", "DEL": "cni.delete"}[command]
+            name = {"ADD": "cni.add", "DEL": "cni.delete", "CHECK": "cni.check"}[command]
             error = PluginFailed(plugin="bridge", command=command, code=999, msg="no luck")
             points.fail(Point(name, points.count(name)), error)
 

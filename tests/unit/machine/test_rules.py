@@ -103,3 +103,47 @@ async def test_a_machine_without_iptables_has_no_rules(programs: Path, monkeypat
     monkeypatch.setenv("PATH", str(programs / "none"))
 
     assert await rules.remove("pods", POD) == 0
+
+
+def all_programs(directory: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Only these programs, by their names with underscores."""
+    for name, script in scripts.items():
+        install(directory, name.replace("_", "-"), script)
+    monkeypatch.setenv("PATH", str(directory))
+
+
+async def test_everything_is_listed_by_backend_and_what_cannot_be_read_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_programs(
+        tmp_path,
+        monkeypatch,
+        iptables_nft_save="echo '*filter'",
+        iptables_save="echo never asked",
+        ip6tables_legacy_save="echo no permission >&2; exit 1",
+        nft='exec 2>&1; echo "$*"',
+    )
+    found = {each.backend: each for each in await rules.everything()}
+
+    assert found["iptables-nft"].text == "*filter\n"
+    assert found["nft"].text == "-j list ruleset\n"
+    assert found["ip6tables-legacy"].trouble == "ip6tables-legacy-save: no permission"
+    assert {name for name, each in found.items() if each.missing} == {"iptables-legacy", "ip6tables-nft"}
+
+
+async def test_an_iptables_with_one_backend_is_listed_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_programs(tmp_path, monkeypatch, iptables_save="echo '*nat'")
+    found = {each.backend: each for each in await rules.everything()}
+
+    assert found["iptables"].text == "*nat\n"
+    assert found["ip6tables"].missing and found["nft"].missing
+
+
+async def test_a_listing_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_LOOK_SECONDS", 0.2)
+    all_programs(tmp_path, monkeypatch, nft="exec /bin/sleep 60")
+    found = {each.backend: each for each in await rules.everything()}
+
+    assert found["nft"].trouble == "nft: no answer in 0.2 s"
