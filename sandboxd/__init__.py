@@ -18,6 +18,7 @@ modules: no IO, no clock, no environment, no async.
         host  transfer       our own Host service: reading, images in and out,
         debts  audit         networks that pods still owe a DEL, what is nobody's,
         networks  replay     what there is of a pod's network now; an execution of a plugin, run again
+        doctor               whether a pod's network, or the machine, is well
         lookup               which records a request is about: ids, filters
         views           P    records to messages
         usage_views     P    the same for records of use
@@ -25,8 +26,8 @@ modules: no IO, no clock, no environment, no async.
         withheld        P    what of a request no log may show
     streaming/  insight/
         streaming/           exec, attach, port-forward: protocol cores P, the server for them, its sessions
-        insight/             explain P: which operations a name means; doctor: what a machine lacks; metrics;
-                             audit: what is nobody's, or missing
+        insight/             explain P: which operations a name means; metrics; audit: what is nobody's, or missing;
+                             doctor: what a machine lacks; diagnose P: what is wrong with a pod's network
     usage/                   what pods and containers use
     pods/                    run, connected, looked after, taken down
     containers/              created, started, changed, entered, ended, removed

@@ -23,7 +23,8 @@ PURE = words(
     logs.format logs.wire
     machine.rule_lists
     pods.reconcile
-    insight.residue
+    insight.diagnose insight.diagnose_filters insight.diagnose_links insight.diagnose_reach insight.evidence
+    insight.residue insight.rulesets insight.rulesets_read
     api.lists api.usage_views api.views api.withheld
     usage.families usage.readings usage.records
     cli.by_hand cli.changes cli.configs cli.ctr cli.drawing cli.markup cli.names cli.nesting cli.page cli.parse
