@@ -348,7 +348,11 @@ def _server(
     runtime = services.runtime_service(node, pause.get, streaming, announcer, stats, client.trouble)
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(services.image_service(images, pulls, node.jobs), server)
-    host = services.host_service(node, images, pulls, auditor, metrics.exposition)
+
+    async def containerd_version() -> str:
+        return (await client.version()).version
+
+    host = services.host_service(node, images, pulls, auditor, metrics.exposition, containerd_version)
     host_pb2_grpc.add_HostServicer_to_server(host, server)
     _bind(server, config.socket, config.api.socket_group)
     return server

@@ -16,6 +16,7 @@ from sandboxd.announce import Announcer
 from sandboxd.api.audit import Audit
 from sandboxd.api.containers import Containers
 from sandboxd.api.debts import Debts
+from sandboxd.api.doctor import Doctor
 from sandboxd.api.events import Events
 from sandboxd.api.history import History
 from sandboxd.api.host import Host
@@ -104,9 +105,18 @@ def image_service(images: ImageStore, pulls: Pulls, jobs: Jobs) -> api_pb2_grpc.
 
 
 def host_service(
-    node: Node, images: ImageStore, pulls: Pulls, auditor: Auditor, exposition: Callable[[], bytes]
+    node: Node,
+    images: ImageStore,
+    pulls: Pulls,
+    auditor: Auditor,
+    exposition: Callable[[], bytes],
+    containerd_version: Callable[[], Awaitable[str]],
 ) -> host_pb2_grpc.HostServicer:
-    """Our own Host service. `exposition` gives the daemon's figures in Prometheus' text format."""
+    """Our own Host service.
+
+    `exposition` gives the daemon's figures in Prometheus' text format; `containerd_version` asks containerd, and
+    raises when it does not answer.
+    """
     composed = compose(
         host_pb2.DESCRIPTOR.services_by_name["Host"],
         Host(node.ledger, node.logs, exposition),
@@ -115,6 +125,7 @@ def host_service(
         Debts(node),
         Audit(auditor),
         Replay(node),
+        Doctor(node, containerd_version),
         Transfer(images, pulls, Uploads(images, node.jobs, node.places.uploads), node.jobs),
     )
     return cast(host_pb2_grpc.HostServicer, composed)

@@ -12,6 +12,7 @@ from click.shell_completion import get_completion_class
 from sandboxd.cli import (
     commands_audit,
     commands_debts,
+    commands_doctor,
     commands_explain,
     commands_images,
     commands_inside,
@@ -148,6 +149,7 @@ for _command in (
     commands_explain.explain,
     commands_replay.replay,
     commands_audit.audit,
+    commands_doctor.doctor,
     commands_debts.debts,
     commands_life.start,
     commands_life.stop,

@@ -341,6 +341,25 @@ def audit_table(findings: Iterable[host.AuditFinding], now: int, *, repair: bool
     return table(("KIND", "NAME", "OWNER", "POD", "SINCE", "WHY", "OUTCOME" if repair else "REPAIR"), rows)
 
 
+def doctor_text(checks: Collection[host.DoctorCheck]) -> Text:
+    """The output of `doctor`: a line for each check, and below what is not well the evidence and the remedy."""
+    made = Text()
+    wide = max((len(each.name) for each in checks), default=0) + 2
+    for each in checks:
+        style = {"ok": "green", "error": "bold red", "warning": "yellow"}.get(each.severity, "")
+        made.append(f"{printable(each.severity, keep=''):8}", style)
+        made.append(f"{printable(each.name, keep=''):{wide}}{printable(each.says, keep='')}\n")
+        if each.severity == "ok":
+            continue
+        for heading, text in (("evidence", each.evidence), ("remedy", each.remedy)):
+            if text:
+                made.append(f"{'':8}{heading + ':':{wide}}{printable(text, keep='')}\n")
+        for command in each.commands:
+            made.append(f"{'':8}{'':{wide}}{printable(command, keep='')}\n")
+    made.rstrip()
+    return made
+
+
 def _outcome(finding: host.AuditFinding) -> str:
     if finding.repaired:
         return "repaired"

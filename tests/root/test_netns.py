@@ -138,6 +138,8 @@ async def a_view(directory: str) -> None:
 async def the_machines_own(directory: str) -> None:
     """Of the daemon's own namespace only what is asked for is read, and what is not there is left out."""
     lo = int(Path("/sys/class/net/lo/ifindex").read_text())
+    assert await netns.own_route("127.0.0.1") == 0
+    output("ip", "link", "set", "lo", "up")
 
     (link,) = await netns.own_links([lo, 1 << 20])
 

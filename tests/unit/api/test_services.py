@@ -110,7 +110,7 @@ def test_rooms_that_do_not_make_up_the_service_are_an_error_at_start(rooms: tupl
         (IMAGES, lambda: services.image_service(ANYTHING, ANYTHING, ANYTHING)),
         (
             host_pb2.DESCRIPTOR.services_by_name["Host"],
-            lambda: services.host_service(ANYTHING, ANYTHING, ANYTHING, ANYTHING, ANYTHING),
+            lambda: services.host_service(ANYTHING, ANYTHING, ANYTHING, ANYTHING, ANYTHING, ANYTHING),
         ),
     ],
     ids=["RuntimeService", "ImageService", "Host"],

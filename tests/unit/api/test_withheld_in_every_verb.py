@@ -119,6 +119,7 @@ REQUESTS: dict[str, Message] = {
     "Host.Audit": host_pb2.AuditRequest(),
     "Host.PodNetwork": host_pb2.PodNetworkRequest(pod_sandbox_id=POD),
     "Host.Replay": host_pb2.ReplayRequest(pod_sandbox_id=POD, name="cni.add", started_at=1),
+    "Host.Doctor": host_pb2.DoctorRequest(pod_sandbox_id=POD),
 }
 NOTHING_TO_FAIL_AT = {"Version", "ListMetricDescriptors", "Host.LoadImage"}  # the last takes archives, no secrets
 NOTHING_BREAKS = {"RuntimeConfig", "UpdateRuntimeConfig"}
@@ -354,7 +355,9 @@ async def serving(tmp_path: Path, fault: Callable[[], Exception], ledger_too: bo
     cri_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     cri_grpc.add_ImageServiceServicer_to_server(services.image_service(cast(ImageStore, images), pulls, jobs), server)
     auditor = Auditor(node, cast(ImageStore, images), str(tmp_path))
-    own = services.host_service(node, cast(ImageStore, images), pulls, auditor, Breaking(fault).exposition)
+    own = services.host_service(
+        node, cast(ImageStore, images), pulls, auditor, Breaking(fault).exposition, other.version
+    )
     host_pb2_grpc.add_HostServicer_to_server(own, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

@@ -44,6 +44,7 @@ class FakeDaemon(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer)
         self.replayed = host.ReplayResponse()
         self.pod_stats: list[list[cri.PodSandboxStats]] = []  # of one look after the other
         self.events: list[cri.ContainerEventResponse] = []
+        self.checks: list[host.DoctorCheck] = []
         self.info = {"config": json.dumps({"state": "/run/sandboxd", "workers": 2})}
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.calls: list[str] = []
@@ -437,6 +438,10 @@ class FakeHost(host_grpc.HostServicer):
     def Replay(self, request: host.ReplayRequest, context: grpc.ServicerContext) -> host.ReplayResponse:
         self._daemon._enter("Replay", request, context)
         return self._daemon.replayed
+
+    def Doctor(self, request: host.DoctorRequest, context: grpc.ServicerContext) -> host.DoctorResponse:
+        self._daemon._enter("Doctor", request, context)
+        return host.DoctorResponse(checks=self._daemon.checks)
 
     def _settle(self, pod_id: str) -> list[host.Debt]:
         settled = [debt for debt in self._daemon.debts if debt.pod_sandbox_id == pod_id]

@@ -1333,3 +1333,77 @@ class ReplayResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["after", b"after", "before", b"before", "changed", b"changed", "error", b"error", "kept", b"kept", "left", b"left", "netns_path", b"netns_path", "recorded", b"recorded", "replayed", b"replayed", "scratch_id", b"scratch_id"]) -> None: ...
 
 global___ReplayResponse = ReplayResponse
+
+@typing.final
+class DoctorRequest(google.protobuf.message.Message):
+    """---- Doctor"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POD_SANDBOX_ID_FIELD_NUMBER: builtins.int
+    pod_sandbox_id: builtins.str
+    """The full id, as RunPodSandbox gave it; empty for the machine."""
+    def __init__(
+        self,
+        *,
+        pod_sandbox_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pod_sandbox_id", b"pod_sandbox_id"]) -> None: ...
+
+global___DoctorRequest = DoctorRequest
+
+@typing.final
+class DoctorResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHECKS_FIELD_NUMBER: builtins.int
+    @property
+    def checks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DoctorCheck]: ...
+    def __init__(
+        self,
+        *,
+        checks: collections.abc.Iterable[global___DoctorCheck] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checks", b"checks"]) -> None: ...
+
+global___DoctorResponse = DoctorResponse
+
+@typing.final
+class DoctorCheck(google.protobuf.message.Message):
+    """What came of one check."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SEVERITY_FIELD_NUMBER: builtins.int
+    SAYS_FIELD_NUMBER: builtins.int
+    EVIDENCE_FIELD_NUMBER: builtins.int
+    REMEDY_FIELD_NUMBER: builtins.int
+    COMMANDS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """What was checked: "loopback", "masquerade". More may be added, and a check may say more than one thing."""
+    severity: builtins.str
+    """"ok"; "info", for a fact or what may be meant; "warning", something may not work; "error", something does not
+    work; "unknown", it could not be looked at.
+    """
+    says: builtins.str
+    """In a sentence, for people."""
+    evidence: builtins.str
+    """What was read, and where. Empty when `says` has it all."""
+    remedy: builtins.str
+    """What to do about it, for people; and, where commands do it, these, for a shell of root on the machine."""
+    @property
+    def commands(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        severity: builtins.str = ...,
+        says: builtins.str = ...,
+        evidence: builtins.str = ...,
+        remedy: builtins.str = ...,
+        commands: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commands", b"commands", "evidence", b"evidence", "name", b"name", "remedy", b"remedy", "says", b"says", "severity", b"severity"]) -> None: ...
+
+global___DoctorCheck = DoctorCheck

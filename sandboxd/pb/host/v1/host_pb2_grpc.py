@@ -79,6 +79,11 @@ class HostStub(object):
                 request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayRequest.SerializeToString,
                 response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayResponse.FromString,
                 )
+        self.Doctor = channel.unary_unary(
+                '/sandboxd.host.v1.Host/Doctor',
+                request_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.DoctorRequest.SerializeToString,
+                response_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.DoctorResponse.FromString,
+                )
 
 
 class HostServicer(object):
@@ -209,6 +214,17 @@ class HostServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Doctor(self, request, context):
+        """Looks at the network of a running pod, or without one at the machine, and says what is wrong, with the evidence
+        and the remedy, and what was found to be well. Of a pod it also asks its plugins (CNI CHECK) and sends packets:
+        ICMP and ARP to its gateway, to other pods of its network and for its own address, a query to each of its name
+        servers, a TCP connection to each of its host ports. It changes nothing, waits for no other request, and takes 15
+        seconds at most; what could not be looked at in that time is a finding too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -276,6 +292,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.Replay,
                     request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayRequest.FromString,
                     response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayResponse.SerializeToString,
+            ),
+            'Doctor': grpc.unary_unary_rpc_method_handler(
+                    servicer.Doctor,
+                    request_deserializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.DoctorRequest.FromString,
+                    response_serializer=sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.DoctorResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -505,5 +526,22 @@ class Host(object):
         return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Replay',
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayRequest.SerializeToString,
             sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.ReplayResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Doctor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/sandboxd.host.v1.Host/Doctor',
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.DoctorRequest.SerializeToString,
+            sandboxd_dot_pb_dot_host_dot_v1_dot_host__pb2.DoctorResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

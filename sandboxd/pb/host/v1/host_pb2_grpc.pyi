@@ -158,6 +158,17 @@ class HostStub:
     INVALID_ARGUMENT for what cannot be replayed, FAILED_PRECONDITION for what would disturb a pod.
     """
 
+    Doctor: grpc.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.DoctorRequest,
+        sandboxd.pb.host.v1.host_pb2.DoctorResponse,
+    ]
+    """Looks at the network of a running pod, or without one at the machine, and says what is wrong, with the evidence
+    and the remedy, and what was found to be well. Of a pod it also asks its plugins (CNI CHECK) and sends packets:
+    ICMP and ARP to its gateway, to other pods of its network and for its own address, a query to each of its name
+    servers, a TCP connection to each of its host ports. It changes nothing, waits for no other request, and takes 15
+    seconds at most; what could not be looked at in that time is a finding too.
+    """
+
 class HostAsyncStub(HostStub):
     LoadImage: grpc.aio.StreamStreamMultiCallable[
         sandboxd.pb.host.v1.host_pb2.LoadImageRequest,
@@ -282,6 +293,17 @@ class HostAsyncStub(HostStub):
     namespace removed, also when the client leaves; a daemon that dies first does it at its next start. A DEL that
     fails is a debt like any other. VERSION and STATUS need no namespace and are run as recorded; GC is refused.
     INVALID_ARGUMENT for what cannot be replayed, FAILED_PRECONDITION for what would disturb a pod.
+    """
+
+    Doctor: grpc.aio.UnaryUnaryMultiCallable[
+        sandboxd.pb.host.v1.host_pb2.DoctorRequest,
+        sandboxd.pb.host.v1.host_pb2.DoctorResponse,
+    ]
+    """Looks at the network of a running pod, or without one at the machine, and says what is wrong, with the evidence
+    and the remedy, and what was found to be well. Of a pod it also asks its plugins (CNI CHECK) and sends packets:
+    ICMP and ARP to its gateway, to other pods of its network and for its own address, a query to each of its name
+    servers, a TCP connection to each of its host ports. It changes nothing, waits for no other request, and takes 15
+    seconds at most; what could not be looked at in that time is a finding too.
     """
 
 class HostServicer(metaclass=abc.ABCMeta):
@@ -434,6 +456,19 @@ class HostServicer(metaclass=abc.ABCMeta):
         namespace removed, also when the client leaves; a daemon that dies first does it at its next start. A DEL that
         fails is a debt like any other. VERSION and STATUS need no namespace and are run as recorded; GC is refused.
         INVALID_ARGUMENT for what cannot be replayed, FAILED_PRECONDITION for what would disturb a pod.
+        """
+
+    @abc.abstractmethod
+    def Doctor(
+        self,
+        request: sandboxd.pb.host.v1.host_pb2.DoctorRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sandboxd.pb.host.v1.host_pb2.DoctorResponse, collections.abc.Awaitable[sandboxd.pb.host.v1.host_pb2.DoctorResponse]]:
+        """Looks at the network of a running pod, or without one at the machine, and says what is wrong, with the evidence
+        and the remedy, and what was found to be well. Of a pod it also asks its plugins (CNI CHECK) and sends packets:
+        ICMP and ARP to its gateway, to other pods of its network and for its own address, a query to each of its name
+        servers, a TCP connection to each of its host ports. It changes nothing, waits for no other request, and takes 15
+        seconds at most; what could not be looked at in that time is a finding too.
         """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
