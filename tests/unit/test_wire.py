@@ -217,6 +217,7 @@ def test_host_api_streams_archives_in_and_out_and_logs_and_progress_out() -> Non
         ("ForgiveDebt", False, False),
         ("Audit", False, False),
         ("Replay", False, False),
+        ("Doctor", False, False),
     ]
 
 

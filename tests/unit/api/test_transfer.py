@@ -14,6 +14,7 @@ import pytest
 
 from sandboxd.api.audit import Audit
 from sandboxd.api.debts import Debts
+from sandboxd.api.doctor import Doctor
 from sandboxd.api.edge import Edge
 from sandboxd.api.history import History
 from sandboxd.api.host import Host
@@ -89,7 +90,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         Debts(nothing),
         Audit(nothing),
         Replay(cast(Any, SimpleNamespace(ledger=None))),
-        Networks(cast(Any, None)),
+        Networks(nothing),
+        Doctor(cast(Any, SimpleNamespace(ledger=None)), nothing),
     )
     service = compose(host_pb2.DESCRIPTOR.services_by_name["Host"], transfer, reading, *others)
     host_pb2_grpc.add_HostServicer_to_server(cast(Any, service), server)

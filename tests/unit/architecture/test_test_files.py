@@ -28,7 +28,6 @@ ELSEWHERE = {
     "containerd.tasks": "tests/e2e/test_lifecycle.py",
     "daemon": "tests/e2e/test_daemon.py",
     "insight.evidence": "tests/unit/insight/test_diagnose.py",
-    "insight.pod_packets": "tests/e2e/test_doctor.py",
     "insight.probes": "tests/e2e/test_doctor.py",
     "mounts": "tests/root/test_mounts.py",
     "netns": "tests/root/test_netns.py",

@@ -34,7 +34,9 @@ COMMIT
 LO = Link(name="lo", index=1, loopback=True, addresses=("127.0.0.1/8",))
 ETH0 = Link(name="eth0", index=2, kind="veth", mac="02:00:00:00:00:02", mtu=1500, peer=7, addresses=("10.0.0.2/24",))
 VETH = Link(name="veth1", index=7, kind="veth", mtu=1500, peer=2, master=5, hairpin=True)
-BRIDGE = Link(name="br0", index=5, kind="bridge", mtu=1500, addresses=("10.0.0.1/24", "fe80::1/64"))
+BRIDGE = Link(
+    name="br0", index=5, kind="bridge", mac="02:00:00:00:00:05", mtu=1500, addresses=("10.0.0.1/24", "fe80::1/64")
+)
 UPLINK = Link(name="up0", index=3, mtu=1500, addresses=("198.51.100.1/24",))
 PLUGIN = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "hairpinMode": True}
 
