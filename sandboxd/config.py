@@ -56,6 +56,9 @@ class Containerd:
     start_seconds: float = 30.0  # how long the managed one may take to answer
 
 
+IN_PROCESS = ("auto", "always", "never")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """[network]"""
@@ -67,8 +70,16 @@ class Network:
     plugin_path: str = ""  # PATH of the plugins, which look up iptables and the like by name; "" is the daemon's own
     # For one ADD, as long as a kubelet waits; then its process group is killed. A DEL has half, or all up to 120.
     plugin_seconds: float = 240.0
+    # Whether the daemon itself does what `bridge` with `host-local`, and `portmap`, would do: "auto" where it does
+    # exactly the same, "always" (other networks are refused), "never". One network's: [network.in_process_networks].
+    in_process: str = field(default="auto", metadata={"choices": IN_PROCESS})
+    in_process_networks: Mapping[str, str] = field(default_factory=dict, metadata={"choices": IN_PROCESS})
     # When a DEL fails: "lenient" stops the pod and keeps the DEL as a debt, "strict" makes the request fail.
     teardown: str = field(default="lenient", metadata={"choices": ("lenient", "strict")})
+
+    def in_process_of(self, network: str) -> str:
+        """The choice for one network, by its name: one of IN_PROCESS."""
+        return self.in_process_networks.get(network, self.in_process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +330,12 @@ def _typed(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[Any, str
         if choices and value not in choices:
             return None, f"must be one of {', '.join(choices)}, got {value!r}"
         return value, ""
+    if hint == Mapping[str, str]:
+        choices = metadata["choices"]
+        if not isinstance(value, dict):
+            return None, f"must be a table, got {value!r}"
+        wrong = next(((name, item) for name, item in value.items() if item not in choices), None)
+        return (None, f"{wrong[0]} must be one of {', '.join(choices)}, got {wrong[1]!r}") if wrong else (value, "")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value), ""
     return None, f"expected a list of strings, got {value!r}"
@@ -326,7 +343,7 @@ def _typed(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[Any, str
 
 def _from_text(section: Any, key: str, text: str) -> tuple[Any, str]:
     """The flag's text in the field's type, or what is wrong with it."""
-    if key == "handlers":
+    if key in ("handlers", "in_process_networks"):
         return None, "can be set in the file only"
     hint = typing.get_type_hints(type(section))[key]
     value: Any = text
@@ -423,6 +440,9 @@ def effective(config: Config) -> list[tuple[str, Any, str]]:
             name = f"{section_name}.{f.name}"
             origin = config.sources.get(name, "default")
             if isinstance(value, Mapping):
+                rows += [
+                    (f"{name}.{item}", text, origin) for item, text in sorted(value.items()) if isinstance(text, str)
+                ]
                 rows += [
                     (f"{name}.{item}.{g.name}", getattr(entry, g.name), origin)
                     for item, entry in sorted(value.items())

@@ -125,7 +125,13 @@ async def serve(config: Config) -> None:
             netns=netns,
             network=Network(
                 conf=ConfDir(config.network.conf_dir),
-                cni=(cni := Invoker(config.network.plugin_seconds, path=plugin_path(config))),
+                cni=(
+                    cni := Invoker(
+                        config.network.plugin_seconds,
+                        path=plugin_path(config),
+                        in_process=config.network.in_process_of,
+                    )
+                ),
             ),
             runtime=ContainerdRuntime(client, containerd_state(config)),
             images=images,

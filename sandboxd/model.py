@@ -29,6 +29,7 @@ from sandboxd.errors import InvalidRequest, NotFound
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 ID_LENGTH = 64
+IN_PROCESS = "in-process"  # a backend of CNI plugins: the daemon does what the binary would do
 _ID_PREFIX = re.compile(rf"[0-9a-f]{{1,{ID_LENGTH}}}\Z")
 
 
@@ -167,6 +168,12 @@ class Attachment:
     pod: str = ""  # "namespace/name", for people: the attachment can outlive its sandbox
     boot: str = ""  # of the machine, in which its plugins last ran; "" when an earlier version ran them
     kept: bool = False  # of a replay that was to leave it: without a pod, and not deleted before that is asked for
+    backends: tuple[str, ...] = ()  # what made it, of each plugin: IN_PROCESS, or "" for a process; none: processes
+
+    @property
+    def in_process(self) -> frozenset[int]:
+        """The positions in the chain of the plugins whose work the daemon did itself."""
+        return frozenset(i for i, backend in enumerate(self.backends) if backend == IN_PROCESS)
 
     @property
     def owes(self) -> bool:

@@ -47,6 +47,7 @@ def attachment(text: str) -> Attachment:
     values = json.loads(text)
     values["state"] = AttachmentState(values["state"])
     values["owed"] = tuple(Owed(**known(Owed, each)) for each in values.get("owed", ()))
+    values["backends"] = tuple(values.get("backends", ()))
     for key in ("config", "capability_args", "result"):
         values[key] = base64.b64decode(values[key])
     return Attachment(**known(Attachment, values))

@@ -44,7 +44,7 @@ ACTS_KEPT = 200  # of an operation; of later ones only the number is noted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginExecution:
-    """One execution of a CNI plugin binary, recorded in full, so that a person can repeat it by hand."""
+    """One execution of a CNI plugin, recorded in full, so that a person can repeat it by hand."""
 
     command: str  # ADD, DEL, CHECK, STATUS, VERSION, GC
     binary: str  # absolute path
@@ -56,6 +56,7 @@ class PluginExecution:
     duration: int  # nanoseconds
     timed_out: bool = False
     ended_by: str = ""  # "" by itself, "sandboxd", or "other" for a signal that the daemon did not send
+    backend: str = ""  # "" is a process; "in-process": the daemon did what the binary would have done
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,7 @@ def _execution_dict(plugin: PluginExecution, room: int) -> tuple[dict[str, Any],
         "durationNs": plugin.duration,
         **({"timedOut": True} if plugin.timed_out else {}),
         **({"endedBy": plugin.ended_by} if plugin.ended_by else {}),
+        **({"backend": plugin.backend} if plugin.backend else {}),
     }
     texts = {key: getattr(plugin, key).decode(errors="replace") for key in ("stdin", "stdout", "stderr")}
     size = sum(map(len, texts.values())) + sum(len(key) + len(value) for key, value in plugin.env.items())
@@ -321,6 +322,7 @@ def _execution(plugin: PluginExecution) -> host_pb2.PluginExecution:
         duration=plugin.duration,
         timed_out=plugin.timed_out,
         ended_by=plugin.ended_by,
+        backend=plugin.backend,
     )
 
 
@@ -336,6 +338,7 @@ def attachment(record: Attachment) -> host_pb2.Attachment:
         error=record.error,
         attempts=record.attempts,
         ips=_ips(record),
+        backends=record.backends,
     )
 
 

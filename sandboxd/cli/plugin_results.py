@@ -15,13 +15,16 @@ from sandboxd.pb.host.v1 import host_pb2 as host
 
 
 def line(plugin: host.PluginExecution) -> str:
-    """The execution in one line: "ADD bridge → eth0 10.0.10.2/24 via 10.0.10.1, vethadb6932d on sbx0  28 ms"."""
+    """The execution in one line: "ADD bridge → eth0 10.0.10.2/24 via 10.0.10.1, vethadb6932d on sbx0  28 ms".
+
+    One that was done in-process says so at its end.
+    """
     said = f"{plugin.command} {posixpath.basename(plugin.binary)}"
     if plugin.exit_code or plugin.timed_out:
         said += f" failed: {ending(plugin)}"
     elif plugin.command == "ADD":
         said += f" → {made(plugin)}"
-    return f"{said}  {span(plugin.duration)}"
+    return f"{said}  {span(plugin.duration)}{f' {plugin.backend}' if plugin.backend else ''}"
 
 
 def ending(plugin: host.PluginExecution) -> str:

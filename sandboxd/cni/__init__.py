@@ -7,6 +7,8 @@ Reading order, one file per step of an attachment's life:
     lookup.py       NetworkConfig → the plugin binaries, found before anything is created
     request.py   P  NetworkConfig + pod → model.Attachment; Attachment → environment and stdin of a plugin
     slots.py        how many plugins run at once, and who waits
+    backends.py     which plugins the daemon does the work of itself
+    in_process/     how it does that
     execution.py    one execution of one plugin (the only process spawn)
     leftovers.py    plugins that outlived an earlier daemon, ended before a DEL
     stand_ins.py    what takes the place of an IPAM plugin that was uninstalled, in a DEL

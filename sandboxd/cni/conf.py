@@ -36,6 +36,7 @@ class NetworkConfig:
     disable_check: bool = False
     disable_gc: bool = False
     source: str = ""  # path of the file, for people
+    backends: tuple[str, ...] = ()  # of each plugin, `model.IN_PROCESS` or "" for a process; none: all are processes
     passed_over: str = ""  # the other files of the directory and why they are not in force, for people
 
     @property

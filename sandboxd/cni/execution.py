@@ -12,7 +12,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import cast
 
@@ -32,13 +32,16 @@ async def run(
     stdin: bytes,
     timeout: float,
     cut_off: Callable[[PluginExecution], object] = lambda execution: None,
+    *,
+    arguments: Sequence[str] = (),
 ) -> PluginExecution:
     """Run one plugin until it exits, for at most `timeout` seconds; never raises for how it ended.
 
-    `cut_off` gets the execution when it is cancelled. Raises NotReady when it cannot be started at all.
+    Plugins take no arguments; iptables does. `cut_off` gets the execution when it is cancelled. Raises NotReady when
+    it cannot be started at all.
     """
     began = time.perf_counter_ns()
-    transport, output = await _spawn(binary, env)
+    transport, output = await _spawn(binary, env, arguments)
     timed_out, ours = False, False
 
     def execution() -> PluginExecution:
@@ -104,11 +107,13 @@ class _Output(asyncio.SubprocessProtocol):
         self.exited.set()
 
 
-async def _spawn(binary: str, env: Mapping[str, str]) -> tuple[asyncio.SubprocessTransport, _Output]:
+async def _spawn(
+    binary: str, env: Mapping[str, str], arguments: Sequence[str]
+) -> tuple[asyncio.SubprocessTransport, _Output]:
     loop = asyncio.get_running_loop()
     for attempt in range(BUSY_RETRIES + 1):
         try:
-            return await loop.subprocess_exec(_Output, binary, env=env, cwd="/", start_new_session=True)
+            return await loop.subprocess_exec(_Output, binary, *arguments, env=env, cwd="/", start_new_session=True)
         except OSError as exc:
             # An installer is still writing the binary and will be done in a moment.
             if exc.errno == errno.ETXTBSY and attempt < BUSY_RETRIES:

@@ -14,11 +14,13 @@ from typing import Any, cast
 import structlog
 
 from sandboxd import disclosure, remembered, spans, steps
-from sandboxd.cni import diagnosed, execution, stand_ins
+from sandboxd.cni import backends, diagnosed, execution, stand_ins
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, delegate_type, from_json
 from sandboxd.cni.convert import in_version, read
 from sandboxd.cni.failures import CONTAINER_UNKNOWN, error_from
 from sandboxd.cni.gate import Gates
+from sandboxd.cni.in_process import backend, dialects
+from sandboxd.cni.in_process.ranges import Odd
 from sandboxd.cni.leftovers import Leftovers
 from sandboxd.cni.lookup import find, is_missing, missing_delegates, preflight
 from sandboxd.cni.recorded import Call
@@ -57,11 +59,22 @@ class Invoker:
     time of an ADD if that is more; GC and VERSION, for which others wait, less.
     """
 
-    def __init__(self, timeout: float, concurrency: int = 8, *, path: str = DEFAULT_PATH) -> None:
-        """`path` is the PATH of the plugins. Besides they get the CNI_* variables, and the span when there is one."""
+    def __init__(
+        self,
+        timeout: float,
+        concurrency: int = 8,
+        *,
+        path: str = DEFAULT_PATH,
+        in_process: Callable[[str], str] = lambda network: "never",
+    ) -> None:
+        """`path` is the PATH of the plugins. Besides they get the CNI_* variables, and the span when there is one.
+
+        `in_process` says of a network which of `config.IN_PROCESS` it is.
+        """
         self._timeout = timeout
         self._teardown_timeout = max(min(timeout, TEARDOWN_SECONDS), timeout / 2)
         self._path = path
+        self._in_process = in_process
         self._slots = Slots(concurrency, SLOT_SECONDS)
         self._gates = Gates()
         self._remembered = Remembered()
@@ -83,10 +96,13 @@ class Invoker:
         before ADD limits nothing: a plugin that does not answer VERSION, an IPAM delegate that is missing or too
         old, for its plugin may not execute it. Raises NotReady when a binary of the chain is missing, InvalidRequest
         naming the plugin when it says that it speaks none of the versions.
+
+        The answer also says which plugins' work is done in-process. NotReady when all must be, and one cannot.
         """
         chain = {plugin["type"] for plugin in config.plugins}
         common = frozenset(config.versions)
-        for type_, binary in preflight(config, plugin_dirs).items():
+        binaries = preflight(config, plugin_dirs)
+        for type_, binary in binaries.items():
             try:
                 speaks = await self.version(binary)
             except NotReady:
@@ -101,7 +117,15 @@ class Invoker:
                     f"{f', from {config.source}' if config.source else ''}, can use {_list(common)}; set its "
                     "cniVersion to one that all its plugins speak, or update the plugin"
                 )
-        return config.limited_to(common)
+        limited = config.limited_to(common)
+        mode = self._in_process(config.name)
+        if mode == "never":
+            return limited
+        return await self._remembered.answer(
+            ("in-process", config.name),
+            lambda: backends.chosen(limited, binaries, self._path, mode),
+            version=(limited, tuple(map(remembered.version, binaries.values())), mode),
+        )
 
     async def add(
         self,
@@ -126,7 +150,7 @@ class Invoker:
         queue = config.name, "ADD"
         result: Result | None = None
         async with self._gates.shared(config.name):
-            for position, (plugin, binary) in enumerate(zip(config.plugins, binaries, strict=True), start=1):
+            for position, (plugin, binary) in enumerate(zip(config.plugins, binaries, strict=True)):
                 previous = in_version(result, config.cni_version) if result else None
                 if previous is not None and handed_on is not None:
                     handed_on(_as_json(previous))
@@ -138,7 +162,13 @@ class Invoker:
                     ):
                         try:
                             done = await self._run(
-                                step, binary, plugin_env("ADD", attachment), stdin, queue, limit=self._timeout
+                                step,
+                                binary,
+                                plugin_env("ADD", attachment),
+                                stdin,
+                                queue,
+                                limit=self._timeout,
+                                in_process=position in attachment.in_process,
                             )
                         except PluginFailed as exc:
                             if f'"{delegate_type(plugin)}"' not in exc.msg:
@@ -149,7 +179,7 @@ class Invoker:
                         if result.remarks:
                             step.note(dubious="; ".join(result.remarks))
                             log.warning("a CNI plugin's result is dubious", plugin=binary, remarks=result.remarks)
-                        if position == len(binaries):
+                        if position == len(binaries) - 1:
                             _demand_address(result, plugin["type"], attachment.ifname)
         assert result is not None  # a configuration has at least one plugin
         return _as_json(in_version(result, config.cni_version))
@@ -186,8 +216,9 @@ class Invoker:
                     continue  # its DEL succeeded in an earlier attempt
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 try:
+                    ours = position in attachment.in_process and self._in_process(config.name) != "never"
                     async with around(plugin["type"]):
-                        await self._delete_one(attachment, config, plugin, env, stdin, queue)
+                        await self._delete_one(attachment, config, plugin, env, stdin, queue, in_process=ours)
                 except (SandboxdError, OSError) as exc:
                     failed.insert(
                         0,
@@ -209,11 +240,18 @@ class Invoker:
         env: Mapping[str, str],
         stdin: bytes,
         queue: tuple[str, str],
+        *,
+        in_process: bool,
     ) -> None:
         with steps.step("cni.del", plugin=plugin["type"], network=config.name) as step, diagnosed.noted(step, "DEL"):
-            binary = _find(plugin, attachment, config)
             try:
-                await self._run(step, binary, env, stdin, queue)
+                binary = _find(plugin, attachment, config)
+            except NotReady:
+                if not in_process:
+                    raise
+                binary = plugin["type"]
+            try:
+                await self._run(step, binary, env, stdin, queue, in_process=in_process)
             except PluginFailed as exc:
                 if exc.code != CONTAINER_UNKNOWN:
                     raise
@@ -359,8 +397,9 @@ class Invoker:
         queue: tuple[str, str],
         *,
         limit: float = 0.0,
+        in_process: bool = False,
     ) -> PluginExecution:
-        """One execution, recorded on `step`; raises the error that its failure stands for."""
+        """One execution, or the same done in-process, recorded on `step`; raises the error that a failure means."""
 
         def cut_off(execution: PluginExecution) -> None:
             step.plugin = execution
@@ -368,9 +407,12 @@ class Invoker:
         limit = limit or self._teardown_timeout
         if self._slots.full(queue):
             step.note(queued="yes")
+        env = {"PATH": self._path, **env}
         async with self._slots.slot(queue):
-            whole = {"PATH": self._path, **env, **spans.environment()}
-            done = await execution.run(binary, whole, stdin, limit, cut_off)
+            whole = {**env, **spans.environment()}
+            done = await self._in_process_or_none(step, binary, whole, stdin, limit, cut_off) if in_process else None
+            if done is None:
+                done = await execution.run(binary, whole, stdin, limit, cut_off)
         step.plugin = done
         if done.timed_out or done.exit_code != 0:
             raise error_from(
@@ -383,6 +425,24 @@ class Invoker:
                 seconds=limit,
             )
         return done
+
+    async def _in_process_or_none(
+        self,
+        step: steps.Step,
+        binary: str,
+        env: Mapping[str, str],
+        stdin: bytes,
+        limit: float,
+        cut_off: Callable[[PluginExecution], object],
+    ) -> PluginExecution | None:
+        """The same without executing the plugin; None when it is the plugin's after all."""
+        # Which version it is tells only in what an ADD leaves; a DEL can do without the binary.
+        speaks = await self.version(binary) if env["CNI_COMMAND"] == "ADD" else frozenset()
+        try:
+            return await backend.run(binary, env, stdin, limit, cut_off, dialect=dialects.of(speaks))
+        except Odd as exc:
+            step.note(executed=f"its input has {exc}")
+            return None
 
 
 class _Unsaid(Exception):

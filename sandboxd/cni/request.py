@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, config_json
+from sandboxd.cni.in_process.supported import why_not
 from sandboxd.errors import InvalidRequest
 from sandboxd.model import Attachment
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -59,6 +60,8 @@ def plan(
     for directory in plugin_dirs:
         if ":" in directory:
             raise InvalidRequest(f"plugin directory {directory!r}: CNI_PATH cannot hold a ':'")
+    capabilities = capability_args(sandbox, cgroup_path=cgroup_path)
+    args = cni_args(sandbox, sandbox_id)
     return Attachment(
         sandbox_id=sandbox_id,
         network=config.name,
@@ -67,8 +70,19 @@ def plan(
         conf_file=config.source,
         config=config_json(config),
         plugin_path=":".join(plugin_dirs),
-        args=cni_args(sandbox, sandbox_id),
-        capability_args=_json(capability_args(sandbox, cgroup_path=cgroup_path)),
+        args=args,
+        capability_args=_json(capabilities),
+        backends=_backends(config, capabilities, args),
+    )
+
+
+def _backends(config: NetworkConfig, capabilities: Mapping[str, Any], args: str) -> tuple[str, ...]:
+    """The network's, but a process where the pod asks for what is not done otherwise."""
+    return tuple(
+        backend
+        if backend and not why_not(plugin_stdin(config, plugin, capabilities, None, config.cni_version), args)
+        else ""
+        for plugin, backend in zip(config.plugins, config.backends, strict=False)
     )
 
 

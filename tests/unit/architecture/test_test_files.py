@@ -16,6 +16,8 @@ ELSEWHERE = {
     "api.events": "tests/e2e/test_events.py",
     "api.inside": "tests/e2e/test_exec.py",
     "api.usage": "tests/e2e/test_stats.py",
+    "cni.in_process.bridge": "tests/root/test_in_process.py",
+    "cni.in_process.netlink": "tests/root/test_in_process.py",
     "cli.session": "tests/unit/cli/test_commands.py",
     "containerd.content": "tests/root/test_images_on_containerd.py",
     "containerd.events": "tests/e2e/test_lifecycle.py",

@@ -338,7 +338,7 @@ class Step(google.protobuf.message.Message):
 
     @property
     def plugin(self) -> global___PluginExecution:
-        """Set when the step executed a CNI plugin."""
+        """Set when the step executed a CNI plugin, or did its work."""
 
     @property
     def acts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Act]:
@@ -519,6 +519,7 @@ class PluginExecution(google.protobuf.message.Message):
     DURATION_FIELD_NUMBER: builtins.int
     TIMED_OUT_FIELD_NUMBER: builtins.int
     ENDED_BY_FIELD_NUMBER: builtins.int
+    BACKEND_FIELD_NUMBER: builtins.int
     command: builtins.str
     """CNI_COMMAND: ADD, CHECK, DEL, GC, STATUS or VERSION."""
     binary: builtins.str
@@ -538,6 +539,10 @@ class PluginExecution(google.protobuf.message.Message):
     """Who ended it: empty when it exited by itself; "sandboxd" when it ran out of time, or the daemon ended the work
     that it was part of; "other" for a signal that the daemon did not send.
     """
+    backend: builtins.str
+    """Empty when the plugin was executed; "in-process" when the daemon did itself what the plugin would have done, with
+    the same input and the same answer.
+    """
     @property
     def env(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Its CNI_* variables."""
@@ -555,8 +560,9 @@ class PluginExecution(google.protobuf.message.Message):
         duration: builtins.int = ...,
         timed_out: builtins.bool = ...,
         ended_by: builtins.str = ...,
+        backend: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["binary", b"binary", "command", b"command", "duration", b"duration", "ended_by", b"ended_by", "env", b"env", "exit_code", b"exit_code", "stderr", b"stderr", "stdin", b"stdin", "stdout", b"stdout", "timed_out", b"timed_out"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "binary", b"binary", "command", b"command", "duration", b"duration", "ended_by", b"ended_by", "env", b"env", "exit_code", b"exit_code", "stderr", b"stderr", "stdin", b"stdin", "stdout", b"stdout", "timed_out", b"timed_out"]) -> None: ...
 
 global___PluginExecution = PluginExecution
 
@@ -575,6 +581,7 @@ class Attachment(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
     IPS_FIELD_NUMBER: builtins.int
+    BACKENDS_FIELD_NUMBER: builtins.int
     network: builtins.str
     """The name in the network configuration."""
     ifname: builtins.str
@@ -597,6 +604,12 @@ class Attachment(google.protobuf.message.Message):
     def ips(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The pod's addresses in this network without prefix length, in the order of the result."""
 
+    @property
+    def backends(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What made it, for each plugin of the list: empty for an execution, "in-process" where the daemon did the plugin's
+        work itself. No entries: all were executed.
+        """
+
     def __init__(
         self,
         *,
@@ -609,8 +622,9 @@ class Attachment(google.protobuf.message.Message):
         error: builtins.str = ...,
         attempts: builtins.int = ...,
         ips: collections.abc.Iterable[builtins.str] | None = ...,
+        backends: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "conf_file", b"conf_file", "config", b"config", "error", b"error", "ifname", b"ifname", "ips", b"ips", "network", b"network", "result", b"result", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "backends", b"backends", "conf_file", b"conf_file", "config", b"config", "error", b"error", "ifname", b"ifname", "ips", b"ips", "network", b"network", "result", b"result", "state", b"state"]) -> None: ...
 
 global___Attachment = Attachment
 
