@@ -59,6 +59,7 @@ def of_machine(pods: Sequence[str]) -> dict[str, Any]:
     found = without_lots(found)
     for inside in ("host", *pods):
         found[inside]["routes"].sort()
+        found[inside]["sysctls"].sort()
     return found
 
 

@@ -1,122 +1,90 @@
-"""The in-process network is indistinguishable from that of the plugins: both are run, and what they leave compared.
+"""The in-process network is as that of the plugins: both make it, and what they leave is compared.
 
-Each run is a child in network and mount namespaces of its own, with /run and /var/lib of its own.
+Each is also undone by the other. `make test-plugins` does the same with configurations that are drawn by lot.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sandboxd.cni import execution
-from sandboxd.cni.in_process import backend, dialects
-from sandboxd.steps import PluginExecution
-from tests.root import plugin_state
+from tests.root import plugin_runs
+from tests.root.plugin_runs import DIRECTORIES, OURS, REAL, Run
 
 pytestmark = pytest.mark.root
 
-REAL, OURS = "the plugins", "in-process"
+BRIDGE: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net1", "type": "bridge", "bridge": "cni9"}
+PORTS = tuple({"hostPort": 9000 - i, "containerPort": 80 + i, "protocol": "tcp"} for i in range(17))
+LOCAL = {"hostPort": 7, "containerPort": 8, "protocol": "tcp", "hostIP": "127.0.0.1"}
 
 
-def _env(command: str, directory: str, pod: str) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": f"id-of-{pod}",
-        "CNI_NETNS": f"/run/netns/{pod}",
-        "CNI_IFNAME": "eth0",
-        "CNI_ARGS": "",
-        "CNI_PATH": directory,
-    }
+def host_local(**more: Any) -> dict[str, Any]:
+    return {"type": "host-local", **more}
 
 
-async def _execute(by: str, directory: str, command: str, pod: str, conf: dict[str, Any]) -> PluginExecution:
-    binary, env, stdin = f"{directory}/{conf['type']}", _env(command, directory, pod), json.dumps(conf).encode()
-    if by == REAL:
-        return await execution.run(binary, env, stdin, 60)
-    asked = await execution.run(binary, {"CNI_COMMAND": "VERSION"}, b'{"cniVersion":"1.0.0"}', 60)
-    speaks = frozenset(json.loads(asked.stdout)["supportedVersions"])
-    return await backend.run(binary, env, stdin, 60, dialect=dialects.of(speaks))
+BOTH = [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd00:99::/64"}]]
+RANGES = [
+    {"subnet": "10.99.0.0/24", "rangeStart": "10.99.0.10", "rangeEnd": "10.99.0.11", "gateway": "10.99.0.10"},
+    {"subnet": "10.98.0.0/24", "rangeStart": "10.98.0.10", "rangeEnd": "10.98.0.10"},
+]
+CASES = {
+    "the-story": Run(
+        conf={
+            **BRIDGE,
+            "isGateway": True,
+            "ipMasq": True,
+            "ipam": host_local(subnet="10.99.0.0/24", routes=[{"dst": "0.0.0.0/0"}]),
+        },
+        ports=((), (*PORTS, LOCAL), (PORTS[0],)),
+    ),
+    "both-families": Run(
+        conf={
+            **BRIDGE,
+            "cniVersion": "0.4.0",
+            "isDefaultGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "mtu": 1400,
+            "ipam": host_local(ranges=BOTH, routes=[{"dst": "192.168.0.0/16"}]),
+        },
+        ports=((), ()),
+    ),
+    "exhausted": Run(
+        conf={**BRIDGE, "ipam": host_local(ranges=[RANGES])},
+        ports=((), (), ()),
+        before=("ip link add cni9 address 02:00:00:00:00:09 type bridge",),
+    ),
+    "another-address": Run(
+        conf={**BRIDGE, "isGateway": True, "ipam": host_local(subnet="10.99.0.0/24")},
+        before=("ip link add cni9 type bridge; ip addr add 10.5.0.1/24 dev cni9",),
+    ),
+    "no-bridge": Run(
+        conf={**BRIDGE, "isGateway": True, "ipam": host_local(subnet="10.99.0.0/24")},
+        before=("ip link add cni9 type veth peer name other9",),
+    ),
+}
 
 
-async def _scenario(case: dict[str, Any]) -> dict[str, Any]:
-    """Pods are attached one after the other, asked about and detached."""
-    plugin_state.output("mount", "-t", "tmpfs", "tmpfs", "/run")
-    plugin_state.output("mount", "-t", "tmpfs", "tmpfs", "/var/lib")
-    plugin_state.output("ip", "link", "set", "lo", "up")
-    for command in case.get("before", ()):
-        plugin_state.output("sh", "-c", command)
-    directory, seen = case["plugins"], {}
-    pods = [f"pod{i}" for i in range(len(case["ports"]))]
-    results, checks, removed = [], [], []
-    made = {}
-    for pod, ports in zip(pods, case["ports"], strict=True):
-        plugin_state.output("ip", "netns", "add", pod)
-        done = await _execute(case["makes"], directory, "ADD", pod, case["conf"])
-        chain = [done]
-        conf = {
-            "cniVersion": case["conf"]["cniVersion"],
-            "name": case["conf"]["name"],
-            "type": "portmap",
-            "snat": True,
-        }
-        if not done.exit_code:
-            conf["prevResult"] = made[pod] = json.loads(done.stdout)
-            if ports:
-                conf["runtimeConfig"] = {"portMappings": ports}
-            chain.append(await _execute(case["makes"], directory, "ADD", pod, conf))
-        results.append([(each.exit_code, each.stdout.decode()) for each in chain])
-    plugin_state.settled(pods)
-    seen["added"] = plugin_state.of_machine(pods)
-    for pod, ports in zip(pods, case["ports"], strict=True):
-        if pod in made:
-            done = await _execute(REAL, directory, "CHECK", pod, {**case["conf"], "prevResult": made[pod]})
-            checks.append((done.exit_code, done.stdout.decode()))
-    for pod, ports in zip(pods, case["ports"], strict=True):
-        previous = {"prevResult": made[pod]} if pod in made else {}
-        conf = {
-            "cniVersion": case["conf"]["cniVersion"],
-            "name": case["conf"]["name"],
-            "type": "portmap",
-            "snat": True,
-        }
-        if ports:
-            conf["runtimeConfig"] = {"portMappings": ports}
-        for each in ({**conf, **previous}, {**case["conf"], **previous}):
-            if pod in made or each["type"] == "bridge":
-                done = await _execute(case["removes"], directory, "DEL", pod, each)
-                removed.append((done.exit_code, done.stdout.decode()))
-    plugin_state.settled(pods)
-    seen["removed"] = plugin_state.of_machine(pods)
-    return plugin_state.without_lots(results) and {
-        "results": plugin_state.without_lots(results),
-        "checks": checks,
-        "removed": removed,
-        "seen": seen,
-    }
+@pytest.mark.parametrize("directory", DIRECTORIES)
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_as_the_plugins_make_it_and_undone_by_either(name: str, directory: str) -> None:
+    case = replace(CASES[name], plugins=directory)
+
+    theirs = plugin_runs.seen(replace(case, by=REAL))
+    ours = plugin_runs.seen(replace(case, by=OURS))
+
+    assert ours == theirs
 
 
-def run(case: dict[str, Any]) -> dict[str, Any]:
-    """The case in a machine of its own."""
-    command = ("unshare", "--net", "--mount", sys.executable, "-X", "dev", "-m", "tests.root.test_in_process")
-    done = subprocess.run(
-        (*command, json.dumps(case)),
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+@pytest.mark.parametrize("directory", DIRECTORIES[:1])
+def test_pods_that_are_attached_at_once_by_both_get_an_address_each(directory: str) -> None:
+    found = plugin_runs.child("at-once", directory)
 
-
-if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_scenario(json.loads(sys.argv[1])))))
+    assert found["failed"] == []
+    assert sorted(found["addresses"]) == found["reserved"]
+    assert len(set(found["addresses"])) == 32
+    assert found["locked"] == 0
+    assert found["left"] == ["last_reserved_ip.0", "lock"]
+    assert found["rules"] == []

@@ -14,8 +14,9 @@ import ipaddress
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from sandboxd.cni.in_process.iptables import Table
 from sandboxd.cni.in_process.netlink import IPInterface, Link
 from sandboxd.cni.in_process.ranges import Odd
 from sandboxd.cni.in_process.supported import Bridge, Portmap
-from sandboxd.cni.in_process.words import Failed, error_object
+from sandboxd.cni.in_process.words import Failed, error_object, of_os
 from sandboxd.cni.strict_json import load_object
 from sandboxd.model import IN_PROCESS
 from sandboxd.steps import PluginExecution
@@ -87,11 +88,11 @@ async def run(
             stdout = await course
     except Failed as exc:
         stdout, exit_code = error_object(str(exc)), 1
-    except OSError as exc:
-        stdout, exit_code = error_object(f"{exc.filename or this.command}: {exc.strerror}"), 1
     except TimeoutError:
         timed_out = True
         return execution(-signal.SIGKILL, ours=True)
+    except OSError as exc:  # after TimeoutError, which is one
+        stdout, exit_code = error_object(of_os(exc)), 1
     except BaseException:
         cut_off(execution(-signal.SIGKILL, ours=True))
         raise
@@ -144,11 +145,16 @@ async def _done(stdout: bytes) -> bytes:
 
 async def _add_bridge(this: _Run, conf: Bridge, tables: Mapping[int, Table]) -> bytes:
     prepared = await _in_thread(this, lambda: bridge.prepare(conf, this.pod, this.dialect, this.given_up))
-    connecting = _in_thread(this, lambda: bridge.connect(conf, this.pod, prepared, this.given_up))
-    links, *_ = await _together(
-        connecting,
-        *(table.make(_masquerade(this, conf, prepared.addresses, version)) for version, table in tables.items()),
+    connecting = _in_thread(this, lambda: bridge.connect(conf, this.pod, prepared, this.dialect, this.given_up))
+    masquerading = (
+        table.make(_masquerade(this, conf, prepared.addresses, version)) for version, table in tables.items()
     )
+    try:
+        links, *_ = await _together(connecting, *masquerading)
+    except Failed:
+        with suppress(Failed):
+            await _release(this, conf, prepared.addresses)
+        raise
     return this.dialect.printed(_result(this, conf, prepared, links))
 
 
@@ -164,10 +170,14 @@ async def _delete_bridge(this: _Run, conf: Bridge, tables: Mapping[int, Table]) 
     if this.pod.netns:
         doing.append(_in_thread(this, lambda: bridge.disconnect(this.pod.netns, this.pod.ifname)))
     await _together(*doing)
+    await _release(this, conf, given)
+    return b""
+
+
+async def _release(this: _Run, conf: Bridge, given: Sequence[IPInterface]) -> None:
     store = Store(conf.data_dir, this.dialect.file_mode, this.given_up)
     expected = [str(each.ip) for each in given] if len(given) == len(conf.ranges) else []
     await _in_thread(this, lambda: store.release(this.pod.container, this.pod.ifname, expected))
-    return b""
 
 
 async def _add_portmap(this: _Run, conf: Portmap, address: IPInterface, table: Table) -> bytes:

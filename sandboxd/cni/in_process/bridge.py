@@ -4,8 +4,8 @@
     connect   the pod's end gets its addresses, comes up and gets its routes; the bridge gets the gateways' addresses
     disconnect  the pod's end goes, and the host's with it
 
-Everything here blocks and belongs into a thread that ends with it, for `connect` and `disconnect` stay in the pod's
-namespace. Failures are in the plugin's words.
+Everything here blocks and belongs into a thread that ends with it: one that fails stays in the pod's namespace.
+Failures are in the plugin's words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sandboxd import syscalls
@@ -122,16 +123,18 @@ def _pair(kernel: Socket, conf: Bridge, bridge: Link, pod: Pod, netns: int, dial
     raise Failed("failed to find a unique veth name")
 
 
-def connect(conf: Bridge, pod: Pod, prepared: Prepared, given_up: threading.Event) -> tuple[Link, Link, Link]:
+def connect(
+    conf: Bridge, pod: Pod, prepared: Prepared, dialect: Dialect, given_up: threading.Event
+) -> tuple[Link, Link, Link]:
     """Connect the pod; the bridge, the host's end and the pod's end as they are then. Raises Failed."""
+    with Socket() as host, _entered(pod.netns):
+        inside = _configure(pod, prepared, prepared.routes(conf), dialect, given_up)
+        port = _wait_until_up(host, prepared.host, given_up)
     with Socket() as host:
         if conf.is_gateway:
             for address, gateway in zip(prepared.addresses, prepared.gateways, strict=True):
                 _gateway(host, prepared.bridge, ipaddress.ip_interface((gateway, address.network.prefixlen)))
                 _forward(address.version)
-        _enter(pod.netns)
-        inside = _configure(pod, prepared, prepared.routes(conf), given_up)
-        port = _wait_until_up(host, prepared.host, given_up)
         bridge = host.link(conf.bridge)
     if bridge is None:
         raise Failed(f'could not lookup "{conf.bridge}": Link not found')
@@ -172,7 +175,9 @@ def _forward(version: int) -> None:
         raise Failed(f"failed to enable forwarding: {of_os(exc)}") from exc
 
 
-def _configure(pod: Pod, prepared: Prepared, routes: Sequence[Route], given_up: threading.Event) -> Link:
+def _configure(
+    pod: Pod, prepared: Prepared, routes: Sequence[Route], dialect: Dialect, given_up: threading.Event
+) -> Link:
     """Within the pod: its end, once it has its addresses and routes."""
     name = pod.ifname
     # Before it comes up: the kernel looks at them then.
@@ -180,7 +185,8 @@ def _configure(pod: Pod, prepared: Prepared, routes: Sequence[Route], given_up: 
     _sysctl(f"ipv4/conf/{name}/arp_notify", "1")
     if any(each.version == 6 for each in prepared.addresses):
         _sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
-        _sysctl(f"ipv6/conf/{name}/keep_addr_on_down", "1")
+        if dialect.keeps_addresses:
+            _sysctl(f"ipv6/conf/{name}/keep_addr_on_down", "1")
     with Socket() as kernel:
         link = kernel.link(name)
         if link is None:
@@ -248,26 +254,31 @@ def _pause(given_up: threading.Event, seconds: float) -> None:
 def disconnect(netns: str, ifname: str) -> None:
     """Remove the pod's end, and the host's with it. Idempotent; raises Failed."""
     try:
-        _enter(netns)
-    except FileNotFoundError:
-        return
-    try:
-        with Socket() as kernel:
+        with _entered(netns), Socket() as kernel:
             link = kernel.link(ifname)
             if link is not None:
                 kernel.send(netlink.del_link(link.index))
+    except FileNotFoundError:
+        return
     except Refused as exc:
         if exc.errno != errno.ENODEV:
             raise Failed(f'failed to delete "{ifname}": {_words(exc)}') from exc
 
 
-def _enter(netns: str) -> None:
-    """Enter a namespace, for the rest of the thread's life."""
-    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+@contextmanager
+def _entered(netns: str) -> Iterator[None]:
+    """Be in a namespace meanwhile; the thread is one of its own, should it not come back."""
+    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        syscalls.setns(fd, syscalls.CLONE_NEWNET)
+        inside = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(inside, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(inside)
+        yield
+        syscalls.setns(outside, syscalls.CLONE_NEWNET)
     finally:
-        os.close(fd)
+        os.close(outside)
 
 
 def _sysctl(name: str, value: str) -> None:

@@ -18,6 +18,7 @@ class Dialect:
     name: str  # a version that does so
     file_mode: int  # of host-local's files
     inside_queue: int | None  # length of the queue of the pod's end of a pair, None for the kernel's default
+    keeps_addresses: bool  # of IPv6, when the pod's end goes down
     sorted_keys: bool  # in results; without, they are in the order of the spec, and `dns` is there when it is empty
 
     def printed(self, result: Mapping[str, Any]) -> bytes:
@@ -38,8 +39,8 @@ class Dialect:
         return f"failed to make veth pair: {words}"
 
 
-OLD = Dialect(name="1.1.1", file_mode=0o644, inside_queue=0, sorted_keys=False)
-NEW = Dialect(name="1.9.1", file_mode=0o600, inside_queue=None, sorted_keys=True)
+OLD = Dialect(name="1.1.1", file_mode=0o644, inside_queue=0, keeps_addresses=False, sorted_keys=False)
+NEW = Dialect(name="1.9.1", file_mode=0o600, inside_queue=None, keeps_addresses=True, sorted_keys=True)
 
 
 def of(speaks: frozenset[str]) -> Dialect:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandboxd.cni.in_process import rules
-from sandboxd.cni.in_process.iptables import Table
 from sandboxd.cni.in_process.netlink import Refused, Socket
 from sandboxd.cni.in_process.ranges import Odd
 from sandboxd.cni.in_process.supported import Portmap
@@ -34,11 +33,6 @@ def wanted(conf: Portmap, container: str, address: IPInterface) -> rules.Rules:
     """The rules of a pod."""
     mappings = [(each.host_port, each.container_port, each.host_ip) for each in conf.mappings]
     return rules.portmap(conf.network, container, address, mappings)
-
-
-async def add(conf: Portmap, container: str, address: IPInterface, table: Table) -> None:
-    """Make the rules. Raises Failed."""
-    await table.make(wanted(conf, container, address))
 
 
 def let_loopback_through(address: IPInterface) -> None:

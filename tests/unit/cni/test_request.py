@@ -9,8 +9,9 @@ import pytest
 
 from sandboxd.cni import request
 from sandboxd.cni.conf import NetworkConfig, from_json
+from sandboxd.cni.request import IPS, plan
 from sandboxd.errors import InvalidRequest
-from sandboxd.model import AttachmentState
+from sandboxd.model import IN_PROCESS, AttachmentState
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 POD_ID = "f" * 64
@@ -259,3 +260,18 @@ def test_the_environment_is_the_specs_and_nothing_else() -> None:
         "CNI_PATH": "/opt/cni/bin",
     }
     assert request.plugin_env("DEL", planned, "")["CNI_NETNS"] == ""
+
+
+def test_what_a_pod_asks_for_can_be_a_reason_to_execute_the_plugin() -> None:
+    ipam = {"type": "host-local", "subnet": "10.99.0.0/24"}
+    config = NetworkConfig(
+        name="pods",
+        versions=("1.0.0",),
+        plugins=({"type": "bridge", "ipam": ipam, "capabilities": {"ips": True}}, {"type": "portmap"}),
+        backends=(IN_PROCESS, IN_PROCESS),
+    )
+    metadata = cri.PodSandboxMetadata(name="web", namespace="shop", uid="u")
+    asking = cri.PodSandboxConfig(metadata=metadata, annotations={IPS: "10.99.0.9"})
+
+    assert plan(config, cri.PodSandboxConfig(metadata=metadata), "c1", "/n", ["/b"]).backends == (IN_PROCESS,) * 2
+    assert plan(config, asking, "c1", "/n", ["/b"]).backends == ("", IN_PROCESS)

@@ -80,7 +80,8 @@ def test_the_quick_way_makes_sure_of_what_all_pods_share() -> None:
     lines = wanted.quick().splitlines()
 
     assert [line for line in lines if line.startswith("-C ")] == [
-        '-C CNI-HOSTPORT-SETMARK -m comment --comment "CNI portfwd masquerade mark" -j MARK --set-xmark 0x2000/0x2000',
+        '-C CNI-HOSTPORT-SETMARK -m comment --comment "CNI portfwd masquerade mark" '
+        "-j MARK --set-xmark 0x2000/0x2000",
         "-C CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE",
         '-C POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ',
         "-C PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
