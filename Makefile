@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 DIRTY_ARGS ?=
 FAULTS ?=
 
-.PHONY: help setup setup-test setup-tools proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test setup-tools cni-plugins test-plugins proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,13 +53,27 @@ test test-quick: export PYTHONASYNCIODEBUG ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults and not plugins" $(PYTEST_ARGS)
 
 test-second-containerd: setup-test images conformance-tools ## run what can differ on a current containerd (PYTEST_ARGS=--every-containerd: everything)
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools and not faults" $(PYTEST_ARGS)
 
 test-dirty: setup-test images ## run what a machine can spoil on one that others have used
 	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
+
+# The newest that the in-process network is compared with; the oldest is Debian 12's.
+CNI_PLUGINS := v1.9.1
+cni-plugins: build/cni-plugins/$(CNI_PLUGINS) ## build the current CNI plugins from their Go module, where there is a Go
+
+build/cni-plugins/$(CNI_PLUGINS):
+	@if command -v go >/dev/null; then \
+		GOBIN=$(CURDIR)/build/cni-plugins CGO_ENABLED=0 go install -trimpath \
+			$(foreach each,main/bridge ipam/host-local meta/portmap,github.com/containernetworking/plugins/plugins/$(each)@$(CNI_PLUGINS)) && \
+		touch $@; \
+	else echo "cni-plugins: no Go here: the installed plugins only are compared with"; fi
+
+test-plugins: setup-test cni-plugins ## compare the in-process network with that of the plugins, for generated configurations
+	$(PY) -m pytest $(SIDE_BY_SIDE) tests/plugins tests/root/test_in_process.py $(PYTEST_ARGS)
 
 test-tools: setup-tools images ## what needs further tools: images to and from others, pages in a browser, metrics and alerts in promtool
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/tools $(PYTEST_ARGS)

@@ -73,9 +73,9 @@ class Network:
     # Whether the daemon itself does what `bridge` with `host-local`, and `portmap`, would do: "auto" where it does
     # exactly the same, "always" (other networks are refused), "never". One network's: [network.in_process_networks].
     in_process: str = field(default="auto", metadata={"choices": IN_PROCESS})
-    in_process_networks: Mapping[str, str] = field(default_factory=dict, metadata={"choices": IN_PROCESS})
     # When a DEL fails: "lenient" stops the pod and keeps the DEL as a debt, "strict" makes the request fail.
     teardown: str = field(default="lenient", metadata={"choices": ("lenient", "strict")})
+    in_process_networks: Mapping[str, str] = field(default_factory=dict, metadata={"choices": IN_PROCESS})
 
     def in_process_of(self, network: str) -> str:
         """The choice for one network, by its name: one of IN_PROCESS."""

@@ -232,6 +232,11 @@ class Invoker:
                     )
         return tuple(failed)
 
+    def deletes_in_process(self, attachment: Attachment) -> bool:
+        """Whether no plugin is executed for its DEL: what ADD made is then found by id, whatever else is gone."""
+        chosen = bool(attachment.backends) and all(attachment.backends)
+        return chosen and self._in_process(attachment.network) != "never"
+
     async def _delete_one(
         self,
         attachment: Attachment,

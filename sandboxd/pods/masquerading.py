@@ -34,6 +34,8 @@ async def is_doubtful(node: Node, attachment: Attachment) -> bool:
     """Whether the attachment's next DEL may miss such rules: it is not the first, or what it goes by is not there."""
     if not _masquerades(attachment) or of_earlier_boot(attachment, node.machine.boot):  # no rule outlives a boot
         return False
+    if node.network.cni.deletes_in_process(attachment):  # which finds the rules by the pod's id
+        return False
     if attachment.state not in _UNTRIED or not node.netns.exists(attachment.netns_path):
         return True
     try:

@@ -57,6 +57,9 @@ class Cni:
             *(f"ADD without DEL {key}" for key in self.undeleted),
         ]
 
+    def deletes_in_process(self, attachment: Attachment) -> bool:
+        return False
+
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
         async with self._points.at("cni.prepare", NotReady, InvalidRequest, Unavailable):
             common = frozenset(config.versions)

@@ -40,7 +40,9 @@ def _is_settled(link: dict[str, Any], used: bool) -> bool:
     port = link.get("linkinfo", {}).get("info_slave_data", {})
     as_expected = link["operstate"] in (("UP",) if used else ("DOWN", "UNKNOWN"))
     tentative = any(held.get("tentative") for held in link["addr_info"])
-    return as_expected and not tentative and port.get("state", "forwarding") == "forwarding"
+    # The kernel gives an interface its own address of IPv6 a moment after it has come up.
+    own = any(held["family"] == "inet6" for held in link["addr_info"]) or link["operstate"] != "UP"
+    return as_expected and own and not tentative and port.get("state", "forwarding") == "forwarding"
 
 
 def of_machine(pods: Sequence[str]) -> dict[str, Any]:

@@ -44,6 +44,12 @@ def test_no_file_and_no_flags_give_the_defaults() -> None:
         ({"daemon": "x"}, "x.toml: [daemon] must be a table"),
         ({"daemon": [{}]}, "x.toml: [daemon] must be a table"),
         ({"runtime": {"handlers": []}}, "[runtime.handlers] must hold one table per handler"),
+        ({"network": {"in_process": "yes"}}, "network.in_process: must be one of auto, always, never, got 'yes'"),
+        ({"network": {"in_process_networks": "never"}}, "network.in_process_networks: must be a table"),
+        (
+            {"network": {"in_process_networks": {"mesh": "no"}}},
+            "network.in_process_networks: mesh must be one of auto, always, never, got 'no'",
+        ),
         ({"runtime": {"handlers": {"runc": 1}}}, "[runtime.handlers.runc] must be a table"),
     ],
 )
@@ -208,6 +214,7 @@ def test_effective_lists_every_setting_in_the_order_of_the_module() -> None:
         name
         for section in SECTIONS
         for f in fields(getattr(result, section))
+        if f.name != "in_process_networks"  # a table, which is empty
         for name in (handlers if f.name == "handlers" else [f"{section}.{f.name}"])
     ]
     assert names == expected
@@ -260,11 +267,14 @@ def test_the_shipped_example_shows_every_setting_with_its_default() -> None:
     crun = tables["runtime"].pop("handlers")["crun"]
     assert Handler(**{**crun, "binary": "", "annotations": ()}) == Handler()
     assert set(crun) == {each.name for each in fields(Handler)}
+    assert tables["network"].pop("in_process_networks") == {"mesh": "never"}
     result = merge(tables, origin="x.toml", flags={})
 
     assert replace(result, sources={}) == Config()
     every = {f"{section}.{each.name}" for section in SECTIONS for each in fields(getattr(Config(), section))}
-    assert every - {"runtime.handlers"} == {f"{name}.{key}" for name, table in tables.items() for key in table}
+    assert every - {"runtime.handlers", "network.in_process_networks"} == {
+        f"{name}.{key}" for name, table in tables.items() for key in table
+    }
 
 
 _KEYS = sorted({f.name for section in SECTIONS for f in fields(getattr(Config(), section))} | {"runc", "type"})
@@ -371,3 +381,12 @@ def test_a_file_that_is_not_toml_is_refused_with_its_name(tmp_path: Path, text: 
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(InvalidRequest, match=r"config\.toml: not valid TOML"):
         load(str(file))
+
+
+def test_a_network_can_have_a_choice_of_its_own() -> None:
+    tables = {"network": {"in_process": "always", "in_process_networks": {"mesh": "never"}}}
+    config = merge(tables, origin="f", flags={})
+
+    assert config.network.in_process_of("mesh") == "never"
+    assert config.network.in_process_of("pods") == "always"
+    assert ("network.in_process_networks.mesh", "never", "f") in effective(config)

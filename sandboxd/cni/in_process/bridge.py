@@ -64,10 +64,7 @@ class Prepared:
 
 def prepare(conf: Bridge, pod: Pod, dialect: Dialect, given_up: threading.Event) -> Prepared:
     """The bridge, the pair and the addresses. Raises Failed."""
-    try:
-        netns = os.open(pod.netns, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise Failed(f'failed to open netns "{pod.netns}": failed to Statfs "{pod.netns}": {_words(exc)}') from exc
+    netns = _opened(pod.netns)
     try:
         with Socket() as kernel:
             bridge = _bridge(kernel, conf)
@@ -258,11 +255,28 @@ def disconnect(netns: str, ifname: str) -> None:
             link = kernel.link(ifname)
             if link is not None:
                 kernel.send(netlink.del_link(link.index))
-    except FileNotFoundError:
+    except _Gone:
         return
     except Refused as exc:
         if exc.errno != errno.ENODEV:
             raise Failed(f'failed to delete "{ifname}": {_words(exc)}') from exc
+
+
+class _Gone(Failed):
+    """There is nothing at the path of a namespace."""
+
+
+def _opened(netns: str) -> int:
+    """A descriptor of a namespace. Raises Failed when there is none at the path."""
+    try:
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise _Gone(f'failed to open netns "{netns}": failed to Statfs "{netns}": {_words(exc)}') from exc
+    # All namespaces are files of the kernel's one nsfs.
+    if os.fstat(fd).st_dev != os.stat("/proc/self/ns/net").st_dev:
+        os.close(fd)
+        raise Failed(f'failed to open netns "{netns}": unknown FS magic on "{netns}"')
+    return fd
 
 
 @contextmanager
@@ -270,7 +284,7 @@ def _entered(netns: str) -> Iterator[None]:
     """Be in a namespace meanwhile; the thread is one of its own, should it not come back."""
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        inside = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        inside = _opened(netns)
         try:
             syscalls.setns(inside, syscalls.CLONE_NEWNET)
         finally:

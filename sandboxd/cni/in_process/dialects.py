@@ -19,14 +19,15 @@ class Dialect:
     file_mode: int  # of host-local's files
     inside_queue: int | None  # length of the queue of the pod's end of a pair, None for the kernel's default
     keeps_addresses: bool  # of IPv6, when the pod's end goes down
-    sorted_keys: bool  # in results; without, they are in the order of the spec, and `dns` is there when it is empty
+    sorted_keys: bool  # in results since 1.0.0; others have the spec's order, and `dns` although it is empty
 
     def printed(self, result: Mapping[str, Any]) -> bytes:
         """A result as it is printed."""
         shown = dict(result)
-        if self.sorted_keys and not shown.get("dns"):
+        is_sorted = self.sorted_keys and not str(shown.get("cniVersion", "")).startswith("0.")
+        if is_sorted and not shown.get("dns"):
             shown.pop("dns", None)
-        return json.dumps(shown, indent=4, sort_keys=self.sorted_keys).encode()
+        return json.dumps(shown, indent=4, sort_keys=is_sorted).encode()
 
     def pair_exists(self, ifname: str, host: str) -> str:
         """Why no pair is made: the pod has an interface of that name."""

@@ -48,7 +48,7 @@ class Link:
     index: int
     name: str
     kind: str  # "bridge", "veth", …; "" when the kernel names none
-    mac: str
+    mac: str  # "" for none, as an empty bridge has
     mtu: int
     up: bool
     operstate: int
@@ -220,11 +220,12 @@ def link_from(payload: bytes) -> Link:
     index, flags = struct.unpack_from("=4xiI", payload)
     found = dict(_attributes(payload[16:]))
     info = dict(_attributes(found.get(_IFLA_LINKINFO, b"")))
+    mac = found.get(_IFLA_ADDRESS, b"")
     return Link(
         index=index,
         name=_string(found.get(_IFLA_IFNAME, b"")),
         kind=_string(info.get(_INFO_KIND, b"")),
-        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        mac=mac.hex(":") if any(mac) else "",
         mtu=_number(found.get(_IFLA_MTU)),
         up=bool(flags & _IFF_UP),
         operstate=found.get(_IFLA_OPERSTATE, b"\0")[0],

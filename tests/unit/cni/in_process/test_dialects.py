@@ -21,6 +21,8 @@ def test_results_are_printed_as_the_version_prints_them() -> None:
         b'{\n    "cniVersion": "1.0.0",\n    "interfaces": [\n        {\n            "mac": "m",\n'
         b'            "name": "cni0"\n        }\n    ]\n}'
     )
+    older = {**RESULT, "cniVersion": "0.4.0"}
+    assert dialects.NEW.printed(older) == dialects.OLD.printed(older)
 
 
 def test_an_interface_that_is_there_is_told_in_the_versions_words() -> None:
