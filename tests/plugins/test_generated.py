@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from sandboxd.cni.in_process.supported import why_not
@@ -79,7 +79,14 @@ def runs(draw: st.DrawFn, directory: str) -> Run:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("directory", DIRECTORIES)
 def test_what_is_drawn_is_as_the_plugins_make_it_and_undone_by_either(directory: str) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    # An example takes seconds, so one that fails is not made smaller.
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        phases=(Phase.generate,),
+    )
     @given(runs(directory))
     def compare(run: Run) -> None:
         assume(not why_not(json.dumps(run.conf).encode(), ""))

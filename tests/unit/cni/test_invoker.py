@@ -22,7 +22,7 @@ from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.invoker import Invoker
 from sandboxd.cni.request import plan
 from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, Unavailable
-from sandboxd.model import Attachment
+from sandboxd.model import IN_PROCESS, Attachment
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.fakes import cni_plugin
 
@@ -673,3 +673,24 @@ async def test_each_plugin_runs_within_what_the_caller_enters_around_it_and_its_
     seen.clear()
     (owed,) = await Invoker(30).delete(attachment, around=around)
     assert (owed.plugin, seen) == ("portmap", ["portmap 2", "portmap failed", "portmap 3", "bridge 3", "bridge 4"])
+
+
+async def test_what_was_made_in_process_is_undone_without_its_binary(records: list[steps.StepRecord]) -> None:
+    """A plugin that was uninstalled since is no debt then."""
+    attachment = attached(network("portmap"), "/nowhere", backends=(IN_PROCESS,), result=b'{"cniVersion":"1.1.0"}')
+    invoker = Invoker(30, in_process=lambda network: "auto")
+
+    assert await invoker.delete(attachment) == ()
+    (executed,) = [record.plugin for record in records if record.plugin]
+    assert (executed.backend, executed.binary, executed.exit_code) == (IN_PROCESS, "portmap", 0)
+    assert invoker.deletes_in_process(attachment)
+
+
+async def test_a_network_that_is_never_in_process_is_left_to_its_plugins(plugins: Callable[..., str]) -> None:
+    directory = plugins(portmap={})
+    attachment = attached(network("portmap"), directory, backends=(IN_PROCESS,), result=b'{"cniVersion":"1.1.0"}')
+    invoker = Invoker(30, in_process=lambda network: "never")
+
+    assert await invoker.delete(attachment) == ()
+    assert called(directory) == [("DEL", "portmap")]
+    assert not invoker.deletes_in_process(attachment)
