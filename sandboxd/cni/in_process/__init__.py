@@ -5,6 +5,7 @@ people who run plugins by hand share the network. Reading order:
 
     backend.py        one execution: what `execution.run` is for a process
     supported.py  P   which configurations this is for
+    genuine.py        which binaries are the reference plugins
     dialects.py   P   in what the versions of the plugins differ
     bridge.py         interfaces, addresses, routes, sysctls
     host_local.py     the files of addresses, and their lock
