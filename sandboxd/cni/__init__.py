@@ -10,6 +10,7 @@ Reading order, one file per step of an attachment's life:
     backends.py     which plugins the daemon does the work of itself
     in_process/     how it does that
     execution.py    one execution of one plugin (the only process spawn)
+    executions.py   how many, for how long, and what is recorded of them
     leftovers.py    plugins that outlived an earlier daemon, ended before a DEL
     stand_ins.py    what takes the place of an IPAM plugin that was uninstalled, in a DEL
     recorded.py  P  executions that were recorded → the same again, for another namespace

@@ -9,39 +9,31 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
-from sandboxd import disclosure, remembered, spans, steps
-from sandboxd.cni import backends, diagnosed, execution, stand_ins
+from sandboxd import disclosure, remembered, steps
+from sandboxd.cni import backends, diagnosed, executions, stand_ins
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, delegate_type, from_json
 from sandboxd.cni.convert import in_version, read
-from sandboxd.cni.failures import CONTAINER_UNKNOWN, error_from
+from sandboxd.cni.executions import Executions
+from sandboxd.cni.failures import CONTAINER_UNKNOWN
 from sandboxd.cni.gate import Gates
-from sandboxd.cni.in_process import backend, dialects
-from sandboxd.cni.in_process.ranges import Odd
 from sandboxd.cni.leftovers import Leftovers
 from sandboxd.cni.lookup import find, is_missing, missing_delegates, preflight
 from sandboxd.cni.recorded import Call
-from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin, version_stdin
-from sandboxd.cni.result import Result, parse_result, pod_ips, supported_versions
-from sandboxd.cni.slots import Slots
+from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin
+from sandboxd.cni.result import Result, parse_result, pod_ips
 from sandboxd.cni.strict_json import load_object
 from sandboxd.config import DEFAULT_PATH
-from sandboxd.errors import Exhausted, InvalidRequest, NotReady, PluginFailed, SandboxdError, TimedOut, Unavailable
+from sandboxd.errors import InvalidRequest, NotReady, PluginFailed, SandboxdError
 from sandboxd.model import Attachment, Owed
 from sandboxd.remembered import Remembered
-from sandboxd.steps import PluginExecution
 
 log = structlog.get_logger(__name__)
 
-VERSION_SECONDS = 10.0  # VERSION touches nothing, so a plugin that takes longer is broken
-UNSAID_SECONDS = 300.0  # after which a plugin that did not answer VERSION is asked again
 GC_SECONDS = 30.0  # GC holds up the pods of its network
-TEARDOWN_SECONDS = 120.0  # a kubelet waits for half as long for StopPodSandbox as for RunPodSandbox
-COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
-SLOT_SECONDS = 2.0  # ten times what the slowest of the usual plugins takes
 
 Around = Callable[[str], AbstractAsyncContextManager[None]]
 """What is entered before a plugin of the given type runs, and left after it, with the error if it failed."""
@@ -53,11 +45,7 @@ def unobserved(plugin: str) -> AbstractAsyncContextManager[None]:
 
 
 class Invoker:
-    """Runs plugins: for each network `concurrency` ADDs and as many DELs at a time, without those that hang.
-
-    An ADD may take `timeout` seconds. Everything else may take two minutes, as far as an ADD may, or half of the
-    time of an ADD if that is more; GC and VERSION, for which others wait, less.
-    """
+    """Runs plugins, within the bounds of `Executions`; GC and VERSION, for which others wait, have less time."""
 
     def __init__(
         self,
@@ -72,22 +60,16 @@ class Invoker:
         `in_process` says of a network which of `config.IN_PROCESS` it is.
         """
         self._timeout = timeout
-        self._teardown_timeout = max(min(timeout, TEARDOWN_SECONDS), timeout / 2)
         self._path = path
         self._in_process = in_process
-        self._slots = Slots(concurrency, SLOT_SECONDS)
+        self._executions = Executions(timeout, concurrency, path)
         self._gates = Gates()
         self._remembered = Remembered()
         self._leftovers = Leftovers()
 
     def running(self) -> dict[str, tuple[int, int]]:
         """How many plugins run, and how many executions wait for a slot, by command."""
-        commands = dict.fromkeys(COMMANDS, (0, 0))
-        for key, (run, wait) in self._slots.use().items():
-            command = str(cast(tuple[str, str], key)[1]).partition(" ")[0]
-            before = commands[command]
-            commands[command] = before[0] + run, before[1] + wait
-        return commands
+        return self._executions.running()
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig:
         """Find every binary of the chain and settle the version, before anything is created.
@@ -147,7 +129,6 @@ class Invoker:
         with diagnosed.before_plugins(config.name):
             _check_netns(attachment.netns_path)
             binaries = [_find(plugin, attachment, config) for plugin in config.plugins]
-        queue = config.name, "ADD"
         result: Result | None = None
         async with self._gates.shared(config.name):
             for position, (plugin, binary) in enumerate(zip(config.plugins, binaries, strict=True)):
@@ -156,33 +137,40 @@ class Invoker:
                     handed_on(_as_json(previous))
                 stdin = plugin_stdin(config, plugin, capabilities, previous, config.cni_version)
                 async with around(plugin["type"]):
-                    with (
-                        steps.step("cni.add", plugin=plugin["type"], network=config.name) as step,
-                        diagnosed.noted(step, "ADD"),
-                    ):
-                        try:
-                            done = await self._run(
-                                step,
-                                binary,
-                                plugin_env("ADD", attachment),
-                                stdin,
-                                queue,
-                                limit=self._timeout,
-                                in_process=position in attachment.in_process,
-                            )
-                        except PluginFailed as exc:
-                            if f'"{delegate_type(plugin)}"' not in exc.msg:
-                                for problem in missing_delegates(config, attachment.plugin_path.split(":"), [plugin]):
-                                    exc.add_note(str(problem))
-                            raise
-                        result = parse_result(done.stdout, plugin["type"], version=config.cni_version)
-                        if result.remarks:
-                            step.note(dubious="; ".join(result.remarks))
-                            log.warning("a CNI plugin's result is dubious", plugin=binary, remarks=result.remarks)
-                        if position == len(binaries) - 1:
-                            _demand_address(result, plugin["type"], attachment.ifname)
+                    result = await self._add_one(attachment, config, position, binary, stdin)
         assert result is not None  # a configuration has at least one plugin
         return _as_json(in_version(result, config.cni_version))
+
+    async def _add_one(
+        self, attachment: Attachment, config: NetworkConfig, position: int, binary: str, stdin: bytes
+    ) -> Result:
+        plugin = config.plugins[position]
+        with (
+            steps.step("cni.add", plugin=plugin["type"], network=config.name) as step,
+            diagnosed.noted(step, "ADD"),
+        ):
+            try:
+                done = await self._executions.run(
+                    step,
+                    binary,
+                    plugin_env("ADD", attachment),
+                    stdin,
+                    (config.name, "ADD"),
+                    limit=self._timeout,
+                    in_process=position in attachment.in_process,
+                )
+            except PluginFailed as exc:
+                if f'"{delegate_type(plugin)}"' not in exc.msg:
+                    for problem in missing_delegates(config, attachment.plugin_path.split(":"), [plugin]):
+                        exc.add_note(str(problem))
+                raise
+            result = parse_result(done.stdout, plugin["type"], version=config.cni_version)
+            if result.remarks:
+                step.note(dubious="; ".join(result.remarks))
+                log.warning("a CNI plugin's result is dubious", plugin=binary, remarks=result.remarks)
+            if position == len(config.plugins) - 1:
+                _demand_address(result, plugin["type"], attachment.ifname)
+        return result
 
     async def delete(
         self, attachment: Attachment, *, without: frozenset[str] = frozenset(), around: Around = unobserved
@@ -256,7 +244,7 @@ class Invoker:
                     raise
                 binary = plugin["type"]
             try:
-                await self._run(step, binary, env, stdin, queue, in_process=in_process)
+                await self._executions.run(step, binary, env, stdin, queue, in_process=in_process)
             except PluginFailed as exc:
                 if exc.code != CONTAINER_UNKNOWN:
                     raise
@@ -283,7 +271,7 @@ class Invoker:
                     diagnosed.noted(step, "CHECK"),
                 ):
                     binary = _find(plugin, attachment, config)
-                    await self._run(step, binary, env, stdin, (config.name, "CHECK"))
+                    await self._executions.run(step, binary, env, stdin, (config.name, "CHECK"))
         return True
 
     async def status(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> bool:
@@ -301,7 +289,7 @@ class Invoker:
                 diagnosed.noted(step, "STATUS"),
             ):
                 binary = find(plugin["type"], plugin_dirs, network=config.name, source=config.source)
-                await self._run(step, binary, env, stdin, (config.name, "STATUS"))
+                await self._executions.run(step, binary, env, stdin, (config.name, "STATUS"))
         return True
 
     async def gc(self, config: NetworkConfig, plugin_dirs: Sequence[str], valid: Iterable[tuple[str, str]]) -> bool:
@@ -327,7 +315,7 @@ class Invoker:
                     ):
                         binary = find(plugin["type"], plugin_dirs, network=config.name, source=config.source)
                         limit = min(self._timeout, GC_SECONDS)
-                        await self._run(step, binary, env, stdin, (config.name, "GC"), limit=limit)
+                        await self._executions.run(step, binary, env, stdin, (config.name, "GC"), limit=limit)
                 except SandboxdError as exc:
                     errors.append(exc)
         if errors:
@@ -341,14 +329,14 @@ class Invoker:
 
         Raises as the verb does whose execution it is. Whatever it raises, after an ADD a DEL must follow.
         """
-        limits = {"ADD": self._timeout, "VERSION": min(self._timeout, VERSION_SECONDS)}
+        limits = {"ADD": self._timeout, "VERSION": min(self._timeout, executions.VERSION_SECONDS)}
         async with self._gates.shared(call.network):
             with _step_of(call) as step, diagnosed.noted(step, call.command):
                 if call.command in ("ADD", "CHECK"):
                     _check_netns(call.env.get("CNI_NETNS", ""))
                 limit = limits.get(call.command, 0.0)
                 queue = call.network, f"{call.command} again"
-                done = await self._run(step, call.binary, call.env, call.stdin, queue, limit=limit)
+                done = await self._executions.run(step, call.binary, call.env, call.stdin, queue, limit=limit)
                 if call.command != "ADD":
                     return {}
                 version = load_object(call.stdin).get("cniVersion") or SUPPORTED[0]
@@ -358,100 +346,8 @@ class Invoker:
                 return in_version(result, version)
 
     async def version(self, binary: str) -> frozenset[str]:
-        """The spec versions that a plugin speaks, remembered for as long as its file stays the same.
-
-        Plugins that do not answer VERSION are many, and do well: they are taken to speak every version, and are
-        asked again later. Raises NotReady when the binary cannot be executed.
-        """
-        try:
-            file = remembered.version(binary)
-        except OSError as exc:
-            raise NotReady(f"CNI plugin {binary} cannot be read: {exc.strerror}") from exc
-        try:
-            return await self._remembered.answer(
-                binary, lambda: self._ask_version(binary), version=file, error_seconds=UNSAID_SECONDS
-            )
-        except _Unsaid:
-            return frozenset(SUPPORTED)
-
-    async def _ask_version(self, binary: str) -> frozenset[str]:
-        type_ = os.path.basename(binary)
-        limit = min(self._timeout, VERSION_SECONDS)
-        with steps.step("cni.version", plugin=type_) as step:
-            try:
-                done = await self._run(
-                    step, binary, {"CNI_COMMAND": "VERSION"}, version_stdin(), ("", "VERSION"), limit=limit
-                )
-                return supported_versions(done.stdout, type_)
-            except (PluginFailed, TimedOut, Unavailable, Exhausted) as exc:
-                step.note(unsaid=str(exc))
-                unsaid = exc
-        log.warning(
-            "a CNI plugin does not say which versions it speaks; the configuration decides",
-            plugin=binary,
-            error=str(unsaid),
-        )
-        raise _Unsaid from unsaid
-
-    async def _run(
-        self,
-        step: steps.Step,
-        binary: str,
-        env: Mapping[str, str],
-        stdin: bytes,
-        queue: tuple[str, str],
-        *,
-        limit: float = 0.0,
-        in_process: bool = False,
-    ) -> PluginExecution:
-        """One execution, or the same done in-process, recorded on `step`; raises the error that a failure means."""
-
-        def cut_off(execution: PluginExecution) -> None:
-            step.plugin = execution
-
-        limit = limit or self._teardown_timeout
-        if self._slots.full(queue):
-            step.note(queued="yes")
-        env = {"PATH": self._path, **env}
-        async with self._slots.slot(queue):
-            whole = {**env, **spans.environment()}
-            done = await self._in_process_or_none(step, binary, whole, stdin, limit, cut_off) if in_process else None
-            if done is None:
-                done = await execution.run(binary, whole, stdin, limit, cut_off)
-        step.plugin = done
-        if done.timed_out or done.exit_code != 0:
-            raise error_from(
-                done.stdout,
-                done.stderr,
-                done.exit_code,
-                done.timed_out,
-                plugin=os.path.basename(binary),
-                command=done.command,
-                seconds=limit,
-            )
-        return done
-
-    async def _in_process_or_none(
-        self,
-        step: steps.Step,
-        binary: str,
-        env: Mapping[str, str],
-        stdin: bytes,
-        limit: float,
-        cut_off: Callable[[PluginExecution], object],
-    ) -> PluginExecution | None:
-        """The same without executing the plugin; None when it is the plugin's after all."""
-        # Which version it is tells only in what an ADD leaves; a DEL can do without the binary.
-        speaks = await self.version(binary) if env["CNI_COMMAND"] == "ADD" else frozenset()
-        try:
-            return await backend.run(binary, env, stdin, limit, cut_off, dialect=dialects.of(speaks))
-        except Odd as exc:
-            step.note(executed=f"its input has {exc}")
-            return None
-
-
-class _Unsaid(Exception):
-    """The plugin does not say which versions it speaks."""
+        """The spec versions that a plugin speaks; see `Executions.version`."""
+        return await self._executions.version(binary)
 
 
 def _step_of(call: Call) -> AbstractContextManager[steps.Step]:

@@ -19,6 +19,7 @@ ELSEWHERE = {
     "cni.in_process.bridge": "tests/root/test_in_process.py",
     "cni.in_process.netlink": "tests/root/test_in_process.py",
     "cli.session": "tests/unit/cli/test_commands.py",
+    "cni.executions": "tests/unit/cni/test_invoker.py",
     "containerd.content": "tests/root/test_images_on_containerd.py",
     "containerd.events": "tests/e2e/test_lifecycle.py",
     "containerd.extract": "tests/root/test_extract.py",

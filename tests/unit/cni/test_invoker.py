@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sandboxd import spans, steps
-from sandboxd.cni import invoker as module
+from sandboxd.cni import executions as module
 from sandboxd.cni import leftovers
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.cni.invoker import Invoker
@@ -422,7 +422,7 @@ async def test_no_more_plugins_run_at_once_than_allowed(plugins: Callable[..., s
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(invoker.add(pod)) for pod in pods]
         await until(lambda: len(cni_plugin.calls(directory)) == 2)
-        assert invoker._slots.full(("pods", "ADD"))
+        assert invoker._executions.full(("pods", "ADD"))
         (tmp_path / "go").touch()
 
     assert all(b"10.88.0.2" in task.result() for task in tasks)
@@ -600,7 +600,7 @@ async def test_more_hanging_plugins_than_slots_do_not_stop_a_network(
 def test_a_del_has_the_time_that_a_kubelet_waits_for_it_and_more_where_an_add_has(
     seconds: float, teardown: float
 ) -> None:
-    assert Invoker(seconds)._teardown_timeout == teardown
+    assert Invoker(seconds)._executions._teardown_timeout == teardown
 
 
 @pytest.mark.parametrize(

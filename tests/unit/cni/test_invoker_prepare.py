@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sandboxd import steps
-from sandboxd.cni import invoker as module
+from sandboxd.cni import executions as module
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig
 from sandboxd.cni.invoker import Invoker
 from sandboxd.cni.request import plan
