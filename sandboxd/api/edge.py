@@ -88,7 +88,7 @@ def _on_the_wire(message: str) -> str:
 
 
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
-    """The interceptor that wraps every method of every service."""
+    """The interceptor that wraps every method of every service, each once; it is of one server."""
 
     def __init__(
         self,
@@ -103,16 +103,22 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
         show; it is called only when something has gone wrong.
         """
         self.in_flight: Counter[str] = Counter()  # calls, by method
+        self._wrapped: dict[str, Any] = {}  # handlers, by method
         self._not_serving = not_serving
         self._ended = ended
         self._private = private
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        """Wrap the handler of one call."""
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        name = details.method.removeprefix("/")
+        """The wrapped handler of the method that is called."""
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[details.method] = self._wrap(details.method.removeprefix("/"), handler)
+        return wrapped
+
+    def _wrap(self, name: str, handler: Any) -> Any:
         arguments = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
@@ -124,19 +130,21 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(self._streaming(name, behaviour, details), **arguments)
+            return make(self._streaming(name, behaviour), **arguments)
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make(self._single(name, behaviour, details), **arguments)
+        return make(self._single(name, behaviour), **arguments)
 
-    def _single(self, name: str, behaviour: Callable[..., Awaitable[Any]], details: grpc.HandlerCallDetails) -> Any:
+    def _single(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Any:
+        implemented = inspect.iscoroutinefunction(behaviour)
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             disclosure.withhold(lambda: self._private(request))
-            this = _Call(name, details, self.in_flight, self._ended)
+            this = _Call(name, context, self.in_flight, self._ended)
             try:
-                self._admit(name, inspect.iscoroutinefunction(behaviour))
+                self._admit(name, implemented)
                 answer = await behaviour(request, context)
             except (Exception, asyncio.CancelledError) as exc:
                 await self._answer(this, exc, context)
@@ -145,14 +153,14 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
 
         return call
 
-    def _streaming(
-        self, name: str, behaviour: Callable[..., AsyncIterator[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
+    def _streaming(self, name: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Any:
+        implemented = inspect.isasyncgenfunction(behaviour)
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             disclosure.withhold(lambda: self._private(request))
-            this = _Call(name, details, self.in_flight, self._ended)
+            this = _Call(name, context, self.in_flight, self._ended)
             try:
-                self._admit(name, inspect.isasyncgenfunction(behaviour))
+                self._admit(name, implemented)
                 if self.in_flight[name] > MOST_STREAMS:
                     raise errors.Exhausted(
                         f"{MOST_STREAMS} calls of {_short(name)} are open at once; end one of them"
@@ -196,7 +204,7 @@ class _Call:
     def __init__(
         self,
         name: str,
-        details: grpc.HandlerCallDetails,
+        context: grpc.aio.ServicerContext[Any, Any],
         in_flight: Counter[str],
         ended: Callable[[RpcRecord], None],
     ) -> None:
@@ -204,7 +212,7 @@ class _Call:
         self._in_flight = in_flight
         self._ended = ended
         self._started_at, self._began = time.time_ns(), time.perf_counter_ns()
-        self._span = spans.begin(spans.remote(details.invocation_metadata or ()))
+        self._span = spans.begin(spans.remote(context.invocation_metadata() or ()))
         spans.enter(self._span)  # the task is this call's
         in_flight[name] += 1
 
