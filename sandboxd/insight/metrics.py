@@ -42,6 +42,7 @@ class Metrics:
         self._rpc_seconds = self._histogram(
             "rpc_seconds", "How long RPCs took; one that streams, how long it was open.", "method", "code"
         )
+        self._rpc_series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}  # to look one up takes long
         self._operations = self._histogram(
             "operation_seconds", "How long operations took, repairs included.", "operation", "outcome"
         )
@@ -73,9 +74,13 @@ class Metrics:
 
     def rpc(self, record: RpcRecord) -> None:
         """Count and time an RPC that has ended."""
-        labels = {"method": record.method, "code": record.code}
-        self._rpcs.labels(**labels).inc()
-        self._rpc_seconds.labels(**labels).observe(record.duration / 1e9)
+        labels = record.method, record.code
+        series = self._rpc_series.get(labels)
+        if series is None:
+            series = self._rpc_series[labels] = self._rpcs.labels(*labels), self._rpc_seconds.labels(*labels)
+        counted, seconds = series
+        counted.inc()
+        seconds.observe(record.duration / 1e9)
 
     def operation(self, record: OperationRecord) -> None:
         """Time an operation that has ended; for `steps.subscribe_operations`."""
