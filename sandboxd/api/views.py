@@ -22,6 +22,12 @@ _CONTAINER_STATES = {
     ContainerState.RUNNING: cri.CONTAINER_RUNNING,
     ContainerState.EXITED: cri.CONTAINER_EXITED,
 }
+_SIGNALS = dict(cri.Signal.items())
+# CRI has several names for some, of which the first counts.
+_NUMBERED = {
+    stop_signal.number(name.replace("PLUS", "+").replace("MINUS", "-")): value
+    for name, value in reversed(_SIGNALS.items())
+}
 TIMELINE_ROOM = 1 << 20  # characters; clients take answers of 16 MiB
 _ACT_ROOM = 120  # of an act, besides what it is called and what it is about
 
@@ -65,6 +71,11 @@ def sandbox_status(record: SandboxRecord) -> cri.PodSandboxStatus:
     )
 
 
+def container_state(record: ContainerRecord) -> cri.ContainerState.ValueType:
+    """The state of one that clients can see: not of one that is still being created."""
+    return _CONTAINER_STATES[record.state]
+
+
 def container(record: ContainerRecord) -> cri.Container:
     """An entry of ListContainers."""
     return cri.Container(
@@ -74,7 +85,7 @@ def container(record: ContainerRecord) -> cri.Container:
         image=record.config.image,
         image_ref=record.image_ref,
         image_id=record.image_id,
-        state=_CONTAINER_STATES[record.state],
+        state=container_state(record),
         created_at=record.created_at,
         labels=record.config.labels,
         annotations=record.config.annotations,
@@ -86,7 +97,7 @@ def container_status(record: ContainerRecord) -> cri.ContainerStatus:
     return cri.ContainerStatus(
         id=record.id,
         metadata=record.config.metadata,
-        state=_CONTAINER_STATES[record.state],
+        state=container_state(record),
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
@@ -109,16 +120,10 @@ def container_status(record: ContainerRecord) -> cri.ContainerStatus:
 def _stop_signal(text: str) -> cri.Signal.ValueType:
     """The stop signal of the request or the image; RUNTIME_DEFAULT for the default, and for one that CRI lacks."""
     named = text.upper().replace("+", "PLUS").replace("-", "MINUS")
-    signals = dict(cri.Signal.items())
-    if named in signals:
-        return signals[named]
+    if named in _SIGNALS:
+        return _SIGNALS[named]
     number = stop_signal.number(text)
-    same = (
-        value
-        for name, value in signals.items()
-        if number is not None and number == stop_signal.number(name.replace("PLUS", "+").replace("MINUS", "-"))
-    )
-    return next(same, cri.RUNTIME_DEFAULT)
+    return cri.RUNTIME_DEFAULT if number is None else _NUMBERED.get(number, cri.RUNTIME_DEFAULT)
 
 
 def _resources(config: cri.ContainerConfig) -> cri.ContainerResources | None:
