@@ -21,6 +21,7 @@ modules: no IO, no clock, no environment, no async.
         doctor               whether a pod's network, or the machine, is well
         lookup               which records a request is about: ids, filters
         views           P    records to messages
+        entries              the entries of lists, each made once for its record
         usage_views     P    the same for records of use
         lists           P    lists in parts that fit a message
         withheld        P    what of a request no log may show

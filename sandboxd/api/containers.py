@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from sandboxd.api import views
+from sandboxd.api.entries import Entries
 from sandboxd.api.lists import batches
 from sandboxd.api.lookup import Lookup, image_name, spec_if_known
 from sandboxd.containers import checkpoint, create, remove, resources, start, stop
+from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
@@ -19,6 +21,7 @@ class Containers:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._lookup = Lookup(node.ledger)
+        self._entries = Entries(cri.ListContainersResponse, _list_of_one)
 
     async def CreateContainer(self, request: cri.CreateContainerRequest, context: Any) -> cri.CreateContainerResponse:
         sandbox_id = self._lookup.sandbox(request.pod_sandbox_id).id
@@ -40,20 +43,19 @@ class Containers:
         return cri.RemoveContainerResponse()
 
     async def ListContainers(self, request: cri.ListContainersRequest, context: Any) -> cri.ListContainersResponse:
-        return cri.ListContainersResponse(containers=self._list(request.filter))
+        return self._list(request.filter)
 
     async def StreamContainers(
         self, request: cri.StreamContainersRequest, context: Any
     ) -> AsyncIterator[cri.StreamContainersResponse]:
-        for batch in batches(self._list(request.filter)):
+        for batch in batches(self._list(request.filter).containers):
             yield cri.StreamContainersResponse(containers=batch)
 
-    def _list(self, wanted: cri.ContainerFilter) -> list[cri.Container]:
+    def _list(self, wanted: cri.ContainerFilter) -> cri.ListContainersResponse:
         records = self._lookup.containers(wanted.id, wanted.pod_sandbox_id, wanted.label_selector)
-        entries = [views.container(record) for record in records]
         if wanted.HasField("state"):
-            entries = [entry for entry in entries if entry.state == wanted.state.state]
-        return entries
+            records = [record for record in records if views.container_state(record) == wanted.state.state]
+        return self._entries.of(records, self._node.ledger.containers)
 
     async def ContainerStatus(self, request: cri.ContainerStatusRequest, context: Any) -> cri.ContainerStatusResponse:
         record = self._lookup.created_container(request.container_id)
@@ -89,3 +91,7 @@ class Containers:
         container_id = self._lookup.container(request.container_id).id
         await checkpoint.checkpoint_container(self._node, container_id, request.location, request.timeout)
         return cri.CheckpointContainerResponse()
+
+
+def _list_of_one(record: ContainerRecord) -> cri.ListContainersResponse:
+    return cri.ListContainersResponse(containers=[views.container(record)])

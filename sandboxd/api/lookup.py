@@ -85,7 +85,7 @@ class Lookup:
             for record in self._ledger.sandboxes.values()
             if record.state is not SandboxState.CREATING
             and record.id.startswith(prefix)
-            and views.labels_match(selector, record.config.labels)
+            and (not selector or views.labels_match(selector, record.config.labels))
         ]
 
     def containers(self, prefix: str, sandbox_prefix: str, selector: Mapping[str, str]) -> list[ContainerRecord]:
@@ -96,7 +96,7 @@ class Lookup:
             if record.state is not ContainerState.CREATING
             and record.id.startswith(prefix)
             and record.sandbox_id.startswith(sandbox_prefix)
-            and views.labels_match(selector, record.config.labels)
+            and (not selector or views.labels_match(selector, record.config.labels))
         ]
 
 

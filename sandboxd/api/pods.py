@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from sandboxd.api import views
+from sandboxd.api.entries import Entries
 from sandboxd.api.lists import batches
 from sandboxd.api.lookup import Lookup, image_name, spec_if_known
 from sandboxd.errors import SandboxdError
@@ -25,6 +26,7 @@ class Pods:
         self._node = node
         self._pause_image = pause_image
         self._lookup = Lookup(node.ledger)
+        self._entries = Entries(cri.ListPodSandboxResponse, _list_of_one)
 
     async def RunPodSandbox(self, request: cri.RunPodSandboxRequest, context: Any) -> cri.RunPodSandboxResponse:
         sandbox_id = await run.run_sandbox(self._node, self._pause_image, request.config, request.runtime_handler)
@@ -91,20 +93,19 @@ class Pods:
         return {**known, "runtimeType": runtime.type, "runtimeBinary": runtime.binary}
 
     async def ListPodSandbox(self, request: cri.ListPodSandboxRequest, context: Any) -> cri.ListPodSandboxResponse:
-        return cri.ListPodSandboxResponse(items=self._list(request.filter))
+        return self._list(request.filter)
 
     async def StreamPodSandboxes(
         self, request: cri.StreamPodSandboxesRequest, context: Any
     ) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
-        for batch in batches(self._list(request.filter)):
+        for batch in batches(self._list(request.filter).items):
             yield cri.StreamPodSandboxesResponse(pod_sandboxes=batch)
 
-    def _list(self, wanted: cri.PodSandboxFilter) -> list[cri.PodSandbox]:
-        return [
-            views.sandbox(record)
-            for record in self._lookup.sandboxes(wanted.id, wanted.label_selector)
-            if not wanted.HasField("state") or views.sandbox_state(record) == wanted.state.state
-        ]
+    def _list(self, wanted: cri.PodSandboxFilter) -> cri.ListPodSandboxResponse:
+        records = self._lookup.sandboxes(wanted.id, wanted.label_selector)
+        if wanted.HasField("state"):
+            records = [record for record in records if views.sandbox_state(record) == wanted.state.state]
+        return self._entries.of(records, self._node.ledger.sandboxes)
 
     async def UpdatePodSandboxResources(
         self, request: cri.UpdatePodSandboxResourcesRequest, context: Any
@@ -112,3 +113,7 @@ class Pods:
         sandbox_id = self._lookup.sandbox(request.pod_sandbox_id).id
         await resources.update_sandbox(self._node, sandbox_id, request)
         return cri.UpdatePodSandboxResourcesResponse()
+
+
+def _list_of_one(record: SandboxRecord) -> cri.ListPodSandboxResponse:
+    return cri.ListPodSandboxResponse(items=[views.sandbox(record)])

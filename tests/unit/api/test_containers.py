@@ -87,6 +87,18 @@ async def test_a_list_shows_what_matches_and_nothing_that_is_being_created(conta
     assert await listed(containers, label_selector={"app": "web"}) == []
 
 
+async def test_what_changes_is_in_the_next_list(containers: Containers, node: Resources) -> None:
+    assert await listed(containers) == ["a", "b"]
+    node.ledger.update_container(RUNNING, finished_at=9)
+    assert await listed(containers, state=cri.ContainerStateValue(state=cri.CONTAINER_EXITED)) == ["a", "b"]
+    answer = await containers.ListContainers(cri.ListContainersRequest(), None)
+    assert [item.state for item in answer.containers] == [cri.CONTAINER_EXITED] * 2
+
+    node.ledger.remove_container(RUNNING)
+    node.ledger.update_container(CREATING, created_at=4)
+    assert await listed(containers) == ["b", "c"]
+
+
 async def test_stopping_or_removing_the_unknown_succeeds(containers: Containers) -> None:
     await containers.StopContainer(cri.StopContainerRequest(container_id="f"), None)
     await containers.RemoveContainer(cri.RemoveContainerRequest(container_id="f"), None)

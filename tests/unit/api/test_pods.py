@@ -95,6 +95,19 @@ async def test_a_list_shows_what_matches_and_nothing_that_is_being_created(pods:
     assert await listed(pods, label_selector={"app": "web"}) == []
 
 
+async def test_what_changes_is_in_the_next_list(pods: Pods) -> None:
+    assert await listed(pods) == ["a", "b"]
+    ledger = pods._node.ledger
+    ledger.update_sandbox(READY, exited_at=9)
+    assert await listed(pods, state=cri.PodSandboxStateValue(state=cri.SANDBOX_NOTREADY)) == ["a", "b"]
+    answer = await pods.ListPodSandbox(cri.ListPodSandboxRequest(), None)
+    assert [item.state for item in answer.items] == [cri.SANDBOX_NOTREADY] * 2
+
+    ledger.remove_sandbox(STOPPED)
+    ledger.update_sandbox(CREATING, started_at=4)
+    assert await listed(pods) == ["a", "c"]
+
+
 async def test_stopping_or_removing_the_unknown_succeeds(pods: Pods) -> None:
     await pods.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id="f"), None)
     await pods.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id="f"), None)
