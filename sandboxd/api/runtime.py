@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import sandboxd
 from sandboxd.cni.conf import Choice
-from sandboxd.config import effective
+from sandboxd.config import Handler, effective
 from sandboxd.machine import handlers, room
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
@@ -17,15 +18,21 @@ from sandboxd.pods import cidr, debts
 # What CRI clients compare with; it is the version of the kubelet's runtime API, not of sandboxd.
 KUBE_API_VERSION = "0.1.0"
 CRI_VERSION = "v1"
+LOOK_SECONDS = 1.0  # for which Status repeats what the runtimes offer: each look is a walk through PATH and /proc
 
 
 class Runtime:
     """See the CRI API for what each RPC promises."""
 
-    def __init__(self, node: Node, containerd_trouble: Callable[[], str]) -> None:
+    def __init__(
+        self, node: Node, containerd_trouble: Callable[[], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`containerd_trouble` says what is known to be wrong with containerd, "" when nothing is."""
         self._node = node
         self._trouble = containerd_trouble
+        self._clock = clock
+        self._offers = cri.StatusResponse()
+        self._offers_until = float("-inf")
 
     async def Version(self, request: cri.VersionRequest, context: Any) -> cri.VersionResponse:
         return cri.VersionResponse(
@@ -37,19 +44,8 @@ class Runtime:
 
     async def Status(self, request: cri.StatusRequest, context: Any) -> cri.StatusResponse:
         choice = self._node.network.conf.current()
-        names = ["", *sorted(self._node.config.runtime.handlers)]
-        offered = [await self._handler(name) for name in names]
-        answer = cri.StatusResponse(
-            status=cri.RuntimeStatus(conditions=self._conditions(choice)),
-            runtime_handlers=offered,
-            features=cri.RuntimeFeatures(
-                supplemental_groups_policy=True,
-                user_namespaces_host_network=all(
-                    h.features.recursive_read_only_mounts for h in offered if h.features.user_namespaces
-                )
-                and any(h.features.user_namespaces for h in offered),
-            ),
-        )
+        answer = cri.StatusResponse(status=cri.RuntimeStatus(conditions=self._conditions(choice)))
+        answer.MergeFrom(await self._offered())
         if request.verbose:
             answer.info.update(self._info(choice))
         return answer
@@ -81,13 +77,35 @@ class Runtime:
             ),
         ]
 
-    async def _handler(self, name: str) -> cri.RuntimeHandler:
-        features = await handlers.features(self._node, handlers.resolve(self._node, name))
-        return cri.RuntimeHandler(
-            name=name,
-            features=cri.RuntimeHandlerFeatures(
-                recursive_read_only_mounts=features.recursive_read_only, user_namespaces=features.user_namespaces
-            ),
+    async def _offered(self) -> cri.StatusResponse:
+        """Of a status, what the runtimes and this kernel can do."""
+        if self._clock() >= self._offers_until:
+            offered = await self._handlers()
+            mapped = [each.features for each in offered if each.features.user_namespaces]
+            self._offers = cri.StatusResponse(
+                runtime_handlers=offered,
+                features=cri.RuntimeFeatures(
+                    supplemental_groups_policy=True,
+                    user_namespaces_host_network=bool(mapped)
+                    and all(features.recursive_read_only_mounts for features in mapped),
+                ),
+            )
+            self._offers_until = self._clock() + LOOK_SECONDS
+        return self._offers
+
+    async def _handlers(self) -> list[cri.RuntimeHandler]:
+        """The default one under the empty name, then all by theirs."""
+        runtime = self._node.config.runtime
+        offered = {name: await self._features(handler) for name, handler in sorted(runtime.handlers.items())}
+        return [
+            cri.RuntimeHandler(name="", features=offered[runtime.default_handler]),
+            *(cri.RuntimeHandler(name=name, features=features) for name, features in offered.items()),
+        ]
+
+    async def _features(self, handler: Handler) -> cri.RuntimeHandlerFeatures:
+        features = await handlers.features(self._node, handler)
+        return cri.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=features.recursive_read_only, user_namespaces=features.user_namespaces
         )
 
     def _info(self, choice: Choice) -> dict[str, str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from sandboxd import config as configuration
-from sandboxd.api.runtime import Runtime
+from sandboxd.api.runtime import LOOK_SECONDS, Runtime
 from sandboxd.errors import InvalidRequest
 from sandboxd.ledger import Ledger
 from sandboxd.machine import handlers, room
@@ -26,12 +28,15 @@ def runtime(
     *problems: Any,
     trouble: str = "",
     shortage: str = "",
+    able: list[bool] | None = None,
+    clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> Runtime:
-    """The RPCs on a machine whose handlers have all features."""
+    """The RPCs on a machine whose handlers have all features, or those that `able` has at the time."""
 
     async def features(node: Node, handler: Any) -> Any:
-        return SimpleNamespace(recursive_read_only=True, user_namespaces=True)
+        has = all(able or ())
+        return SimpleNamespace(recursive_read_only=has, user_namespaces=has)
 
     monkeypatch.setattr(handlers, "features", features)
     config = configuration.merge({"runtime": settings}, origin="the test", flags={})
@@ -39,7 +44,7 @@ def runtime(
     conf = SimpleNamespace(current=lambda: choice)
     monkeypatch.setattr(room, "shortage", lambda node: shortage)
     node = SimpleNamespace(config=config, ledger=Ledger(":memory:"), network=SimpleNamespace(conf=conf))
-    return Runtime(cast(Node, node), lambda: trouble)
+    return Runtime(cast(Node, node), lambda: trouble, clock)
 
 
 async def conditions(subject: Runtime) -> dict[str, tuple[bool, str, str]]:
@@ -99,6 +104,28 @@ async def test_the_default_handler_is_offered_under_the_empty_name_too(monkeypat
 
     assert [each.name for each in answer.runtime_handlers] == ["", "runc"]
     assert answer.features.user_namespaces_host_network
+
+
+async def test_what_runtimes_offer_is_looked_at_again_after_a_moment_and_conditions_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, able = [0.0], [True]
+    subject = runtime(monkeypatch, NETWORK, able=able, clock=lambda: now[0])
+
+    async def status() -> tuple[list[bool], str]:
+        answer = await subject.Status(cri.StatusRequest(), None)
+        offered = {each.features.user_namespaces for each in answer.runtime_handlers}
+        offered.add(answer.features.user_namespaces_host_network)
+        assert answer.features.supplemental_groups_policy
+        return sorted(offered), answer.status.conditions[2].message
+
+    assert await status() == ([True], "")
+    able[0] = False
+    monkeypatch.setattr(room, "shortage", lambda node: "full")
+    now[0] = LOOK_SECONDS / 2
+    assert await status() == ([True], "full")
+    now[0] = LOOK_SECONDS
+    assert await status() == ([False], "full")
 
 
 @pytest.mark.parametrize(("driver", "value"), [("cgroupfs", cri.CGROUPFS), ("systemd", cri.SYSTEMD)])
