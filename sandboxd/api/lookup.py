@@ -80,24 +80,23 @@ class Lookup:
 
     def sandboxes(self, prefix: str, selector: Mapping[str, str]) -> list[SandboxRecord]:
         """The pods whose ids begin with `prefix` and that have the selector's labels."""
-        return [
-            record
-            for record in self._ledger.sandboxes.values()
-            if record.state is not SandboxState.CREATING
-            and record.id.startswith(prefix)
-            and (not selector or views.labels_match(selector, record.config.labels))
-        ]
+        found = [each for each in self._ledger.sandboxes.values() if each.state is not SandboxState.CREATING]
+        if prefix:
+            found = [each for each in found if each.id.startswith(prefix)]
+        if selector:
+            found = [each for each in found if views.labels_match(selector, each.config.labels)]
+        return found
 
     def containers(self, prefix: str, sandbox_prefix: str, selector: Mapping[str, str]) -> list[ContainerRecord]:
         """The containers whose ids and whose pods' ids begin so and that have the selector's labels."""
-        return [
-            record
-            for record in self._ledger.containers.values()
-            if record.state is not ContainerState.CREATING
-            and record.id.startswith(prefix)
-            and record.sandbox_id.startswith(sandbox_prefix)
-            and (not selector or views.labels_match(selector, record.config.labels))
-        ]
+        found = [each for each in self._ledger.containers.values() if each.state is not ContainerState.CREATING]
+        if prefix:
+            found = [each for each in found if each.id.startswith(prefix)]
+        if sandbox_prefix:
+            found = [each for each in found if each.sandbox_id.startswith(sandbox_prefix)]
+        if selector:
+            found = [each for each in found if views.labels_match(selector, each.config.labels)]
+        return found
 
 
 async def spec_if_known(specs: Specs, container_id: str) -> dict[str, Any] | None:
