@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -33,6 +33,7 @@ from sandboxd.errors import (
 )
 from sandboxd.registry import auth
 from sandboxd.registry.auth import Credentials
+from sandboxd.registry.connections import connections
 from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.hosts_dir import HostsDir
@@ -41,15 +42,17 @@ from sandboxd.registry.patience import Broken, Limits, Patience, Stalled, retry_
 from sandboxd.registry.proxies import Proxies
 from sandboxd.registry.ranges import Probe, Ranges, Sink, TooSlow, WrongRange, body_start
 from sandboxd.registry.reference import Reference
-from sandboxd.registry.transport import Answer, Request, Transport
+from sandboxd.registry.refusals import refusal
+from sandboxd.registry.request import Request
+
+if TYPE_CHECKING:
+    from sandboxd.registry.transport import Answer, Transport
 
 log = structlog.get_logger(__name__)
 
 MAX_MANIFEST_BYTES = 4 << 20  # what registries accept
 HEAD_SECONDS = 10.0  # after which GET is asked
-MAX_ERROR_BYTES = 64 << 10
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"  # the beginning of its media types
-MAX_EXPLANATION_CHARACTERS = 200  # of a registry's own error message
 
 T = TypeVar("T")
 
@@ -105,7 +108,7 @@ class Registries:
         only where the registry asks for some.
         """
         endpoints = self._hosts.endpoints(reference.domain)
-        async with Transport(self._proxies, self._user_agent) as transport:
+        async with await connections(self._proxies, self._user_agent) as transport:
             logins = {}
             for endpoint in endpoints:
                 found, missing = await self._credentials(endpoint, reference, credentials)
@@ -443,39 +446,6 @@ class Repository:
                 answer.close()
                 answer = await login.send(request, patience.seconds)
         return answer
-
-
-async def refusal(answer: Answer, concealed: Callable[[str], str]) -> SandboxdError:
-    """The error for an unsuccessful answer, with the registry's own message minus any secret it was sent."""
-    try:
-        words = explanation(await answer.read(MAX_ERROR_BYTES), concealed)
-    except SandboxdError:
-        words = ""
-    status = f"{answer.where}: HTTP status {answer.status}{f' ({words})' if words else ''}"
-    match answer.status:
-        case 401:
-            return AccessDenied(f"{status}: it does not exist, or these credentials do not give access to it")
-        case 403:
-            return AccessDenied(f"{status}: access is denied")
-        case 404:
-            return NotFound(f"{status}: it does not exist there")
-        case 429:
-            return Exhausted(f"{status}: too many requests")
-        case 400:
-            return InvalidRequest(status)
-        case _:
-            return Unavailable(status)
-
-
-def explanation(body: bytes, concealed: Callable[[str], str] = str) -> str:
-    """The messages of a registry's error document, printable and short; "" if `body` is not one."""
-    try:
-        errors = foreign_json.parse(body, "errors", repeated=True)["errors"]
-        words = "; ".join(str(item.get("message") or item.get("code") or "") for item in errors)
-    except (InvalidRequest, KeyError, TypeError, AttributeError):
-        return ""
-    # Concealed before it is cut off: half a token would not be recognized.
-    return "".join(c if c.isprintable() else " " for c in concealed(words))[:MAX_EXPLANATION_CHARACTERS].strip()
 
 
 def _like_a_manifest(data: bytes) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sandboxd import disclosure
 from sandboxd.errors import AccessDenied, SandboxdError, Unavailable
@@ -15,7 +16,10 @@ from sandboxd.registry import auth
 from sandboxd.registry.auth import Credentials
 from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.patience import Broken, Patience, Stalled
-from sandboxd.registry.transport import Answer, Request, Transport
+from sandboxd.registry.request import Request
+
+if TYPE_CHECKING:
+    from sandboxd.registry.transport import Answer, Transport
 
 MAX_TOKEN_BYTES = 1 << 20
 

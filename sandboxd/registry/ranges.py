@@ -6,10 +6,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.registry.patience import Broken
-from sandboxd.registry.transport import Answer
+
+if TYPE_CHECKING:
+    from sandboxd.registry.transport import Answer
 
 Sink = Callable[[bytes], Awaitable[None]]
 

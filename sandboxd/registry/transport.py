@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -26,6 +24,7 @@ from sandboxd.errors import InvalidRequest, NotReady, SandboxdError, Unavailable
 from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.patience import Broken, Stalled
 from sandboxd.registry.proxies import Proxies
+from sandboxd.registry.request import Request
 
 MAX_REDIRECTS = 10
 BUFFER_BYTES = 2 << 20  # read ahead for each connection; aiohttp buffers up to twice that
@@ -33,17 +32,6 @@ HEADER_BYTES = 64 << 10  # signed URLs in redirects are long
 
 _GZIP = b"\x1f\x8b"
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """An HTTP request. `private` headers go only to the URL's own origin; `form` is the body of a POST."""
-
-    method: str
-    url: str = field(repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    form: bytes = field(default=b"", repr=False)
 
 
 class Answer:

@@ -9,7 +9,7 @@ Three transports carry the same named byte streams:
     └── websocket Tunnel          SPDY/3.1 inside WebSocket messages
     stdio           exec and attach over a link; remotecommand P has what their protocols share
     forwarding      port-forward over a link; portforward P pairs its streams
-    server          HTTP: upgrade P reads the request, tokens P names the session, then stdio or forwarding
+    server          HTTP: exchange P reads the request, upgrade P; tokens P names the session of stdio or forwarding
     sessions        the interface of a session; pods and containers implement it
 
 Rules:

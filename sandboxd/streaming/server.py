@@ -17,6 +17,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -29,8 +30,11 @@ from sandboxd.streaming.sessions import AttachRequest, ExecRequest, PortForwardR
 from sandboxd.streaming.stdio import Stdio
 from sandboxd.streaming.streams import Multiplexer
 from sandboxd.streaming.tokens import Tokens
-from sandboxd.streaming.upgrade import Asked, Exchange, Refused
-from sandboxd.streaming.websocket import Channels, Tunnel, WebSocket
+from sandboxd.streaming.upgrade import Asked, Refused
+
+if TYPE_CHECKING:
+    from sandboxd.streaming.exchange import Exchange
+    from sandboxd.streaming.websocket import WebSocket
 
 log = structlog.get_logger(__name__)
 
@@ -150,6 +154,9 @@ class StreamingServer:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Here and not above: only clients that come need HTTP and WebSocket, a twentieth of what starting takes.
+        from sandboxd.streaming.exchange import Exchange
+
         exchange = Exchange()
         try:
             asked = await self._asked(exchange, reader)
@@ -228,6 +235,8 @@ class StreamingServer:
                 headers.append((upgrade.PROTOCOL_HEADER, chosen))
             answer = exchange.switch(headers)
         else:
+            from sandboxd.streaming.websocket import WebSocket  # as with Exchange
+
             socket = WebSocket(chosen)
             if not socket.accept(asked.head):
                 # Its own answer says what is wrong with the handshake; then the connection ends.
@@ -240,7 +249,7 @@ class StreamingServer:
         writer.write(answer)
         link = Link(reader, writer, mux, limits=self._limits, received=asked.rest)
         if isinstance(request, PortForwardRequest):
-            fixed = isinstance(mux, Channels)
+            fixed = websocket and chosen not in portforward.TUNNEL_PROTOCOLS
             connections = len(request.ports) if fixed else None
             return Forwarding(link, request, connections=connections, room=self._forwarded)
         version = versions[chosen] if chosen is not None else remotecommand.UNNAMED_VERSION
@@ -262,6 +271,8 @@ def _chosen(asked: Asked, served: tuple[str, ...]) -> str | None:
 
 
 def _websocket_mux(socket: WebSocket, chosen: str | None, request: Request) -> Multiplexer:
+    from sandboxd.streaming.websocket import Channels, Tunnel  # as with Exchange
+
     if chosen in portforward.TUNNEL_PROTOCOLS:
         return Tunnel(socket, spdy.Connection())
     base64_text = chosen is not None and "base64" in chosen

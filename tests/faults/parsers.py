@@ -22,7 +22,7 @@ from sandboxd.machine import handlers
 from sandboxd.oci import cdi, image, layers, seccomp, users
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.registry import auth, hosts, proxies, reference
-from sandboxd.streaming import portforward, remotecommand, spdy, spdy_headers, upgrade, websocket
+from sandboxd.streaming import exchange, portforward, remotecommand, spdy, spdy_headers, upgrade, websocket
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -142,13 +142,13 @@ def _websocket(data: bytes) -> None:
 
 
 def _upgrade(data: bytes) -> None:
-    exchange = upgrade.Exchange()
+    http = exchange.Exchange()
     if not data:
         return
     try:
-        asked = exchange.receive_data(data)
+        asked = http.receive_data(data)
     except upgrade.Refused as refused:
-        exchange.refuse(refused)
+        http.refuse(refused)
         return
     if asked is not None and asked.transport == upgrade.WEBSOCKET:
         websocket.WebSocket(None).accept(asked.head)

@@ -19,8 +19,8 @@ PURE = words(
     cgroups.sample
     containerd.calls
     registry.auth registry.hosts registry.reference
-    streaming.channels streaming.portforward streaming.remotecommand streaming.spdy streaming.spdy_headers
-    streaming.streams streaming.tokens streaming.upgrade streaming.websocket
+    streaming.channels streaming.exchange streaming.portforward streaming.remotecommand streaming.spdy
+    streaming.spdy_headers streaming.streams streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
     machine.rule_lists
     pods.reconcile

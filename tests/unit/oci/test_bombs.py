@@ -38,7 +38,7 @@ from sandboxd.oci import image, layers
 from sandboxd.oci.archive import Archive
 from sandboxd.oci.recording import Recording, merged
 if sys.argv[2] in ("token", "explanation"):  # what they need takes longer to import than most bombs to read
-    from sandboxd.registry import auth, client
+    from sandboxd.registry import auth, refusals
 
 def figure(name, path="/proc/self/status"):
     return next(int(line.split()[1]) for line in open(path) if line.startswith(name))
@@ -77,7 +77,7 @@ def token(path):
     return auth.parse_token(Path(path).read_bytes(), "the realm")
 
 def explanation(path):
-    return client.explanation(Path(path).read_bytes())
+    return refusals.explanation(Path(path).read_bytes())
 
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))

@@ -24,7 +24,7 @@ from sandboxd.errors import (
 )
 from sandboxd.registry import reference
 from sandboxd.registry.auth import Credentials
-from sandboxd.registry.client import Registries, Repository, explanation, first_cause
+from sandboxd.registry.client import Registries, Repository, first_cause
 from sandboxd.registry.docker_config import DockerConfig
 from sandboxd.registry.hosts_dir import HostsDir
 from sandboxd.registry.patience import Limits
@@ -731,25 +731,6 @@ async def test_a_server_that_echoes_what_it_was_shown_is_not_repeated(
     assert "hunter2" not in words
     assert basic not in words
     assert server.host in words
-
-
-# Words.
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b'{"errors": [{"code": "A", "message": "is so"}, {"code": "B"}]}', "is so; B"),
-        (b'{"errors": [{"message": "a\\u001b[31m\\nb"}]}', "a [31m b"),
-        (b'{"errors": [{"message": "' + b"x" * 500 + b'"}]}', "x" * 200),
-        (b"<html>", ""),
-        (b'{"errors": 1}', ""),
-        (b'{"errors": ["a"]}', ""),
-        (b"", ""),
-    ],
-)
-def test_a_registrys_explanation_is_short_and_printable(body: bytes, words: str) -> None:
-    assert explanation(body) == words
 
 
 def test_the_cause_of_a_group_is_the_error_that_says_why() -> None:

@@ -11,7 +11,8 @@ from sandboxd.errors import InvalidRequest, NotReady, SandboxdError, Unavailable
 from sandboxd.registry.hosts import Endpoint
 from sandboxd.registry.patience import Broken, Stalled
 from sandboxd.registry.proxies import Proxies
-from sandboxd.registry.transport import Request, Transport
+from sandboxd.registry.request import Request
+from sandboxd.registry.transport import Transport
 from tests.fakes.http_server import Asked, Reply, serving
 
 PRIVATE = (("Authorization", "secret"),)

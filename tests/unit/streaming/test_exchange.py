@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.streaming.upgrade import SPDY, WEBSOCKET, Asked, Exchange, Refused
+from sandboxd.streaming.exchange import Exchange
+from sandboxd.streaming.upgrade import SPDY, WEBSOCKET, Asked, Refused
 from sandboxd.streaming.websocket import WebSocket
 
 HEAD = (
