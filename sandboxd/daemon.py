@@ -46,7 +46,6 @@ from sandboxd.insight.addresses import Addresses
 from sandboxd.insight.audit import Auditor
 from sandboxd.insight.figures import Figures, Sources
 from sandboxd.insight.metrics import CONTENT_TYPE, Metrics
-from sandboxd.insight.metrics_server import MetricsServer
 from sandboxd.jobs import Jobs, described
 from sandboxd.ledger import Ledger
 from sandboxd.logs.client import Logs
@@ -169,6 +168,9 @@ async def serve(config: Config) -> None:
         await server.start()
         await streaming.start()
         if config.metrics.address:
+            # Here and not above: most have none, and its HTTP takes its time to load.
+            from sandboxd.insight.metrics_server import MetricsServer
+
             scraped = MetricsServer(metrics.exposition, CONTENT_TYPE)
             stack.push_async_callback(scraped.close)
             await scraped.start(*host_and_port(config.metrics.address))

@@ -30,8 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyroute2 import AsyncIPRoute, NetlinkError
-
 from sandboxd import mounts, private, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
 
@@ -368,7 +366,7 @@ def _enter(path: str) -> None:
 async def view(path: str) -> View:
     """All interfaces and routes inside the namespace at `path`. Raises NotReady when it cannot be read."""
 
-    async def read(ipr: AsyncIPRoute) -> View:
+    async def read(ipr: Any) -> View:
         links = [link async for link in await ipr.get_links()]
         addresses = [address async for address in await ipr.get_addr()]
         routes = [route async for route in await ipr.get_routes(table=_RT_TABLE_MAIN)]
@@ -383,12 +381,13 @@ async def view(path: str) -> View:
 async def own_links(indexes: Sequence[int]) -> list[Link]:
     """Those of the daemon's own namespace's interfaces that have these indexes. Raises NotReady."""
 
-    async def read(ipr: AsyncIPRoute) -> list[Link]:
+    async def read(ipr: Any) -> list[Link]:
+        pyroute2 = _pyroute2()
         links = []
         for index in indexes:
             try:
                 links += await ipr.link("get", index=index)
-            except NetlinkError as exc:
+            except pyroute2.NetlinkError as exc:
                 if exc.code != errno.ENODEV:
                     raise
         addresses = [address async for address in await ipr.get_addr()]
@@ -403,10 +402,11 @@ async def own_route(address: str) -> int:
     Raises NotReady when that cannot be asked.
     """
 
-    async def read(ipr: AsyncIPRoute) -> int:
+    async def read(ipr: Any) -> int:
+        pyroute2 = _pyroute2()
         try:
             (route,) = await ipr.route("get", dst=address)
-        except NetlinkError as exc:
+        except pyroute2.NetlinkError as exc:
             if exc.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
                 return 0
             raise
@@ -415,11 +415,21 @@ async def own_route(address: str) -> int:
     return await _read("", read)
 
 
-async def _read(path: str, ask: Callable[[AsyncIPRoute], Awaitable[T]]) -> T:
+def _pyroute2() -> Any:
+    """The library. The first call takes a tenth of a second."""
+    # Here and not above: all of its protocols come with it, which is a tenth of what starting the daemon takes.
+    import pyroute2
+
+    return pyroute2
+
+
+async def _read(path: str, ask: Callable[[Any], Awaitable[T]]) -> T:
     """What `ask` reads in the namespace; "" is the daemon's own. A machine's many links do not hold up the daemon."""
 
+    pyroute2 = await asyncio.to_thread(_pyroute2)
+
     async def asked() -> T:
-        async with AsyncIPRoute() as ipr:
+        async with pyroute2.AsyncIPRoute() as ipr:
             return await ask(ipr)
 
     def inside() -> T:
@@ -429,7 +439,7 @@ async def _read(path: str, ask: Callable[[AsyncIPRoute], Awaitable[T]]) -> T:
 
     try:
         return await _in_own_thread(inside)
-    except (NetlinkError, OSError) as exc:
+    except (pyroute2.NetlinkError, OSError) as exc:
         raise NotReady(f"network namespace {path or 'of the machine'} cannot be read: {exc}") from exc
 
 
@@ -464,13 +474,14 @@ def _route(route: Any) -> Route:
 
 async def interfaces(path: str) -> list[Interface]:
     """The interfaces inside the namespace at `path`, in the kernel's order."""
-    # pyroute2 insists on SOCK_DGRAM (for netlink the same as SOCK_RAW) and closes what it is given.
+    pyroute2 = await asyncio.to_thread(_pyroute2)
+    # It insists on SOCK_DGRAM (for netlink the same as SOCK_RAW) and closes what it is given.
     sock = await open_socket(path, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
     try:
-        async with AsyncIPRoute(fileno=sock.detach()) as ipr:
+        async with pyroute2.AsyncIPRoute(fileno=sock.detach()) as ipr:
             links = [link async for link in await ipr.get_links()]
             addresses = [address async for address in await ipr.get_addr()]
-    except (NetlinkError, OSError) as exc:
+    except (pyroute2.NetlinkError, OSError) as exc:
         raise NotReady(f"network namespace {path} cannot be read: {exc}") from exc
     by_index: dict[int, list[str]] = {}
     for address in addresses:

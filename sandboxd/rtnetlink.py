@@ -8,11 +8,10 @@ Sources: rtnetlink(7), netlink(7), linux/if_link.h, linux/rtnetlink.h.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-from pyroute2 import AsyncIPRoute, NetlinkError
 
 from sandboxd.errors import NotReady
 from sandboxd.network_state import ADDRESS, LINK, NEIGHBOUR, POLICY, QDISC, ROUTE, Thing
@@ -37,8 +36,9 @@ async def look(sock: socket.socket, place: str) -> list[Thing]:
 
     The socket is of NETLINK_ROUTE and SOCK_DGRAM. Raises NotReady when the kernel refuses.
     """
+    pyroute2 = await asyncio.to_thread(_pyroute2)
     try:
-        async with AsyncIPRoute(fileno=sock.detach()) as ipr:
+        async with pyroute2.AsyncIPRoute(fileno=sock.detach()) as ipr:
             links = [each async for each in await ipr.get_links()]
             addresses = [each async for each in await ipr.get_addr()]
             routes = [each async for each in await ipr.get_routes()]
@@ -49,7 +49,7 @@ async def look(sock: socket.socket, place: str) -> list[Thing]:
             ]
             neighbours = [each async for each in await ipr.get_neighbours()]
             qdiscs = [each async for each in await ipr.get_qdiscs()]
-    except (NetlinkError, OSError) as exc:
+    except (pyroute2.NetlinkError, OSError) as exc:
         raise NotReady(f"the network of the {place} cannot be read: {exc}") from exc
     names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in links}
     return [
@@ -64,6 +64,13 @@ async def look(sock: socket.socket, place: str) -> list[Thing]:
             if each["index"] in names and each.get_attr("TCA_KIND") not in _OF_THE_KERNEL
         ),
     ]
+
+
+def _pyroute2() -> Any:
+    # Here and not above: only who asks for a look needs it, and it is a tenth of what starting the daemon takes.
+    import pyroute2
+
+    return pyroute2
 
 
 def _link(link: Any, names: Mapping[int, str], place: str) -> Thing:

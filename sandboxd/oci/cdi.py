@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sandboxd import foreign_json, foreign_yaml
+from sandboxd import foreign_json
 from sandboxd.errors import InvalidRequest, NotFound, Unsupported
 from sandboxd.foreign_json import shown
 from sandboxd.oci import linux
@@ -85,6 +85,9 @@ def parse(data: bytes, source: str) -> Spec:
     if source.endswith(".json"):
         content = foreign_json.parse(data, source, repeated=True)
     else:
+        # Here and not above: most machines have no such file, and PyYAML takes its time to load.
+        from sandboxd import foreign_yaml
+
         content = foreign_yaml.parse(data, source)
     document = _object(content, _FILE, f"{source}:", " ")
     if not _VERSION.match(document.get("cdiVersion", "")):
