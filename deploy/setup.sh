@@ -84,5 +84,7 @@ if [ ! -x .venv/bin/sandboxd ] || [ "$(cat $stamp 2>/dev/null)" != "$want" ]; th
         >"$log" 2>&1 || die "pip could not install the Python packages; is there a network? The full output is in $log; \
 its last line: $(grep -v '^ *$' "$log" | tail -n 1)"
     rm -f "$log"
+    # pip compiles what it copies; what it links to would be compiled by the first start, or by each if that may not write.
+    .venv/bin/python -m compileall -q sandboxd || die "the Python sources could not be compiled"
     printf '%s\n' "$want" > $stamp
 fi
