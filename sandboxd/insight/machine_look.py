@@ -35,20 +35,25 @@ async def examined(node: Node, containerd_version: Callable[[], Awaitable[str]])
 
     `containerd_version` asks containerd, and raises when it does not answer.
     """
+    parts = await asyncio.gather(
+        _within("configuration", asyncio.to_thread(_of_configuration, node.config)),
+        _within("versions", _versions(node, containerd_version)),
+        _within("kernel", asyncio.to_thread(lambda: [*_kernel(), *_forwarding()])),
+        _within("packet-filter", _packet_filter()),
+        _within("plugins", _plugins(node)),
+        _within("network-files", asyncio.to_thread(_choice, node)),
+        _within("addresses", asyncio.to_thread(lambda: [*_ranges(_networks(node))])),
+    )
+    return [*(check for part in parts for check in part), *_debts(node)]
+
+
+async def _within(name: str, looking: Awaitable[list[Check]]) -> list[Check]:
+    """What a look finds, or that it took too long: the others are told all the same."""
     try:
         async with asyncio.timeout(SECONDS):
-            parts = await asyncio.gather(
-                asyncio.to_thread(_of_configuration, node.config),
-                _versions(node, containerd_version),
-                asyncio.to_thread(lambda: [*_kernel(), *_forwarding()]),
-                _packet_filter(),
-                _plugins(node),
-                asyncio.to_thread(_choice, node),
-                asyncio.to_thread(lambda: [*_ranges(_networks(node))]),
-            )
+            return await looking
     except TimeoutError:
-        return [Check(name="machine", severity=UNKNOWN, says=f"the machine could not be looked at in {SECONDS:g} s")]
-    return [*(check for part in parts for check in part), *_debts(node)]
+        return [Check(name=name, severity=UNKNOWN, says=f"could not be looked at in {SECONDS:g} s")]
 
 
 def _of_configuration(config: Config) -> list[Check]:

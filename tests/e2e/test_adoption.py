@@ -209,12 +209,18 @@ def test_a_ledger_that_is_lost_while_the_daemon_runs_is_written_anew(fresh_bed: 
     until(lambda: ledger_file(bed).exists(), what="the comparison writes another")
     third = run_pod(bed)
     before = {pod_id: len(pod_info(bed, pod_id)["timeline"]) for pod_id in (first, second, third)}
+    until(lambda: steps_written(bed) == before, what="the steps are written, some at a time")
     bed.kill_daemon()
     bed.relaunch_daemon()
     assert {pod_id: len(pod_info(bed, pod_id)["timeline"]) for pod_id in before} == before
     assert "a pod that the ledger had lost" not in bed.log_file.read_text(encoding="utf-8", errors="replace")
     for pod_id in before:
         remove_pod(bed, pod_id)
+
+
+def steps_written(bed: Testbed) -> dict[str, int]:
+    with closing(sqlite3.connect(f"file:{ledger_file(bed)}?mode=ro", uri=True)) as db:
+        return dict(db.execute("SELECT sandbox_id, count(*) FROM steps GROUP BY sandbox_id"))
 
 
 def listed(bed: Testbed) -> set[str]:

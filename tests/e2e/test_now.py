@@ -23,6 +23,13 @@ pytestmark = pytest.mark.e2e
 
 LEFT = b"\x1b[?1049l"  # the alternate screen
 
+# A shell's background job, such as these tests may be a part of, ignores SIGINT, and so would all that it starts.
+AS_IN_A_SHELL = """\
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 def argv(bed: Testbed, *args: str) -> list[str]:
     return [str(Path(sys.executable).parent / "sandboxctl"), "--socket", str(bed.socket), *args]
@@ -35,7 +42,8 @@ def on_a_terminal(bed: Testbed, *args: str) -> Iterator[tuple[subprocess.Popen[b
     os.set_blocking(ours, False)
     before = termios.tcgetattr(theirs)
     env = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "160", "LINES": "30"}
-    process = subprocess.Popen(argv(bed, *args), stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    command = [sys.executable, "-c", AS_IN_A_SHELL, *argv(bed, *args)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
     told = bytearray()
     try:
         yield process, ours, told

@@ -264,6 +264,7 @@ def test_the_metrics_have_cadvisors_names_and_all_their_labels(bed: Testbed, ima
     )
     worker = run_container(bed, pod_id, config)
     exec_sync(bed, worker, "echo written > /written")
+    until(lambda: container_stats(bed, worker).HasField("writable_layer"), what="what was written is measured")
     answer = bed.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest())
     (pod,) = (entry for entry in answer.pod_metrics if entry.pod_sandbox_id == pod_id)
     (container,) = pod.container_metrics
