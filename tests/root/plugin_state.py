@@ -57,7 +57,7 @@ def of_machine(pods: Sequence[str]) -> dict[str, Any]:
             # A table that was looked at is there, and empty; no packet can tell.
             if not line.startswith("#") and not _EMPTY.match(line)
         ]
-    # nft has a word for iptables' MASQUERADE in the family that it lists first only; iptables-save has told it already.
+    # nft has a word for MASQUERADE in the family that it lists first only; iptables-save has told it already.
     listed = re.sub(r"(packets|bytes) \d+", "", output("nft", "list", "ruleset"))
     found["nft"] = _chains(re.sub(r"counter +masquerade$", "counter   ", listed, flags=re.MULTILINE))
     found = without_lots(found)
