@@ -90,6 +90,7 @@ class Tasks:
         self._meta = client.metadata
         self._owned = client.owned
         self._freed: set[str] = set()  # ids whose task was deleted here, so that there is nothing to ask about it
+        self._unsure: set[str] = set()  # those for which one may still be created: nobody said what became of that
         self._containers = containers_pb2_grpc.ContainersStub(client.channel)
         self._tasks = tasks_pb2_grpc.TasksStub(client.channel)
 
@@ -180,6 +181,7 @@ class Tasks:
     async def delete_container(self, container_id: str) -> None:
         """Remove the container's record. Idempotent."""
         self._freed.discard(container_id)
+        self._unsure.discard(container_id)
         try:
             with translate(f"container record {container_id}"):
                 await self._containers.Delete(
@@ -209,8 +211,10 @@ class Tasks:
             terminal=terminal,
         )
         self._freed.discard(container_id)
+        self._unsure.add(container_id)
         with runtime_words(), translate(f"task of {container_id}"):
             answer = await self._tasks.Create(request, metadata=self._meta, timeout=RUNTIME_SECONDS)
+        self._unsure.discard(container_id)
         return int(answer.pid)
 
     async def start(self, container_id: str) -> int:
@@ -307,7 +311,8 @@ class Tasks:
         if container_id in self._freed:
             return None
         ended = await self._deleted(container_id)
-        self._freed.add(container_id)
+        if ended is not None and container_id not in self._unsure:
+            self._freed.add(container_id)
         return ended
 
     async def _deleted(self, container_id: str) -> Exit | None:

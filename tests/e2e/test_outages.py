@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +54,6 @@ def containerd(bed: Testbed) -> str:
     return bed.path("/run/sandboxd/containerd/containerd.pid").read_text().strip()
 
 
-def trouble(bed: Testbed) -> str:
-    """Why the runtime is not ready, "" when it is."""
-    status = bed.runtime.Status(cri.StatusRequest(), timeout=60).status
-    (ready,) = (condition for condition in status.conditions if condition.type == "RuntimeReady")
-    assert (ready.reason, bool(ready.message)) == (("", False) if ready.status else ("ContainerdUnavailable", True))
-    return str(ready.message)
-
-
-@contextmanager
-def stopped(bed: Testbed) -> Iterator[None]:
-    """A containerd that is stopped, and known to be."""
-    pid = containerd(bed)
-    bed.run(["kill", "-STOP", pid])
-    try:
-        yield
-    finally:
-        bed.run(["kill", "-CONT", pid])
-        until(lambda: not trouble(bed), what="it is seen to answer again")
-
-
 def bundle(bed: Testbed, container_id: str) -> Path:
     """Where containerd keeps what it knows of the container's task."""
     return bed.path("/run/sandboxd/containerd/state/io.containerd.runtime.v2.task/sandboxd") / container_id
@@ -115,51 +93,6 @@ def test_the_private_containerd_is_back_however_often_it_is_killed(bed: Testbed,
     assert len(pauses) >= 8 and all("in_seconds=0.2" in line for line in pauses), pauses
     assert pod_status(bed, living).state == cri.SANDBOX_READY
     remove_pod(bed, living)
-
-
-def test_a_containerd_that_is_stopped_is_noticed_and_nothing_that_it_cut_off_is_made_permanent(
-    bed: Testbed, images: tuple[str, ...]
-) -> None:
-    before = warmed_up(bed)
-    pod_id, leaving, config = run_pod(bed), run_pod(bed), pod_config()
-    runs = run_container(bed, pod_id, container_config("runs", "busybox", SLEEP))
-    waits = create_container(bed, pod_id, shell("echo waits; sleep 100000"))
-    created = create_container(bed, leaving, shell("echo created; sleep 100000"))
-    with ThreadPoolExecutor(2) as clients, stopped(bed):
-        cut_off: list[Future[Any]] = [
-            clients.submit(run_pod, bed, config),
-            clients.submit(start_container, bed, waits),
-        ]
-        until(lambda: "has stopped answering" in trouble(bed), what="Status says so")
-
-        # Refused at once: within a limit that is shorter than any of a call to containerd.
-        with pytest.raises(grpc.RpcError) as refusal:
-            bed.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod_config()), timeout=20)
-        assert refused(refusal.value)[0] is grpc.StatusCode.UNAVAILABLE
-        assert "has stopped answering" in refused(refusal.value)[1]
-        with pytest.raises(grpc.RpcError) as refusal:
-            bed.runtime.StartContainer(cri.StartContainerRequest(container_id=created), timeout=20)
-        assert "has stopped answering" in refused(refusal.value)[1]
-        with pytest.raises(grpc.RpcError) as refusal:
-            bed.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=leaving), timeout=20)
-        assert "has stopped answering" in refused(refusal.value)[1]
-        assert container_status(bed, runs).state == cri.CONTAINER_RUNNING
-        # Each ends with the limit of the one call that was under way.
-        for request in cut_off:
-            error = request.exception(timeout=150)
-            assert error is not None and refused(error)[0] in AWAY
-        assert pod_status(bed, leaving).state == cri.SANDBOX_READY, "nothing of it was stopped"
-    for container_id, name in ((waits, "waits"), (created, "created")):
-        assert container_status(bed, container_id).state != cri.CONTAINER_EXITED
-        start_container(bed, container_id)
-        assert container_status(bed, container_id).state == cri.CONTAINER_RUNNING
-        until_logged(bed, container_id, name)
-    remove_pod(bed, leaving)
-    made = answered(bed, config)
-    assert pod_status(bed, made).state == cri.SANDBOX_READY
-    remove_pod(bed, made)
-    remove_pod(bed, pod_id)
-    assert_no_leaks(bed, before)
 
 
 def test_what_a_death_of_containerd_cuts_off_is_undone_or_done_when_it_is_back(

@@ -28,7 +28,7 @@ def output(*command: str) -> str:
 def settled(pods: Sequence[str]) -> None:
     """Wait until no address is tentative any more and every port forwards, here and in the pods."""
     for inside in ((), *(("-n", pod) for pod in pods)):
-        for _ in range(200):
+        for _ in range(100):
             links = json.loads(output("ip", *inside, "-j", "-d", "addr"))
             used = {link.get("master") for link in links} | {link["ifname"] for link in links if "link_index" in link}
             if all(_is_settled(link, link["ifname"] in used) for link in links):

@@ -28,7 +28,6 @@ ELSEWHERE = {
     "containerd.processes": "tests/e2e/test_exec.py",
     "containerd.records": "tests/root/contracts/test_runtime_contract.py",
     "containerd.snapshots": "tests/root/test_images_on_containerd.py",
-    "containerd.tasks": "tests/e2e/test_lifecycle.py",
     "daemon": "tests/e2e/test_daemon.py",
     "insight.evidence": "tests/unit/insight/test_diagnose.py",
     "insight.probes": "tests/e2e/test_doctor.py",
