@@ -56,6 +56,11 @@ CASES = {
         ports=((), (), ()),
         before=("ip link add cni9 address 02:00:00:00:00:09 type bridge",),
     ),
+    "no-way-to-the-pod": Run(
+        conf={**BRIDGE, "ipam": host_local(subnet="10.99.0.0/24")},
+        ports=(({"containerPort": 80, "protocol": "tcp", "hostPort": 8080},),),
+        before=("ip link add cni9 address 02:00:00:00:00:09 type bridge",),
+    ),
     "another-address": Run(
         conf={**BRIDGE, "isGateway": True, "ipam": host_local(subnet="10.99.0.0/24")},
         before=("ip link add cni9 type bridge; ip addr add 10.5.0.1/24 dev cni9",),
