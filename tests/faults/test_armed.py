@@ -23,7 +23,7 @@ def armed() -> Iterator[tuple[Testbed, Arms]]:
     with Testbed() as bed:
         bed.default_network()
         arms = Arms(bed)
-        bed.start_daemon()
+        bed.start_daemon(network={"in_process": "never"})  # so that plugins are spawned
         yield bed, arms
 
 
