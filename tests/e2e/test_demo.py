@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def other() -> Iterator[Path]:
     """The cgroup of another demo's pod, with a process in it: all share the machine's, and it may have its own."""
     hierarchies = [path for path in Path("/sys/fs/cgroup").iterdir() if (path / "cgroup.procs").is_file()]
     parent = next(iter(hierarchies), Path("/sys/fs/cgroup")) / CGROUP
-    made = parent / "somebodys"
+    made = parent / f"somebodys-{secrets.token_hex(4)}"
     made.mkdir(parents=True)
     with subprocess.Popen(["sleep", "1000"]) as process:
         (made / "cgroup.procs").write_text(str(process.pid))
