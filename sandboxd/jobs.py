@@ -8,15 +8,17 @@ Rules:
 4. `drain` waits for jobs and never cancels them; loops are cancelled, and so is what runs in the `background`.
 5. A key may hold a whole request. Logs and asyncio name a job by `described`, never by its key.
 6. Long work on files runs in threads, a piece at a time (`in_pieces`): it delays neither other work nor a shutdown.
+7. What changes the thread that it runs in, as setns(2) does, has one that ends with it (`in_own_thread`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -33,6 +35,8 @@ RESTART_SECONDS = 0.2  # before a loop is restarted for the first time; doubled 
 MAX_RESTART_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # after which a loop's backoff starts over
 MAX_NAME_CHARS = 300  # of a string in a key that is shown as it is; no image name is longer
+
+OWN_THREAD = "own"  # the name of each thread of `in_own_thread`
 
 # Separate from asyncio's own threads, which are for calls that take only a moment.
 _THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pieces")
@@ -60,6 +64,32 @@ def _piece(work: Generator[None, None, T]) -> tuple[T] | None:
     except StopIteration as end:
         return (end.value,)
     return None
+
+
+async def in_own_thread(call: Callable[[], T], give_up: Callable[[], object] | None = None) -> T:
+    """Run `call` in a thread that ends with it, and return its result.
+
+    Nothing stops the thread: when this is cancelled, it runs on, and its result is lost. With `give_up`, which asks
+    it to end, it has ended when this returns.
+    """
+    outcome: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as exc:
+            outcome.set_exception(exc)
+
+    threading.Thread(target=body, name=OWN_THREAD, daemon=True).start()
+    ending = asyncio.wrap_future(outcome)
+    try:
+        return await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        if give_up is not None:
+            give_up()
+            await asyncio.wait({ending})
+            ending.exception()  # seen: asyncio would report it
+        raise
 
 
 class Jobs:

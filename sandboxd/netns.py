@@ -7,7 +7,7 @@ can clean it up. Rules:
    calling thread only, and such a thread must never serve anything else again. The daemon never forks.
 2. `create` leaves nothing when it fails; `remove` treats "already gone" as done. What others did to the path,
    `restore` repairs while a process is in the namespace.
-3. pyroute2 is handed a socket that was opened inside; its own `netns=` forks the process (0.9.7).
+3. pyroute2 opens its socket in such a thread; its own `netns=` forks the process (0.9.7).
 4. A user namespace cannot be made by a thread (unshare(2): EINVAL), so unshare(1) makes it, together with the
    network namespace that it is to own, and lives until both are pinned.
 
@@ -24,7 +24,6 @@ import socket
 import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any, TypeVar
 
 from sandboxd import mounts, private, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
+from sandboxd.jobs import in_own_thread
 
 T = TypeVar("T")
 
@@ -41,18 +41,6 @@ _RT_TABLE_MAIN = 254
 _MAX_STACKED = 64  # mounts that somebody put on one of ours
 _preparing = threading.Lock()  # a second mount of the directory would hide what was pinned below the first
 UNSHARE_SECONDS = 20.0  # for unshare(1) to be there; it does nothing but two system calls
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
-    """A network interface as seen inside a namespace."""
-
-    name: str
-    index: int
-    mac: str
-    mtu: int
-    up: bool
-    addresses: tuple[str, ...]  # "10.0.10.2/24"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,21 +85,6 @@ def _loopback_up() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
 
 
-async def _in_own_thread(call: Callable[[], T]) -> T:
-    """Run `call` in a thread that ends with it (rule 1)."""
-    outcome: Future[T] = Future()
-
-    def body() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as exc:
-            outcome.set_exception(exc)
-
-    threading.Thread(target=body, name="netns", daemon=True).start()
-    # Shielded: the thread cannot be stopped half way, so its result must not be lost to a cancellation.
-    return await asyncio.shield(asyncio.wrap_future(outcome))
-
-
 def prepare_directory(directory: str) -> None:
     """Make `directory` a shared mount of its own, as `ip netns add` does. Idempotent; raises OSError.
 
@@ -150,7 +123,7 @@ async def create(path: str) -> int:
         return os.stat(path).st_ino
 
     try:
-        return await _in_own_thread(make)
+        return await in_own_thread(make)
     except OSError as exc:
         raise NotReady(f"network namespace {path} cannot be created: {exc}") from exc
 
@@ -175,7 +148,7 @@ async def create_user_namespace(path: str, *, uid_map: str, gid_map: str, netns_
             if not await process.stdout.read(1):
                 words = (await process.stderr.read()).decode("utf-8", "replace").strip()
                 raise NotReady(f"a user namespace cannot be created: {words}")
-        await _in_own_thread(lambda: _pin_user_namespace(process.pid, path, uid_map, gid_map, netns_path))
+        await in_own_thread(lambda: _pin_user_namespace(process.pid, path, uid_map, gid_map, netns_path))
     except TimeoutError as exc:
         raise NotReady(f"a user namespace cannot be created: no answer in {UNSHARE_SECONDS:g} s") from exc
     except (OSError, ConnectionError) as exc:
@@ -344,7 +317,7 @@ async def inside(path: str, call: Callable[[], T]) -> T:
         return call()
 
     try:
-        return await _in_own_thread(entered)
+        return await in_own_thread(entered)
     except OSError as exc:
         raise NotReady(f"network namespace {path} cannot be entered: {exc}") from exc
 
@@ -363,19 +336,26 @@ def _enter(path: str) -> None:
         os.close(fd)
 
 
+async def interfaces(path: str) -> list[Link]:
+    """The interfaces inside a namespace, in the kernel's order. Raises NotReady when it cannot be read."""
+    return await _read(path, _links)
+
+
 async def view(path: str) -> View:
-    """All interfaces and routes inside the namespace at `path`. Raises NotReady when it cannot be read."""
+    """The same, and the routes."""
 
     async def read(ipr: Any) -> View:
-        links = [link async for link in await ipr.get_links()]
-        addresses = [address async for address in await ipr.get_addr()]
+        links = await _links(ipr)
         routes = [route async for route in await ipr.get_routes(table=_RT_TABLE_MAIN)]
-        return View(
-            links=tuple(_link(link, addresses) for link in links),
-            routes=tuple(_route(route) for route in routes if route["type"] == 1),
-        )
+        return View(links=tuple(links), routes=tuple(_route(route) for route in routes if route["type"] == 1))
 
     return await _read(path, read)
+
+
+async def _links(ipr: Any) -> list[Link]:
+    links = [link async for link in await ipr.get_links()]
+    addresses = [address async for address in await ipr.get_addr()]
+    return [_link(link, addresses) for link in links]
 
 
 async def own_links(indexes: Sequence[int]) -> list[Link]:
@@ -432,13 +412,11 @@ async def _read(path: str, ask: Callable[[Any], Awaitable[T]]) -> T:
         async with pyroute2.AsyncIPRoute() as ipr:
             return await ask(ipr)
 
-    def inside() -> T:
-        if path:
-            _enter(path)
+    def run() -> T:
         return asyncio.run(asked())
 
     try:
-        return await _in_own_thread(inside)
+        return await (inside(path, run) if path else in_own_thread(run))
     except (pyroute2.NetlinkError, OSError) as exc:
         raise NotReady(f"network namespace {path or 'of the machine'} cannot be read: {exc}") from exc
 
@@ -470,31 +448,3 @@ def _route(route: Any) -> Route:
         gateway=route.get_attr("RTA_GATEWAY") or "",
         link=route.get_attr("RTA_OIF") or 0,
     )
-
-
-async def interfaces(path: str) -> list[Interface]:
-    """The interfaces inside the namespace at `path`, in the kernel's order."""
-    pyroute2 = await asyncio.to_thread(_pyroute2)
-    # It insists on SOCK_DGRAM (for netlink the same as SOCK_RAW) and closes what it is given.
-    sock = await open_socket(path, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
-    try:
-        async with pyroute2.AsyncIPRoute(fileno=sock.detach()) as ipr:
-            links = [link async for link in await ipr.get_links()]
-            addresses = [address async for address in await ipr.get_addr()]
-    except (pyroute2.NetlinkError, OSError) as exc:
-        raise NotReady(f"network namespace {path} cannot be read: {exc}") from exc
-    by_index: dict[int, list[str]] = {}
-    for address in addresses:
-        text = f"{address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
-        by_index.setdefault(address["index"], []).append(text)
-    return [
-        Interface(
-            name=link.get_attr("IFLA_IFNAME"),
-            index=link["index"],
-            mac=link.get_attr("IFLA_ADDRESS") or "",
-            mtu=link.get_attr("IFLA_MTU") or 0,
-            up=bool(link["flags"] & _IFF_UP),
-            addresses=tuple(by_index.get(link["index"], ())),
-        )
-        for link in links
-    ]

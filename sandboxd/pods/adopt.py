@@ -32,7 +32,7 @@ from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.errors import AlreadyExists, NotFound, SandboxdError
 from sandboxd.machine import pins
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord, of_earlier_boot
-from sandboxd.netns import Interface
+from sandboxd.netns import Link
 from sandboxd.node import Node
 from sandboxd.operations import hold
 
@@ -191,7 +191,7 @@ def _sandbox(node: Node, kept: SandboxRecord, stored: Stored, found: _Found) -> 
     return replace(kept, pid=pid, started_at=_started_at(pid, stored) if came_to_be else 0)
 
 
-async def _inside(node: Node, record: SandboxRecord) -> Sequence[Interface]:
+async def _inside(node: Node, record: SandboxRecord) -> Sequence[Link]:
     """The interfaces in the pod's network namespace; none when it has none of its own, or no more."""
     if not record.netns_path or of_earlier_boot(record, node.machine.boot):
         return ()
@@ -200,7 +200,7 @@ async def _inside(node: Node, record: SandboxRecord) -> Sequence[Interface]:
     return await node.netns.interfaces(record.netns_path)
 
 
-def _addresses(inside: Sequence[Interface], ifname: str) -> list[tuple[int, str]]:
+def _addresses(inside: Sequence[Link], ifname: str) -> list[tuple[int, str]]:
     """The pod's addresses, with prefix lengths, each with the index of its interface; not what the kernel gave it."""
     return [
         (index, address)
@@ -210,7 +210,7 @@ def _addresses(inside: Sequence[Interface], ifname: str) -> list[tuple[int, str]
     ]
 
 
-def _result(planned: Attachment, inside: Sequence[Interface]) -> bytes:
+def _result(planned: Attachment, inside: Sequence[Link]) -> bytes:
     """What the plugins answered, as far as it can be seen in the namespace; b"" when there is nothing to see.
 
     A DEL gets it. What is on the host's side is not in it: plugins find that by the pod's id, or by their peer.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandboxd.errors import CleanupIncomplete, NotReady
-from sandboxd.netns import Interface
+from sandboxd.netns import Link
 from tests.fakes.points import Points
 
 
@@ -69,13 +69,13 @@ class Netns:
             except OSError as exc:
                 raise CleanupIncomplete(f"network namespace {path} cannot be removed: {exc}") from exc
 
-    async def interfaces(self, path: str) -> list[Interface]:
+    async def interfaces(self, path: str) -> list[Link]:
         async with self._points.at("netns.interfaces", NotReady):
             if not self.exists(path):
                 raise NotReady(f"network namespace {path} cannot be entered: no such file")
             named = {"lo": ("127.0.0.1/8", "::1/128"), **self.addresses.get(path, {})}
             return [
-                Interface(
+                Link(
                     name=name,
                     index=index,
                     mac=f"00:00:00:00:00:{index - 1:02x}",

@@ -22,6 +22,7 @@ import pytest
 
 from sandboxd import netns, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
+from sandboxd.jobs import OWN_THREAD
 
 pytestmark = pytest.mark.root
 
@@ -53,9 +54,9 @@ def descriptors() -> set[str]:
 def threads_ended() -> bool:
     """Whether every namespace thread ends; one that has given its result has only to return."""
     for thread in threading.enumerate():
-        if thread.name == "netns":
+        if thread.name == OWN_THREAD:
             thread.join(10)
-    return all(thread.name != "netns" for thread in threading.enumerate())
+    return all(thread.name != OWN_THREAD for thread in threading.enumerate())
 
 
 def mounts_on(path: str) -> int:
@@ -132,7 +133,7 @@ async def a_view(directory: str) -> None:
     there = {(route.destination, route.gateway, route.link) for route in view.routes}
     assert {("0.0.0.0/0", "10.9.8.1", eth0.index), ("10.9.8.0/24", "", eth0.index)} <= there
     await netns.remove(path)
-    await refused(NotReady, f"{path} cannot be read", netns.view(path))
+    await refused(NotReady, f"{path} cannot be entered", netns.view(path))
 
 
 async def the_machines_own(directory: str) -> None:

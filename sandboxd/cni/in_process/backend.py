@@ -15,7 +15,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -30,6 +29,7 @@ from sandboxd.cni.in_process.ranges import Odd
 from sandboxd.cni.in_process.supported import Bridge, Portmap
 from sandboxd.cni.in_process.words import Failed, error_object, of_os
 from sandboxd.cni.strict_json import load_object
+from sandboxd.jobs import in_own_thread
 from sandboxd.model import IN_PROCESS
 from sandboxd.steps import PluginExecution
 
@@ -247,21 +247,5 @@ async def _together(*doing: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 async def _in_thread(this: _Run, call: Callable[[], T]) -> T:
-    """Run `call` in a thread of its own, which ends with it; so has it when this is cancelled."""
-    outcome: Future[T] = Future()
-
-    def body() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as exc:
-            outcome.set_exception(exc)
-
-    threading.Thread(target=body, name="cni", daemon=True).start()
-    waiting = asyncio.wrap_future(outcome)
-    try:
-        return await asyncio.shield(waiting)
-    except asyncio.CancelledError:
-        this.given_up.set()
-        await asyncio.wait({waiting})
-        waiting.exception()
-        raise
+    """Run `call` in a thread; it has ended when this is cancelled."""
+    return await in_own_thread(call, give_up=this.given_up.set)
