@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sandboxd.cli import nesting
 from sandboxd.cli.names import SHORT_ID
-from sandboxd.cli.render import as_dict, printable
+from sandboxd.cli.render import as_dict, text_line
 from sandboxd.pb.host.v1 import host_pb2 as host
 
 UNRECORDED = (
@@ -91,37 +91,37 @@ def told(executions: Iterable[Execution], title: str, pod_id: str) -> Text:
         if each.operation != last:
             last = each.operation
             moment = datetime.fromtimestamp(each.started_at // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
-            lines += [Text(), _line((each.operation, "bold"), f"  {moment} UTC")]
-        lines += [_line("    ", (f"{each.verb} {each.plugin}", "bold"))]
+            lines += [Text(), text_line((each.operation, "bold"), f"  {moment} UTC")]
+        lines += [text_line("    ", (f"{each.verb} {each.plugin}", "bold"))]
         lines += _places(each.changes, _changed)
         if not each.changes:
-            lines += [_line("      changed nothing that is looked at")]
+            lines += [text_line("      changed nothing that is looked at")]
         if each.left_out:
-            lines += [_line(f"      and {each.left_out} more")]
+            lines += [text_line(f"      and {each.left_out} more")]
         if each.unseen:
-            lines += [_line("      ", (f"not seen: {each.unseen}", "yellow"))]
+            lines += [text_line("      ", (f"not seen: {each.unseen}", "yellow"))]
     return Text("\n").join(lines)
 
 
 def now(answer: host.PodNetworkResponse | None, title: str, pod_id: str) -> Text:
     """What there is where nothing was recorded, and how to record; None is for a pod that does not exist."""
-    lines = [_head(title, pod_id), Text(), *(_line(each) for each in UNRECORDED.split("\n"))]
+    lines = [_head(title, pod_id), Text(), *(text_line(each) for each in UNRECORDED.split("\n"))]
     if answer is not None:
-        lines += [Text(), _line(("What there is of its network now", "bold"))]
+        lines += [Text(), text_line(("What there is of its network now", "bold"))]
         lines += _places(answer.things, _thing)
-        lines += [_line("      nothing")] if not answer.things else []
-        lines += [_line("      ", (f"not seen: {each}", "yellow")) for each in answer.unseen]
+        lines += [text_line("      nothing")] if not answer.things else []
+        lines += [text_line("      ", (f"not seen: {each}", "yellow")) for each in answer.unseen]
     return Text("\n").join(lines)
 
 
 def _head(title: str, pod_id: str) -> Text:
-    return _line(("Changes for pod ", "bold"), title, f"  {pod_id[:SHORT_ID]}".rstrip())
+    return text_line(("Changes for pod ", "bold"), title, f"  {pod_id[:SHORT_ID]}".rstrip())
 
 
 def _places(items: Iterable[Any], line: Any) -> Iterator[Text]:
     """The items below where they are; they come in that order."""
     for where, group in groupby(items, lambda each: (each.place, each.belongs_to)):
-        yield _line("      ", (_WHERE.get(where, " ".join(where)), "dim"))
+        yield text_line("      ", (_WHERE.get(where, " ".join(where)), "dim"))
         yield from map(line, group)
 
 
@@ -131,14 +131,13 @@ def _changed(change: host.NetworkChange) -> Text:
         says = _differing(change.before, change.after)
     else:
         says = _says(change.after if change.change == "added" else change.before)
-    return _line(
-        "        ", (f"{sign} ", style), f"{change.kind} {change.name}", (f"  {says}" if says else "", "dim")
-    )
+    told = f"  {says}" if says else ""
+    return text_line("        ", (f"{sign} ", style), f"{change.kind} {change.name}", (told, "dim"))
 
 
 def _thing(thing: host.NetworkThing) -> Text:
     says = _says(thing.fields)
-    return _line("        ", f"{thing.kind} {thing.name}", (f"  {says}" if says else "", "dim"))
+    return text_line("        ", f"{thing.kind} {thing.name}", (f"  {says}" if says else "", "dim"))
 
 
 def _says(fields: Mapping[str, str]) -> str:
@@ -156,15 +155,6 @@ def _word(key: str) -> str:
 
 def _in_order(fields: Mapping[str, str]) -> list[str]:
     return sorted(fields, key=lambda key: ([*_WORDS].index(key) if key in _WORDS else len(_WORDS), key))
-
-
-def _line(*parts: str | tuple[str, str]) -> Text:
-    """One line, in which text from the daemon has neither control characters nor markup."""
-    made = Text()
-    for part in parts:
-        text, style = part if isinstance(part, tuple) else (part, "")
-        made.append(printable(text, keep="\t"), style=style)
-    return made
 
 
 # --- for programs ----------------------------------------------------------------------------------------------

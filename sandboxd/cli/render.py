@@ -108,6 +108,15 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
     )
 
 
+def text_line(*parts: str | tuple[str, str]) -> Text:
+    """One line of parts, each with a style or without; what the daemon says has no control characters or markup."""
+    made = Text()
+    for part in parts:
+        text, style = part if isinstance(part, tuple) else (part, "")
+        made.append(printable(text, keep="\t"), style=style)
+    return made
+
+
 def _harmless(text: str, keep: str) -> bool:
     """Whether the text has only printable characters and those in `keep`."""
     for each in keep:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sandboxd.cli import plugin_results, render
 from sandboxd.cli.names import SHORT_ID
-from sandboxd.cli.render import printable
+from sandboxd.cli.render import text_line
 from sandboxd.pb.host.v1 import host_pb2 as host
 
 _ANEW = re.compile(r"veth[0-9a-f]+\Z")
@@ -70,12 +70,12 @@ def as_dict(answer: host.ReplayResponse) -> dict[str, Any]:
 
 def _lines(answer: host.ReplayResponse, title: str, verbose: bool) -> Iterator[Text]:
     plugin = answer.recorded.plugin
-    yield _line(("Replay of ", "bold"), f"{plugin.command} {_name(answer.recorded)}", f" of pod {title}")
+    yield text_line(("Replay of ", "bold"), f"{plugin.command} {_name(answer.recorded)}", f" of pod {title}")
     if answer.netns_path:
         what = "kept" if answer.kept else "still there, see below" if answer.left else "removed again"
-        yield _line("    in the scratch namespace ", answer.netns_path, f" ({what})")
+        yield text_line("    in the scratch namespace ", answer.netns_path, f" ({what})")
     for each in answer.changed:
-        yield _line("    not as recorded: ", (each, "dim"))
+        yield text_line("    not as recorded: ", (each, "dim"))
     yield Text()
     for step in answer.before:
         yield from _execution("before it", step, verbose=False)
@@ -83,20 +83,20 @@ def _lines(answer: host.ReplayResponse, title: str, verbose: bool) -> Iterator[T
     if answer.HasField("replayed"):
         yield from _execution("now", answer.replayed, verbose=verbose, style="bold")
     else:
-        yield _line(f"{'now':>13}  ", (answer.error, "bold red"))
+        yield text_line(f"{'now':>13}  ", (answer.error, "bold red"))
     for step in answer.after:
         yield from _execution("after it", step, verbose=False)
     yield Text()
-    yield _line((again(answer), "bold"))
+    yield text_line((again(answer), "bold"))
     for line in differences(answer) if answer.HasField("replayed") else ():
-        yield _line("    ", line)
+        yield text_line("    ", line)
     yield from _what_is_left(answer)
 
 
 def _execution(label: str, step: host.Step, *, verbose: bool, style: str = "") -> Iterator[Text]:
     plugin = step.plugin if step.HasField("plugin") else None
     line = plugin_results.line(plugin) if plugin is not None else step.name
-    yield _line((f"{label:>13}  ", "dim"), (line, "red" if step.error else style))
+    yield text_line((f"{label:>13}  ", "dim"), (line, "red" if step.error else style))
     indent = " " * 17
     for name, value in (
         ("error", step.error),
@@ -105,11 +105,11 @@ def _execution(label: str, step: host.Step, *, verbose: bool, style: str = "") -
         ("next", step.detail.get("next", "")),
     ):
         for line in value.split("\n") if value else ():
-            yield _line(indent, (f"{name}  ", "dim"), line)
+            yield text_line(indent, (f"{name}  ", "dim"), line)
     if verbose and plugin is not None:
         for name, value in plugin_results.told(plugin):
-            yield _line(indent, (name, "dim"))
-            yield from (_line(indent, "  ", each) for each in value.split("\n"))
+            yield text_line(indent, (name, "dim"))
+            yield from (text_line(indent, "  ", each) for each in value.split("\n"))
 
 
 def _what_is_left(answer: host.ReplayResponse) -> Iterator[Text]:
@@ -117,12 +117,12 @@ def _what_is_left(answer: host.ReplayResponse) -> Iterator[Text]:
     if answer.kept:
         name = answer.netns_path.rpartition("/")[2]
         yield Text()
-        yield _line("To look:  ", f"ip netns exec {name} ip addr")
-        yield _line("To undo:  ", f"sandboxctl debts retry {short}")
+        yield text_line("To look:  ", f"ip netns exec {name} ip addr")
+        yield text_line("To undo:  ", f"sandboxctl debts retry {short}")
     elif answer.left:
         yield Text()
-        yield _line(("It could not be undone: ", "bold red"), answer.left)
-        yield _line(f"It is a debt now, and tried again; `sandboxctl debts forgive {short}` gives it up.")
+        yield text_line(("It could not be undone: ", "bold red"), answer.left)
+        yield text_line(f"It is a debt now, and tried again; `sandboxctl debts forgive {short}` gives it up.")
 
 
 def _as_then(answer: host.ReplayResponse, output: bytes) -> bytes:
@@ -169,12 +169,3 @@ def _name(step: host.Step) -> str:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace").strip("\n")
-
-
-def _line(*parts: str | tuple[str, str]) -> Text:
-    """One line, in which text from the daemon has neither control characters nor markup."""
-    made = Text()
-    for part in parts:
-        words, style = part if isinstance(part, tuple) else (part, "")
-        made.append(printable(words, keep="\t"), style=style)
-    return made

@@ -14,7 +14,7 @@ from rich.text import Text
 from sandboxd.cli import nesting, plugin_results
 from sandboxd.cli.names import SHORT_ID
 from sandboxd.cli.nesting import Node
-from sandboxd.cli.render import printable, span
+from sandboxd.cli.render import span, text_line
 from sandboxd.cli.sentences import remarks, sentence
 from sandboxd.pb.host.v1 import host_pb2 as host
 
@@ -27,7 +27,7 @@ def story(answer: host.ExplainResponse, title: str, now: int, *, verbose: bool =
 
     `now` is the time, in unix nanoseconds.
     """
-    lines = [*_pod(answer, title)] if answer.pod_sandbox_id else [_line((title, "bold"), "  does not exist")]
+    lines = [*_pod(answer, title)] if answer.pod_sandbox_id else [text_line((title, "bold"), "  does not exist")]
     for operation, nodes in nesting.operations(answer.steps):
         lines += [Text(), *_operation(operation, nodes, verbose)]
     if answer.attachments:
@@ -36,18 +36,18 @@ def story(answer: host.ExplainResponse, title: str, now: int, *, verbose: bool =
             lines += _attachment(attachment)
     lines += _operations(answer, now, verbose)
     if any(_BESIDE in line.plain for line in lines):
-        lines += [Text(), _line((f"{_BESIDE}goes on beside the steps above it", "dim"))]
+        lines += [Text(), text_line((f"{_BESIDE}goes on beside the steps above it", "dim"))]
     return Text("\n").join(lines)
 
 
 def _pod(answer: host.ExplainResponse, title: str) -> Iterator[Text]:
-    yield _line(("Pod ", "bold"), title, f"  {answer.pod_sandbox_id[:SHORT_ID]}")
+    yield text_line(("Pod ", "bold"), title, f"  {answer.pod_sandbox_id[:SHORT_ID]}")
     if not answer.netns_path:
-        yield _line("    netns  the host's own")
+        yield text_line("    netns  the host's own")
     else:
         inode = f"  inode {answer.netns_inode}" if answer.netns_inode else "  (gone)"
-        yield _line("    netns  ", answer.netns_path, inode)
-    yield _line("    pause  ", f"pid {answer.pid}" if answer.pid else "not running")
+        yield text_line("    netns  ", answer.netns_path, inode)
+    yield text_line("    pause  ", f"pid {answer.pid}" if answer.pid else "not running")
 
 
 def _operation(operation: str, nodes: Sequence[Node], verbose: bool) -> Iterator[Text]:
@@ -55,7 +55,7 @@ def _operation(operation: str, nodes: Sequence[Node], verbose: bool) -> Iterator
     begin = min(step.started_at for step in every)
     end = max(step.started_at + step.duration for step in every)
     millis = begin // 10**6 % 1000
-    yield _line((operation, "bold"), f"  {_clock(begin)}.{millis:03} UTC  took {span(end - begin)}")
+    yield text_line((operation, "bold"), f"  {_clock(begin)}.{millis:03} UTC  took {span(end - begin)}")
     yield from _steps(nodes, begin, verbose)
 
 
@@ -68,11 +68,11 @@ def _operations(answer: host.ExplainResponse, now: int, verbose: bool) -> Iterat
     for number, each in enumerate(failed):
         times = f", {each.times} times in a row" if each.times > 1 else ""
         yield Text()
-        yield _line(
+        yield text_line(
             (each.operation, "bold red"),
             f" {each.subject}  failed {_clock(each.started_at + each.duration)} UTC{times}",
         )
-        yield _line("    ", (each.error, "red"))
+        yield text_line("    ", (each.error, "red"))
         if number == 0:
             yield from _steps(nesting.tree(each.steps), each.started_at, verbose)
 
@@ -80,12 +80,12 @@ def _operations(answer: host.ExplainResponse, now: int, verbose: bool) -> Iterat
 def _under_way(running: host.Operation, now: int, verbose: bool, *, whole: bool) -> Iterator[Text]:
     yield Text()
     since = span(max(0, now - running.started_at))
-    yield _line((running.operation, "bold"), f" {running.subject}  is under way, for {since}")
+    yield text_line((running.operation, "bold"), f" {running.subject}  is under way, for {since}")
     if whole:
         yield from _steps(nesting.tree(running.steps), running.started_at, verbose)
     for depth, step in enumerate(running.open):
         waited = span(max(0, now - step.started_at))
-        yield _line(
+        yield text_line(
             f"    {'now in':>10}  {waited:>9}  {'  ' * depth}", (sentence(step), "bold"), (f"  {step.name}", "dim")
         )
         for act in step.acts if verbose else ():
@@ -106,7 +106,7 @@ def _step(node: Node, depth: int, begin: int, verbose: bool) -> Iterator[Text]:
     plugin = step.plugin if step.HasField("plugin") else None
     told = plugin_results.line(plugin) if plugin and step.name != "cni.version" else sentence(step)
     offset = f"+{span(max(0, step.started_at - begin))}"
-    yield _line(
+    yield text_line(
         (f"{'✗' if step.error else ' ':>4}", "bold red"),
         f"{offset:>10}  {span(step.duration):>9}  {'  ' * depth}",
         (_BESIDE if node.beside else "", "dim"),
@@ -115,7 +115,7 @@ def _step(node: Node, depth: int, begin: int, verbose: bool) -> Iterator[Text]:
     )
     column = _DEEP + 2 * depth + 2
     for remark in () if verbose else remarks(step):
-        yield _line(" " * column, (remark, "yellow"))
+        yield text_line(" " * column, (remark, "yellow"))
     if plugin is not None and verbose:
         yield from _plugin(plugin, column)
     for act in sorted(step.acts, key=lambda each: each.started_at) if verbose else ():
@@ -136,7 +136,7 @@ def _particulars(step: host.Step) -> str:
 
 
 def _plugin(plugin: host.PluginExecution, column: int) -> Iterator[Text]:
-    yield _line(" " * column, (f"{plugin.command} ", "cyan"), plugin.binary, f"  {plugin_results.ending(plugin)}")
+    yield text_line(" " * column, (f"{plugin.command} ", "cyan"), plugin.binary, f"  {plugin_results.ending(plugin)}")
     for label, text in plugin_results.told(plugin):
         yield from _block(label, text, column)
 
@@ -145,33 +145,25 @@ def _act(act: host.Act, column: int) -> Text:
     """A call to containerd, or a file, below the step that made it."""
     size = f"  {act.size} bytes" if act.HasField("size") else ""
     took = f"  {span(act.duration)}" if act.duration else ""
-    return _line(" " * column, (act.what, "cyan"), f" {act.about}{size}{took}", (f"  {act.outcome}".rstrip(), "red"))
+    outcome = f"  {act.outcome}".rstrip()
+    return text_line(" " * column, (act.what, "cyan"), f" {act.about}{size}{took}", (outcome, "red"))
 
 
 def _attachment(attachment: host.Attachment) -> Iterator[Text]:
     where = f"{attachment.network}  {attachment.ifname}"
     ips = ", ".join(attachment.ips) or "no address"
     tries = f"  DEL tried {attachment.attempts} times" if attachment.attempts > 1 else ""
-    yield _line("    ", (where, "bold"), f"  {attachment.state}  {ips}  from {attachment.conf_file}{tries}")
+    yield text_line("    ", (where, "bold"), f"  {attachment.state}  {ips}  from {attachment.conf_file}{tries}")
     if attachment.error:
-        yield _line("        ", (attachment.error, "red"))
+        yield text_line("        ", (attachment.error, "red"))
 
 
 def _block(label: str, text: str, column: int, style: str = "") -> Iterator[Text]:
     """A label with the text beside it, or below it if it has several lines."""
     lines = text.split("\n")
     if len(lines) == 1:
-        yield _line(" " * column, (f"{label}  ", "dim"), (text, style))
+        yield text_line(" " * column, (f"{label}  ", "dim"), (text, style))
         return
-    yield _line(" " * column, (label, "dim"))
+    yield text_line(" " * column, (label, "dim"))
     for line in lines:
-        yield _line(" " * (column + 2), (line, style))
-
-
-def _line(*parts: str | tuple[str, str]) -> Text:
-    """One line, in which text from the daemon has neither control characters nor markup."""
-    made = Text()
-    for part in parts:
-        text, style = part if isinstance(part, tuple) else (part, "")
-        made.append(printable(text, keep="\t"), style=style)
-    return made
+        yield text_line(" " * (column + 2), (line, style))
