@@ -120,12 +120,17 @@ def _tells(address: str) -> bool:
     return not read.is_link_local and not read.is_loopback
 
 
+def chain_digest(network: str, pod_id: str) -> str:
+    """What the names of a pod's own chains begin with, after the plugin's own letters: bridge's and portmap's."""
+    return hashlib.sha512(f"{network}{pod_id}".encode()).hexdigest()
+
+
 def whose(thing: Thing, known: Marks) -> str:
     """OF_POD, OF_NETWORK, or UNKNOWN: nothing says that it is either."""
     if thing.place == POD:
         return OF_POD
     text = " ".join((thing.name, *thing.fields.values()))
-    digest = hashlib.sha512(f"{known.network}{known.pod_id}".encode()).hexdigest()
+    digest = chain_digest(known.network, known.pod_id)
     ids, chains = set(_ID.findall(text)), _OWN_CHAIN.findall(text)
     if ids - {known.pod_id} or not all(digest.startswith(each) for each in chains):
         return UNKNOWN

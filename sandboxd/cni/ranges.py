@@ -19,16 +19,17 @@ from sandboxd.cni.conf import NetworkConfig, delegate_type
 PLUGIN = "host-local"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Addresses from `first` to `last`, both included, without the gateway."""
+    """Addresses of a subnet, from `first` to `last`, both included. The gateway is not given out."""
 
-    subnet: str
+    subnet: Subnet
     first: Address
     last: Address
-    gateway: Address | None
+    gateway: Address
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
@@ -36,14 +37,14 @@ class Range:
     @property
     def size(self) -> int:
         """How many addresses can be given out."""
-        size = int(self.last) - int(self.first) + 1
-        return size - 1 if self.gateway is not None and self._spans(self.gateway) else size
+        return int(self.last) - int(self.first) + 1 - self.spans(self.gateway)
 
     def __contains__(self, address: Address) -> bool:
         """Whether the address can be given out of this range."""
-        return address != self.gateway and self._spans(address)
+        return address != self.gateway and self.spans(address)
 
-    def _spans(self, address: Address) -> bool:
+    def spans(self, address: Address) -> bool:
+        """Whether it is between the two; addresses of different families are not."""
         return address.version == self.first.version and int(self.first) <= int(address) <= int(self.last)
 
 
@@ -78,7 +79,7 @@ def _range(entry: Mapping[str, Any]) -> Range:
     last = _address(entry.get("rangeEnd")) or subnet[-1 - after_last]
     if first not in subnet or last not in subnet or int(last) < int(first):
         raise ValueError(f"{first} to {last} is no range of {subnet}")
-    return Range(subnet=str(subnet), first=first, last=last, gateway=_address(entry.get("gateway")) or subnet[1])
+    return Range(subnet=subnet, first=first, last=last, gateway=_address(entry.get("gateway")) or subnet[1])
 
 
 def _address(text: Any) -> Address | None:

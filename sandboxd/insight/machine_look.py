@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
 
 from sandboxd.cni import conf, ranges, reservations
 from sandboxd.cni.conf import NetworkConfig
@@ -16,7 +15,7 @@ from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest, SandboxdError
 from sandboxd.insight import doctor
 from sandboxd.insight.evidence import Check, Severity
-from sandboxd.machine import programs, rules
+from sandboxd.machine import network_look, programs, rules
 from sandboxd.node import Node
 from sandboxd.pods import debts
 
@@ -27,7 +26,6 @@ ASK_SECONDS = 5.0  # for one program
 MOST_PLUGINS = 64  # of a directory
 FEW_LEFT, FEW = 0.1, 8  # of a range, and addresses
 MANY = 1 << 32  # addresses, of which nobody counts what is left
-_SYSCTLS = Path("/proc/sys/net")
 
 
 async def examined(node: Node, containerd_version: Callable[[], Awaitable[str]]) -> list[Check]:
@@ -111,7 +109,7 @@ def _kernel() -> Iterator[Check]:
         yield Check(name="kernel", severity=ERROR, says=says, evidence="/proc/self/ns", remedy="use another kernel")
     else:
         yield Check(name="kernel", severity=OK, says=f"{says}, with all namespaces that pods need")
-    values = {name: _read(f"bridge/bridge-nf-call-{name}") for name in ("iptables", "ip6tables")}
+    values = {name: network_look.sysctl(f"bridge/bridge-nf-call-{name}") for name in ("iptables", "ip6tables")}
     if values["iptables"] is None:
         says = "br_netfilter is not loaded: traffic between pods on a bridge does not pass iptables"
         remedy = "kube-proxy needs it: modprobe br_netfilter"
@@ -127,7 +125,7 @@ def _has_namespace(kind: str) -> bool:
 
 
 def _forwarding() -> Iterator[Check]:
-    if _read("ipv4/ip_forward") == "0":
+    if network_look.sysctl("ipv4/ip_forward") == "0":
         # The plugin bridge turns it on with the first pod.
         yield Check(
             name="forwarding",
@@ -139,13 +137,6 @@ def _forwarding() -> Iterator[Check]:
         )
     else:
         yield Check(name="forwarding", severity=OK, says="the machine forwards IPv4")
-
-
-def _read(path: str) -> str | None:
-    try:
-        return (_SYSCTLS / path).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
 
 
 async def _packet_filter() -> list[Check]:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from sandboxd import netns
 from sandboxd.cni import conf, result
+from sandboxd.cni.in_process.rules import masquerade_chain
 from sandboxd.errors import PluginFailed, SandboxdError, TimedOut
 from sandboxd.insight import diagnose, pod_packets, rulesets_read
 from sandboxd.insight.diagnose_filters import CALLS_IPTABLES, ELSEWHERE, FORWARDING
 from sandboxd.insight.evidence import Check, Checked, Filters, Port, Seen, Severity
-from sandboxd.machine import pins, rules
+from sandboxd.machine import network_look, pins, rules
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord, SandboxState, subject_of
 from sandboxd.netns import Link
 from sandboxd.node import Node
@@ -25,7 +26,6 @@ from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 SECONDS = 15.0  # for all of it
 CHECK_SECONDS = 5.0  # for CNI CHECK of the whole chain
-_SYSCTLS = Path("/proc/sys")
 
 
 async def examined(node: Node, sandbox: SandboxRecord) -> list[Check]:
@@ -94,7 +94,7 @@ async def look(node: Node, sandbox: SandboxRecord, attachment: Attachment) -> Se
         uplink=uplink,
         ways=ways,
         sysctls=_sysctls(bridge or peer),
-        chain=rules.chain_of(attachment.network, sandbox.id),
+        chain=masquerade_chain(attachment.network, sandbox.id),
         filters=filters,
         resolv_conf=_resolv_conf(node, sandbox),
         ports=ports(sandbox.config),
@@ -127,22 +127,16 @@ async def _on_the_machine(
 
 def _sysctls(link: Link | None) -> dict[str, str]:
     """Those of the machine that matter; what cannot be read is left out."""
-    names = {name: name.replace(".", "/") for name in (*FORWARDING.values(), *CALLS_IPTABLES.values())}
+    wanted = (*FORWARDING.values(), *CALLS_IPTABLES.values())
+    names = {name: name.removeprefix("net.").replace(".", "/") for name in wanted}
     if link:
         # Of an interface and of all, the larger one holds (ip-sysctl, "rp_filter"); its name may have dots.
-        both = [_read(f"net/ipv4/conf/{each}/rp_filter") or "0" for each in ("all", link.name)]
+        both = [network_look.sysctl(f"ipv4/conf/{each}/rp_filter") or "0" for each in ("all", link.name)]
         strict = {f"net.ipv4.conf.{link.name}.rp_filter": max(both)}
     else:
         strict = {}
-    read = {name: _read(path) for name, path in names.items()}
+    read = {name: network_look.sysctl(path) for name, path in names.items()}
     return {**strict, **{name: value for name, value in read.items() if value is not None}}
-
-
-def _read(path: str) -> str | None:
-    try:
-        return (_SYSCTLS / path).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
 
 
 def _resolv_conf(node: Node, sandbox: SandboxRecord) -> bytes | None:

@@ -186,6 +186,11 @@ def sysctl_name(path: str) -> str:
     return "net." + path.translate({ord("/"): ".", ord("."): "/"})
 
 
+def sysctl(name: str) -> str | None:
+    """The value of a sysctl of this namespace, by its path below /proc/sys/net; None when it cannot be read."""
+    return _value(os.path.join(_SYSCTLS, name))
+
+
 def _value(path: str) -> str | None:
     try:
         if not os.stat(path).st_mode & stat.S_IRUSR:

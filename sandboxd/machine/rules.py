@@ -9,10 +9,10 @@ in the table nat of IPv4 and of IPv6. The chain is the pod's own, named by netwo
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sandboxd.cni.in_process.rules import masquerade_chain
 from sandboxd.errors import CleanupIncomplete
 from sandboxd.machine import programs
 
@@ -71,11 +71,6 @@ async def _listed(backend: str, *command: str) -> Listing:
     return Listing(backend=backend, text=text)
 
 
-def chain_of(network: str, pod_id: str) -> str:
-    """The name of the pod's own chain in the table nat."""
-    return f"CNI-{hashlib.sha512(f'{network}{pod_id}'.encode()).hexdigest()[:24]}"
-
-
 async def remove(network: str, pod_id: str) -> int:
     """Remove the pod's rules, and return how many there were. Raises CleanupIncomplete when iptables refuses."""
     removed = 0
@@ -98,7 +93,7 @@ async def remove(network: str, pod_id: str) -> int:
 
 def removal(lines: Sequence[str], network: str, pod_id: str) -> list[str]:
     """What iptables-restore is told, so that of these lines of a table the pod's are gone. Pure."""
-    chain = chain_of(network, pod_id)
+    chain = masquerade_chain(network, pod_id)
     comment = rf'--comment "name: \"{network}\" id: \"{pod_id}\"" '
     jumps = [line for line in lines if comment in line and line.endswith(f" -j {chain}")]
     changes = [f"-D {line.removeprefix('-A ')}" for line in jumps if line.startswith("-A ")]

@@ -17,8 +17,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from sandboxd.cni.in_process.ranges import IPAddress, Range, RangeSet, candidates, shown
+from sandboxd.cni.in_process.ranges import RangeSet, candidates, shown
 from sandboxd.cni.in_process.words import Failed, of_os
+from sandboxd.cni.ranges import Address, Range
 
 _LOOK_SECONDS = 0.001, 0.05  # between two looks at a lock that another process has: the first, the longest
 _MAX_BYTES = 4096  # of a file
@@ -38,9 +39,9 @@ class Store:
         self._mode = mode
         self._given_up = given_up
 
-    def reserve(self, sets: Sequence[RangeSet], owner: str, ifname: str) -> list[tuple[IPAddress, Range]]:
+    def reserve(self, sets: Sequence[RangeSet], owner: str, ifname: str) -> list[tuple[Address, Range]]:
         """One address of each range set. Raises Failed in the plugin's words; what was reserved is released then."""
-        given: list[tuple[IPAddress, Range]] = []
+        given: list[tuple[Address, Range]] = []
         for number, one in enumerate(sets):
             try:
                 with self._locked():
@@ -53,9 +54,9 @@ class Store:
                 raise Failed(f"failed to allocate for range {number}: {words}") from exc
         return given
 
-    def _reserve(self, one: RangeSet, number: int, owner: str, ifname: str) -> tuple[IPAddress, Range]:
+    def _reserve(self, one: RangeSet, number: int, owner: str, ifname: str) -> tuple[Address, Range]:
         for address in self._held_by(owner, ifname):
-            if any(address in each for each in one):
+            if any(each.spans(address) for each in one):
                 raise _Refused(f"{address} has been allocated to {owner}, duplicate allocation is not allowed")
         taken = set(os.listdir(self._directory))
         for address, of in candidates(one, self._last(number)):
@@ -86,7 +87,7 @@ class Store:
         except OSError as exc:
             raise Failed(of_os(exc)) from exc
 
-    def _held_by(self, owner: str, ifname: str) -> list[IPAddress]:
+    def _held_by(self, owner: str, ifname: str) -> list[Address]:
         """Its addresses; those that an old version of the plugin noted without the interface, if it has no others."""
         own, older = [], []
         for name in os.listdir(self._directory):
@@ -108,7 +109,7 @@ class Store:
         except FileNotFoundError:
             return ""
 
-    def _last(self, number: int) -> IPAddress | None:
+    def _last(self, number: int) -> Address | None:
         try:
             return ipaddress.ip_address(self._owner(f"{_LAST}{number}"))
         except ValueError:

@@ -8,26 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """Addresses of a subnet, from `first` to `last`."""
-
-    subnet: IPNetwork
-    first: IPAddress
-    last: IPAddress
-    gateway: IPAddress
-
-    def __contains__(self, address: object) -> bool:
-        # Addresses of different families do not compare.
-        return type(address) is type(self.first) and int(self.first) <= int(address) <= int(self.last)
-
+from sandboxd.cni.ranges import Address, Range
 
 RangeSet = tuple[Range, ...]
 
@@ -50,7 +33,7 @@ def sets(ipam: Mapping[str, Any]) -> tuple[RangeSet, ...]:
         if len({each.subnet.version for each in one}) != 1:
             raise Odd("ipam.ranges of both families in a set")
     for i, each in enumerate(everywhere):
-        if any(each.first in other or each.last in other or other.first in each for other in everywhere[i + 1 :]):
+        if any(each.spans(other.first) or other.spans(each.first) for other in everywhere[i + 1 :]):
             raise Odd("ipam.ranges that overlap")
     if len(found) > 2 or len({one[0].subnet.version for one in found}) != len(found):
         raise Odd("several ipam.ranges of one family")
@@ -84,12 +67,12 @@ def _range(item: object) -> Range:
     return found
 
 
-def candidates(one: RangeSet, last: IPAddress | None) -> Iterator[tuple[IPAddress, Range]]:
+def candidates(one: RangeSet, last: Address | None) -> Iterator[tuple[Address, Range]]:
     """Every address of the set that a pod may get, in the order in which they are tried.
 
     `last` is the one that was given out last, None when that is not known.
     """
-    at = next((i for i, each in enumerate(one) if last in each), None)
+    at = next((i for i, each in enumerate(one) if last is not None and each.spans(last)), None)
     if at is None or last is None:
         order: Sequence[tuple[Range, int, int]] = [(each, int(each.first), int(each.last)) for each in one]
     else:
@@ -108,4 +91,4 @@ def candidates(one: RangeSet, last: IPAddress | None) -> Iterator[tuple[IPAddres
 
 def shown(one: RangeSet) -> str:
     """The set as the plugin's messages have it."""
-    return ",".join(f"{each.first}-{each.last}" for each in one)
+    return ",".join(map(str, one))

@@ -7,10 +7,11 @@ refuses the whole of it when that is not so. The thorough one reads what there i
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sandboxd.network_state import chain_digest
 
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -68,7 +69,7 @@ def removal(saved: Sequence[str], chain: str) -> str:
 
 def masquerade_chain(network: str, container: str) -> str:
     """The chain of `bridge` for a container."""
-    return f"CNI-{_digest(network, container)[:24]}"
+    return f"CNI-{chain_digest(network, container)[:24]}"
 
 
 def masquerade(network: str, container: str, addresses: Sequence[IPInterface]) -> Rules:
@@ -87,7 +88,7 @@ def masquerade(network: str, container: str, addresses: Sequence[IPInterface]) -
 
 def portmap_chain(network: str, container: str) -> str:
     """The chain of `portmap` for a container."""
-    return f"CNI-DN-{_digest(network, container)[:21]}"
+    return f"CNI-DN-{chain_digest(network, container)[:21]}"
 
 
 def portmap(
@@ -111,10 +112,6 @@ def portmap(
         listed = ",".join(map(str, ports[start : start + _MOST_PORTS]))
         own.append(f"-A {_DNAT} -p tcp {comment} -m multiport --dports {listed} -j {chain}")
     return Rules(chain=chain, own=tuple(own), shared=True)
-
-
-def _digest(network: str, container: str) -> str:
-    return hashlib.sha512(f"{network}{container}".encode()).hexdigest()
 
 
 def _host(address: IPAddress) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxd.cni.in_process.ranges import IPAddress, IPNetwork, Odd, RangeSet, sets
+from sandboxd.cni.in_process.ranges import Odd, RangeSet, sets
+from sandboxd.cni.ranges import Address, Subnet
 from sandboxd.cni.strict_json import load_object
 
 PLUGINS = ("bridge", "portmap")
@@ -29,8 +30,8 @@ _IDENTITY = frozenset(
 class Route:
     """A route that the pod gets; `gateway` None is that of the pod's address."""
 
-    destination: IPNetwork
-    gateway: IPAddress | None
+    destination: Subnet
+    gateway: Address | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class PortMapping:
 
     host_port: int
     container_port: int
-    host_ip: IPAddress | None
+    host_ip: Address | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import pytest
 from sandboxd.cni.in_process import ranges
 from sandboxd.cni.in_process.host_local import Cancelled, Store
 from sandboxd.cni.in_process.words import Failed
+from sandboxd.cni.ranges import Address, Range
 
 SETS = ranges.sets({"subnet": "10.0.0.0/29"})
 
@@ -24,7 +25,7 @@ def reserved(directory: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (directory / "net").iterdir() if path.name[0].isdigit()}
 
 
-def given(found: list[tuple[ranges.IPAddress, ranges.Range]]) -> list[str]:
+def given(found: list[tuple[Address, Range]]) -> list[str]:
     return [str(address) for address, _ in found]
 
 
