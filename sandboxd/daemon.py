@@ -154,7 +154,7 @@ async def serve(config: Config) -> None:
             logs=logs,
             rpcs=edge.in_flight,
             plugins=cni.running,
-            debts=lambda: [debt.attachment for debt in debts.listed(node) if not debt.attachment.kept],
+            debts=lambda: debts.failed(node),
             findings=lambda: len(auditor.found),
             trouble=lambda: condition.trouble,
         )

@@ -109,7 +109,7 @@ class Runtime:
         )
 
     def _info(self, choice: Choice) -> dict[str, str]:
-        owed = [debt.attachment for debt in debts.listed(self._node) if not debt.attachment.kept]
+        owed = debts.failed(self._node)
         return {
             "config": json.dumps({name: value for name, value, _ in effective(self._node.config)}),
             "network": json.dumps(

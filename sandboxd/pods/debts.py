@@ -44,6 +44,11 @@ def listed(node: Node) -> list[Debt]:
     return sorted(found, key=lambda debt: debt.attachment.failed_at)
 
 
+def failed(node: Node) -> list[Attachment]:
+    """What is owed because its DEL failed, the oldest first: without what a replay was asked to keep."""
+    return [debt.attachment for debt in listed(node) if not debt.attachment.kept]
+
+
 def is_debt(node: Node, attachment: Attachment) -> bool:
     """Whether a DEL of it failed, or its pod has gone without one. A replay that has not ended owes nothing yet."""
     if attachment.owes or attachment.sandbox_id in node.ledger.sandboxes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,25 @@ async def test_nothing_that_is_owed_is_said_too(fakes: Bundle) -> None:
     (check,) = await named(fakes, "debts")
 
     assert check.severity is Severity.OK
+
+
+async def test_what_takes_too_long_to_look_at_is_unknown_and_the_rest_is_told(
+    fakes: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network(fakes, tmp_path, subnet="10.0.0.0/24", taken=0)
+
+    async def hanging(node: object) -> list[Check]:
+        return await asyncio.Future[list[Check]]()
+
+    async def within(name: str, looking: Awaitable[list[Check]]) -> list[Check]:
+        monkeypatch.setattr(machine_look, "SECONDS", 0.01 if name == "plugins" else 60.0)
+        return await whole(name, looking)
+
+    whole = machine_look._within
+    monkeypatch.setattr(machine_look, "_within", within)
+    monkeypatch.setattr(machine_look, "_plugins", hanging)
+
+    checks = {check.name: check for check in await machine_look.examined(fakes.node, version)}
+
+    assert checks["plugins"].severity is Severity.UNKNOWN and "could not be looked at" in checks["plugins"].says
+    assert checks["addresses"].severity is Severity.OK
