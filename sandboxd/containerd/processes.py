@@ -113,6 +113,15 @@ class Processes:
             return 0
         return 0 if answer.process.exited_at.seconds > 0 else int(answer.process.pid)
 
+    async def pids(self, container_id: str) -> frozenset[int]:
+        """The pids of all that the shim knows to be exec'd into a container, by whomever. Raises NotFound."""
+        with translate(f"processes of {container_id}"):
+            answer = await self._tasks.ListPids(
+                tasks_pb2.ListPidsRequest(container_id=container_id), metadata=self._meta, timeout=CALL_SECONDS
+            )
+        # The details are an exec's id; what the container's first process has forked has none.
+        return frozenset(each.pid for each in answer.processes if each.HasField("info"))
+
     async def _runs(self, container_id: str, exec_id: str) -> bool:
         try:
             return await self.pid(container_id, exec_id) > 0

@@ -28,12 +28,13 @@ from sandboxd.containers import runtime_reads
 from sandboxd.containers.admission import Admission
 from sandboxd.containers.output import Output
 from sandboxd.containers.stdin import Stdin
-from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TimedOut
+from sandboxd.errors import InvalidRequest, NotFound, NotReady, SandboxdError, TimedOut, Unavailable
 from sandboxd.jobs import in_pieces
 from sandboxd.logs.client import fifo_paths, make_fifos
 from sandboxd.model import ContainerRecord
 from sandboxd.node import Node
 from sandboxd.operations import running_container
+from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 log = structlog.get_logger(__name__)
 
@@ -94,8 +95,8 @@ class Process:
                 await self._admission.started()
                 if self._killed:  # while it was being started, when there was nothing to kill
                     await self.kill()
-            except BaseException:
-                await self.close()
+            except BaseException as exc:
+                await self.close(cut_off=isinstance(exc, Unavailable | TimedOut | asyncio.CancelledError))
                 raise
 
     async def _started(self, argv: Sequence[str], within: float | None) -> int:
@@ -171,14 +172,16 @@ class Process:
         except NotFound:
             pass
 
-    async def close(self) -> None:
-        """Release everything; kill the process if it is still running."""
+    async def close(self, *, cut_off: bool = False) -> None:
+        """Release everything; kill the process if it is still running, also one of a start that was cut off."""
         for pipe in self._pipes:
             pipe.close()
         if self._stdin is not None:
             self._stdin.close()
         try:
             await _end(self._node, self._container_id, self.id)
+            if cut_off:
+                await _end_unknown(self._node, self._container_id, self.id)
         except SandboxdError as exc:
             log.warning("a process could not be ended, retrying later", process=self.id, error=str(exc))
         else:
@@ -228,18 +231,51 @@ async def _kill(node: Node, container_id: str, exec_id: str) -> None:
     """
     pid = await node.runtime.processes.pid(container_id, exec_id)
     if pid:
-        try:
-            # The pid may have been reused: the kernel says whether it is still in this container.
-            # Groups 0 and 1 would be our own group and every process.
-            if (
-                pid > 1
-                and container_id in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
-                and os.getpgid(pid) == pid != os.getpgrp()
-            ):
-                os.killpg(pid, signal.SIGKILL)
-        except OSError:
-            pass  # it has just ended
+        _kill_group(pid, container_id)
     await node.runtime.processes.kill(container_id, exec_id, signal.SIGKILL)
+
+
+def _kill_group(pid: int, container_id: str) -> None:
+    try:
+        # The pid may have been reused: the kernel says whether it is still in this container.
+        # Groups 0 and 1 would be our own group and every process.
+        if (
+            pid > 1
+            and container_id in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+            and os.getpgid(pid) == pid != os.getpgrp()
+        ):
+            os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass  # it has just ended
+
+
+async def _end_unknown(node: Node, container_id: str, exec_id: str) -> None:
+    """SIGKILL what runs in a container although its shim knows nothing of it.
+
+    The shim ends the OCI runtime when its caller goes away, such as a containerd that dies or a request that takes
+    too long, and takes the process for one that was never started. It may have begun to run by then. Raises NotReady
+    while another is being started, which looks the same.
+
+    In the machine's pid namespace a child of the shim may be anybody's orphan: there it stays until its container
+    ends.
+    """
+    container = node.ledger.containers.get(container_id)
+    if container is None or container.config.linux.security_context.namespace_options.pid == cri.NODE:
+        return
+    found = await asyncio.to_thread(runtime_reads.executed, container_id, container.pid)
+    if not found:
+        return
+    for other in os.listdir(node.places.execs(container_id)):
+        driven = other != exec_id and _driven(other) in node.jobs.held()
+        if driven and not await node.runtime.processes.pid(container_id, other):
+            raise NotReady(f"process {exec_id} of {container_id} is looked for once {other} has been started")
+    try:
+        known = await node.runtime.processes.pids(container_id)
+    except NotFound:
+        return  # the container has ended, and with it all that was in it
+    for pid in set(found) - known:
+        log.warning("ending a process whose start was cut off", container=container_id, process=exec_id, pid=pid)
+        _kill_group(pid, container_id)
 
 
 @contextmanager
@@ -272,6 +308,7 @@ async def end_leftovers(node: Node, container_id: str) -> None:
         if _driven(exec_id) not in node.jobs.held():
             log.info("ending a process that was left behind", container=container_id, process=exec_id)
             await _end(node, container_id, exec_id)
+            await _end_unknown(node, container_id, exec_id)
             await in_pieces(trees.remove(f"{directory}/{exec_id}"))
 
 

@@ -126,6 +126,27 @@ def starting(exec_id: str) -> list[int]:
     return found
 
 
+def executed(container_id: str, container_pid: int) -> list[int]:
+    """The pids of what was exec'd into a container: its shim's children in its cgroup, but for its first process.
+
+    In a pid namespace of its own, or of its pod, nothing else is: an orphan's parent is the namespace's first process
+    (pid_namespaces(7)). Blocks: run it in a thread.
+    """
+    try:
+        stat_ = (_PROC / str(container_pid) / "stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []  # it has ended, and with it all that was in its namespace
+    shim = int(stat_.rpartition(")")[2].split()[1])
+    return [pid for pid in _children(shim) if pid != container_pid and _is_in(pid, container_id)]
+
+
+def _is_in(pid: int, container_id: str) -> bool:
+    try:
+        return container_id in (_PROC / str(pid) / "cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return False  # it has just ended
+
+
 def _can_be_read(mode: int, device: int, size: int) -> bool:
     return (stat.S_ISREG(mode) and size <= image_files.MAX_BYTES) or (
         stat.S_ISCHR(mode) and (os.major(device), os.minor(device)) == _NULL

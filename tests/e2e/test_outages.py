@@ -15,6 +15,7 @@ import pytest
 from sandboxd.containerd import shims
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.audit import Snapshot, assert_no_leaks, observe
+from tests.conftest import StartBed
 from tests.pods import (
     container_config,
     container_status,
@@ -38,6 +39,12 @@ AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 SLEEP = ["sleep", "100000"]
 SOCKET = "/run/sandboxd/containerd/containerd.sock"
 SHIM = "import socket, sys, time; s = socket.socket(1); s.bind(sys.argv[1]); s.listen(); time.sleep(1000)"
+SLOW = """#!/bin/sh
+case " $* " in
+    *" exec "*) runc "$@"; code=$?; sleep 3; exit $code ;;
+esac
+exec runc "$@"
+"""
 SHIM_IS_KNOWN = ("address", "bootstrap.json", "shim-binary-path", "sandbox")
 
 
@@ -190,3 +197,33 @@ def test_a_shim_without_a_task_goes_with_its_pod(bed: Testbed, images: tuple[str
     remove_pod(bed, pod_id)
     assert left.wait(timeout=60) != 0
     assert_no_leaks(bed, before)
+
+
+def test_a_process_that_ran_when_containerds_death_cut_off_its_start_does_not_stay(fresh_bed: StartBed) -> None:
+    """The shim ends the runtime then, takes the process for one that was never started, and forgets it."""
+    bed = fresh_bed(daemon=False)
+    bed.write("/run/slow-runc", SLOW, mode=0o755)
+    slow = {"slow": {"binary": "/run/slow-runc"}}
+    bed.start_daemon(daemon={"reconcile_seconds": 0.5}, runtime={"handlers": slow})
+    bed.load_image("busybox")
+    pod_id = run_pod(bed, handler="slow")
+    box = run_container(bed, pod_id, container_config("box", "busybox", SLEEP))
+    somebodys = ["tasks", "exec", "--detach", "--exec-id", "somebodys", box, "sleep", "100001"]
+    bed.run(["ctr", "--address", SOCKET, "--namespace", "sandboxd", *somebodys])
+
+    with ThreadPoolExecutor(1) as client:
+        asked = cri.ExecSyncRequest(container_id=box, cmd=["sleep", "100002"])
+        request = client.submit(bed.runtime.ExecSync, asked, timeout=60)
+        until(lambda: runs(bed, "sleep 100002"), what="the process runs, and is still being started")
+        bed.run(["kill", "-9", containerd(bed)])
+        error = request.exception(timeout=60)
+        assert error is not None and refused(error)[0] in AWAY
+
+    until(lambda: not runs(bed, "sleep 100002"), what="it is ended")
+    assert runs(bed, "sleep 100001"), "the shim knows who started it"
+    assert container_status(bed, box).state == cri.CONTAINER_RUNNING
+    remove_pod(bed, pod_id)
+
+
+def runs(bed: Testbed, command: str) -> bool:
+    return bed.run(["pgrep", "-xf", command], check=False).returncode == 0

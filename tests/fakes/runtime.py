@@ -492,6 +492,11 @@ class Processes:
                 return 0
             return process.pid if process.state in (TaskState.RUNNING, TaskState.PAUSED) else 0
 
+    async def pids(self, container_id: str) -> frozenset[int]:
+        async with self._points.at("processes.pids", Unavailable):
+            execs = self._runtime.task(container_id).execs.values()
+            return frozenset(each.pid for each in execs if each.state in (TaskState.RUNNING, TaskState.PAUSED))
+
     def _process(self, container_id: str, exec_id: str) -> Process:
         task = self._runtime.task(container_id)
         if not exec_id:

@@ -412,6 +412,15 @@ class Contract:
         with pytest.raises(NotFound):
             await processes.wait(name, "e")
 
+    async def test_the_shim_tells_what_it_has_started_besides_the_first_process(self, bench: Bench) -> None:
+        name = await bench.running()
+        assert await bench.processes.pids(name) == frozenset()
+        await bench.processes.add(name, "e", process(IDLE))
+        pid = await bench.processes.start(name, "e")
+        assert await bench.processes.pids(name) == {pid}
+        with pytest.raises(NotFound):
+            await bench.processes.pids("no-such-container")
+
     async def test_a_further_process_ends_by_any_signal_and_not_before_can_it_be_deleted(self, bench: Bench) -> None:
         name, processes = await bench.running(), bench.processes
         await processes.add(name, "e", process(IDLE))

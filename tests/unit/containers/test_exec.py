@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from sandboxd.containers import exec as exec_
+from sandboxd.containers import runtime_reads
+from sandboxd.errors import NotReady, SandboxdError, TimedOut, Unavailable
+from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.fakes.bundle import CONTAINER, Bundle
 from tests.fakes.points import Point
 from tests.fakes.runtime import Program
@@ -87,3 +90,81 @@ async def test_a_client_that_leaves_while_its_process_is_being_started_leaves_no
         fakes.points.release()
         await fakes.settled()
     assert not fakes.runtime.tasks[container_id].execs
+
+
+@pytest.fixture
+async def pending(fakes: Bundle) -> exec_.Pending:
+    """A process that is admitted, to be started in a container that runs."""
+    made = exec_.Pending(fakes.node, await fakes.running_container(), SLEEP, tty=False, streams=())
+    await made.admit()
+    return made
+
+
+@pytest.fixture
+def ended(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What `_end_unknown` has ended of two processes in the container, 71 and 72."""
+    found: list[int] = []
+    monkeypatch.setattr(runtime_reads, "executed", lambda container_id, pid: [71, 72])
+    monkeypatch.setattr(exec_, "_kill_group", lambda pid, container_id: found.append(pid))
+    return found
+
+
+@pytest.mark.parametrize("cause", [Unavailable("containerd is away"), TimedOut("it takes too long")])
+async def test_a_start_that_was_cut_off_leaves_no_process_that_the_shim_does_not_know(
+    fakes: Bundle, pending: exec_.Pending, ended: list[int], cause: SandboxdError
+) -> None:
+    (container_id,) = fakes.node.ledger.containers
+    await fakes.runtime.processes.add(container_id, "somebodys", {"args": SLEEP})
+    await fakes.runtime.processes.start(container_id, "somebodys")
+    fakes.runtime.tasks[container_id].execs["somebodys"].pid = 71
+    fakes.points.fail(Point("processes.start", fakes.points.count("processes.start")), cause)
+
+    with pytest.raises(type(cause)):
+        await pending.start()
+
+    assert ended == [72]
+    assert os.listdir(fakes.places.execs(container_id)) == []
+
+
+async def test_a_start_that_was_refused_is_not_looked_for(
+    fakes: Bundle, pending: exec_.Pending, ended: list[int]
+) -> None:
+    fakes.runtime.programs[SLEEP] = Program(missing=True)
+    with pytest.raises(NotReady):
+        await pending.start()
+    assert ended == []
+
+
+async def test_nothing_is_looked_for_while_another_is_being_started_but_after_it(
+    fakes: Bundle, pending: exec_.Pending, ended: list[int]
+) -> None:
+    (container_id,) = fakes.node.ledger.containers
+    other = exec_.Pending(fakes.node, container_id, SLEEP, tty=False, streams=())
+    await other.admit()
+    fakes.points.hang(Point("processes.start", fakes.points.count("processes.start")))
+    starting = asyncio.ensure_future(other.start())
+    await fakes.points.hangs.wait()
+    left = Path(fakes.places.execs(container_id), "left")
+    left.mkdir()
+
+    with pytest.raises(NotReady, match="is looked for once"):
+        await exec_.end_leftovers(fakes.node, container_id)
+    assert (ended, left.is_dir()) == ([], True)
+
+    fakes.points.release()
+    running = await starting
+    await exec_.end_leftovers(fakes.node, container_id)
+    assert (sorted(ended), left.is_dir()) == ([71, 72], False)
+    await running.close()
+
+
+async def test_in_the_machines_pid_namespace_nothing_is_looked_for(
+    fakes: Bundle, pending: exec_.Pending, ended: list[int]
+) -> None:
+    (container_id,) = fakes.node.ledger.containers
+    record = fakes.node.ledger.containers[container_id]
+    record.config.linux.security_context.namespace_options.pid = cri.NODE
+    fakes.points.fail(Point("processes.start", 0), Unavailable("containerd is away"))
+    with pytest.raises(Unavailable):
+        await pending.start()
+    assert ended == []

@@ -244,3 +244,19 @@ def test_a_runtime_that_waits_is_found_with_all_that_it_has_forked() -> None:
             for pid in (runtime.pid, untouched.pid, *children):
                 os.kill(pid, signal.SIGKILL)
     assert runtime_reads.starting(exec_id) == []
+
+
+def test_what_was_executed_in_a_container_are_its_shims_children_in_its_cgroup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_reads, "_PROC", tmp_path)
+    cgroups = {2: "one", 3: "one", 4: "two", 5: "one"}
+    for pid, cgroup in cgroups.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) S 1 {pid} {pid}")
+        (tmp_path / str(pid) / "cgroup").write_text(f"0::/pods/{cgroup}\n")
+    (tmp_path / "1/task/1").mkdir(parents=True)
+    (tmp_path / "1/task/1/children").write_text("2 3 4 6 ")  # 6 has ended, 5 is another's child
+
+    assert runtime_reads.executed("one", 2) == [3]
+    assert runtime_reads.executed("one", 9) == []
