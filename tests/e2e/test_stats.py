@@ -90,6 +90,9 @@ def test_the_figures_of_a_container_are_complete_and_follow_what_it_does(
         linux=cri.LinuxContainerConfig(resources=LIMITS),
     )
     worker = run_container(bed, pod_id, config)
+    until(
+        lambda: container_stats(bed, worker).memory.rss_bytes.value < MIB, what="it is sleep, and no runtime any more"
+    )
     before = container_stats(bed, worker)
     assert before.attributes.metadata.name == "worker"
     assert dict(before.attributes.labels) == {"app": "worker"}

@@ -503,3 +503,10 @@ def test_a_locked_file_is_not_taken_for_a_damaged_one(
             reopen()
 
     assert reopen().replaced == ""
+
+
+async def test_the_steps_that_wait_to_be_written_are_written_at_the_end(reopen: Reopen) -> None:
+    ledger = reopen()
+    ledger.add_sandbox(sandbox("a"))
+    ledger.append_step(step("a"))
+    assert reopen().timeline("a") == [step("a")]

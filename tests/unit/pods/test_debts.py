@@ -166,3 +166,11 @@ async def test_no_request_waits_for_an_attempt_of_the_daemons_that_hangs(
 
     assert not fakes.node.ledger.attachments
     assert not fakes.netns.left()
+
+
+async def test_what_a_replay_keeps_is_listed_and_has_not_failed(fakes: Bundle, removed: str) -> None:
+    (owed,) = fakes.node.ledger.attachments
+    fakes.node.ledger.put_attachment(replace(owed, sandbox_id="a" * 64, kept=True))
+
+    assert {debt.attachment.sandbox_id for debt in debts.listed(fakes.node)} == {"a" * 64, removed}
+    assert [each.sandbox_id for each in debts.failed(fakes.node)] == [removed]

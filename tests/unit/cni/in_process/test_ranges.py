@@ -89,3 +89,10 @@ def test_a_set_is_shown_as_the_plugin_shows_it() -> None:
 def test_what_is_not_plain_is_left_to_the_plugin(ipam: dict[str, Any]) -> None:
     with pytest.raises(ranges.Odd):
         ranges.sets(ipam)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_ranges_that_overlap_are_left_to_the_plugin_in_whichever_order(order: int) -> None:
+    listed = [{"subnet": "10.0.0.0/24"}, {"subnet": "10.0.0.128/25"}][::order]
+    with pytest.raises(ranges.Odd, match="overlap"):
+        ranges.sets({"ranges": [listed]})
