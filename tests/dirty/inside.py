@@ -170,7 +170,12 @@ def answer() -> int:
 
 
 def observe() -> dict[str, list[str]]:
-    """What the tests could have changed on the machine that they ran on, one line for each thing."""
+    """What the tests could have changed on the machine that they ran on, one line for each thing.
+
+    The kernel still asks whether an address of a link that just came up is another's (RFC 4862, section 5.4): what it
+    says about one meanwhile changes by itself.
+    """
+    until(lambda: not run("ip", "-o", "address", "show", "tentative"), within=20, what="no address is tentative")
     return {
         "link": run("ip", "-o", "link", "show").splitlines(),
         "address": run("ip", "-o", "address", "show").splitlines(),
