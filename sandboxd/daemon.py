@@ -105,7 +105,7 @@ async def serve(config: Config) -> None:
         stack.callback(steps.subscribe_failures(lambda story: _keep(ledger, story)))
         if config.insight.timeline:
             stack.callback(steps.subscribe(ledger.append_step))
-        stack.callback(steps.subscribe(_log_step))
+        stack.callback(steps.subscribe(_log_step if config.daemon.log_level == "debug" else _log_milestone))
         client = Containerd(config.containerd_socket, config.containerd.namespace, places.owner)
         stack.push_async_callback(client.close)
         jobs = Jobs()
@@ -459,6 +459,12 @@ def _notify(message: str) -> None:
             sock.sendto(message.encode(), address)
         except OSError as exc:
             log.warning("systemd could not be notified", error=str(exc))
+
+
+def _log_milestone(record: steps.StepRecord) -> None:
+    """What `_log_step` logs above `debug`; nothing is put together for the others, which are most."""
+    if record.error or record.name in vocabulary.MILESTONES:
+        _log_step(record)
 
 
 def _log_step(record: steps.StepRecord) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from pathlib import Path
 
 from sandboxd.errors import NotReady
 
@@ -75,14 +74,19 @@ def _close_files(path: str) -> None:
 def make(path: str, mode: int) -> None:
     """Create the directory `path` with exactly this mode, its missing parents with 0755; an existing one is left
     unchanged. Raises OSError."""
-    for place in (*reversed(Path(path).parents), Path(path)):
-        try:
-            os.mkdir(place, CLOSED)
-        except FileExistsError:
-            if not place.is_dir():
-                raise
-        else:
-            os.chmod(place, mode if place == Path(path) else _PARENT)
+    try:
+        os.mkdir(path, CLOSED)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    except FileNotFoundError:
+        parent = os.path.dirname(path.rstrip("/"))
+        if not parent or os.path.isdir(parent):
+            raise
+        make(parent, _PARENT)
+        make(path, mode)
+    else:
+        os.chmod(path, mode)
 
 
 def opener(path: str, flags: int) -> int:

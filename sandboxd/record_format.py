@@ -19,10 +19,16 @@ KEPT_VERSION = 1  # of what containerd keeps
 
 Record = TypeVar("Record", SandboxRecord, ContainerRecord)
 
+_BODIES = {
+    kind: tuple(f.name for f in fields(kind) if f.name not in ("id", "config"))
+    for kind in (SandboxRecord, ContainerRecord)
+}
+_ATTACHMENT = tuple(f.name for f in fields(Attachment))
+
 
 def body(record: AnyRecord) -> str:
     """Everything of a record but its id and its configuration, which rows have columns for."""
-    return json.dumps({f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("id", "config")})
+    return json.dumps({name: getattr(record, name) for name in _BODIES[type(record)]})
 
 
 def record(kind: type[Record], id_: str, config: Any, text: str) -> Record:
@@ -34,7 +40,7 @@ def record(kind: type[Record], id_: str, config: Any, text: str) -> Record:
 
 def attachment_text(attachment: Attachment) -> str:
     """All of an attachment."""
-    values = {f.name: getattr(attachment, f.name) for f in fields(attachment)}
+    values = {name: getattr(attachment, name) for name in _ATTACHMENT}
     values["state"] = attachment.state.value
     values["owed"] = [asdict(each) for each in attachment.owed]
     for key in ("config", "capability_args", "result"):

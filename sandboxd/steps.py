@@ -25,7 +25,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -350,38 +350,50 @@ def _pass_on(record: T, receivers: list[Callable[[T], None]], what: str) -> None
             log.error("subscriber failed", of=what, error=disclosure.words(broken))
 
 
-@contextmanager
-def step(name: str, **detail: object) -> Iterator[Step]:
+def step(name: str, **detail: object) -> AbstractContextManager[Step]:
     """Time a step, record how it ended, and let its error pass through unchanged."""
-    current = _current.get()
-    this = Step({key: str(value) for key, value in detail.items() if value is not None})
-    started_at, began = time.time_ns(), time.perf_counter_ns()
-    error = ""
-    number = next(_numbers)
-    if current is not None:
-        current.course.open[number] = name, started_at, this
-    outer = _innermost.get()
-    _innermost.set(this)
-    span = spans.begin()
-    try:
-        with spans.within(span):
-            yield this
-    except BaseException as exc:
-        error = disclosure.words(exc)
-        raise
-    finally:
-        _innermost.set(outer)
-        record = _record(current, name, this, started_at, time.perf_counter_ns() - began, error)
+    return _Timed(name, Step({key: str(value) for key, value in detail.items() if value is not None}))
+
+
+class _Timed:
+    """The context of one step. A class, since a generator's context takes twice as long and there are many."""
+
+    __slots__ = ("began", "current", "name", "number", "outer", "outer_span", "span", "started_at", "this")
+
+    def __init__(self, name: str, this: Step) -> None:
+        self.name = name
+        self.this = this
+
+    def __enter__(self) -> Step:
+        self.current = current = _current.get()
+        self.started_at, self.began = time.time_ns(), time.perf_counter_ns()
+        self.number = next(_numbers)
         if current is not None:
-            current.course.open.pop(number, None)
+            current.course.open[self.number] = self.name, self.started_at, self.this
+        self.outer = _innermost.get()
+        _innermost.set(self.this)
+        self.outer_span = spans.current()
+        self.span = spans.begin()
+        if self.span is not None:
+            spans.enter(self.span)
+        return self.this
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        error = "" if exc is None else disclosure.words(exc)
+        _innermost.set(self.outer)
+        current = self.current
+        record = _record(current, self.name, self.this, self.started_at, time.perf_counter_ns() - self.began, error)
+        if current is not None:
+            current.course.open.pop(self.number, None)
             current.course.ended.append(record)
-        with spans.within(span):
-            for receive in tuple(_subscribers):
-                try:
-                    receive(record)
-                except Exception as broken:
-                    # Observing must never change what is observed.
-                    log.error("step subscriber failed", step=name, error=disclosure.words(broken))
+        for receive in tuple(_subscribers):
+            try:
+                receive(record)
+            except Exception as broken:
+                # Observing must never change what is observed.
+                log.error("step subscriber failed", step=self.name, error=disclosure.words(broken))
+        if self.span is not None:
+            spans.enter(self.outer_span)
 
 
 def _record(

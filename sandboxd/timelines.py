@@ -36,7 +36,7 @@ _TRIM = (
     " (SELECT seq FROM steps WHERE sandbox_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)"
 )
 _LAST = "SELECT seq, body FROM stories WHERE operation = ? AND subject = ? ORDER BY seq DESC LIMIT 1"
-_ACT = tuple(f.name for f in fields(Act))
+_STEP, _PLUGIN, _ACT = (tuple(f.name for f in fields(of)) for of in (StepRecord, PluginExecution, Act))
 _OUTPUT = ("stdin", "stdout", "stderr")
 
 
@@ -182,9 +182,9 @@ def _without_ids(story: Story) -> str:
 
 
 def _step_values(record: StepRecord) -> dict[str, Any]:
-    values: dict[str, Any] = {f.name: getattr(record, f.name) for f in fields(record)}
+    values: dict[str, Any] = {name: getattr(record, name) for name in _STEP}
     if record.plugin is not None:
-        plugin = {f.name: getattr(record.plugin, f.name) for f in fields(record.plugin)}
+        plugin = {name: getattr(record.plugin, name) for name in _PLUGIN}
         for key in _OUTPUT:
             plugin[key] = encoded(plugin[key])
         values["plugin"] = plugin

@@ -6,6 +6,7 @@ written in any case. Unknown keys belong to the plugins and reach them unchanged
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -175,7 +176,12 @@ def config_json(config: NetworkConfig) -> bytes:
 
 def from_json(data: bytes, source: str = "") -> NetworkConfig:
     """Read what `config_json` wrote. Raises InvalidRequest when it is damaged."""
-    return replace(parse("recorded configuration.conflist", data), source=source)
+    return replace(_recorded(data), source=source)
+
+
+@functools.lru_cache(maxsize=16)  # networks: the pods of one have the same, and read it at each step
+def _recorded(data: bytes) -> NetworkConfig:
+    return parse("recorded configuration.conflist", data)
 
 
 def is_file_name(text: str) -> bool:

@@ -7,6 +7,7 @@ unknown: that is `PluginFailed`, naming the part that is wrong, never a guess.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sandboxd.errors import PluginFailed
 OUTPUT_LIMIT = 1 << 20
 """Bytes of stdout and of stderr that are kept of one execution."""
 
+_REMEMBERED = 32  # results: of the pods that are being made or deleted, whose are read again and again
 _KEYS = ("cniVersion", "interfaces", "ips", "routes", "dns", "ip4", "ip6")  # of a result, in any version
 
 
@@ -138,6 +140,7 @@ def _document(data: bytes) -> dict[str, Any]:
         raise _Malformed(f"{exc}: {seen}" if seen else "nothing was printed on stdout") from exc
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _result(data: bytes, version: str) -> Result:
     document = {key: value for key, value in _canonical(_document(data)).items() if value is not None}
     stated = document.get("cniVersion")

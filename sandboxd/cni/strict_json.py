@@ -20,14 +20,14 @@ def load_object(data: bytes) -> dict[str, Any]:
     if not data.strip():
         raise ValueError("empty")
     try:
-        document = json.loads(data.decode(errors="replace"), parse_constant=_refuse, parse_float=_finite)
+        document = _DECODER.decode(data.decode(errors="replace"))
     except RecursionError as exc:
         raise ValueError(f"nested deeper than {DEPTH} levels") from exc
     except ValueError as exc:
         raise ValueError(f"not valid JSON: {exc}") from exc
     if not isinstance(document, dict):
         raise ValueError(f"expected a JSON object, got {kind(document)}")
-    if not _is_shallow(document):
+    if data.count(b"{") + data.count(b"[") > DEPTH and not _is_shallow(document):
         raise ValueError(f"nested deeper than {DEPTH} levels")
     return document
 
@@ -59,6 +59,9 @@ def _finite(digits: str) -> float:
     if math.isinf(value):  # 1e999
         raise ValueError(f"the number {digits[:20]} is too large")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def _is_shallow(document: object) -> bool:

@@ -42,7 +42,9 @@ class Metrics:
         self._rpc_seconds = self._histogram(
             "rpc_seconds", "How long RPCs took; one that streams, how long it was open.", "method", "code"
         )
-        self._rpc_series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}  # to look one up takes long
+        # To look one up takes long.
+        self._rpc_series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._step_series: dict[tuple[str, str], Histogram] = {}
         self._operations = self._histogram(
             "operation_seconds", "How long operations took, repairs included.", "operation", "outcome"
         )
@@ -93,7 +95,11 @@ class Metrics:
 
     def step(self, record: StepRecord) -> None:
         """Time a step that has ended; for `steps.subscribe`."""
-        self._steps.labels(step=record.name, outcome=_outcome(record.error)).observe(record.duration / 1e9)
+        of = record.name, _outcome(record.error)
+        series = self._step_series.get(of)
+        if series is None:
+            series = self._step_series[of] = self._steps.labels(*of)
+        series.observe(record.duration / 1e9)
         if (done := record.plugin) is not None:
             labels = {"plugin": _plugin(record), "command": done.command, "outcome": _outcome_of(done)}
             self._plugins.labels(**labels).observe(done.duration / 1e9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 
@@ -11,8 +12,6 @@ from sandboxd.cni.in_process.ranges import Odd
 from sandboxd.cni.in_process.rules import Rules
 from sandboxd.cni.in_process.words import Failed
 
-PROGRAMS = ("restore", "save")
-
 
 class Table:
     """Table nat of one family. Raises Odd when its programs are not in its PATH."""
@@ -20,10 +19,12 @@ class Table:
     def __init__(self, version: int, env: Mapping[str, str]) -> None:
         """`version` is 4 or 6; `env` that of the plugin: by it a process that outlives the daemon is found."""
         name = rules.FAMILIES[version]
-        found = [shutil.which(f"{name}-{program}", path=env.get("PATH", "")) for program in PROGRAMS]
-        if found[0] is None or found[1] is None:
+        found = shutil.which(f"{name}-restore", path=env.get("PATH", "")) or ""
+        beside = f"{os.path.dirname(found)}/{name}-save"  # one package has both
+        save = beside if os.access(beside, os.X_OK) else shutil.which(f"{name}-save", path=env.get("PATH", ""))
+        if not found or not save:
             raise Odd(f"without {name}-restore and {name}-save in its PATH")
-        self._restore, self._save = found[0], found[1]
+        self._restore, self._save = found, save
         self._env = env
 
     async def make(self, wanted: Rules) -> None:
