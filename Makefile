@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 DIRTY_ARGS ?=
 FAULTS ?=
 
-.PHONY: help setup setup-test setup-tools cni-plugins test-plugins proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test setup-tools cni-plugins test-plugins proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-insight test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ test test-quick: export PYTHONASYNCIODEBUG ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults and not plugins" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults and not plugins and not insight" $(PYTEST_ARGS)
 
 test-second-containerd: setup-test images conformance-tools ## run what can differ on a current containerd (PYTEST_ARGS=--every-containerd: everything)
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools and not faults" $(PYTEST_ARGS)
@@ -77,6 +77,9 @@ test-plugins: setup-test cni-plugins ## compare the in-process network with that
 
 test-tools: setup-tools images ## what needs further tools: images to and from others, pages in a browser, metrics and alerts in promtool
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/tools $(PYTEST_ARGS)
+
+test-insight: setup-test images ## what shows and explains: explain, doctor, replay, top, watch, metrics, on real pods
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "insight and not second_containerd" tests/e2e $(PYTEST_ARGS)
 
 test-faults: setup-test images ## kill, fail, fill and race the daemon, cell by cell (FAULTS=long: all); writes build/faults/summary.json
 	FAULTS=$(FAULTS) $(PY) -m pytest $(SIDE_BY_SIDE) --dist loadgroup tests/faults $(PYTEST_ARGS)

@@ -21,7 +21,7 @@ from tests.pods import pod_config, refused, remove_pod, run_pod
 from tests.processes import until
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.insight]
 
 CONF = "/etc/cni/net.d/10-test.conflist"
 PLUGINS = "/opt/cni/bin"

@@ -22,7 +22,7 @@ from sandboxd.pb.host.v1 import host_pb2
 from tests.pods import pod_config, remove_pod, run_pod
 from tests.testbed import UPLINK_ADDRESS, Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.insight]
 
 CONF = "/etc/cni/net.d/10-test.conflist"
 # Answers every query, of DNS, by a refusal.

@@ -16,7 +16,7 @@ from tests.audit import Snapshot, difference, network
 from tests.pods import pod_config, remove_pod, run_pod
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.insight]
 
 SOCKET = "/run/sandboxd/sandboxd.sock"
 SYSCTLS = ("net.ipv4.ip_forward", "net.ipv4.conf.sbx0.route_localnet")

@@ -19,7 +19,7 @@ from tests.pods import container_config, pod_config, pod_info, remove_pod, run_c
 from tests.processes import until
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.insight]
 
 SOCKET = "/run/sandboxd/sandboxd.sock"
 CONTAINERD = "/run/sandboxd/containerd/containerd.sock"  # the managed one's

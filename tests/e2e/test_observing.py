@@ -23,7 +23,7 @@ from tests.pods import create_container, pod_config, pod_info, remove_pod, run_c
 from tests.processes import until
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.insight]
 
 METRICS_PORT, COLLECTOR_PORT = 9477, 4317
 PLUGINS = "/opt/cni/bin"

@@ -19,7 +19,7 @@ from tests.pods import pod_config, remove_pod, run_pod
 from tests.processes import until
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.insight]
 
 SOCKET = "/run/sandboxd/sandboxd.sock"
 CONF = "/etc/cni/net.d/10-sandboxd.conflist"

@@ -1,6 +1,7 @@
 """The in-process network is as that of the plugins: both make it, and what they leave is compared.
 
-Each is also undone by the other. `make test-plugins` does the same with configurations that are drawn by lot.
+Each is also undone by the other. `make test-plugins` has all of them, and does the
+same with configurations that are drawn by lot.
 """
 
 from __future__ import annotations
@@ -72,8 +73,14 @@ CASES = {
 }
 
 
+# The cases of `make test`; those in which an ADD fails take longer, and only `make test-plugins` has them.
+QUICK = ("the-story", "both-families")
+
+
 @pytest.mark.parametrize("directory", DIRECTORIES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.plugins) for name in CASES]
+)
 def test_it_is_as_the_plugins_make_it_and_undone_by_either(name: str, directory: str) -> None:
     case = replace(CASES[name], plugins=directory)
 
