@@ -15,7 +15,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench import floor
 from tests.bench.counted import COUNTS, PROFILED, STATS
+from tests.bench.floor import Floor
 from tests.bench.ground import Flavour
 from tests.bench.life import whole
 from tests.bench.modes import Mode
@@ -25,6 +27,7 @@ from tests.processes import until
 from tests.testbed import ROOT
 
 PODS = 12
+REQUESTS = 6  # of the client for one pod: up, its address, down
 INSIDE = "/var/log/counted"
 COUNTED = (sys.executable, "-m", "tests.bench.counted", INSIDE)  # the daemon
 SHOWN = 45  # functions of the profile, and modules of the import
@@ -38,6 +41,7 @@ class PerPod:
 
     counts: Counts
     daemon_ms: float  # processor time, without the profiler
+    floor: Floor  # what a call costs in itself
     profile: str  # what cProfile says, for people
 
 
@@ -57,7 +61,8 @@ def measure(flavour: Flavour, mode: Mode, pods: int = PODS) -> PerPod:
             whole(party, {})
         counted(party)
         profile = told(party.bed.path(f"{INSIDE}/{STATS}"), pods)
-    return PerPod(counts=counts, daemon_ms=spent * 1e3 / pods, profile=profile + import_time())
+    spent_ms = spent * 1e3 / pods
+    return PerPod(counts=counts, daemon_ms=spent_ms, floor=floor.measure(), profile=profile + import_time())
 
 
 def per_pod(counted: Sequence[Sequence[object]], pods: int) -> Counts:
@@ -83,7 +88,13 @@ def rows(kind: str, counts: Counts) -> list[tuple[str, ...]]:
 
 def text(measured: PerPod) -> str:
     """For people."""
-    parts = [f"daemon: {measured.daemon_ms:.1f} ms of processor time a pod\n"]
+    asked = sum(number for (kind, _, _), number in measured.counts.items() if kind == "containerd")
+    alone = measured.floor.of(asked=asked, answered=REQUESTS)
+    parts = [
+        f"daemon: {measured.daemon_ms:.1f} ms of processor time a pod, of which gRPC alone, without anything that it"
+        f" is used for, takes {alone:.1f} ms: {asked:.0f} calls to containerd at {measured.floor.asking:.2f} ms and"
+        f" {REQUESTS} of the client at {measured.floor.answering:.2f} ms\n"
+    ]
     for kind, title in (
         ("containerd", "calls to containerd"),
         ("commit", "transactions of the ledger"),
