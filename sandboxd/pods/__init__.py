@@ -1,6 +1,7 @@
 """Pods: run, connected, looked after, and taken down.
 
 run        RunPodSandbox: record, netns, network and pause at once, start
+pause      the pause container that holds a pod's namespaces
 teardown   the one way back: failed runs, Stop, Remove and recovery are this code
 network    a pod's attachment: ADD, DEL, and what of a DEL failed
 masquerading  rules for masquerading that a DEL could not find

@@ -18,26 +18,21 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from sandboxd import disclosure, places, record_format, steps
+from sandboxd import disclosure, steps
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.containerd import rootfs as image_files
-from sandboxd.containerd.snapshots import Mount
-from sandboxd.containers import runtime_reads
-from sandboxd.errors import AlreadyExists, InvalidRequest, NotReady, SandboxdError, Unavailable, Unsupported
-from sandboxd.jobs import in_pieces
-from sandboxd.machine import facts as machine
+from sandboxd.errors import AlreadyExists, SandboxdError, Unavailable, Unsupported
 from sandboxd.machine import handlers, pod_files, room, userns
 from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, of_earlier_boot, sandbox_name, subject_of
 from sandboxd.node import Node
-from sandboxd.oci import sandbox, users, validate
 from sandboxd.oci import userns as oci_userns
+from sandboxd.oci import validate
 from sandboxd.operations import Held, demand_containerd, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import network, publish
+from sandboxd.pods import network, pause, publish
 from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, remove_sandbox, teardown
 
 log = structlog.get_logger(__name__)
@@ -80,7 +75,7 @@ async def _run(
     if existing is not None:
         return _again(existing, config, handler)
     room.demand(node)
-    pause = await pause_image()
+    image = await pause_image()
     await _check_user_namespace(node, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
     chosen = None if on_host else await network.choose(node)
@@ -100,7 +95,7 @@ async def _run(
         await _roll_back(held, cause)
 
     async with held.effect("pod.run", undo=undo, pod=record.name, waited=held.waited or None):
-        await _build(held, record, chosen, pause)
+        await _build(held, record, chosen, image)
     return record.id
 
 
@@ -152,21 +147,21 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
     )
 
 
-async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, pause: ImageRecord) -> None:
+async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, image: ImageRecord) -> None:
     node = held.node
     ips: tuple[str, ...] = ()
     await _create_namespaces(node, record)
     if chosen is None:
-        await _create_pause(node, record, pause, None)
+        await pause.create(node, record, image, None)
     elif network_comes_first(record.config, chosen):
         ips = await network.attach(held, record, chosen)
-        await _create_pause(node, record, pause, chosen)
+        await pause.create(node, record, image, chosen)
     else:
         # Neither is cancelled when the other fails: containerd would go on creating the task after teardown had
         # looked for it, and a plugin that is killed leaves more behind than one that finishes.
         attached, created = await asyncio.gather(
             network.attach(held, record, chosen),
-            _create_pause(node, record, pause, chosen),
+            pause.create(node, record, image, chosen),
             return_exceptions=True,
         )
         for outcome in (attached, created):
@@ -179,9 +174,7 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
         if warning := pod_files.write(node, record, ips):
             step.note(warning=warning)
             log.warning("a pod has no name server", sandbox=record.id, reason=warning)
-    with steps.step("pod.pause.start") as step:
-        pid = await node.runtime.start(record.id)
-        step.note(pid=pid)
+    pid = await pause.start(node, record)
     node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
 
 
@@ -213,59 +206,6 @@ async def _create_namespaces(node: Node, record: SandboxRecord) -> None:
         netns_inode=node.netns.inode(record.netns_path) if record.netns_path else 0,
         userns_inode=node.netns.inode(node.places.user_namespace(record.id)) if ids else 0,
     )
-
-
-async def _create_pause(node: Node, record: SandboxRecord, pause: ImageRecord, chosen: NetworkConfig | None) -> None:
-    """Create the pause container, but do not start it."""
-    with steps.step("pod.files.mount"):
-        # The runtime binds these when it creates the container; the pod's addresses are written before it starts.
-        pod_files.prepare(node, record)
-    with steps.step("pod.pause.rootfs", image=pause.id):
-        rootfs = await node.images.prepare_rootfs(record.id, pause)
-        user = await asyncio.to_thread(_pause_user, record.config, pause, rootfs)
-    name = pause.name
-    found = await asyncio.to_thread(
-        machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
-    )
-    if label := sandbox.pod_labels(record, found).mount:
-        for path in pod_files.paths(node, record.id):
-            await in_pieces(machine.relabel(path, label))
-    spec = sandbox.sandbox_spec(
-        record,
-        places=node.places,
-        image=pause.config,
-        image_name=name,
-        user=user,
-        host=found,
-    )
-    # From this a lost ledger is rebuilt (`adopt`).
-    now = node.ledger.sandboxes[record.id]
-    keep = record_format.keep_sandbox(now, network.planned(node, now, chosen) if chosen else None)
-    with steps.step("pod.pause.record"):
-        await node.runtime.create_container(
-            record.id,
-            spec=spec,
-            image=name,
-            snapshotter=node.config.containerd.snapshotter,
-            snapshot_key=record.id,
-            labels=places.labels(record.config, record.id, kind="sandbox"),
-            runtime=handlers.runtime_options(node, record),
-            keep=keep,
-        )
-    with steps.step("pod.pause.create") as step:
-        async with userns.staged(node, record, record.id, rootfs) as mapped:
-            step.note(pid=await node.runtime.create(record.id, mapped))
-
-
-def _pause_user(config: cri.PodSandboxConfig, pause: ImageRecord, rootfs: Sequence[Mount]) -> users.User:
-    """Who the pause process is. Raises NotReady for an image that the OCI runtime could not read. Blocks."""
-    try:
-        runtime_reads.check(rootfs, {})
-    except InvalidRequest as exc:
-        raise NotReady(f"the pause image {pause.name}: {exc}; runtime.pause_image names it") from exc
-    passwd, group = (image_files.read(rootfs, path) for path in ("etc/passwd", "etc/group"))
-    wanted = users.for_sandbox(config.linux.security_context, pause.config.get("User", ""))
-    return users.resolve(wanted, passwd, group)
 
 
 def network_comes_first(config: cri.PodSandboxConfig, chosen: NetworkConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import structlog
 
 from sandboxd.containerd import shims
+from sandboxd.machine import handlers
 from tests.fakes.bundle import Bundle, pod_config
 from tests.unit.pods.requests import run
 
@@ -44,3 +46,20 @@ def log_lines() -> Iterator[LogLines]:
     """What is logged."""
     with structlog.testing.capture_logs() as lines:
         yield lines
+
+
+@pytest.fixture
+def with_abilities(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
+    """A machine on which user namespaces work. Returns whom files are given to, which only root can do."""
+    given: dict[str, tuple[int, int]] = {}
+
+    async def features(*_: object) -> handlers.Features:
+        return handlers.Features(user_namespaces=True, recursive_read_only=True)
+
+    async def recursive_read_only(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(handlers, "features", features)
+    monkeypatch.setattr(handlers, "recursive_read_only", recursive_read_only)
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.update({str(path): (uid, gid)}))
+    return given

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,11 @@ from sandboxd import steps
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.containerd.tasks import TaskState
 from sandboxd.errors import AlreadyExists, CleanupIncomplete, NotReady, PluginFailed
-from sandboxd.machine import facts, handlers
 from sandboxd.model import AttachmentState, SandboxState
-from sandboxd.oci.linux import SelinuxContexts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods.run import network_comes_first, run_sandbox
 from sandboxd.pods.teardown import remove_sandbox
-from tests.fakes.bundle import PAUSE, Bundle, pod_config
+from tests.fakes.bundle import Bundle, pod_config
 from tests.fakes.points import Point
 from tests.fakes.runtime import Program
 from tests.unit.pods.requests import (
@@ -308,23 +304,6 @@ async def test_what_cannot_be_undone_keeps_the_record_with_both_reasons(fakes: B
 # What the pod's processes run as
 
 
-@pytest.fixture
-def with_abilities(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
-    """A machine on which user namespaces work. Returns whom files are given to, which only root can do."""
-    given: dict[str, tuple[int, int]] = {}
-
-    async def features(*_: object) -> handlers.Features:
-        return handlers.Features(user_namespaces=True, recursive_read_only=True)
-
-    async def recursive_read_only(*_: object) -> bool:
-        return True
-
-    monkeypatch.setattr(handlers, "features", features)
-    monkeypatch.setattr(handlers, "recursive_read_only", recursive_read_only)
-    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.update({str(path): (uid, gid)}))
-    return given
-
-
 async def test_a_pods_user_namespace_owns_its_network_namespace(
     fakes: Bundle, with_abilities: dict[str, tuple[int, int]]
 ) -> None:
@@ -336,16 +315,6 @@ async def test_a_pods_user_namespace_owns_its_network_namespace(
     assert not os.path.exists(fakes.places.stage(record.id)), "what was staged is only for the creation"
 
 
-async def test_its_root_file_system_is_shown_with_the_pods_own_ids(
-    fakes: Bundle, with_abilities: dict[str, tuple[int, int]]
-) -> None:
-    record = await run(fakes, with_user_namespace())
-
-    (given,), (plain,) = fakes.runtime.tasks[record.id].rootfs, fakes.images.snapshots[record.id]
-    assert given != plain
-    assert any(fakes.places.stage(record.id) in option for option in (given.source, *given.options))
-
-
 async def test_a_pod_in_the_hosts_network_can_have_a_user_namespace(
     fakes: Bundle, with_abilities: dict[str, tuple[int, int]]
 ) -> None:
@@ -355,40 +324,3 @@ async def test_a_pod_in_the_hosts_network_can_have_a_user_namespace(
     record = await run(fakes, config)
 
     assert set(fakes.netns.pinned) == {fakes.places.user_namespace(record.id)}
-
-
-async def test_with_selinux_the_pods_files_get_the_label_of_its_containers(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labels: dict[str, str] = {}
-
-    def relabel(path: str, label: str) -> Iterator[None]:
-        labels[path] = label
-        yield
-
-    monkeypatch.setattr(facts, "relabel", relabel)
-    contexts = SelinuxContexts(
-        process="system_u:system_r:container_t:s0", file="system_u:object_r:container_file_t:s0"
-    )
-    machine = replace(fakes.node.machine, facts=replace(fakes.node.machine.facts, selinux=contexts))
-    fakes.node = replace(fakes.node, machine=machine)
-
-    record = await run(fakes)
-
-    spec = json.loads(fakes.runtime.containers[record.id].spec)
-    assert set(labels.values()) == {spec["linux"]["mountLabel"]}
-    assert {os.path.basename(path) for path in labels} == {"hosts", "hostname", "resolv.conf", "shm"}
-
-
-async def test_without_selinux_nothing_is_labelled(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "relabel", lambda path, label: pytest.fail(f"{path} was labelled"))
-
-    await run(fakes)
-
-
-async def test_the_pause_container_is_made_from_its_image(fakes: Bundle) -> None:
-    record = await run(fakes)
-
-    assert fakes.images.snapshots[record.id]
-    image = json.loads(fakes.runtime.containers[record.id].spec)["annotations"]
-    assert PAUSE.name in image.values()
