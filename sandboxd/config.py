@@ -57,6 +57,7 @@ class Containerd:
 
 
 IN_PROCESS = ("auto", "always", "never")
+PAUSE, PINNED = "pause", "pinned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,8 @@ class Handler:
     binary: str = ""  # the OCI runtime; "" is the shim's default, runc
     root: str = ""  # where the OCI runtime keeps its state; "" is the shim's default
     annotations: tuple[str, ...] = ()  # globs: these annotations of pods and containers reach the runtime's spec
+    # What holds a pod's namespaces: "pause", a container, or "pinned", mounts, for pods that need no such container.
+    sandbox_mode: str = field(default=PAUSE, metadata={"choices": (PAUSE, PINNED)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,12 +365,7 @@ def _from_text(section: Any, key: str, text: str) -> tuple[Any, str]:
 
 def _cross_checks(config: Config) -> list[str]:
     """Problems that no single value shows."""
-    problems = []
-    if config.runtime.default_handler not in config.runtime.handlers:
-        known = ", ".join(sorted(config.runtime.handlers)) or "none"
-        problems.append(
-            f"runtime.default_handler {config.runtime.default_handler!r} is not configured (known: {known})"
-        )
+    problems = _check_handlers(config.runtime)
     paths = {
         "daemon.root": config.daemon.root,
         "daemon.state": config.daemon.state,
@@ -399,6 +397,18 @@ def _cross_checks(config: Config) -> list[str]:
     for key, path in (("api.socket", config.socket), ("containerd.socket", config.containerd_socket)):
         if len(os.fsencode(path)) > 107:
             problems.append(f"{key}: {path!r} is too long for a unix socket (107 bytes at most)")
+    return problems
+
+
+def _check_handlers(runtime: Runtime) -> list[str]:
+    problems = [
+        f"runtime.handlers.{name}.sandbox_mode: pinned is for {Handler().type}, other shims may need a pause process"
+        for name, handler in runtime.handlers.items()
+        if handler.sandbox_mode == PINNED and handler.type != Handler().type
+    ]
+    if runtime.default_handler not in runtime.handlers:
+        known = ", ".join(sorted(runtime.handlers)) or "none"
+        problems.append(f"runtime.default_handler {runtime.default_handler!r} is not configured (known: {known})")
     return problems
 
 

@@ -13,8 +13,9 @@ that it cannot contradict them.
     attachment  PLANNED ──► ADDING ──► ADDED ──► DELETING ──► (removed)
                                 └─────────┴──────────┴── DEL failed ──► OWED ──► (removed)
 
-CREATING objects are not shown to CRI clients. NOTREADY means only that the pause container is not running:
-StopPodSandbox must still be called to free what the sandbox holds. An OWED attachment outlives its sandbox.
+CREATING objects are not shown to CRI clients. NOTREADY means only that the pause container is not running, or that
+the namespaces of a pod without one are gone: StopPodSandbox must still be called to free what the sandbox holds. An
+OWED attachment outlives its sandbox.
 """
 
 from __future__ import annotations
@@ -69,14 +70,17 @@ class SandboxRecord:
     runtime_handler: str  # "" is the default handler
     netns_path: str  # "" for a pod in the host's network
     created_at: int
+    pinned: bool = False  # it has no pause container: its namespaces are held by the mounts that pin them
     pid: int = 0  # of the pause container, 0 when it is not running
     started_at: int = 0
-    exited_at: int = 0  # when the pause container ended
+    exited_at: int = 0  # when the pause container ended, or a pinned pod lost its namespaces or was stopped
     stopped_at: int = 0  # StopPodSandbox freed everything but the records
     failure: str = ""  # why creating or cleaning up did not finish, or why the pod can no longer be used
     ips: tuple[str, ...] = ()
     netns_inode: int = 0  # what `netns_path` leads to; 0 when an earlier version made the pod
     userns_inode: int = 0  # the same for the pinned user namespace
+    ipc_inode: int = 0  # the same for the ipc namespace of a pinned pod
+    uts_inode: int = 0  # the same for its uts namespace
     warnings: tuple[str, ...] = ()  # what the pod asked for and may not get, for people
     boot: str = ""  # of the machine, in which the pod was made; "" when an earlier version made it
 
@@ -88,7 +92,8 @@ class SandboxRecord:
 
     @property
     def state(self) -> SandboxState:
-        """READY while the pause container runs; CREATING, also while that is undone, until it ran or has failed."""
+        """READY while the pause container runs, or what pins the namespaces lasts; CREATING until it came to that or
+        has failed, and while that is undone."""
         if not self.started_at and not self.failure:
             return SandboxState.CREATING
         return SandboxState.NOTREADY if self.stopped_at or self.exited_at or self.failure else SandboxState.READY

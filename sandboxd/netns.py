@@ -1,4 +1,4 @@
-"""Named network namespaces: create, recognise, remove, and open sockets inside.
+"""Named network namespaces, and a pod's others: create, recognise, remove, and open sockets inside.
 
 A namespace is an nsfs mount at a path that the sandbox id gives, so `ip netns` sees it and anyone who knows the id
 can clean it up. Rules:
@@ -11,7 +11,8 @@ can clean it up. Rules:
 4. A user namespace cannot be made by a thread (unshare(2): EINVAL), so unshare(1) makes it, together with the
    network namespace that it is to own, and lives until both are pinned.
 
-Sources: namespaces(7), network_namespaces(7), user_namespaces(7), mount(2), umount(2), netdevice(7).
+Sources: namespaces(7), network_namespaces(7), ipc_namespaces(7), uts_namespaces(7), user_namespaces(7),
+mount(2), umount(2), netdevice(7), proc_sys(5).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ _IFA_F_DADFAILED = 0x8
 _RT_TABLE_MAIN = 254
 _MAX_STACKED = 64  # mounts that somebody put on one of ours
 _preparing = threading.Lock()  # a second mount of the directory would hide what was pinned below the first
+_FLAGS = {"ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 UNSHARE_SECONDS = 20.0  # for unshare(1) to be there; it does nothing but two system calls
 
 
@@ -163,24 +165,69 @@ def _pin_user_namespace(pid: int, path: str, uid_map: str, gid_map: str, netns_p
     """Runs in a thread that ends, for it enters the network namespace."""
     Path(f"/proc/{pid}/uid_map").write_text(uid_map, encoding="ascii")
     Path(f"/proc/{pid}/gid_map").write_text(gid_map, encoding="ascii")
-    wanted = [(path, "user"), *([(netns_path, "net")] if netns_path else [])]
+    if netns_path:
+        prepare_directory(os.path.dirname(netns_path))
+    with _pinned(f"/proc/{pid}/ns", {"user": path, **({"net": netns_path} if netns_path else {})}):
+        if netns_path:
+            _enter(netns_path)
+            _loopback_up()
+
+
+async def create_others(pins: Mapping[str, str], hostname: str = "") -> None:
+    """Make new namespaces of these kinds, "ipc" and "uts", pinned at these paths.
+
+    The uts namespace gets the host name, or keeps the machine's. Raises NotReady when the kernel refuses; nothing is
+    left then.
+    """
+
+    def make() -> None:
+        syscalls.unshare(sum(_FLAGS[kind] for kind in pins))
+        if hostname and "uts" in pins:
+            socket.sethostname(hostname)
+        with _pinned(f"/proc/self/task/{threading.get_native_id()}/ns", pins):
+            pass
+
+    try:
+        await in_own_thread(make)
+    except OSError as exc:
+        raise NotReady(f"namespaces {' '.join(pins.values())} cannot be created: {exc}") from exc
+
+
+@contextmanager
+def _pinned(processes: str, pins: Mapping[str, str]) -> Iterator[None]:
+    """Pin namespaces, by kind and path, of the process whose ns directory is given; not if the block fails."""
     done: list[str] = []
     try:
-        if netns_path:
-            prepare_directory(os.path.dirname(netns_path))
-        for target, kind in wanted:
+        for kind, target in pins.items():
             os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
             done.append(target)
-            syscalls.mount(f"/proc/{pid}/ns/{kind}", target, syscalls.MS_BIND)
-        if netns_path:
-            with open(netns_path, "rb") as inside:
-                syscalls.setns(inside.fileno(), syscalls.CLONE_NEWNET)
-            _loopback_up()
+            syscalls.mount(f"{processes}/{kind}", target, syscalls.MS_BIND)
+        yield
     except BaseException:
         for target in reversed(done):
             mounts.unmount(target)
             os.unlink(target)
         raise
+
+
+async def set_sysctls(paths: Sequence[str], values: Mapping[str, str]) -> None:
+    """Set sysctls in the namespaces at these paths. Raises NotReady naming the one that the kernel refuses."""
+
+    def write() -> None:
+        for path in paths:
+            _enter(path)
+        for name, value in values.items():
+            # /proc/sys shows a thread the sysctls of its own namespaces. Beside slashes dots are part of a name.
+            file = Path("/proc/sys", name if "/" in name else name.replace(".", "/"))
+            try:
+                file.write_text(value, encoding="utf-8")
+            except OSError as exc:
+                raise NotReady(f"sysctl {name} cannot be set to {value!r}: {exc.strerror}") from exc
+
+    try:
+        await in_own_thread(write)
+    except OSError as exc:
+        raise NotReady(f"namespaces {' '.join(paths)} cannot be entered: {exc}") from exc
 
 
 def exists(path: str) -> bool:
@@ -202,7 +249,7 @@ async def restore(path: str, wanted: int, pids: Sequence[int], kind: str = "net"
 
     What was mounted over it is unmounted. If that does not show it, it is taken from one of the processes `pids`,
     which must be known to be the pod's: an inode that was freed is used again. `wanted` 0 accepts what the process
-    has. When the answer is False, no namespace is at `path`. `kind` is "net" or "user". Raises NotReady when the
+    has. When the answer is False, no namespace is at `path`. `kind` is that of /proc/PID/ns. Raises NotReady when the
     kernel refuses.
     """
 
@@ -328,10 +375,10 @@ async def open_socket(path: str, family: int, kind: int, protocol: int = 0) -> s
 
 
 def _enter(path: str) -> None:
-    """Move this thread into the namespace (rule 1)."""
+    """Move this thread into the namespace, of whatever kind (rule 1)."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        syscalls.setns(fd, syscalls.CLONE_NEWNET)
+        syscalls.setns(fd, 0)
     finally:
         os.close(fd)
 

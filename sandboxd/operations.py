@@ -234,7 +234,8 @@ def known_sandbox(node: Node, sandbox_id: str) -> SandboxRecord:
 def lost(node: Node, sandbox: SandboxRecord) -> SandboxRecord:
     """Record that the pod's namespaces are gone: it has no address, and it is not ready if it still was."""
     failure = pins.complaint(node, sandbox) if sandbox.state is SandboxState.READY else sandbox.failure
-    return node.ledger.update_sandbox(sandbox.id, failure=failure, ips=())
+    ended = time.time_ns() if sandbox.pinned else 0  # nothing else of such a pod ends
+    return node.ledger.update_sandbox(sandbox.id, failure=failure, ips=(), exited_at=sandbox.exited_at or ended)
 
 
 def unstopped_sandbox(node: Node, sandbox_id: str) -> SandboxRecord:

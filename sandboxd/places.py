@@ -123,7 +123,7 @@ class Places:
     # A pod's.
 
     def sandbox(self, sandbox_id: str) -> str:
-        """What a pod has in memory: its shm and its pinned user namespace."""
+        """What a pod has in memory: its shm and its pinned namespaces, but for that of its network."""
         return f"{self.state}/sandboxes/{sandbox_id}"
 
     def shm(self, sandbox_id: str) -> str:
@@ -133,6 +133,14 @@ class Places:
     def user_namespace(self, sandbox_id: str) -> str:
         """Where the pod's user namespace is pinned."""
         return f"{self.sandbox(sandbox_id)}/{USER_NAMESPACE}"
+
+    def ipc_namespace(self, sandbox_id: str) -> str:
+        """Where the ipc namespace of a pod without a pause container is pinned."""
+        return f"{self.sandbox(sandbox_id)}/ipc"
+
+    def uts_namespace(self, sandbox_id: str) -> str:
+        """The same for its uts namespace."""
+        return f"{self.sandbox(sandbox_id)}/uts"
 
     def pod_files(self, sandbox_id: str) -> str:
         """The pod's hosts, hostname and resolv.conf, which its containers can write: never in `state`, a tmpfs that

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
 CLONE_NEWNET = 0x40000000
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000

@@ -45,6 +45,7 @@ class History:
             steps=[views.step(step) for step in self._ledger.timeline(record.id)],
             attachments=[views.attachment(a) for a in self._ledger.attachments_of(record.id)],
             operations=operations,
+            pinned=record.pinned,
         )
 
     async def ListOperations(

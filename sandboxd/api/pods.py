@@ -14,7 +14,7 @@ from sandboxd.errors import SandboxdError
 from sandboxd.machine import handlers, pod_files
 from sandboxd.model import ContainerState, ImageRecord, SandboxRecord
 from sandboxd.node import Node
-from sandboxd.oci import sandbox
+from sandboxd.oci import pinned, sandbox
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from sandboxd.pods import resources, run, teardown
 
@@ -63,6 +63,7 @@ class Pods:
         spec = await spec_if_known(self._node.runtime, record.id)
         return views.info(
             pid=record.pid,
+            pinnedNamespaces=pinned.pins(record, self._node.places) if record.pinned else None,
             state=record.state.value,
             failure=record.failure or None,
             warnings=list(record.warnings) or None,

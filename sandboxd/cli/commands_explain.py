@@ -92,7 +92,7 @@ def explain(
 
 
 def _running(session: Session, answer: host.ExplainResponse, title: str) -> ctr.Pod | None:
-    """The pod's containers that run, as containerd has them; None when its pause container does not."""
+    """The pod's containers that run, as containerd has them; None when it has no pause container that does."""
     if not answer.pid:
         return None
     daemon, doing = session.daemon, f"look at the containers of {title}"

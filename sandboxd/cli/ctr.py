@@ -56,7 +56,8 @@ class Pod:
 def pod(info: Json, containers: Sequence[tuple[str, str, Json]]) -> Pod | None:
     """The pod of a verbose status' information and of each running container's id, log and information.
 
-    None when there is nothing to make: the pause container does not run, or the daemon is of an earlier version.
+    None when there is nothing to make: the pause container does not run or there is none, or the daemon is of an
+    earlier version.
     """
     spec = info.get("runtimeSpec")
     if not spec or not info.get("pid") or not info.get("containerd") or not info.get("imageName"):

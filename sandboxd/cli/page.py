@@ -59,14 +59,15 @@ def _header(answer: host.ExplainResponse, title: str) -> Markup:
         gone = "" if answer.netns_inode else "  (gone)"
         inode = f"  inode {answer.netns_inode}" if answer.netns_inode else gone
         facts.append(("network namespace", f"{answer.netns_path}{inode}" if answer.netns_path else "the host's own"))
-        facts.append(("pause container", f"pid {answer.pid}" if answer.pid else "not running"))
+        pause = "none: the namespaces are pinned" if answer.pinned else "not running"
+        facts.append(("pause container", f"pid {answer.pid}" if answer.pid else pause))
     listed = tag("dl", [joined(tag("dt", key), tag("dd", value)) for key, value in facts], class_="facts")
     name = tag("h1", title, tag("span", word, class_=f"state {style}"))
     return tag("header", name, listed if facts else NOTHING)
 
 
 def _state(answer: host.ExplainResponse) -> tuple[str, str]:
-    if answer.pid:
+    if answer.pid or (answer.pinned and answer.netns_inode):
         return "running", "good"
     if _running(answer):
         return "under way", "idle"

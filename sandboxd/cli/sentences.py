@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from sandboxd.pb.host.v1 import host_pb2 as host
 
 SENTENCES: Mapping[str, str] = {
-    "pod.run": "The pod is made, until its pause container runs",
+    "pod.run": "The pod is made, until it can take containers",
     "pod.wait": "The pod waits for its turn",
     "pod.stop": "Everything that the pod holds is freed; its records stay",
     "pod.remove": "Everything else of the pod is removed",
@@ -32,6 +32,11 @@ SENTENCES: Mapping[str, str] = {
     "pod.files.mend": "Files of the pod that somebody removed are written again:",
     "pod.files.unmount": "The file systems that the containers share are unmounted",
     "pod.files.remove": "The pod's directories and its cgroup are removed",
+    "pod.namespaces.create": "The ipc and uts namespaces are created, with the pod's host name",
+    "pod.namespaces.remove": "The ipc and uts namespaces are removed",
+    "pod.sysctls.set": "The pod's sysctls are set in its namespaces",
+    "pod.pinned.record": "The pod's record is stored in containerd",
+    "pod.pinned.remove": "The pod's record in containerd is removed",
     "pod.pause.rootfs": "The pause container gets a root file system, from image",
     "pod.pause.record": "The pause container's spec is stored in containerd",
     "pod.pause.create": "The pause container is created, not yet started:",

@@ -47,7 +47,10 @@ def _pod(answer: host.ExplainResponse, title: str) -> Iterator[Text]:
     else:
         inode = f"  inode {answer.netns_inode}" if answer.netns_inode else "  (gone)"
         yield text_line("    netns  ", answer.netns_path, inode)
-    yield text_line("    pause  ", f"pid {answer.pid}" if answer.pid else "not running")
+    if answer.pinned:
+        yield text_line("    pause  none: the namespaces are pinned")
+    else:
+        yield text_line("    pause  ", f"pid {answer.pid}" if answer.pid else "not running")
 
 
 def _operation(operation: str, nodes: Sequence[Node], verbose: bool) -> Iterator[Text]:

@@ -203,7 +203,7 @@ def missing(known: Known, there: There) -> list[Finding]:
         if sandbox.state is not SandboxState.READY or sandbox.id in known.busy:
             continue
         pod = f"{sandbox.config.metadata.namespace}/{sandbox.config.metadata.name}"
-        lacking = _lacking(sandbox.id, there, runs=True)
+        lacking = _lacking(sandbox.id, there, runs=not sandbox.pinned, rootfs=not sandbox.pinned)
         if sandbox.id in there.unpinned:
             lacking.append((Kind.NAMESPACE, sandbox.netns_path or sandbox.id, ON_USE))
         if sandbox.id in there.bare:
@@ -222,12 +222,12 @@ def missing(known: Known, there: There) -> list[Finding]:
     return found
 
 
-def _lacking(id_: str, there: There, *, runs: bool) -> list[tuple[Kind, str, str]]:
+def _lacking(id_: str, there: There, *, runs: bool, rootfs: bool = True) -> list[tuple[Kind, str, str]]:
     by_hand = "none: remove it, and make it again"
     lacking = []
     if id_ not in there.containers:
         lacking.append((Kind.CONTAINER, id_, by_hand))
-    if id_ not in there.snapshots:
+    if rootfs and id_ not in there.snapshots:
         lacking.append((Kind.SNAPSHOT, id_, by_hand))
     if runs and id_ not in there.tasks:
         lacking.append((Kind.TASK, id_, "the comparison records that it has ended"))

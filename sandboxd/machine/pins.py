@@ -1,4 +1,4 @@
-"""A pod's pinned namespaces: where they were made, or pinned again from a process that is in them.
+"""A pod's pinned namespaces: made, and pinned again from a process that is in them.
 
 They are mounts at paths that a person can unmount, delete or mount something else over. What joins a namespace by its
 path (a container, a CNI plugin, a port-forward) would then find nothing, or another pod's. While a process of the pod
@@ -7,14 +7,29 @@ lives, nothing is lost: the kernel keeps the namespace, and the record says whic
 
 from __future__ import annotations
 
-from sandboxd import steps
+from sandboxd import private, steps
 from sandboxd.containerd.tasks import TaskState
 from sandboxd.errors import NotFound
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
-from sandboxd.oci import userns
+from sandboxd.oci import pinned, userns
 
 _ALIVE = (TaskState.CREATED, TaskState.RUNNING, TaskState.PAUSED)
+
+
+async def create(node: Node, sandbox: SandboxRecord) -> dict[str, int]:
+    """Make what a pinned pod has of its own besides its network; the inodes, by kind. Raises NotReady; clean then."""
+    wanted = pinned.pins(sandbox, node.places)
+    if wanted:
+        private.make(node.places.sandbox(sandbox.id), private.CLOSED)
+        await node.netns.create_others(wanted, sandbox.config.hostname)
+    return {kind: node.netns.inode(path) for kind, path in wanted.items()}
+
+
+async def remove(node: Node, sandbox: SandboxRecord) -> None:
+    """Undo `create`; the pod's last process frees them. Idempotent. Raises CleanupIncomplete."""
+    for path in pinned.pins(sandbox, node.places).values():
+        await node.netns.remove(path)
 
 
 def intact(node: Node, sandbox: SandboxRecord) -> bool:
@@ -24,8 +39,8 @@ def intact(node: Node, sandbox: SandboxRecord) -> bool:
 
 def complaint(node: Node, sandbox: SandboxRecord) -> str:
     """What the pod lacks, for people."""
-    kinds = {"net": "network", "user": "user"}
-    lost = (f"no {kinds[kind]} namespace to join: {path} is gone" for path, _, kind in _lost(node, sandbox))
+    kinds = {"net": "network"}
+    lost = (f"no {kinds.get(kind, kind)} namespace to join: {path} is gone" for path, _, kind in _lost(node, sandbox))
     return f"it has {' and '.join(lost)}; remove the pod and run it again"
 
 
@@ -56,6 +71,9 @@ def _lost(node: Node, sandbox: SandboxRecord) -> list[tuple[str, int, str]]:
         pins.append((sandbox.netns_path, sandbox.netns_inode, "net"))
     if userns.of(sandbox.config) is not None:
         pins.append((node.places.user_namespace(sandbox.id), sandbox.userns_inode, "user"))
+    if sandbox.pinned:
+        inodes = {"ipc": sandbox.ipc_inode, "uts": sandbox.uts_inode}
+        pins += [(path, inodes[kind], kind) for kind, path in pinned.pins(sandbox, node.places).items()]
     return [pin for pin in pins if not _is_at(node, pin[0], pin[1])]
 
 

@@ -25,6 +25,7 @@ from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import files, userns
 from sandboxd.oci import sandbox as oci_sandbox
+from sandboxd.oci.linux import HostFacts
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 SHM_BYTES = 64 << 20  # Docker's and containerd's size for a pod's /dev/shm
@@ -54,6 +55,13 @@ def prepare(node: Node, sandbox: SandboxRecord) -> None:
     if ids := userns.of(sandbox.config):
         for path in paths(node, sandbox.id):
             os.chown(path, ids.uids.host, ids.gids.host)
+
+
+async def label(node: Node, sandbox: SandboxRecord, found: HostFacts) -> None:
+    """Give what the pod's containers share their SELinux label, on a machine that has some."""
+    if wanted := oci_sandbox.pod_labels(sandbox, found).mount:
+        for path in paths(node, sandbox.id):
+            await in_pieces(facts.relabel(path, wanted))
 
 
 def paths(node: Node, sandbox_id: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@
     userns      a pod's user namespace
     cdi         the edits that a vendor's file lists for a device
     sandbox     PodSandboxConfig   -> runtime spec of the pause container
+    pinned      the same for a pod without one: what containerd keeps of it, and where its namespaces are
     container   ContainerConfig    -> runtime spec of a workload
     files       the texts of a pod's /etc/hosts, /etc/hostname and /etc/resolv.conf
     image, layers                  manifests and configs; scanning a layer and computing its digests

@@ -7,7 +7,7 @@ from typing import Any
 
 from sandboxd.errors import InvalidRequest, Unsupported
 from sandboxd.model import SandboxRecord
-from sandboxd.oci import files, linux, lsm, seccomp, userns
+from sandboxd.oci import files, linux, lsm, pinned, seccomp, userns
 from sandboxd.oci import sandbox as pod
 from sandboxd.oci.linux import HOST, NEW, HostFacts, Json, MountSource
 from sandboxd.oci.users import User
@@ -81,7 +81,7 @@ def container_spec(
                     "user": pod.user_namespace(sandbox, places),
                     "mount": NEW,
                     "pid": _pid_namespace(context.namespace_options, sandbox, target_pid),
-                    **_pod_namespaces(sandbox),
+                    **_pod_namespaces(sandbox, places),
                     "cgroup": NEW if own_cgroups else HOST,
                 }
             ),
@@ -159,12 +159,14 @@ def _capabilities(context: cri.LinuxContainerSecurityContext, host: HostFacts) -
 # --- namespaces ------------------------------------------------------------------------------------------------
 
 
-def _pod_namespaces(sandbox: SandboxRecord) -> dict[str, str | None]:
+def _pod_namespaces(sandbox: SandboxRecord, places: Places) -> dict[str, str | None]:
     """The namespaces that a container always shares with its pod.
 
     The network namespace is joined by its pinned path, which stays valid when the pause process dies and its pid
-    is reused; only that process holds the others.
+    is reused; only that process holds the others, unless they are pinned as well.
     """
+    if sandbox.pinned:
+        return {"network": sandbox.netns_path or HOST, "uts": HOST, "ipc": HOST, **pinned.pins(sandbox, places)}
     modes = sandbox.config.linux.security_context.namespace_options
     host_network = modes.network == cri.NODE
     return {
@@ -183,6 +185,11 @@ def _pid_namespace(modes: cri.NamespaceOption, sandbox: SandboxRecord, target_pi
         case cri.NODE:
             return HOST
     sandbox_modes = sandbox.config.linux.security_context.namespace_options
+    if sandbox.pinned and sandbox_modes.pid != cri.NODE:
+        raise Unsupported(
+            "config.linux.security_context.namespace_options.pid: is POD, but this pod was asked for without a shared"
+            " pid namespace and has no pause container to hold one: use CONTAINER, or POD for the pod too"
+        )
     return HOST if sandbox_modes.pid == cri.NODE else _of_pid(sandbox.pid, "pid")
 
 

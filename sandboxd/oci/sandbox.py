@@ -73,14 +73,7 @@ def sandbox_spec(
             linux.bind(shm(sandbox, places), "/dev/shm", _READONLY_BIND),
             linux.bind(f"{places.pod_files(sandbox.id)}/resolv.conf", "/etc/resolv.conf", _READONLY_BIND),
         ],
-        "annotations": {
-            **linux.passed_on(config.annotations, host.annotations),
-            "io.kubernetes.cri.container-type": "sandbox",
-            **identity(sandbox),
-            "io.kubernetes.cri.sandbox-log-directory": config.log_directory,
-            _IMAGE: image_name,
-            **_resource_annotations(config.linux),
-        },
+        "annotations": {**pod_annotations(sandbox, host), _IMAGE: image_name},
         "linux": {
             "namespaces": linux.namespaces(
                 {
@@ -107,6 +100,17 @@ def sandbox_spec(
     confine(spec, lsm.apparmor(context, host), labels)
     map_ids(spec, ids)
     return spec
+
+
+def pod_annotations(sandbox: SandboxRecord, host: HostFacts) -> dict[str, str]:
+    """The annotations of a pod's spec."""
+    return {
+        **linux.passed_on(sandbox.config.annotations, host.annotations),
+        "io.kubernetes.cri.container-type": "sandbox",
+        **identity(sandbox),
+        "io.kubernetes.cri.sandbox-log-directory": sandbox.config.log_directory,
+        **_resource_annotations(sandbox.config.linux),
+    }
 
 
 def image_of(spec: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 run        RunPodSandbox: record, netns, network and pause at once, start
 pause      the pause container that holds a pod's namespaces
+pinned     pods without one: their namespaces are pinned by mounts
 teardown   the one way back: failed runs, Stop, Remove and recovery are this code
 network    a pod's attachment: ADD, DEL, and what of a DEL failed
 masquerading  rules for masquerading that a DEL could not find

@@ -167,6 +167,8 @@ async def _adopt_sandbox(node: Node, stored: Stored, found: _Found) -> None:
     inside = await _inside(node, record)
     if new:
         own = _addresses(inside, planned.ifname) if planned else []
+        if planned and not own and _waits_for_its_network(node, record, found):
+            record = replace(record, started_at=0)
         record = replace(record, ips=tuple(str(ipaddress.ip_interface(address).ip) for _, address in own))
         node.ledger.add_sandbox(record)
     with steps.step("pod.adopt", pod=record.name, ips=",".join(record.ips)) as step:
@@ -233,16 +235,25 @@ def _result(planned: Attachment, inside: Sequence[Link]) -> bytes:
 def _came_to_be(node: Node, kept: SandboxRecord, found: _Found) -> bool:
     """Whether its RunPodSandbox succeeded: its pause container was started.
 
-    Unless that runs, it cannot be seen. A pod that ended, or was stopped, has containers, or its network namespace no
-    more. One without a container that still has its namespace was being made; or else nobody can miss anything of it.
+    Unless that runs, it cannot be seen; of a pod without one see `_waits_for_its_network`. A pod that ended, or was
+    stopped, has containers, or its network namespace no more. One without a container that still has its namespace
+    was being made; or else nobody can miss anything of it.
     """
     task = found.tasks.get(kept.id)
-    if found.pid(kept.id) or of_earlier_boot(kept, node.machine.boot):
+    if found.pid(kept.id) or kept.pinned or of_earlier_boot(kept, node.machine.boot):
         return True
     if task is not None and task.state is TaskState.CREATED:
         return False
     held = kept.netns_path and node.netns.exists(kept.netns_path)
     return not held or kept.id in found.with_containers()
+
+
+def _waits_for_its_network(node: Node, record: SandboxRecord, found: _Found) -> bool:
+    """Whether a pod without an address, and without a pause container, was being made: its plugins had not answered.
+
+    What it has is there, and nothing was ever run in it.
+    """
+    return record.pinned and pins.intact(node, record) and record.id not in found.with_containers()
 
 
 async def _adopt_container(node: Node, stored: Stored, found: _Found) -> None:

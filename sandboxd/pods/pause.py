@@ -11,7 +11,6 @@ from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.containers import runtime_reads
 from sandboxd.errors import InvalidRequest, NotReady
-from sandboxd.jobs import in_pieces
 from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, pod_files, userns
 from sandboxd.model import ImageRecord, SandboxRecord
@@ -36,9 +35,7 @@ async def create(node: Node, record: SandboxRecord, image: ImageRecord, chosen: 
     found = await asyncio.to_thread(
         machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
     )
-    if label := sandbox.pod_labels(record, found).mount:
-        for path in pod_files.paths(node, record.id):
-            await in_pieces(machine.relabel(path, label))
+    await pod_files.label(node, record, found)
     spec = sandbox.sandbox_spec(
         record,
         places=node.places,

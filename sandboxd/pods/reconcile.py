@@ -92,6 +92,8 @@ def reconcile(
             continue
         if not record.started_at:
             repairs.append(Repair(action=Action.REMOVE_SANDBOX, id=record.id))
+        elif record.pinned:
+            continue  # no task of its own; whether its namespaces are there is looked at by `ending.unpinned`
         elif record.state is SandboxState.READY and tasks.get(record.id) is not Seen.RUNNING:
             repairs.append(Repair(action=Action.SETTLE_SANDBOX, id=record.id))
         elif tasks.get(record.id) is Seen.STOPPED:

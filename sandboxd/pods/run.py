@@ -1,4 +1,4 @@
-"""RunPodSandbox: from a pod's configuration to a running pause container with its network.
+"""RunPodSandbox: from a pod's configuration to a running pause container, or pinned namespaces, with its network.
 
     1 ledger      record CREATING, the name reserved                     (intent)
     2 netns       created at the path that the id gives, inside the pod's user namespace if it has one
@@ -9,7 +9,7 @@
 
 Step 3 is serial, network first, when a sysctl of the network is asked for or a plugin sets some: the runtime sets the
 pod's when it creates the pause container. Other runtimes do that after ADD, so what a plugin has set or made (an
-address, an interface) is there before.
+address, an interface) is there before. A pod without a pause container (`pinned`) has them set after step 3.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sandboxd.oci import userns as oci_userns
 from sandboxd.oci import validate
 from sandboxd.operations import Held, demand_containerd, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import network, pause, publish
+from sandboxd.pods import network, pause, pinned, publish
 from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, remove_sandbox, teardown
 
 log = structlog.get_logger(__name__)
@@ -75,7 +75,8 @@ async def _run(
     if existing is not None:
         return _again(existing, config, handler)
     room.demand(node)
-    image = await pause_image()
+    without_pause = pinned.is_for(node, config, handler)
+    image = None if without_pause else await pause_image()
     await _check_user_namespace(node, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
     chosen = None if on_host else await network.choose(node)
@@ -83,6 +84,7 @@ async def _run(
         id=held.sandbox_id,
         config=config,
         runtime_handler=handler,
+        pinned=without_pause,
         netns_path="" if on_host else node.places.network_namespace(held.sandbox_id),
         created_at=time.time_ns(),
         boot=node.machine.boot,
@@ -147,21 +149,22 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
     )
 
 
-async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, image: ImageRecord) -> None:
+async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, image: ImageRecord | None) -> None:
+    """Make the pod; without an image it has no pause container."""
     node = held.node
     ips: tuple[str, ...] = ()
     await _create_namespaces(node, record)
     if chosen is None:
-        await pause.create(node, record, image, None)
-    elif network_comes_first(record.config, chosen):
+        await _create(node, record, chosen, image)
+    elif image is not None and network_comes_first(record.config, chosen):
         ips = await network.attach(held, record, chosen)
-        await pause.create(node, record, image, chosen)
+        await _create(node, record, chosen, image)
     else:
         # Neither is cancelled when the other fails: containerd would go on creating the task after teardown had
         # looked for it, and a plugin that is killed leaves more behind than one that finishes.
         attached, created = await asyncio.gather(
             network.attach(held, record, chosen),
-            pause.create(node, record, image, chosen),
+            _create(node, record, chosen, image),
             return_exceptions=True,
         )
         for outcome in (attached, created):
@@ -174,8 +177,18 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
         if warning := pod_files.write(node, record, ips):
             step.note(warning=warning)
             log.warning("a pod has no name server", sandbox=record.id, reason=warning)
-    pid = await pause.start(node, record)
+    if image is None:
+        await pinned.set_sysctls(node, record)
+    pid = await pause.start(node, record) if image else 0
     node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
+
+
+async def _create(node: Node, record: SandboxRecord, chosen: NetworkConfig | None, image: ImageRecord | None) -> None:
+    """Make what the pod has besides its network, up to the start of its pause container if it has one."""
+    if image is None:
+        await pinned.create(node, record, chosen)
+    else:
+        await pause.create(node, record, image, chosen)
 
 
 def _warn(node: Node, record: SandboxRecord, ips: tuple[str, ...]) -> None:
@@ -199,12 +212,15 @@ async def _create_namespaces(node: Node, record: SandboxRecord) -> None:
     elif record.netns_path:
         with steps.step("pod.netns.create", path=record.netns_path) as step:
             step.note(inode=await node.netns.create(record.netns_path))
-    else:
+    others = await pinned.create_namespaces(node, record) if record.pinned else {}
+    if ids is None and not record.netns_path and not others:
         return
     node.ledger.update_sandbox(
         record.id,
         netns_inode=node.netns.inode(record.netns_path) if record.netns_path else 0,
         userns_inode=node.netns.inode(node.places.user_namespace(record.id)) if ids else 0,
+        ipc_inode=others.get("ipc", 0),
+        uts_inode=others.get("uts", 0),
     )
 
 

@@ -1,6 +1,6 @@
 """The one way back: failed runs, StopPodSandbox, RemovePodSandbox and recovery are this code.
 
-    workload tasks, all at once → pause task → CNI DEL → netns → shared memory, mounted images → user namespace
+    workload tasks, all at once → pause task → CNI DEL → netns → shared memory, mounted images → other namespaces
     and with `remove`: containers → pause record and rootfs → files, cgroup → the record
 
 Each step is idempotent. The first step that fails, even unexpectedly, ends the teardown; the record is kept with the
@@ -135,19 +135,30 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
             for outcome in outcomes:
                 if isinstance(outcome, BaseException):
                     raise outcome
-    with steps.step("pod.pause.stop"):
-        async with settling(node, sandbox_id):  # its exit event finds all of it done
-            ended = await kill(node, sandbox_id)
-            at = ended.at if ended is not None and ended.at > 0 else time.time_ns()
-            node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or at)
-            await node.runtime.delete(sandbox_id)
+    if record.pinned:
+        node.ledger.update_sandbox(sandbox_id, exited_at=held.sandbox().exited_at or time.time_ns())
+    else:
+        await _end_pause(held)
     await _release(held, record)
     with steps.step("pod.files.unmount"):
         pod_files.unmount(node, sandbox_id)
     await image_mounts.remove(held)
     if oci_userns.of(record.config) is not None:
         await userns.remove(node, sandbox_id)
+    if record.pinned:
+        with steps.step("pod.namespaces.remove"):
+            await pins.remove(node, record)
     node.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
+
+
+async def _end_pause(held: Held) -> None:
+    node, sandbox_id = held.node, held.sandbox_id
+    with steps.step("pod.pause.stop"):
+        async with settling(node, sandbox_id):  # its exit event finds all of it done
+            ended = await kill(node, sandbox_id)
+            at = ended.at if ended is not None and ended.at > 0 else time.time_ns()
+            node.ledger.update_sandbox(sandbox_id, pid=0, exited_at=held.sandbox().exited_at or at)
+            await node.runtime.delete(sandbox_id)
 
 
 def _strays(node: Node, sandbox_id: str) -> list[str]:
@@ -179,9 +190,11 @@ async def _remove(held: Held) -> None:
         with steps.step("container.remove", container=container_id):
             await remove_remains(held, container_id)
         node.ledger.strays.pop(container_id, None)
-    with steps.step("pod.pause.remove"):
+    pinned = held.sandbox().pinned
+    with steps.step("pod.pinned.remove" if pinned else "pod.pause.remove"):
         await node.runtime.delete_container(sandbox_id)
-        await node.images.remove_rootfs(sandbox_id)
+        if not pinned:
+            await node.images.remove_rootfs(sandbox_id)
     with steps.step("pod.files.remove"):
         # containerd leaves the shim whose start was interrupted, or its socket, for example by the daemon's death.
         shim = node.config.containerd_socket, node.config.containerd.namespace, sandbox_id

@@ -65,7 +65,7 @@ class Gauge:
             cgroup=parent,
             sample=sample,
             containers=measured,
-            interfaces=self._interfaces(sandbox),
+            interfaces=self._interfaces(sandbox, [sandbox.pid, *(each.record.pid for each in measured)]),
             processes=sum(len(self._cgroups.processes(cgroup)) for cgroup in holding),
         )
 
@@ -88,14 +88,18 @@ class Gauge:
         except NotFound:
             return None
 
-    def _interfaces(self, sandbox: SandboxRecord) -> tuple[Interface, ...] | None:
-        """The pod's interfaces, by way of its pause process: /proc shows them without entering the namespace."""
+    def _interfaces(self, sandbox: SandboxRecord, pids: Iterable[int]) -> tuple[Interface, ...] | None:
+        """The pod's interfaces, by way of its first process: /proc shows them without entering the namespace.
+
+        None are seen of a pod without a pause container while no other runs.
+        """
         if not sandbox.netns_path:
             return None
+        pid = str(next(filter(None, pids), 0))
         try:
             # Opened before it is compared: should the pid change hands, the file is still that of the process.
-            with open(self._proc / str(sandbox.pid) / "net" / "dev", encoding="ascii", errors="replace") as file:
-                here = os.stat(self._proc / str(sandbox.pid) / "ns" / "net")
+            with open(self._proc / pid / "net" / "dev", encoding="ascii", errors="replace") as file:
+                here = os.stat(self._proc / pid / "ns" / "net")
                 there = os.stat(sandbox.netns_path)
                 if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
                     return ()

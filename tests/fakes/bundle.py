@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ class Bundle:
         async with self.points.at("images.pause", Unavailable):
             return PAUSE
 
+    def with_pinned(self) -> str:
+        """Have a handler whose pods are pinned, beside the default one; its name."""
+        runtime = self.node.config.runtime
+        handler = replace(runtime.handlers["runc"], sandbox_mode=settings.PINNED)
+        runtime = replace(runtime, handlers={**runtime.handlers, "pinned": handler})
+        self.node = replace(self.node, config=replace(self.node.config, runtime=runtime))
+        return "pinned"
+
     def with_records(self, *, started: bool = True) -> Node:
         """The node, with records of a pod `POD`, of a container in it and of an attachment; nothing of them runs.
 
@@ -141,9 +150,9 @@ class Bundle:
             Path(path, "below").mkdir(parents=True)
         return self.node
 
-    async def ready_pod(self, config: cri.PodSandboxConfig | None = None) -> str:
+    async def ready_pod(self, config: cri.PodSandboxConfig | None = None, handler: str = "") -> str:
         """Run a pod; its id."""
-        return await run_sandbox(self.node, self.pause_image, config or pod_config(), "")
+        return await run_sandbox(self.node, self.pause_image, config or pod_config(), handler)
 
     async def running_container(self, config: cri.ContainerConfig | None = None) -> str:
         """Run a pod and a container in it; the container's id."""
@@ -190,7 +199,8 @@ def _config(directory: Path) -> Config:
         network=settings.Network(conf_dir=str(directory / "net.d"), netns_dir=str(directory / "netns")),
         # A runtime that cannot be asked what it can do: no test executes one.
         runtime=Runtime(
-            cgroup_parent="/sandboxd-unit-tests", handlers={"runc": Handler(binary=str(directory / "no-runtime"))}
+            cgroup_parent="/sandboxd-unit-tests",
+            handlers={"runc": Handler(binary=str(directory / "no-runtime"))},
         ),
     )
     for path in (config.network.conf_dir, config.network.netns_dir):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sandboxd.errors import CleanupIncomplete, NotReady
@@ -16,12 +16,14 @@ from tests.fakes.points import Points
 
 
 class Netns:
-    """Network and user namespaces, each at its path."""
+    """Namespaces, each at its path."""
 
     def __init__(self, points: Points) -> None:
         self.pinned: dict[str, int] = {}
         self.inside: dict[tuple[int, str], int] = {}  # (pid, kind of namespace) -> the inode of the one it is in
         self.addresses: dict[str, dict[str, tuple[str, ...]]] = {}  # path -> interface -> its addresses
+        self.hostnames: dict[str, str] = {}  # path of a uts namespace -> its host name
+        self.sysctls: dict[tuple[str, ...], dict[str, str]] = {}  # the namespaces' paths, sorted -> what was set
         self._points = points
         self._inodes = itertools.count(4_026_531_840)
 
@@ -48,6 +50,29 @@ class Netns:
                 for target in done:
                     self._unpin(target)
                 raise NotReady(f"user namespace {path} cannot be created: {exc}") from exc
+
+    async def create_others(self, pins: Mapping[str, str], hostname: str = "") -> None:
+        async with self._points.at("netns.create_others", NotReady):
+            done: list[str] = []
+            try:
+                for path in pins.values():
+                    self._pin(path)
+                    done.append(path)
+            except OSError as exc:
+                for path in done:
+                    self._unpin(path)
+                raise NotReady(f"namespaces cannot be created: {exc}") from exc
+            self.hostnames |= {path: hostname for kind, path in pins.items() if kind == "uts"}
+
+    async def set_sysctls(self, paths: Sequence[str], values: Mapping[str, str]) -> None:
+        async with self._points.at("netns.set_sysctls", NotReady):
+            for path in paths:
+                if not self.exists(path):
+                    raise NotReady(f"namespaces cannot be entered: {path} does not exist")
+            for name, value in values.items():
+                if name != "kernel.domainname" and value.strip("0123456789 \t-"):
+                    raise NotReady(f"sysctl {name} cannot be set to {value!r}")
+            self.sysctls |= {tuple(sorted(paths)): dict(values)}
 
     async def restore(self, path: str, wanted: int, pids: Sequence[int], kind: str = "net") -> bool:
         async with self._points.at("netns.restore", NotReady):

@@ -18,6 +18,8 @@ from sandboxd.errors import InvalidRequest
 
 HUGE = int("9" * 400)  # TOML integers have no limit in Python, floats do
 
+HANDLER_KEYS = ("type", "binary", "root", "annotations", "sandbox_mode")
+
 
 def merged(tables: dict[str, Any] | None = None, flags: dict[str, str] | None = None) -> Config:
     return merge(tables or {}, origin="x.toml", flags=flags or {})
@@ -206,9 +208,7 @@ def test_effective_lists_every_setting_in_the_order_of_the_module() -> None:
 
     names = [name for name, _, _ in rows]
     assert names[:2] == ["daemon.root", "daemon.state"]
-    handlers = [
-        f"runtime.handlers.{h}.{key}" for h in ("crun", "runc") for key in ("type", "binary", "root", "annotations")
-    ]
+    handlers = [f"runtime.handlers.{h}.{key}" for h in ("crun", "runc") for key in HANDLER_KEYS]
     assert [name for name in names if name.startswith("runtime.handlers")] == handlers
     expected = [
         name
@@ -390,3 +390,13 @@ def test_a_network_can_have_a_choice_of_its_own() -> None:
     assert config.network.in_process_of("mesh") == "never"
     assert config.network.in_process_of("pods") == "always"
     assert ("network.in_process_networks.mesh", "never", "f") in effective(config)
+
+
+def test_pods_are_pinned_where_the_shim_is_known_to_need_no_pause_container() -> None:
+    handlers = {"plain": {"sandbox_mode": "pinned"}, "vm": {"type": "io.containerd.vm.v2", "sandbox_mode": "pinned"}}
+    assert "runtime.handlers.vm.sandbox_mode: pinned is for io.containerd.runc.v2" in refusal(
+        {"runtime": {"handlers": handlers}}
+    )
+    del handlers["vm"]
+    assert merged({"runtime": {"handlers": handlers}}).runtime.handlers["plain"].sandbox_mode == config.PINNED
+    assert "must be one of pause, pinned" in refusal({"runtime": {"handlers": {"x": {"sandbox_mode": "none"}}}})

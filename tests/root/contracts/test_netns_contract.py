@@ -159,6 +159,36 @@ async def when_one_of_two_cannot_be_pinned_neither_is(netns: Netns, directory: s
     await netns.remove(net)
 
 
+async def others_are_made_together(netns: Netns, directory: str) -> None:
+    pins = {"ipc": f"{directory}/ipc", "uts": f"{directory}/uts"}
+    await netns.create_others(pins, "web")
+    assert len({netns.inode(path) for path in pins.values()} - {0}) == 2
+    assert sorted(os.listdir(directory)) == ["ipc", "uts"]
+    for path in pins.values():
+        await netns.remove(path)
+    assert os.listdir(directory) == []
+
+
+async def when_one_of_the_others_cannot_be_pinned_none_is(netns: Netns, directory: str) -> None:
+    pins = {"ipc": f"{directory}/ipc", "uts": f"{directory}/uts"}
+    Path(pins["uts"]).write_text("left by somebody")
+    await refused(NotReady, netns.create_others(pins))
+    assert os.listdir(directory) == ["uts"]
+
+
+async def sysctls_are_set_in_namespaces_that_are_there(netns: Netns, directory: str) -> None:
+    pins = {"ipc": f"{directory}/ipc", "uts": f"{directory}/uts"}
+    net = f"{directory}/net"
+    await netns.create(net)
+    await netns.create_others(pins)
+    inside = [net, *pins.values()]
+    await netns.set_sysctls(inside, {"net.ipv4.ip_forward": "1", "kernel.shmmax": "1000", "fs/mqueue/msg_max": "20"})
+    await refused(NotReady, netns.set_sysctls(inside, {"net.ipv4.ip_forward": "yes"}))
+    for path in inside:
+        await netns.remove(path)
+    await refused(NotReady, netns.set_sysctls(inside, {"kernel.shmmax": "1000"}))
+
+
 RULES: Sequence[Rule] = (
     from_birth_to_death,
     each_is_its_own,
@@ -174,6 +204,9 @@ RULES: Sequence[Rule] = (
     a_user_namespace_alone,
     a_user_namespace_with_its_network,
     when_one_of_two_cannot_be_pinned_neither_is,
+    others_are_made_together,
+    when_one_of_the_others_cannot_be_pinned_none_is,
+    sysctls_are_set_in_namespaces_that_are_there,
 )
 by_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 

@@ -13,7 +13,7 @@ PURE = words(
     """
     errors foreign_json foreign_yaml model mountinfo network_state places record_format vocabulary
     oci.cdi oci.compression oci.container oci.files oci.image oci.layers oci.layout oci.links oci.linux oci.lsm
-    oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
+    oci.pinned oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
     cni.conf cni.diagnosis cni.convert cni.failures cni.ranges cni.request cni.result cni.strict_json cni.template
     cni.in_process.dialects cni.in_process.ranges cni.in_process.rules cni.in_process.supported
     cgroups.sample

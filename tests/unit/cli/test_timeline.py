@@ -59,7 +59,7 @@ def test_a_step_is_a_line_with_its_sentence_in_the_order_of_starts_within_what_i
     assert told(steps=RUN)[3:] == [
         "",
         "RunPodSandbox  2023-11-14 22:13:20.123 UTC  took 60 ms",
-        "         +0 µs      60 ms  The pod is made, until its pause container runs",
+        "         +0 µs      60 ms  The pod is made, until it can take containers",
         "         +0 µs       3 ms    The network namespace is created, its loopback up: /run/netns/a, inode 7",
         "         +4 ms      47 ms    The pod is attached to network n",
         "                               passed over: /b.conf: broken",
@@ -120,7 +120,7 @@ def test_what_failed_is_marked_and_its_cause_told_once_where_it_began() -> None:
         step("RunPodSandbox", "pod.run", 0, 9, error="no way; ask"),
     ]
     assert told(steps=failed)[5:] == [
-        "   ✗     +0 µs       9 ms  The pod is made, until its pause container runs",
+        "   ✗     +0 µs       9 ms  The pod is made, until it can take containers",
         "   ✗     +1 ms       4 ms    The pod is attached to network",
         "   ✗     +1 ms       3 ms      ADD bridge failed: exit status 1  2 ms",
         "                                 cause  no way",

@@ -196,6 +196,13 @@ def test_a_container_needs_what_its_state_needs(record: ContainerRecord, lacking
     assert [each.kind for each in found] == lacking
 
 
+def test_a_pod_without_a_pause_container_needs_neither_a_task_nor_a_root_file_system() -> None:
+    known = Known(sandboxes={POD: sandbox(pinned=True)})
+    assert missing(known, replace(ALL, snapshots=frozenset(), tasks=frozenset())) == []
+    (found,) = missing(known, There(containers=frozenset(), snapshots=frozenset(), tasks=frozenset()))
+    assert found.kind is Kind.CONTAINER
+
+
 def test_a_container_whose_end_is_being_recorded_lacks_nothing() -> None:
     known = replace(RECORDS, busy={f"settle:{CONTAINER}"})
     assert missing(known, replace(ALL, tasks={POD})) == []

@@ -37,6 +37,7 @@ class World:
 
     fakes: Bundle
     pod: cri.PodSandboxConfig = field(default_factory=pod_config)
+    handler: str = ""
     config: cri.ContainerConfig = field(default_factory=container_config)
     sandbox_id: str = ""
     container_id: str = ""
@@ -61,7 +62,7 @@ class World:
         return [item for item in self.there() if not any(owner[:16] in item for owner in owners)]
 
     async def run(self) -> str:
-        return await self.fakes.ready_pod(self.pod)
+        return await self.fakes.ready_pod(self.pod, self.handler)
 
     async def create(self) -> str:
         return await create.create_container(self.fakes.node, self.sandbox_id, self.config)
@@ -151,6 +152,21 @@ async def on_host(world: World) -> None:
 
 async def with_sysctl(world: World) -> None:
     world.pod.linux.sysctls["net.ipv4.conf.eth0.forwarding"] = "1"
+
+
+async def pinned(world: World) -> None:
+    world.handler = world.fakes.with_pinned()
+    world.pod.linux.security_context.namespace_options.pid = cri.CONTAINER
+    world.config.linux.security_context.namespace_options.pid = cri.CONTAINER
+
+
+def pod_is_pinned(world: World) -> None:
+    (record,) = world.fakes.node.ledger.sandboxes.values()
+    assert record.state is SandboxState.READY
+    assert record.pinned and record.ips
+    assert task_state(world, record.id) is None
+    assert len(world.fakes.netns.pinned) == 3
+    assert len(world.fakes.kernel.mounts) == 2
 
 
 def pod_runs(world: World) -> None:
@@ -271,7 +287,14 @@ def record_stays(world: World) -> None:
 
 async def pod_with_containers(world: World) -> None:
     await running(world)
-    await create.create_container(world.fakes.node, world.sandbox_id, container_config("idle"))
+    idle = container_config("idle")
+    idle.linux.CopyFrom(world.config.linux)
+    await create.create_container(world.fakes.node, world.sandbox_id, idle)
+
+
+async def pinned_pod_with_containers(world: World) -> None:
+    await pinned(world)
+    await pod_with_containers(world)
 
 
 def owed(world: World) -> list[str]:
@@ -397,6 +420,7 @@ VERBS: Sequence[Verb] = (
     Verb(name="RunPodSandbox", least=9, before=nothing, call=World.run, done=pod_runs, undone=as_before),
     Verb(name="RunPodSandbox host", least=6, before=on_host, call=World.run, done=pod_runs, undone=as_before),
     Verb(name="RunPodSandbox serial", least=9, before=with_sysctl, call=World.run, done=pod_runs, undone=as_before),
+    Verb(name="RunPodSandbox pinned", least=5, before=pinned, call=World.run, done=pod_is_pinned, undone=as_before),
     Verb(name="CreateContainer", least=5, before=pod, call=World.create, done=container_created, undone=no_container),
     Verb(
         name="CreateContainer with mounts",
@@ -452,6 +476,22 @@ VERBS: Sequence[Verb] = (
         name="RemovePodSandbox",
         least=28,
         before=pod_with_containers,
+        call=lambda world: teardown.remove_sandbox(node(world), world.sandbox_id),
+        done=pod_gone,
+        undone=pod_says_why,
+    ),
+    Verb(
+        name="StopPodSandbox pinned",
+        least=10,
+        before=pinned_pod_with_containers,
+        call=lambda world: teardown.stop_sandbox(node(world), world.sandbox_id),
+        done=pod_stopped,
+        undone=pod_says_why,
+    ),
+    Verb(
+        name="RemovePodSandbox pinned",
+        least=20,
+        before=pinned_pod_with_containers,
         call=lambda world: teardown.remove_sandbox(node(world), world.sandbox_id),
         done=pod_gone,
         undone=pod_says_why,

@@ -67,6 +67,13 @@ def with_user_namespace() -> cri.PodSandboxConfig:
     return config
 
 
+def with_own_pids() -> cri.PodSandboxConfig:
+    """A pod whose containers share no pid namespace, as a kubelet's."""
+    config = pod_config()
+    config.linux.security_context.namespace_options.pid = cri.CONTAINER
+    return config
+
+
 def nothing_left(fakes: Bundle) -> bool:
     """Whether no pod has left a thing or a record."""
     return not fakes.left() and not fakes.records()

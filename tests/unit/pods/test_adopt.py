@@ -29,7 +29,7 @@ from sandboxd.pods.teardown import remove_sandbox, stop_sandbox
 from tests.fakes.bundle import Bundle, container_config, pod_config
 from tests.fakes.points import Point
 from tests.unit.pods.conftest import LogLines
-from tests.unit.pods.requests import on_host
+from tests.unit.pods.requests import on_host, with_own_pids
 
 ADOPTED = "a pod that the ledger had lost is adopted"
 REFUSED = "what containerd has of us is unknown and cannot be adopted"
@@ -56,8 +56,10 @@ async def recovered(fakes: Bundle) -> Node:
     return node
 
 
-async def pod_with_address(fakes: Bundle, config: cri.PodSandboxConfig | None = None) -> SandboxRecord:
-    pod_id = await fakes.ready_pod(config)
+async def pod_with_address(
+    fakes: Bundle, config: cri.PodSandboxConfig | None = None, handler: str = ""
+) -> SandboxRecord:
+    pod_id = await fakes.ready_pod(config, handler)
     await fakes.settled()
     record = fakes.node.ledger.sandboxes[pod_id]
     fakes.netns.addresses[record.netns_path] = {"eth0": ("10.88.0.2/16", "fd00::2/64", "fe80::1/64")}
@@ -163,6 +165,30 @@ async def test_a_pod_that_was_being_made_or_undone_is_removed(fakes: Bundle, tas
         fakes.runtime.tasks[was.id].init.end(137)
     await recovered(fakes)
     assert not fakes.left() and not fakes.records()
+
+
+async def test_a_pod_without_a_pause_container_is_as_it_was(fakes: Bundle) -> None:
+    was = await pod_with_address(fakes, with_own_pids(), fakes.with_pinned())
+    node = await recovered(fakes)
+    now = node.ledger.sandboxes[was.id]
+    assert replace(now, started_at=was.started_at, ips=was.ips) == was
+    assert now.state is SandboxState.READY and now.ips
+    assert await removed(fakes, was.id)
+
+
+async def test_one_that_was_stopped_is_not_ready(fakes: Bundle) -> None:
+    was = await pod_with_address(fakes, with_own_pids(), fakes.with_pinned())
+    await stop_sandbox(fakes.node, was.id)
+    node = await recovered(fakes)
+    assert node.ledger.sandboxes[was.id].state is SandboxState.NOTREADY
+    assert await removed(fakes, was.id)
+
+
+async def test_one_whose_plugins_had_not_answered_was_being_made_and_is_removed(fakes: Bundle) -> None:
+    was = await pod_with_address(fakes, with_own_pids(), fakes.with_pinned())
+    fakes.netns.addresses.clear()
+    await recovered(fakes)
+    assert was.pinned and not fakes.left() and not fakes.records()
 
 
 async def test_a_pod_of_an_earlier_boot_has_ended_and_gives_its_address_back(fakes: Bundle) -> None:

@@ -70,7 +70,7 @@ async def test_an_image_that_the_runtime_could_not_read_is_named_with_the_settin
     def refuse(*_: object) -> None:
         raise InvalidRequest("etc/passwd is too long")
 
-    monkeypatch.setattr(pause.runtime_reads, "check", refuse)
+    monkeypatch.setattr(f"{pause.__name__}.runtime_reads.check", refuse)
 
     with pytest.raises(NotReady, match=r"too long; runtime\.pause_image names it"):
         await run(fakes)

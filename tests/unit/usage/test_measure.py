@@ -135,6 +135,15 @@ def test_a_container_that_does_not_run_is_not_measured_whatever_is_left_of_it(pa
     assert paper.gauge.container(container("gone"), paper.sandbox).sample is None
 
 
+def test_the_interfaces_of_a_pod_without_a_pause_container_are_seen_by_way_of_a_container(paper: Paper) -> None:
+    os.rename(paper.root / "proc/10", paper.root / "proc/20")
+    pinned = replace(paper.sandbox, pinned=True, pid=0)
+    (pod,) = paper.gauge.pods([(pinned, [container("c", pid=20)])], [pinned])
+    assert [interface.name for interface in pod.interfaces or ()] == ["eth0", "eth0:1"]
+    (pod,) = paper.gauge.pods([(pinned, [])], [pinned])
+    assert pod.interfaces == (), "none are seen while none runs"
+
+
 def test_a_pid_that_changed_hands_does_not_lend_its_interfaces(paper: Paper) -> None:
     (paper.root / "proc/10/ns/net").unlink()
     paper.write("proc/10/ns/net", "")

@@ -167,6 +167,7 @@ class ExplainResponse(google.protobuf.message.Message):
     ATTACHMENTS_FIELD_NUMBER: builtins.int
     NETNS_INODE_FIELD_NUMBER: builtins.int
     OPERATIONS_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
     pod_sandbox_id: builtins.str
     netns_path: builtins.str
     """Where the pod's network namespace is bound in the file system, for `ip netns` and `nsenter --net=`. Empty
@@ -176,6 +177,8 @@ class ExplainResponse(google.protobuf.message.Message):
     """The pause process, in the daemon's pid namespace; 0 when it is not running."""
     netns_inode: builtins.int
     """The inode of the network namespace, the number in `readlink /proc/PID/ns/net`; 0 when it does not exist."""
+    pinned: builtins.bool
+    """The pod has no pause container: its namespaces are pinned, and last without a process."""
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Step]:
         """The timeline, oldest first by started_at. Old entries are dropped from a very long one."""
@@ -200,8 +203,9 @@ class ExplainResponse(google.protobuf.message.Message):
         attachments: collections.abc.Iterable[global___Attachment] | None = ...,
         netns_inode: builtins.int = ...,
         operations: collections.abc.Iterable[global___Operation] | None = ...,
+        pinned: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attachments", b"attachments", "netns_inode", b"netns_inode", "netns_path", b"netns_path", "operations", b"operations", "pid", b"pid", "pod_sandbox_id", b"pod_sandbox_id", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attachments", b"attachments", "netns_inode", b"netns_inode", "netns_path", b"netns_path", "operations", b"operations", "pid", b"pid", "pinned", b"pinned", "pod_sandbox_id", b"pod_sandbox_id", "steps", b"steps"]) -> None: ...
 
 global___ExplainResponse = ExplainResponse
 
