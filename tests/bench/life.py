@@ -18,6 +18,7 @@ from tests.pods import container_config, pod_config
 from tests.processes import until
 
 CALL_SECONDS = 120.0
+OWN_PIDS = cri.NamespaceOption(pid=cri.CONTAINER)
 REST_SECONDS = 0.05  # after a pod: what the kernel and the shims still do is not the next one's business
 OPERATIONS = ("run", "create", "start", "first_200", "stop", "remove")
 TITLES: Mapping[str, str] = {
@@ -140,9 +141,10 @@ def up(party: Party, image: str = "nginx", command: Sequence[str] = ()) -> tuple
     taken: dict[str, float] = {}
     with _clock(taken, "run"):
         pod = runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), timeout=CALL_SECONDS)
+    security = cri.LinuxContainerSecurityContext(namespace_options=OWN_PIDS)
     request = cri.CreateContainerRequest(
         pod_sandbox_id=pod.pod_sandbox_id,
-        config=container_config("main", image, command),
+        config=container_config("main", image, command, linux=cri.LinuxContainerConfig(security_context=security)),
         sandbox_config=config,
     )
     with _clock(taken, "create"):
@@ -153,7 +155,10 @@ def up(party: Party, image: str = "nginx", command: Sequence[str] = ()) -> tuple
 
 
 def _config(party: Party) -> cri.PodSandboxConfig:
-    return pod_config(linux=cri.LinuxPodSandboxConfig(cgroup_parent=party.bed.cgroup_parent))
+    """A pod as a kubelet asks for it: its containers have pid namespaces of their own."""
+    security = cri.LinuxSandboxSecurityContext(namespace_options=OWN_PIDS)
+    linux = cri.LinuxPodSandboxConfig(cgroup_parent=party.bed.cgroup_parent, security_context=security)
+    return pod_config(linux=linux)
 
 
 def down(party: Party, pod_id: str) -> dict[str, float]:

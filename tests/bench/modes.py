@@ -16,6 +16,8 @@ UNRECORDED = "not recorded"  # as the defaults, without timelines: what recordin
 
 POOL_SIZE = 4  # sandboxes that are ready when a client asks for one
 
+_PINNED = {"runtime": {"handlers": {"runc": {"sandbox_mode": "pinned"}}}}
+
 Sections = Mapping[str, Mapping[str, Any]]
 
 
@@ -42,12 +44,13 @@ def detect(known: Mapping[str, Any]) -> Sequence[Mode]:
     def has(section: str, key: str) -> bool:
         return key in known.get(section, {})
 
-    in_process, pool, pinned = has("network", "in_process"), has("pool", "size"), has("sandbox", "mode")
+    in_process, pool = has("network", "in_process"), has("pool", "size")
+    pinned = "sandbox_mode" in known.get("runtime", {}).get("handlers", {}).get("runc", {})
     return (
         Mode(name=REAL, sections={"network": {"in_process": "never"}} if in_process else {}),
         Mode(name=DEFAULT, sections={} if in_process else None),
         Mode(name=POOL, sections={"pool": {"size": POOL_SIZE}} if pool else None),
-        Mode(name=PINNED, sections={"sandbox": {"mode": "pinned"}} if pinned else None),
+        Mode(name=PINNED, sections=_PINNED if pinned else None),
         Mode(name=UNRECORDED, sections={"insight": {"timeline": False}} if has("insight", "timeline") else None),
     )
 

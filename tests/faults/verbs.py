@@ -31,6 +31,7 @@ T = TypeVar("T")
 OpenVerb = Callable[[ExitStack], "Verb"]
 # It ends at once when it is asked to: the grace period is not what is tried here.
 OBEYS = 'trap "exit 3" TERM; echo ready; while :; do sleep 0.2; done'
+PINNED_HANDLER = {"pinned": {"sandbox_mode": "pinned"}}
 TIMEOUT = 120  # seconds, of a client
 
 
@@ -38,6 +39,7 @@ class Verb(ABC):
     """One kind of request, on one bench. `about` is whatever `prepare` returns."""
 
     name: ClassVar[str]  # the RPC's
+    pinned: ClassVar[bool] = False  # its pods have no pause container
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -64,9 +66,21 @@ class Verb(ABC):
 
     def obedient(self, pod_id: str) -> str:
         """A container that runs, and is where it obeys."""
-        container_id = run_container(self.bed, pod_id, shell(OBEYS))
+        config = shell(OBEYS)
+        config.linux.security_context.namespace_options.pid = cri.CONTAINER if self.pinned else cri.POD
+        container_id = run_container(self.bed, pod_id, config)
         until(lambda: log_lines(self.bed, container_id) == ["ready"], what="the container is ready")
         return container_id
+
+    def pod(self) -> cri.PodSandboxConfig:
+        """A pod with a host port."""
+        config = pod_config(port_mappings=[cri.PortMapping(container_port=80, host_port=8080)])
+        config.linux.security_context.namespace_options.pid = cri.CONTAINER if self.pinned else cri.POD
+        return config
+
+    def run(self, config: cri.PodSandboxConfig) -> str:
+        """RunPodSandbox; the id."""
+        return run_pod(self.bed, config, handler="pinned" if self.pinned else "")
 
     def remove_container(self, container_id: str) -> None:
         """RemoveContainer."""
@@ -78,10 +92,10 @@ class RunPod(Verb):
     name = "RunPodSandbox"
 
     def prepare(self) -> cri.PodSandboxConfig:
-        return pod_config(port_mappings=[cri.PortMapping(container_port=80, host_port=8080)])
+        return self.pod()
 
     def ask(self, about: cri.PodSandboxConfig) -> None:
-        status = pod_status(self.bed, run_pod(self.bed, about))
+        status = pod_status(self.bed, self.run(about))
         assert status.state == cri.SANDBOX_READY and status.network.ip
 
     def all_or_nothing(self, about: cri.PodSandboxConfig) -> None:
@@ -102,7 +116,7 @@ class _OfPod(Verb):
     """About a pod with a host port, and a container that runs in it."""
 
     def prepare(self) -> str:
-        pod_id = run_pod(self.bed, pod_config(port_mappings=[cri.PortMapping(container_port=80, host_port=8080)]))
+        pod_id = self.run(self.pod())
         self.obedient(pod_id)
         return pod_id
 
@@ -125,6 +139,18 @@ class RemovePod(_OfPod):
         self.bed.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=about), timeout=TIMEOUT)
         pods = self.bed.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=TIMEOUT).items
         assert about not in [pod.id for pod in pods]
+
+
+class RunPinnedPod(RunPod):
+    pinned = True
+
+
+class StopPinnedPod(StopPod):
+    pinned = True
+
+
+class RemovePinnedPod(RemovePod):
+    pinned = True
 
 
 class CreateContainer(Verb):
@@ -249,6 +275,9 @@ class LoadImage(_OfImage):
 
 def opener(kind: type[Verb], **sections: Any) -> OpenVerb:
     """How to make a bed of its own for this kind of request, with a daemon of this configuration."""
+
+    if kind.pinned:
+        sections = {**sections, "runtime": {**sections.get("runtime", {}), "handlers": PINNED_HANDLER}}
 
     def opened(stack: ExitStack) -> Verb:
         bed = stack.enter_context(Testbed())
