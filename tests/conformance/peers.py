@@ -19,7 +19,7 @@ import grpc
 
 from sandboxd.pb.cri.v1.api_pb2 import ImageSpec, ListImagesRequest, RemoveImageRequest, StatusRequest
 from sandboxd.pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
-from tests.conformance import push
+from tests.conformance import own_pids, push
 from tests.conformance.images import SANDBOX_IMAGE
 from tests.processes import Inside, until
 from tests.registry_server import start_registry
@@ -37,13 +37,18 @@ _FOREIGN_PARENTS = ("k8s.io", "test.slice")  # where a CRI plugin puts pods, wha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One thing that serves CRI. `least` is what it must pass of a whole run, 0 when it only is a yardstick."""
+    """One thing that serves CRI. `least` is what it must pass of a whole run, 0 when it only is a yardstick.
+
+    With `pinned`, pods have no pause container where they can do without, and those that say nothing of namespaces
+    are asked for as a kubelet does (see own_pids). It runs when it is named.
+    """
 
     name: str
     title: str
     sandboxd: bool
     programs: tuple[str, ...] = ()  # directories of build/conformance that come first in the PATH
     least: int = 0
+    pinned: bool = False
 
 
 PEERS: Mapping[str, Peer] = {
@@ -56,6 +61,21 @@ PEERS: Mapping[str, Peer] = {
             sandboxd=True,
             programs=("containerd/bin", "runc/bin"),
             least=107,
+        ),
+        Peer(
+            name="sandboxd-debian-pinned",
+            title="sandboxd without pause containers, Debian's containerd",
+            sandboxd=True,
+            least=101,
+            pinned=True,
+        ),
+        Peer(
+            name="sandboxd-current-pinned",
+            title="sandboxd without pause containers, current containerd",
+            sandboxd=True,
+            programs=("containerd/bin", "runc/bin"),
+            least=107,
+            pinned=True,
         ),
         Peer(name="plugin-debian", title="Debian's containerd, own plugin", sandboxd=False),
         Peer(
@@ -115,17 +135,30 @@ def _bring_up(bed: Testbed, peer: Peer, built: Path, layout: Path) -> Served:
     bed.run(["sh", "-c", f"touch {_IPC} && unshare --ipc={_IPC} true"])
     registry = start_registry(bed, REGISTRY_PORT)
     bed.run([sys.executable, "-I", str(push.__file__), str(layout), registry.host], timeout=120)
-    served = _sandboxd(bed) if peer.sandboxd else _plugin(bed, peer, registry.host)
+    served = _sandboxd(bed, pinned=peer.pinned) if peer.sandboxd else _plugin(bed, peer, registry.host)
     served.versions = _versions(bed)
     return served
 
 
-def _sandboxd(bed: Testbed) -> Served:
+def _sandboxd(bed: Testbed, *, pinned: bool) -> Served:
     served = Served(bed=bed, socket="/run/sandboxd/sandboxd.sock")
     bed.daemon_argv = served.inside(bed.daemon_argv)
-    # Not another word of configuration: certs.d is where sandboxd looks by default.
-    bed.start_daemon(daemon={"log_level": "info", "log_format": "console"})
+    # Not another word of configuration but that of the peer: certs.d is where sandboxd looks by default.
+    handlers = {"runc": {"sandbox_mode": "pinned"}} if pinned else {"runc": {}}
+    bed.start_daemon(daemon={"log_level": "info", "log_format": "console"}, runtime={"handlers": handlers})
+    if pinned:
+        served.socket = _own_pids(bed, served.socket)
     return served
+
+
+def _own_pids(bed: Testbed, upstream: str) -> str:
+    """The socket at which pods that say nothing of namespaces get pid namespaces of their containers' own."""
+    socket = "/run/own-pids.sock"
+    with (bed.base / "own-pids.log").open("w") as output:
+        argv = [sys.executable, str(own_pids.__file__), socket, upstream]
+        bed.popen(argv, stdout=output, stderr=output)
+    until(lambda: bed.path(socket).exists(), what="the stand-in before sandboxd's socket listens")
+    return socket
 
 
 def plugin_config(sandbox_image: str, *, current: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from tests.pods import (
     shell,
 )
 from tests.processes import until
+from tests.streaming.clients import forwarded
+from tests.streaming.remote import forwarder
 from tests.testbed import Testbed
 
 pytestmark = pytest.mark.e2e
@@ -100,6 +103,22 @@ def test_nginx_answers_at_the_address_of_a_pod_that_has_no_process_of_its_own(be
 
     remove_pod(bed, pod_id)
     assert_no_leaks(bed, before)
+
+
+async def test_its_ports_are_forwarded_before_and_while_it_has_processes(bed: Testbed) -> None:
+    pod_id = run_pod(bed, config(), handler="pinned")
+    request = b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n"
+    client = await forwarder(bed, pod_id)
+    async with asyncio.timeout(60):
+        error, _ = await forwarded(client, 80)
+        assert b"Connection refused" in await client.all_of(error)
+        run_container(bed, pod_id, own_pids(container_config("nginx", "nginx")))
+        assert nginx_answers(bed, pod_id)
+        _, data = await forwarded(client, 80, len(client.streams))
+        await client.send(data, request)
+        assert (await client.all_of(data)).startswith(b"HTTP/1.1 200 ")
+    await client.close()
+    remove_pod(bed, pod_id)
 
 
 def test_its_containers_share_network_ipc_and_name_and_nothing_else(bed: Testbed) -> None:

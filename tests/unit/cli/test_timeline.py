@@ -43,6 +43,7 @@ def test_the_pod_comes_first_with_namespace_and_pid() -> None:
 def test_a_stopped_pod_and_a_pod_without_a_network_say_so() -> None:
     assert told(netns_path="/run/netns/a")[1:] == ["    netns  /run/netns/a  (gone)", "    pause  not running"]
     assert told()[1] == "    netns  the host's own"
+    assert told(pinned=True)[2] == "    pause  none: the namespaces are pinned"
 
 
 RUN = [

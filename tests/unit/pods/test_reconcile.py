@@ -277,3 +277,12 @@ def test_no_object_gets_two_repairs_and_none_that_is_busy_gets_one(
     assert len(set(ids)) == len(ids)
     assert not busy & set(ids)
     assert not {id_ for id_ in ids if id_ in containers and containers[id_][1] in busy}
+
+
+def test_a_pod_without_a_pause_container_does_not_end_for_want_of_one() -> None:
+    pinned = replace(sandbox(SandboxState.READY), pinned=True)
+
+    assert reconcile({"s": pinned}, {}, (), {}, starting_up=True) == []
+    half_made = replace(sandbox(SandboxState.CREATING), pinned=True)
+    (repair,) = reconcile({"s": half_made}, {}, (), {}, starting_up=True)
+    assert repair.action is Action.REMOVE_SANDBOX
