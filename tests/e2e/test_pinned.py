@@ -77,8 +77,9 @@ def tasks(bed: Testbed) -> str:
     return bed.run(["ctr", "--address", address, "--namespace", "sandboxd", "tasks", "list"]).stdout
 
 
-def sandboxctl(bed: Testbed, *argv: str) -> str:
-    return bed.run([str(Path(sys.executable).parent / "sandboxctl"), "--socket", str(bed.socket), *argv]).stdout
+def sandboxctl(bed: Testbed, *argv: str, check: bool = True) -> str:
+    program = str(Path(sys.executable).parent / "sandboxctl")
+    return bed.run([program, "--socket", str(bed.socket), *argv], check=check).stdout
 
 
 def exec_sync(bed: Testbed, container_id: str, script: str) -> str:
@@ -301,4 +302,24 @@ def test_another_configuration_keeps_the_pods_as_they_are_and_a_lost_ledger_brin
     later = run_container(bed, pod_id, own_pids(shell(LIVES)))
     assert exec_sync(bed, later, "hostname") == "kept\n"
     remove_pod(bed, pod_id)
+    assert_no_leaks(bed, before)
+
+
+def test_what_is_left_of_one_that_nothing_knows_is_found_and_removed(fresh_bed: StartBed) -> None:
+    bed = fresh_bed(daemon=False)
+    bed.start_daemon(runtime={"handlers": HANDLERS, "cgroup_parent": bed.cgroup_parent})
+    bed.load_image("busybox")
+    warm_up(bed)
+    before = observe(bed)
+    pod_id = run_pod(bed, config(), handler="pinned")
+
+    address = "/run/sandboxd/containerd/containerd.sock"
+    bed.stop_daemon()
+    bed.run(["sh", "-c", "rm /var/lib/sandboxd/ledger.db*"])
+    bed.run(["ctr", "--address", address, "--namespace", "sandboxd", "containers", "delete", pod_id])
+    bed.start_daemon(runtime={"handlers": HANDLERS, "cgroup_parent": bed.cgroup_parent})
+
+    found = sandboxctl(bed, "audit", "-o", "json", check=False)
+    assert pod_id in found
+    sandboxctl(bed, "audit", "--repair", check=False)
     assert_no_leaks(bed, before)

@@ -124,3 +124,20 @@ def test_pods_of_an_earlier_boot_have_ended_and_their_addresses_are_free_for_the
     assert not reserved(bed) and not states(bed)
     assert not list(bed.path("/run/netns").iterdir())
     assert not [line for line in bed.mountinfo.splitlines() if any(pod_id in line for pod_id in old)]
+
+
+def test_a_pod_without_a_pause_container_has_ended_too_and_is_made_anew(fresh_bed: StartBed) -> None:
+    bed = fresh_bed(daemon=False)
+    bed.default_network()
+    bed.start_daemon(runtime={"handlers": {"pinned": {"sandbox_mode": "pinned"}}, "cgroup_parent": bed.cgroup_parent})
+    config = pod_config()
+    config.linux.security_context.namespace_options.pid = cri.CONTAINER
+    old = run_pod(bed, config, handler="pinned")
+    reboot(bed)
+    bed.relaunch_daemon()
+
+    assert states(bed) == {old: cri.SANDBOX_NOTREADY}
+    new = run_pod(bed, config, handler="pinned")
+    assert states(bed) == {new: cri.SANDBOX_READY}
+    until(lambda: reserved(bed) == {pod_status(bed, new).network.ip}, what="the other's address is released")
+    remove_pod(bed, new)
