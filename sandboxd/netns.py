@@ -318,6 +318,35 @@ def _pin(fd: int, path: str) -> None:
     syscalls.mount(f"/proc/self/fd/{fd}", path, syscalls.MS_BIND)
 
 
+async def set_hostname(pid: int, name: str, netns_inode: int) -> None:
+    """Give the pod of a process another hostname: that of the process's uts namespace (uts_namespaces(7)).
+
+    `netns_inode` is that of the pod's network namespace, by which the process is known to be the pod's. Raises
+    NotReady when it is not, has ended, or is in the daemon's own uts namespace.
+    """
+
+    def change() -> None:
+        # What is opened below it is this process's, whoever gets its pid afterwards.
+        process = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            uts = os.open("ns/uts", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+            try:
+                own = os.stat("/proc/self/ns/uts").st_ino
+                if os.stat("ns/net", dir_fd=process).st_ino != netns_inode or os.fstat(uts).st_ino == own:
+                    raise ProcessLookupError(errno.ESRCH, "it is not the pod's")
+                syscalls.setns(uts, syscalls.CLONE_NEWUTS)
+            finally:
+                os.close(uts)
+        finally:
+            os.close(process)
+        socket.sethostname(name)
+
+    try:
+        await in_own_thread(change)
+    except OSError as exc:
+        raise NotReady(f"the hostname of process {pid} cannot be set: {exc}") from exc
+
+
 async def remove(path: str) -> None:
     """Unpin the namespace; it is freed when its last process ends. Idempotent.
 

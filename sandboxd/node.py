@@ -6,7 +6,9 @@ the jobs, the configuration) is named by its class.
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -46,6 +48,7 @@ class Netns(Protocol):
     async def create_others(self, pins: Mapping[str, str], hostname: str = "") -> None: ...
     async def set_sysctls(self, paths: Sequence[str], values: Mapping[str, str]) -> None: ...
     async def restore(self, path: str, wanted: int, pids: Sequence[int], kind: str = "net") -> bool: ...
+    async def set_hostname(self, pid: int, name: str, netns_inode: int) -> None: ...
     async def remove(self, path: str) -> None: ...
     async def interfaces(self, path: str) -> list[Link]: ...
     def exists(self, path: str) -> bool: ...
@@ -56,6 +59,7 @@ class Cni(Protocol):
     """The plugins; `sandboxd.cni.invoker.Invoker` is the real one."""
 
     async def prepare(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> NetworkConfig: ...
+    async def needs_identity(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> str: ...
     async def add(
         self,
         attachment: Attachment,
@@ -129,7 +133,14 @@ class Runtime(Protocol):
         keep: bytes = b"",
     ) -> None: ...
     async def delete_container(self, container_id: str) -> None: ...
-    async def set_spec(self, container_id: str, spec: Mapping[str, Any], *, keep: bytes = b"") -> None: ...
+    async def set_spec(
+        self,
+        container_id: str,
+        spec: Mapping[str, Any],
+        *,
+        keep: bytes = b"",
+        labels: Mapping[str, str] | None = None,
+    ) -> None: ...
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None: ...
     async def spec(self, container_id: str) -> dict[str, Any]: ...
     async def create(
@@ -220,6 +231,16 @@ class Load:
             turns.dismiss_all(why)
 
 
+class Stock:
+    """What the pool of prepared pods has to tell, and what wakes who keeps it filled. See `pods.pool`."""
+
+    def __init__(self) -> None:
+        self.hits = 0  # requests that were given a prepared pod
+        self.misses: Counter[str] = Counter()  # those that were not, by reason
+        self.trouble = ""  # why no pod can be prepared, "" when one can
+        self.changed = asyncio.Event()  # set when it is to be looked after at once
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """What this machine is, can, and carries at once."""
@@ -229,6 +250,7 @@ class Machine:
     cgroups: Cgroups = field(default_factory=Cgroups)
     remembered: Remembered = field(default_factory=Remembered)  # what its programs and its kernel were asked
     load: Load
+    stock: Stock = field(default_factory=Stock)
     reserve: Reserve = field(default_factory=lambda: Reserve(""))  # room on the disk, for removals
 
 

@@ -65,6 +65,7 @@ class Cgroups:
     """The cgroups of this machine. `root` is where they are mounted."""
 
     def __init__(self, root: str = ROOT) -> None:
+        self.root = root
         self._root = Path(root)
         self.v2 = (self._root / "cgroup.controllers").exists()
         # The hierarchy in which cgroups are looked up; runtimes create them in all v1 hierarchies.

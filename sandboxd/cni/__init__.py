@@ -9,6 +9,7 @@ Reading order, one file per step of an attachment's life:
     slots.py        how many plugins run at once, and who waits
     backends.py     which plugins the daemon does the work of itself
     in_process/     how it does that
+    identity.py     which networks are the same for every pod
     execution.py    one execution of one plugin (the only process spawn)
     executions.py   how many, for how long, and what is recorded of them
     leftovers.py    plugins that outlived an earlier daemon, ended before a DEL

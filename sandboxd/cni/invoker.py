@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from sandboxd import disclosure, remembered, steps
-from sandboxd.cni import backends, diagnosed, executions, stand_ins
+from sandboxd.cni import backends, diagnosed, executions, identity, stand_ins
 from sandboxd.cni.conf import SUPPORTED, NetworkConfig, delegate_type, from_json
 from sandboxd.cni.convert import in_version, read
 from sandboxd.cni.executions import Executions
@@ -107,6 +107,18 @@ class Invoker:
             ("in-process", config.name),
             lambda: backends.chosen(limited, binaries, self._path, mode),
             version=(limited, tuple(map(remembered.version, binaries.values())), mode),
+        )
+
+    async def needs_identity(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> str:
+        """Why its plugins may do something else for one pod than for another; "" when they cannot. See `identity`.
+
+        Raises NotReady when a binary of the chain is missing.
+        """
+        binaries = preflight(config, plugin_dirs)
+        return await self._remembered.answer(
+            ("identity", config.name),
+            lambda: identity.needed_by(config, binaries),
+            version=(config.plugins, tuple(map(remembered.version, binaries.values()))),
         )
 
     async def add(

@@ -146,17 +146,25 @@ class Tasks:
         parsed: dict[str, Any] = json.loads(answer.container.spec.value)
         return parsed
 
-    async def set_spec(self, container_id: str, spec: Mapping[str, Any], *, keep: bytes = b"") -> None:
-        """Replace the stored OCI runtime spec, and with `keep` also the bytes that are kept with it.
+    async def set_spec(
+        self,
+        container_id: str,
+        spec: Mapping[str, Any],
+        *,
+        keep: bytes = b"",
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Replace the stored OCI runtime spec, with `keep` also the bytes that are kept with it, and these labels.
 
-        A running task is not affected. Raises NotFound.
+        Other labels stay. A running task is not affected. Raises NotFound.
         """
         container = containers_pb2.Container(
             id=container_id,
             spec=any_pb2.Any(type_url=SPEC_TYPE, value=json.dumps(spec).encode()),
             extensions=extension(keep),
+            labels=labels,
         )
-        changed = ["spec", f"extensions.{EXTENSION}"] if keep else ["spec"]
+        changed = ["spec", *([f"extensions.{EXTENSION}"] if keep else ()), *(f"labels.{key}" for key in labels or ())]
         with translate(f"container record {container_id}"):
             await self._containers.Update(
                 containers_pb2.UpdateContainerRequest(

@@ -47,6 +47,7 @@ class Cni:
         self.attached: dict[tuple[str, str, str], Attachment] = {}
         self.refusing: dict[str, set[str]] = {}  # command -> the types whose repetition fails
         self.undeleted: set[tuple[str, str, str]] = set()  # ADD was asked for, however it ended, and DEL was not
+        self.identity = ""  # which plugin takes something from the pod's identity
         self._points = points
         self._is_live = is_live
 
@@ -68,6 +69,12 @@ class Cni:
                 if not common:
                     raise InvalidRequest(f'CNI plugin "{plugin["type"]}" speaks none of {config.versions}')
             return config.limited_to(common)
+
+    async def needs_identity(self, config: NetworkConfig, plugin_dirs: Sequence[str]) -> str:
+        async with self._points.at("cni.needs_identity", NotReady):
+            for plugin in config.plugins:
+                self._speaks(plugin["type"])
+            return self.identity
 
     async def add(
         self,
@@ -165,7 +172,8 @@ class Cni:
         ]
         added = self.attached.get(key)
         if added is not None:
-            names = ("state", "result", "error", "attempts", "tried_at", "failed_at", "owed", "boot")
+            # What no plugin is given.
+            names = ("state", "result", "error", "attempts", "tried_at", "failed_at", "owed", "boot", "pod")
             given = replace(attachment, **{name: getattr(added, name) for name in names})
             assert given == added, f"DEL was given something else than its ADD: {given} instead of {added}"
         if not failed:

@@ -24,6 +24,7 @@ class Netns:
         self.addresses: dict[str, dict[str, tuple[str, ...]]] = {}  # path -> interface -> its addresses
         self.hostnames: dict[str, str] = {}  # path of a uts namespace -> its host name
         self.sysctls: dict[tuple[str, ...], dict[str, str]] = {}  # the namespaces' paths, sorted -> what was set
+        self.process_hostnames: dict[int, str] = {}  # of the process's uts namespace
         self._points = points
         self._inodes = itertools.count(4_026_531_840)
 
@@ -86,6 +87,12 @@ class Netns:
                     self._pin(path, inode)
                     return True
             return False
+
+    async def set_hostname(self, pid: int, name: str, netns_inode: int) -> None:
+        async with self._points.at("netns.set_hostname", NotReady):
+            if netns_inode not in self.pinned.values() or self.inside.get((pid, "net"), netns_inode) != netns_inode:
+                raise NotReady(f"the hostname of process {pid} cannot be set: it is not the pod's")
+            self.process_hostnames[pid] = name
 
     async def remove(self, path: str) -> None:
         async with self._points.at("netns.remove", CleanupIncomplete):

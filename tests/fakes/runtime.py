@@ -235,10 +235,18 @@ class Runtime:
             parsed: dict[str, Any] = json.loads(self._record(container_id).spec)
             return parsed
 
-    async def set_spec(self, container_id: str, spec: Mapping[str, Any], *, keep: bytes = b"") -> None:
+    async def set_spec(
+        self,
+        container_id: str,
+        spec: Mapping[str, Any],
+        *,
+        keep: bytes = b"",
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         async with self._points.at("runtime.set_spec", Unavailable):
             record = self._record(container_id)
             record.spec, record.kept = json.dumps(spec), keep or record.kept
+            record.labels = {**record.labels, **(labels or {})}
 
     async def delete_container(self, container_id: str) -> None:
         async with self._points.at("runtime.delete_container", Unavailable):

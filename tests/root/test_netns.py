@@ -33,9 +33,9 @@ def output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def inside(path: str) -> subprocess.Popen[str]:
-    """A process that is in the namespace when this returns, and ends when its stdin does."""
-    command = ("nsenter", f"--net={path}", "sh", "-c", "echo ready; exec cat")
+def inside(path: str, *by: str) -> subprocess.Popen[str]:
+    """A process, started by `by`, that is in the namespace when this returns, and ends when its stdin does."""
+    command = ("nsenter", f"--net={path}", *by, "sh", "-c", "echo ready; exec cat")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -73,6 +73,25 @@ def refused(error: type[Exception], words: str, call: Coroutine[Any, Any, Any]) 
             raise AssertionError(f"not refused: {words}")
 
     return check()
+
+
+async def the_hostname_of_a_pod_is_set_in_its_own_namespace(directory: str) -> None:
+    """Nobody else's changes: not the machine's, and not that of a process that has the pid of one that ended."""
+    path, own = f"{directory}/a", os.uname().nodename
+    inode = await netns.create(path)
+    pod = inside(path, "unshare", "--uts")
+    other = inside(path)  # in the pod's network, and in the machine's uts namespace
+
+    await netns.set_hostname(pod.pid, "web-1", inode)
+
+    assert output("nsenter", f"--uts=/proc/{pod.pid}/ns/uts", "hostname") == "web-1"
+    await refused(NotReady, "not the pod's", netns.set_hostname(pod.pid, "web-2", inode + 1))
+    await refused(NotReady, "not the pod's", netns.set_hostname(other.pid, "web-2", inode))
+    pod.communicate(), other.communicate()
+    await refused(NotReady, f"process {pod.pid}", netns.set_hostname(pod.pid, "web-2", inode))
+    assert os.uname().nodename == own
+    assert threads_ended()
+    await netns.remove(path)
 
 
 async def from_birth_to_death(directory: str) -> None:
@@ -438,6 +457,7 @@ async def beside_ip_netns(state: str) -> None:
 
 SCENARIOS: Sequence[Callable[[str], Coroutine[Any, Any, None]]] = (
     from_birth_to_death,
+    the_hostname_of_a_pod_is_set_in_its_own_namespace,
     loopback,
     all_interfaces,
     a_view,

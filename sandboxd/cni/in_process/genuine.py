@@ -8,9 +8,15 @@ from __future__ import annotations
 import mmap
 
 _PATHS = {
+    "bandwidth": "github.com/containernetworking/plugins/plugins/meta/bandwidth",
     "bridge": "github.com/containernetworking/plugins/plugins/main/bridge",
+    "firewall": "github.com/containernetworking/plugins/plugins/meta/firewall",
     "host-local": "github.com/containernetworking/plugins/plugins/ipam/host-local",
+    "ipvlan": "github.com/containernetworking/plugins/plugins/main/ipvlan",
+    "macvlan": "github.com/containernetworking/plugins/plugins/main/macvlan",
     "portmap": "github.com/containernetworking/plugins/plugins/meta/portmap",
+    "ptp": "github.com/containernetworking/plugins/plugins/main/ptp",
+    "tuning": "github.com/containernetworking/plugins/plugins/meta/tuning",
 }
 
 

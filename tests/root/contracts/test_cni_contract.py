@@ -62,6 +62,10 @@ class Contract:
         with pytest.raises(InvalidRequest, match="bridge"):
             await bench.cni.prepare(replace(CONFIG, versions=("1.1.0",)), [bench.directory])
 
+    async def test_what_a_missing_plugin_needs_is_not_known(self, bench: Bench) -> None:
+        with pytest.raises(NotReady, match="nowhere"):
+            await bench.cni.needs_identity(replace(CONFIG, plugins=({"type": "nowhere"},)), [bench.directory])
+
     async def test_adding_gives_the_pod_an_address(self, bench: Bench) -> None:
         result = parse_result(await bench.cni.add(bench.attachment()), "bridge")
         assert pod_ips(result, "eth0") == ("10.88.0.2",)

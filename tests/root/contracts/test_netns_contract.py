@@ -189,6 +189,15 @@ async def sysctls_are_set_in_namespaces_that_are_there(netns: Netns, directory: 
     await refused(NotReady, netns.set_sysctls(inside, {"kernel.shmmax": "1000"}))
 
 
+async def who_is_not_in_it_keeps_its_hostname(netns: Netns, directory: str) -> None:
+    path, name = f"{directory}/a", os.uname().nodename
+    inode = await netns.create(path)
+    assert inode != 1
+    await refused(NotReady, netns.set_hostname(os.getpid(), "web", 1))
+    await netns.remove(path)
+    assert os.uname().nodename == name
+
+
 RULES: Sequence[Rule] = (
     from_birth_to_death,
     each_is_its_own,
@@ -207,6 +216,7 @@ RULES: Sequence[Rule] = (
     others_are_made_together,
     when_one_of_the_others_cannot_be_pinned_none_is,
     sysctls_are_set_in_namespaces_that_are_there,
+    who_is_not_in_it_keeps_its_hostname,
 )
 by_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 

@@ -198,6 +198,9 @@ class Contract:
         await bench.runtime.set_spec(name, spec(IDLE, name))
         changed = (await bench.runtime.records.list())[name]
         assert (changed.extension, changed.labels) == (b"other", stored.labels), "what is not given stays"
+        await bench.runtime.set_spec(name, spec(IDLE, name), keep=b"third", labels={"a": "c", "io.d/e": "f"})
+        labelled = (await bench.runtime.records.list())[name]
+        assert (labelled.extension, labelled.labels) == (b"third", {**stored.labels, "a": "c", "io.d/e": "f"})
         await bench.runtime.delete_container(name)
         assert name not in await bench.runtime.records.list()
 
