@@ -39,7 +39,7 @@ modules: no IO, no clock, no environment, no async.
     netns  rtnetlink  cgroups/  cni/  containerd/  logs/  ledger  announce
         netns                named network namespaces, and the user namespaces that own them
         rtnetlink            links, addresses, routes and so on, as the kernel lists them
-        cgroups/             what their files say P, reading and removing them
+        cgroups/             what their files say P, reading and removing them, moving a process
         cni/                 conf P, request P, result P, invoker: the plugins
         containerd/          containerd's services over its socket; managed: a private containerd
         logs/                format P, client; and the logger, a process of its own that outlives the daemon

@@ -21,6 +21,7 @@ from sandboxd.errors import InvalidRequest
 DEFAULT_FILE = "/etc/sandboxd/config.toml"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where the environment has none
 
+MOST_PREPARED = 1000  # each has processes, a network namespace and an address of its own
 _MAX_NUMBER = 2**31 - 1  # TOML has infinity and huge integers, which timers and buffers do not accept
 
 
@@ -114,6 +115,13 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """[pool]: pods of the default handler that are prepared ahead, and handed out when a client asks for one"""
+
+    size: int = field(default=0, metadata={"zero": True})  # so many are kept ready; 0 is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
     """[images]: how PullImage reaches registries"""
 
@@ -185,6 +193,7 @@ class Config:
     containerd: Containerd = field(default_factory=Containerd)
     network: Network = field(default_factory=Network)
     runtime: Runtime = field(default_factory=Runtime)
+    pool: Pool = field(default_factory=Pool)
     images: Images = field(default_factory=Images)
     streaming: Streaming = field(default_factory=Streaming)
     logs: Logs = field(default_factory=Logs)
@@ -384,6 +393,8 @@ def _cross_checks(config: Config) -> list[str]:
     problems += [f"{key}: {path!r} is not an absolute path" for key, path in paths.items() if path[:1] != "/"]
     if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
         problems.append("streaming.tls_cert and streaming.tls_key belong together: give both or none")
+    if config.pool.size > MOST_PREPARED:
+        problems.append(f"pool.size: {config.pool.size} is more than {MOST_PREPARED}")
     if config.streaming.port > 65535:
         problems.append(f"streaming.port: {config.streaming.port} is not a port (0 to 65535)")
     try:

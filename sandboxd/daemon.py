@@ -56,7 +56,7 @@ from sandboxd.node import Load, Machine, Network, Node
 from sandboxd.pb.cri.v1 import api_pb2_grpc
 from sandboxd.pb.host.v1 import host_pb2_grpc
 from sandboxd.places import Places
-from sandboxd.pods import debts, follow
+from sandboxd.pods import debts, follow, refill
 from sandboxd.pods.recover import compare_forever, recover
 from sandboxd.registry import credential_helper
 from sandboxd.registry.client import Registries
@@ -203,7 +203,7 @@ async def serve(config: Config) -> None:
 
 def _keep(ledger: Ledger, story: steps.Story) -> None:
     """Keep a failed request; what fails again and again without one (a repair, a probe's exec) is told elsewhere."""
-    if story.operation not in ("recover", "Exec"):
+    if story.operation not in ("recover", "Exec", refill.VERB):
         ledger.keep_story(story)
 
 
@@ -265,7 +265,7 @@ async def _start_up(
     else:
         return
 
-    _keep_working(config, node, client, images, auditor)
+    _keep_working(config, node, client, images, pause, auditor)
     condition.trouble = ""
     # What exists now lives as long as the daemon: exclude it from collections. (A full one takes 50 ms.)
     gc.collect()
@@ -274,7 +274,9 @@ async def _start_up(
     _notify("READY=1")
 
 
-def _keep_working(config: Config, node: Node, client: Containerd, images: ImageStore, auditor: Auditor) -> None:
+def _keep_working(
+    config: Config, node: Node, client: Containerd, images: ImageStore, pause: PauseImage, auditor: Auditor
+) -> None:
     """Start what goes on for as long as the daemon runs."""
 
     async def keep_up() -> None:
@@ -302,6 +304,8 @@ def _keep_working(config: Config, node: Node, client: Containerd, images: ImageS
     node.jobs.watch("audit", auditor.watch)
     node.jobs.watch("room", lambda: room.keep(node))
     node.jobs.watch("compare", lambda: compare_forever(node, every))
+    if refill.is_needed(node):
+        node.jobs.watch("pool", lambda: refill.keep(node, pause.get))
 
 
 async def _reach_containerd(config: Config, client: Containerd) -> str:

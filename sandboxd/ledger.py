@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -159,6 +159,18 @@ class Ledger:
         self._announce(before, after)
         return after
 
+    def hand_over(self, sandbox_id: str, attachments: Iterable[Attachment], **changes: Any) -> SandboxRecord:
+        """`update_sandbox`, with a new name and its attachments, in one transaction.
+
+        Raises AlreadyExists when the name is taken, NotFound; nothing has changed then.
+        """
+        before = self._sandboxes.rows.get(sandbox_id)
+        attached = {(each.sandbox_id, each.network, each.ifname): each for each in attachments}
+        after = self._sandboxes.update(sandbox_id, changes, *map(_put, attached.values()))
+        self._attachments |= attached
+        self._announce(before, after)
+        return after
+
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget the sandbox and its timeline. Its attachments stay until they are removed separately."""
         before = self._sandboxes.remove(sandbox_id, self._timelines.forget(sandbox_id))
@@ -212,7 +224,7 @@ class Ledger:
     def put_attachment(self, attachment: Attachment) -> Attachment:
         """Add or replace an attachment."""
         key = (attachment.sandbox_id, attachment.network, attachment.ifname)
-        put = "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", _attachment_row(attachment)
+        put = _put(attachment)
         if attachment.state in _ENDING_STATES:
             self.commits.late(key, put)
         else:
@@ -294,26 +306,34 @@ class _Table(Generic[Record]):
         return self.rows.get(self._names.get(name, ""))
 
     def add(self, record: Record) -> None:
-        try:
-            self._commits.now((f"INSERT INTO {self.name} VALUES (?, ?, ?, ?)", _row(record)))
-        except sqlite3.IntegrityError as exc:
-            raise AlreadyExists(f"the name {record.name} is in use") from exc
+        self._named(record.name, (f"INSERT INTO {self.name} VALUES (?, ?, ?, ?)", _row(record)))
         self._keep(record)
 
-    def update(self, id_: str, changes: Mapping[str, Any]) -> Record:
+    def update(self, id_: str, changes: Mapping[str, Any], *besides: Statement) -> Record:
+        """Replace fields, and do what `besides` says in the same transaction."""
         if id_ not in self.rows:
             raise NotFound(f"{id_} is gone")
-        record = replace(self.rows[id_], **changes)
+        before = self.rows[id_]
+        record = replace(before, **changes)
         body: Statement = (f"UPDATE {self.name} SET body = ? WHERE id = ?", (record_format.body(record), id_))
         if changes.keys() <= _ENDING:
             self._commits.late((self.name, id_), body)
         elif "config" in changes:
-            config = record.config.SerializeToString()
-            self._commits.now((f"UPDATE {self.name} SET config = ? WHERE id = ?", (config, id_)), body)
+            values = record.name, record.config.SerializeToString(), id_
+            whole: Statement = (f"UPDATE {self.name} SET name = ?, config = ? WHERE id = ?", values)
+            self._named(record.name, whole, body, *besides)
         else:
-            self._commits.now(body)
-        self.rows[id_] = record
+            self._commits.now(body, *besides)
+        if before.name != record.name:
+            self._names.pop(before.name, None)
+        self._keep(record)
         return record
+
+    def _named(self, name: str, *statements: Statement) -> None:
+        try:
+            self._commits.now(*statements)
+        except sqlite3.IntegrityError as exc:
+            raise AlreadyExists(f"the name {name} is in use") from exc
 
     def remove(self, id_: str, *besides: Statement) -> Record | None:
         """Delete the row, if there is one, and what `besides` says; what it was."""
@@ -331,6 +351,10 @@ def _row(record: AnyRecord) -> tuple[str, str, bytes, str]:
 def _attachment_row(attachment: Attachment) -> tuple[str, str, str, str]:
     key = attachment.sandbox_id, attachment.network, attachment.ifname
     return *key, record_format.attachment_text(attachment)
+
+
+def _put(attachment: Attachment) -> Statement:
+    return "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", _attachment_row(attachment)
 
 
 def _quarantine(db: database.Connection, kind: str, rowid: int, id_: object, body: str, exc: Exception) -> None:

@@ -4,7 +4,9 @@ Records are immutable; the ledger replaces them. A state is never stored: it fol
 that it cannot contradict them.
 
     sandbox     CREATING ──► READY ──► NOTREADY ──► (removed)
-                    └── failed, cleanup incomplete ──► NOTREADY
+                  │  ▲ └── failed, cleanup incomplete ──► NOTREADY
+                  ▼  └ handed out
+                PREPARED ──► (removed)
 
     container   CREATING ──► CREATED ──► RUNNING ──► EXITED ──► (removed)
                     │            └── start failed ──────┘
@@ -13,9 +15,9 @@ that it cannot contradict them.
     attachment  PLANNED ──► ADDING ──► ADDED ──► DELETING ──► (removed)
                                 └─────────┴──────────┴── DEL failed ──► OWED ──► (removed)
 
-CREATING objects are not shown to CRI clients. NOTREADY means only that the pause container is not running, or that
-the namespaces of a pod without one are gone: StopPodSandbox must still be called to free what the sandbox holds. An
-OWED attachment outlives its sandbox.
+CREATING and PREPARED objects are not shown to CRI clients: nobody was given their ids. NOTREADY means only that the
+pause container is not running, or that the namespaces of a pod without one are gone: StopPodSandbox must still be
+called to free what the sandbox holds. An OWED attachment outlives its sandbox.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class SandboxState(enum.Enum):
     """The state of a sandbox."""
 
     CREATING = "creating"
+    PREPARED = "prepared"  # made ahead: it runs, and waits for a client to ask for a pod
     READY = "ready"
     NOTREADY = "notready"
 
@@ -83,6 +86,8 @@ class SandboxRecord:
     uts_inode: int = 0  # the same for its uts namespace
     warnings: tuple[str, ...] = ()  # what the pod asked for and may not get, for people
     boot: str = ""  # of the machine, in which the pod was made; "" when an earlier version made it
+    prepared_of: str = ""  # of one that is made ahead and that no client has yet: a digest of what it is made of
+    prepared_at: int = 0  # since when it was ready to be handed out; 0 for a pod that was made when it was asked for
 
     @property
     def name(self) -> str:
@@ -95,8 +100,14 @@ class SandboxRecord:
         """READY while the pause container runs, or what pins the namespaces lasts; CREATING until it came to that or
         has failed, and while that is undone."""
         if not self.started_at and not self.failure:
-            return SandboxState.CREATING
+            waits = self.prepared_of and self.prepared_at and not self.exited_at
+            return SandboxState.PREPARED if waits else SandboxState.CREATING
         return SandboxState.NOTREADY if self.stopped_at or self.exited_at or self.failure else SandboxState.READY
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether CRI clients can see it."""
+        return self.state is not SandboxState.CREATING and not self.prepared_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

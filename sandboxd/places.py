@@ -196,6 +196,10 @@ class Places:
         """The cgroup of a pod that names no parent, ours to remove."""
         return f"{self.cgroup_parent}/{sandbox_id}"
 
+    def is_below_requested(self, sandbox: SandboxRecord) -> bool:
+        """Whether the pod's own cgroup, in which its pause container was prepared, is below what is asked for."""
+        return self.own_cgroup(sandbox.id).startswith(f"{self.pod_cgroup(sandbox).rstrip('/')}/")
+
     def requested_parent(self, sandbox: SandboxRecord) -> str:
         """The cgroup above a pod's containers, in the driver's own notation: a path, or a slice's name.
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 # Every step there is.
 NAMES: Mapping[str, str] = {
     "pod.run": "RunPodSandbox, from the record to a running pod",
+    "pod.pool.fill": "a pod is prepared ahead, from the record to its running pause container",
+    "pod.pool.take": "one that was prepared becomes the pod that is asked for",
     "pod.wait": "for a turn: so many pods, and containers, are made at once, and so many ended",
     "pod.stop": "everything that the pod holds is freed, its records stay",
     "pod.remove": "everything else goes",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from sandboxd.api import views
 from sandboxd.errors import NotFound, SandboxdError
 from sandboxd.ledger import Ledger
-from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, SandboxState, find, subject_of
+from sandboxd.model import ContainerRecord, ContainerState, SandboxRecord, find, subject_of
 from sandboxd.node import Images
 
 
@@ -76,11 +76,11 @@ class Lookup:
         except NotFound:
             return ""
 
-    # Lists never show what is still being created.
+    # Lists never show what is still being created, nor what is prepared for whoever asks.
 
     def sandboxes(self, prefix: str, selector: Mapping[str, str]) -> list[SandboxRecord]:
         """The pods whose ids begin with `prefix` and that have the selector's labels."""
-        found = [each for each in self._ledger.sandboxes.values() if each.state is not SandboxState.CREATING]
+        found = [each for each in self._ledger.sandboxes.values() if each.is_shown]
         if prefix:
             found = [each for each in found if each.id.startswith(prefix)]
         if selector:

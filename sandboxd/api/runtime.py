@@ -13,7 +13,7 @@ from sandboxd.config import Handler, effective
 from sandboxd.machine import handlers, room
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import cidr, debts
+from sandboxd.pods import cidr, debts, pool
 
 # What CRI clients compare with; it is the version of the kubelet's runtime API, not of sandboxd.
 KUBE_API_VERSION = "0.1.0"
@@ -130,6 +130,7 @@ class Runtime:
                     ],
                 }
             ),
+            "pool": json.dumps(pool.told(self._node)),
             "quarantine": json.dumps(
                 [{"kind": q.kind, "id": q.id, "reason": q.reason} for q in self._node.ledger.quarantined()]
             ),

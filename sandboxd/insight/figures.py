@@ -22,6 +22,7 @@ from sandboxd.insight.addresses import Addresses
 from sandboxd.logs.client import Counted as LogBytes
 from sandboxd.model import Attachment, ContainerState, ImageRecord, SandboxState
 from sandboxd.node import Node
+from sandboxd.pods import eligible
 from sandboxd.vocabulary import NAMES
 
 _WAITS = tuple(name for name in NAMES if name.endswith(".wait"))
@@ -71,6 +72,7 @@ class Figures(Collector):
         """prometheus_client.registry.Collector"""
         yield from self._health()
         yield from self._records()
+        yield from self._pool()
         yield from self._under_way()
         yield from self._turns()
         yield from self._network()
@@ -106,6 +108,19 @@ class Figures(Collector):
         counted = {each.value: containers[each.value] for each in ContainerState}
         yield _gauges("containers", "Containers, by state.", "state", counted)
         yield _gauge("failures_kept", "Failed operations that can be explained.", ledger.stories_kept)
+
+    def _pool(self) -> Iterator[Metric]:
+        node = self._from.node
+        yield _gauge("pool_size", "How many pods are to be prepared ahead (pool.size).", node.config.pool.size)
+        stock = node.machine.stock
+        hits = "Requests for a pod that were given a prepared one."
+        yield CounterMetricFamily("sandboxd_pool_hits", hits, value=stock.hits)
+        misses = "Requests for a pod that were not, while there is a pool."
+        by_reason = {reason: stock.misses[reason] for reason in eligible.REASONS}
+        yield _counters("pool_misses", misses, "reason", by_reason)
+        yield _gauge(
+            "pool_failing", "Whether pods cannot be prepared.", bool(node.config.pool.size and stock.trouble)
+        )
 
     def _under_way(self) -> Iterator[Metric]:
         running = steps.running()

@@ -113,6 +113,28 @@ def pod_annotations(sandbox: SandboxRecord, host: HostFacts) -> dict[str, str]:
     }
 
 
+def handed_out(spec: Mapping[str, Any], sandbox: SandboxRecord, cgroups_path: str) -> Json:
+    """The spec of a pause container that was prepared, once it is the pod `sandbox`, which is what was asked for.
+
+    `cgroups_path` is where it is moved, "" when it stays.
+    """
+    config = sandbox.config
+    changed = {
+        **spec,
+        "annotations": {
+            **spec["annotations"],
+            **identity(sandbox),
+            "io.kubernetes.cri.sandbox-log-directory": config.log_directory,
+            **_resource_annotations(config.linux),
+        },
+    }
+    if cgroups_path:
+        changed["linux"] = {**spec["linux"], "cgroupsPath": cgroups_path}
+    if config.hostname:
+        changed["hostname"] = config.hostname
+    return changed
+
+
 def image_of(spec: Mapping[str, Any]) -> str:
     """The name of the image that a pause container was made from; "" when its spec does not say."""
     return str((spec.get("annotations") or {}).get(_IMAGE, ""))

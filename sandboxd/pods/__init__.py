@@ -3,6 +3,9 @@
 run        RunPodSandbox: record, netns, network and pause at once, start
 pause      the pause container that holds a pod's namespaces
 pinned     pods without one: their namespaces are pinned by mounts
+pool       pods that are prepared ahead, and handed out in one short step
+eligible   which requests they can serve (pure)
+refill     the pool is filled, and rid of what is out of date
 teardown   the one way back: failed runs, Stop, Remove and recovery are this code
 network    a pod's attachment: ADD, DEL, and what of a DEL failed
 masquerading  rules for masquerading that a DEL could not find

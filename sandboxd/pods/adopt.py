@@ -235,10 +235,12 @@ def _result(planned: Attachment, inside: Sequence[Link]) -> bytes:
 def _came_to_be(node: Node, kept: SandboxRecord, found: _Found) -> bool:
     """Whether its RunPodSandbox succeeded: its pause container was started.
 
-    Unless that runs, it cannot be seen; of a pod without one see `_waits_for_its_network`. A pod that ended, or was
-    stopped, has containers, or its network namespace no more. One without a container that still has its namespace
-    was being made; or else nobody can miss anything of it.
+    One that was prepared was nobody's yet. Unless that runs, it cannot be seen; of a pod without one see
+    `_waits_for_its_network`. A pod that ended, or was stopped, has containers, or its network namespace no more. One
+    without a container that still has its namespace was being made; or else nobody can miss anything of it.
     """
+    if kept.prepared_of:
+        return False
     task = found.tasks.get(kept.id)
     if found.pid(kept.id) or kept.pinned or of_earlier_boot(kept, node.machine.boot):
         return True

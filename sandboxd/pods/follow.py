@@ -12,7 +12,7 @@ from sandboxd.containerd.events import Event
 from sandboxd.containers import ending
 from sandboxd.images.store import ImageStore
 from sandboxd.node import Node
-from sandboxd.pods import ending as pod_ending
+from sandboxd.pods import pool
 from sandboxd.pods.recover import compare
 
 log = structlog.get_logger(__name__)
@@ -60,4 +60,4 @@ def exited(node: Node, task_id: str) -> None:
     if task_id in node.ledger.containers:
         node.jobs.start(("settle", task_id), lambda: ending.exited(node, task_id))
     elif task_id in node.ledger.sandboxes:
-        node.jobs.start(("settle", task_id), lambda: pod_ending.exited(node, task_id))
+        node.jobs.start(("settle", task_id), lambda: pool.exited(node, task_id))

@@ -67,18 +67,22 @@ async def release_unowned(node: Node) -> None:
 
 
 def _groups(node: Node, attachments: Sequence[Attachment]) -> Iterator[str]:
-    ready, ended, owed = [], [], []
+    ready, ended, owed, prepared = [], [], [], 0
     for each in attachments:
         record = node.ledger.sandboxes.get(each.sandbox_id)
         name = each.pod or each.sandbox_id[:12]
         if record is None or each.owes:
             owed.append(name)
+        elif record.prepared_of:
+            prepared += 1
         elif record.state is SandboxState.NOTREADY:
             ended.append(name)
         else:
             ready.append(name)
     if ready:
         yield f"{_count(ready, 'running pod')} ({_some(ready)})"
+    if prepared:
+        yield f"{prepared} prepared pod{'' if prepared == 1 else 's'} (pool.size)"
     if ended:
         yield f"{_count(ended, 'pod')} that ended and were not stopped ({_some(ended)}: remove them)"
     if owed:

@@ -84,11 +84,14 @@ def reconcile(
 
     `busy` are sandboxes with an operation in flight: they are left to it. What is being made and not busy was left by
     a daemon that died, or by an operation that could not undo it. A pod that never came to be is nobody's: its id was
-    given to no client. `boot` is the machine's present one: pods of another hold addresses that they cannot use.
+    given to no client. So is a prepared one, but that is kept while it runs. `boot` is the machine's present one:
+    pods of another hold addresses that they cannot use.
     """
     repairs = []
     for record in sandboxes.values():
         if record.id in busy:
+            continue
+        if record.state is SandboxState.PREPARED and tasks.get(record.id) is Seen.RUNNING:
             continue
         if not record.started_at:
             repairs.append(Repair(action=Action.REMOVE_SANDBOX, id=record.id))

@@ -7,6 +7,8 @@
     5 ledger      READY
     any failure   teardown(remove=True)
 
+A pod that was prepared ahead (`pool`) has all of this behind it but the last step.
+
 Step 3 is serial, network first, when a sysctl of the network is asked for or a plugin sets some: the runtime sets the
 pod's when it creates the pause container. Other runtimes do that after ADD, so what a plugin has set or made (an
 address, an interface) is there before. A pod without a pause container (`pinned`) has them set after step 3.
@@ -19,12 +21,13 @@ import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 
-from sandboxd import disclosure, steps
+from sandboxd import steps
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.errors import AlreadyExists, SandboxdError, Unavailable, Unsupported
+from sandboxd.errors import AlreadyExists, Exhausted, SandboxdError, Unavailable, Unsupported
 from sandboxd.machine import handlers, pod_files, room, userns
 from sandboxd.model import ImageRecord, SandboxRecord, SandboxState, of_earlier_boot, sandbox_name, subject_of
 from sandboxd.node import Node
@@ -32,8 +35,8 @@ from sandboxd.oci import userns as oci_userns
 from sandboxd.oci import validate
 from sandboxd.operations import Held, demand_containerd, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import network, pause, pinned, publish
-from sandboxd.pods.teardown import UNDOING, being_abandoned, remove_abandoned, remove_sandbox, teardown
+from sandboxd.pods import network, pause, pinned, pool, publish
+from sandboxd.pods.teardown import being_abandoned, remove_abandoned, remove_sandbox, roll_back
 
 log = structlog.get_logger(__name__)
 
@@ -75,29 +78,42 @@ async def _run(
     if existing is not None:
         return _again(existing, config, handler)
     room.demand(node)
-    without_pause = pinned.is_for(node, config, handler)
-    image = None if without_pause else await pause_image()
+    image = None if pinned.is_for(node, config, handler) else await pause_image()
     await _check_user_namespace(node, config, handler)
     on_host = config.linux.security_context.namespace_options.network == cri.NODE
     chosen = None if on_host else await network.choose(node)
+    taken = await pool.take(held, config, handler, chosen, image)
+    while not taken:
+        try:
+            return await _make(held, config, handler, chosen, image)
+        except Exhausted:
+            # What was undone is gone; what a prepared pod has is given up for this one.
+            if held.sandbox_id in node.ledger.sandboxes or not await pool.give_way(node):
+                raise
+        taken = await pool.take(held, config, handler, chosen, image, again=True)
+    return taken
+
+
+async def _make(
+    held: Held, config: cri.PodSandboxConfig, handler: str, chosen: NetworkConfig | None, image: ImageRecord | None
+) -> str:
+    """Make the pod from the start; without an image it has no pause container."""
+    node = held.node
     record = SandboxRecord(
         id=held.sandbox_id,
         config=config,
         runtime_handler=handler,
-        pinned=without_pause,
-        netns_path="" if on_host else node.places.network_namespace(held.sandbox_id),
+        pinned=image is None,
+        netns_path=node.places.network_namespace(held.sandbox_id) if chosen else "",
         created_at=time.time_ns(),
         boot=node.machine.boot,
         warnings=publish.check(node, config, chosen) if chosen else publish.on_host(config),
     )
     # Nothing is waited for between the check and this, so two pods cannot both find a host port free.
     node.ledger.add_sandbox(record)
-
-    async def undo(cause: BaseException) -> None:
-        await _roll_back(held, cause)
-
+    undo = partial(roll_back, held)
     async with held.effect("pod.run", undo=undo, pod=record.name, waited=held.waited or None):
-        await _build(held, record, chosen, image)
+        await build(held, record, chosen, image)
     return record.id
 
 
@@ -149,8 +165,11 @@ def _again(existing: SandboxRecord, config: cri.PodSandboxConfig, handler: str) 
     )
 
 
-async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, image: ImageRecord | None) -> None:
-    """Make the pod; without an image it has no pause container."""
+async def build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None, image: ImageRecord | None) -> None:
+    """Make all that a pod consists of, from its record to the running pause container, if there is an image for one.
+
+    Undoes nothing.
+    """
     node = held.node
     ips: tuple[str, ...] = ()
     await _create_namespaces(node, record)
@@ -180,7 +199,8 @@ async def _build(held: Held, record: SandboxRecord, chosen: NetworkConfig | None
     if image is None:
         await pinned.set_sysctls(node, record)
     pid = await pause.start(node, record) if image else 0
-    node.ledger.update_sandbox(record.id, pid=pid, ips=ips, started_at=time.time_ns())
+    ready = "prepared_at" if record.prepared_of else "started_at"
+    node.ledger.update_sandbox(record.id, pid=pid, ips=ips, **{ready: time.time_ns()})
 
 
 async def _create(node: Node, record: SandboxRecord, chosen: NetworkConfig | None, image: ImageRecord | None) -> None:
@@ -232,13 +252,3 @@ def network_comes_first(config: cri.PodSandboxConfig, chosen: NetworkConfig) -> 
     """
     asked = any(name.replace("/", ".").startswith("net.") for name in config.linux.sysctls)
     return asked or any("sysctl" in plugin for plugin in chosen.plugins)
-
-
-async def _roll_back(held: Held, cause: BaseException) -> None:
-    """Undo a failed run; what cannot be undone keeps the record, NOTREADY, with the reason."""
-    try:
-        await teardown(held, remove=True)
-    except SandboxdError as left:
-        failure = f"{disclosure.words(cause)}{UNDOING}{left}"
-        held.node.ledger.update_sandbox(held.sandbox_id, failure=failure)
-        raise

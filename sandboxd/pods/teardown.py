@@ -55,6 +55,16 @@ def _paying(sandbox_id: str) -> tuple[str, str, str]:
     return Repair(action=Action.PAY_DEBT, id=sandbox_id).job
 
 
+async def roll_back(held: Held, cause: BaseException) -> None:
+    """Undo a failed run; what cannot be undone keeps the record, NOTREADY, with the reason."""
+    try:
+        await teardown(held, remove=True)
+    except SandboxdError as left:
+        failure = f"{disclosure.words(cause)}{UNDOING}{left}"
+        held.node.ledger.update_sandbox(held.sandbox_id, failure=failure)
+        raise
+
+
 async def remove_abandoned(node: Node, sandbox_id: str) -> None:
     """Remove a pod that never came to be: its creation was cut off, or could not be undone.
 
@@ -190,10 +200,10 @@ async def _remove(held: Held) -> None:
         with steps.step("container.remove", container=container_id):
             await remove_remains(held, container_id)
         node.ledger.strays.pop(container_id, None)
-    pinned = held.sandbox().pinned
-    with steps.step("pod.pinned.remove" if pinned else "pod.pause.remove"):
+    record = held.sandbox()
+    with steps.step("pod.pinned.remove" if record.pinned else "pod.pause.remove"):
         await node.runtime.delete_container(sandbox_id)
-        if not pinned:
+        if not record.pinned:
             await node.images.remove_rootfs(sandbox_id)
     with steps.step("pod.files.remove"):
         # containerd leaves the shim whose start was interrupted, or its socket, for example by the daemon's death.
@@ -201,6 +211,8 @@ async def _remove(held: Held) -> None:
         if shims.remove_dead_socket(shims.socket_path(*shim)):
             await asyncio.to_thread(shims.end_left, *shim)
         await files.remove_cgroup(node.places.own_cgroup(sandbox_id))
+        if record.prepared_at and record.config.linux.cgroup_parent:  # moved there: its runtime knows the other
+            await files.remove_cgroup(node.places.cgroup(record, sandbox_id))
         await in_pieces(trees.remove(node.places.pod_files(sandbox_id)))
         await in_pieces(trees.remove(node.places.sandbox(sandbox_id)))
     node.ledger.remove_sandbox(sandbox_id)

@@ -15,7 +15,7 @@ from sandboxd.api.runtime import LOOK_SECONDS, Runtime
 from sandboxd.errors import InvalidRequest
 from sandboxd.ledger import Ledger
 from sandboxd.machine import handlers, room
-from sandboxd.node import Node
+from sandboxd.node import Node, Stock
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 NETWORK = SimpleNamespace(name="net", source="/etc/cni/10.conflist", plugins=({"type": "bridge"},))
@@ -43,7 +43,10 @@ def runtime(
     choice = SimpleNamespace(config=network, problems=problems)
     conf = SimpleNamespace(current=lambda: choice)
     monkeypatch.setattr(room, "shortage", lambda node: shortage)
-    node = SimpleNamespace(config=config, ledger=Ledger(":memory:"), network=SimpleNamespace(conf=conf))
+    machine = SimpleNamespace(stock=Stock())
+    node = SimpleNamespace(
+        config=config, ledger=Ledger(":memory:"), network=SimpleNamespace(conf=conf), machine=machine
+    )
     return Runtime(cast(Node, node), lambda: trouble, clock)
 
 
@@ -93,10 +96,11 @@ async def test_a_faulty_file_beside_a_good_one_is_reported_and_does_no_harm(monk
 async def test_a_verbose_status_shows_the_network_and_what_is_owed(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = await runtime(monkeypatch, NETWORK).Status(cri.StatusRequest(verbose=True), None)
 
-    assert set(answer.info) == {"config", "network", "quarantine"}
+    assert set(answer.info) == {"config", "network", "pool", "quarantine"}
     assert json.loads(answer.info["network"]) == {
         "name": "net", "file": "/etc/cni/10.conflist", "plugins": ["bridge"], "problems": [], "debts": [],
     }  # fmt: skip
+    assert json.loads(answer.info["pool"]) == {"size": 0, "ready": [], "hits": 0, "misses": {}, "trouble": ""}
 
 
 async def test_the_default_handler_is_offered_under_the_empty_name_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ PURE = words(
     streaming.spdy_headers streaming.streams streaming.tokens streaming.upgrade streaming.websocket
     logs.format logs.wire
     machine.rule_lists
-    pods.reconcile
+    pods.eligible pods.reconcile
     insight.diagnose insight.diagnose_filters insight.diagnose_links insight.diagnose_reach insight.evidence
     insight.residue insight.rulesets insight.rulesets_read
     api.lists api.usage_views api.views api.withheld

@@ -110,6 +110,7 @@ def test_debts_are_counted_with_their_age(daemon: Daemon) -> None:
 def test_pods_and_containers_are_counted_by_state_those_that_are_none_too(daemon: Daemon) -> None:
     daemon.bundle.with_records()
     assert daemon.value("pods", state="ready") == 1
+    assert daemon.value("pods", state="prepared") == 0
     assert daemon.value("pods", state="notready") == daemon.value("pods", state="creating") == 0
     assert daemon.value("containers", state="created") == 1
     assert daemon.value("containers", state="running") == 0

@@ -22,6 +22,7 @@ from sandboxd.pods.reconcile import Action, Repair, Seen, reconcile
 
 _TIMES: dict[SandboxState, dict[str, Any]] = {
     SandboxState.CREATING: {},
+    SandboxState.PREPARED: {"prepared_of": "conf", "prepared_at": 2},
     SandboxState.READY: {"started_at": 2},
     SandboxState.NOTREADY: {"started_at": 2, "exited_at": 3},
 }
@@ -102,7 +103,7 @@ ANY = (None, Seen.CREATED, Seen.RUNNING, Seen.STOPPED)
 @pytest.mark.parametrize("state", list(SandboxState))
 def test_what_is_done_about_a_sandbox(state: SandboxState, task: Seen | None, starting_up: bool) -> None:
     expected = None
-    if state is SandboxState.CREATING:
+    if state is SandboxState.CREATING or (state is SandboxState.PREPARED and task is not Seen.RUNNING):
         expected = Action.REMOVE_SANDBOX
     if state is SandboxState.READY and task is not Seen.RUNNING:
         expected = Action.SETTLE_SANDBOX
