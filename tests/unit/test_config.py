@@ -66,6 +66,8 @@ def test_an_unknown_or_misshapen_name_is_refused_and_the_nearest_is_named(
     [
         ("containerd", "managed", "yes", "containerd.managed: expected true or false, got 'yes'"),
         ("containerd", "managed", 1, "expected true or false"),
+        ("pool", "size", -1, "pool.size: must be at least 0"),
+        ("pool", "size", 1001, "pool.size: 1001 is more than 1000"),
         ("daemon", "drain_seconds", "5", "daemon.drain_seconds: expected a number, got '5'"),
         ("daemon", "drain_seconds", True, "expected a number, got True"),
         ("daemon", "drain_seconds", 0, "must be greater than 0"),

@@ -217,6 +217,29 @@ def test_a_name_has_one_holder(reopen: Reopen) -> None:
     assert list(reopen().sandboxes) == ["a"]
 
 
+def test_a_pod_gets_another_name_with_its_attachments_or_not_at_all(reopen: Reopen) -> None:
+    ledger = reopen()
+    ledger.add_sandbox(sandbox("a", "prepared"))
+    ledger.add_sandbox(sandbox("b", "taken"))
+    ledger.put_attachment(attachment("a"))
+    named = [replace(attachment("a"), pod="shop/web")]
+    before = ledger.sandboxes["a"]
+
+    with pytest.raises(AlreadyExists, match="in use"):
+        ledger.hand_over("a", named, config=sandbox("b", "taken").config)
+    for known in (ledger, reopen()):
+        assert known.sandboxes["a"] == known.sandbox_named(before.name) == before
+        assert known.attachments_of("a") == [attachment("a")]
+
+    ledger = reopen()
+    after = ledger.hand_over("a", named, config=sandbox("a", "web").config, created_at=9)
+    for known in (ledger, reopen()):
+        assert known.sandboxes["a"] == known.sandbox_named(after.name) == after
+        assert (after.config.metadata.name, after.created_at) == ("web", 9)
+        assert known.sandbox_named(before.name) is None
+        assert known.attachments_of("a") == named
+
+
 def test_names_are_known_after_a_restart(reopen: Reopen) -> None:
     reopen().add_sandbox(sandbox("a", "web"))
     ledger = reopen()

@@ -36,6 +36,28 @@ CONTAINER = ContainerRecord(
 )
 
 
+PREPARED = {"prepared_of": "conf", "prepared_at": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "shown"),
+    [
+        ({"prepared_of": "conf"}, SandboxState.CREATING, False),
+        (PREPARED, SandboxState.PREPARED, False),
+        ({**PREPARED, "exited_at": 3}, SandboxState.CREATING, False),  # it is taken down
+        ({**PREPARED, "failure": "the disk is full"}, SandboxState.NOTREADY, False),
+        ({**PREPARED, "prepared_of": ""}, SandboxState.CREATING, False),  # it is handed out
+        ({**PREPARED, "prepared_of": "", "started_at": 4}, SandboxState.READY, True),
+    ],
+)
+def test_a_prepared_pod_is_shown_once_it_is_a_clients(
+    changes: dict[str, object], state: SandboxState, shown: bool
+) -> None:
+    record = replace(SANDBOX, **changes)  # type: ignore[arg-type]
+
+    assert (record.state, record.is_shown) == (state, shown)
+
+
 @pytest.mark.parametrize(
     ("changes", "state"),
     [

@@ -112,6 +112,14 @@ def test_the_cgroup_above_a_pods_containers(driver: str, parent: str, above: str
     assert places_of(driver).is_own_cgroup(record, places_of(driver).crowded([record, pod("b")])) is own
 
 
+@pytest.mark.parametrize(
+    ("parent", "below"), [("", False), ("/sandboxd", True), ("sandboxd/", True), ("/", True), ("/sandboxd-2", False)]
+)
+def test_a_pods_own_cgroup_may_be_below_the_one_that_is_asked_for(parent: str, below: bool) -> None:
+    """Without a parent it is the very one."""
+    assert places_of("cgroupfs").is_below_requested(pod("a", parent)) is below
+
+
 @pytest.mark.parametrize("driver", ["cgroupfs", "systemd"])
 def test_a_cgroup_that_another_pod_is_in_as_well_is_not_a_pods_own(driver: str) -> None:
     record = pod("a", "/shared.slice")

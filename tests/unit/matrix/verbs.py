@@ -24,6 +24,7 @@ from sandboxd.pods import resources as pod_resources
 from sandboxd.steps import PluginExecution, StepRecord
 from tests.fakes.bundle import Bundle, container_config, pod_config
 from tests.fakes.runtime import Program
+from tests.unit.pods.pooled import filled
 
 ECHO = ("echo", "hi")
 PROGRAMS = {ECHO: Program(output=b"hi\n", code=0), ("/bin/app",): Program(handles={15: 0})}
@@ -167,6 +168,15 @@ def pod_is_pinned(world: World) -> None:
     assert task_state(world, record.id) is None
     assert len(world.fakes.netns.pinned) == 3
     assert len(world.fakes.kernel.mounts) == 2
+
+
+async def with_prepared(world: World) -> None:
+    await filled(world.fakes, world.fakes.patch)
+
+
+def as_before_or_less(world: World) -> None:
+    """Nothing is left but, when it was not touched, the prepared pod."""
+    assert world.there() in ([], world.before)
 
 
 def pod_runs(world: World) -> None:
@@ -421,6 +431,14 @@ VERBS: Sequence[Verb] = (
     Verb(name="RunPodSandbox host", least=6, before=on_host, call=World.run, done=pod_runs, undone=as_before),
     Verb(name="RunPodSandbox serial", least=9, before=with_sysctl, call=World.run, done=pod_runs, undone=as_before),
     Verb(name="RunPodSandbox pinned", least=5, before=pinned, call=World.run, done=pod_is_pinned, undone=as_before),
+    Verb(
+        name="RunPodSandbox of a prepared pod",
+        least=6,
+        before=with_prepared,
+        call=World.run,
+        done=pod_runs,
+        undone=as_before_or_less,
+    ),
     Verb(name="CreateContainer", least=5, before=pod, call=World.create, done=container_created, undone=no_container),
     Verb(
         name="CreateContainer with mounts",

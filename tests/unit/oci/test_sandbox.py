@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import InvalidRequest, Unsupported
-from sandboxd.oci.sandbox import sandbox_spec, sysctls
+from sandboxd.oci.sandbox import handed_out, sandbox_spec, sysctls
 from sandboxd.oci.users import User
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 from tests.unit.oci.golden import cases
@@ -95,6 +95,22 @@ def test_pause_holds_no_capability_and_gains_none() -> None:
 def test_the_runtimes_filter_applies_to_pause_when_asked_for() -> None:
     assert "seccomp" not in pause()["linux"]
     assert "seccomp" in pause(pod_context(seccomp=cri.SecurityProfile()))["linux"]
+
+
+def test_what_was_prepared_is_told_as_what_it_is_now() -> None:
+    before = pause()
+    asked = pod_config()
+    asked.metadata.name, asked.hostname, asked.log_directory = "web-1", "web-1", "/var/log/web"
+    now = replace(record(), config=asked)
+
+    after = handed_out(before, now, "/kube/pod1/x")
+
+    told = after["annotations"]
+    assert (told["io.kubernetes.cri.sandbox-name"], after["hostname"]) == ("web-1", "web-1")
+    assert told["io.kubernetes.cri.sandbox-log-directory"] == "/var/log/web"
+    assert told["io.kubernetes.cri.container-type"] == "sandbox"
+    assert after["linux"] == {**before["linux"], "cgroupsPath": "/kube/pod1/x"}
+    assert handed_out(before, now, "")["linux"] == before["linux"]
 
 
 def test_a_pause_image_without_a_command_is_refused() -> None:

@@ -15,6 +15,7 @@ from sandboxd.pods.teardown import remove_sandbox
 from tests.fakes.bundle import Bundle, pod_config
 from tests.fakes.points import Point
 from tests.unit.pods.conftest import LogLines, RunPod
+from tests.unit.pods.pooled import filled, with_pool
 
 FULL = "CNI plugin bridge failed on ADD: no IP addresses available in range set"
 REFUSED = PluginFailed(plugin="bridge", command="DEL", code=7, msg="no luck")
@@ -57,6 +58,16 @@ async def test_each_kind_of_holder_is_named_with_the_next_step(
         f"1 container that sandboxd does not know (c0ffeec0ffee; see {tmp_path}/pods: if it is no other runtime's, "
         "remove the files that name it); or widen its range"
     )
+
+
+async def test_prepared_pods_are_not_taken_for_running_ones(
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(fakes, tmp_path)
+    await filled(fakes, monkeypatch, 2)
+    with_pool(fakes, 0)  # then none gives way
+
+    assert "held by 2 prepared pods (pool.size);" in await refused(fakes)
 
 
 async def test_of_many_a_few_are_named(fakes: Bundle, run_pod: RunPod) -> None:
