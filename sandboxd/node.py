@@ -238,6 +238,7 @@ class Stock:
         self.hits = 0  # requests that were given a prepared pod
         self.misses: Counter[str] = Counter()  # those that were not, by reason
         self.trouble = ""  # why no pod can be prepared, "" when one can
+        self.placed: set[str] = set()  # pods whose pause container is known to be in the cgroup that was asked for
         self.changed = asyncio.Event()  # set when it is to be looked after at once
 
 

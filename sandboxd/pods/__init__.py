@@ -5,6 +5,7 @@ pause      the pause container that holds a pod's namespaces
 pinned     pods without one: their namespaces are pinned by mounts
 pool       pods that are prepared ahead, and handed out in one short step
 eligible   which requests they can serve (pure)
+placing    the cgroup that a client names, for a pod that was prepared in another one
 refill     the pool is filled, and rid of what is out of date
 teardown   the one way back: failed runs, Stop, Remove and recovery are this code
 network    a pod's attachment: ADD, DEL, and what of a DEL failed

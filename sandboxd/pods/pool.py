@@ -24,16 +24,15 @@ import structlog
 
 import sandboxd
 from sandboxd import places, record_format, steps
-from sandboxd.cgroups import moving
 from sandboxd.cni.conf import NetworkConfig, config_json
-from sandboxd.errors import AlreadyExists, NotReady, SandboxdError
+from sandboxd.errors import AlreadyExists, SandboxdError
 from sandboxd.machine import handlers, pins, pod_files
 from sandboxd.model import AttachmentState, ImageRecord, SandboxRecord, SandboxState, subject_of
 from sandboxd.node import Node
 from sandboxd.oci import sandbox as oci_sandbox
 from sandboxd.operations import Held, hold
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from sandboxd.pods import eligible, ending, publish
+from sandboxd.pods import eligible, ending, placing, publish
 from sandboxd.pods.teardown import remove_abandoned, roll_back
 
 log = structlog.get_logger(__name__)
@@ -110,7 +109,8 @@ async def take(
         async with hold(node, found.id, held.waited) as mine:
             with steps.operation("RunPodSandbox", sandbox_id=found.id):
                 taken = await _attempted(mine, config, handler, publish.check(node, config, network))
-    stock.changed.set()
+    if found or not reason:
+        stock.changed.set()
     if taken:
         stock.hits += 1
     elif not again:
@@ -216,15 +216,15 @@ async def _hand_out(held: Held, config: cri.PodSandboxConfig, handler: str, warn
             outcomes = await asyncio.gather(
                 _name_inside(node, record),
                 _name_in_containerd(node, record),
-                _make_cgroup(node, record),
+                placing.prepare(node, record),
                 return_exceptions=True,
             )
             for outcome in outcomes:
                 if isinstance(outcome, BaseException):
                     raise outcome
         node.ledger.update_sandbox(record.id, started_at=time.time_ns())
-    if _is_to_move(node, record):
-        node.jobs.start(("repair", *moving_key(record.id)), lambda: move(node, record.id))
+    if placing.is_due(node, record):
+        node.jobs.start(("repair", *placing.key(record.id)), lambda: placing.move(node, record.id))
     return record.id
 
 
@@ -241,7 +241,7 @@ async def _name_in_containerd(node: Node, record: SandboxRecord) -> None:
     """What others see of it in containerd, and what a lost ledger is rebuilt from."""
     attached = node.ledger.attachments_of(record.id)
     planned = replace(attached[0], state=AttachmentState.PLANNED, result=b"") if attached else None
-    where = node.places.cgroups_path(record, record.id) if _is_to_move(node, record) else ""
+    where = node.places.cgroups_path(record, record.id) if placing.is_due(node, record) else ""
     with steps.step("pod.pause.record"):
         spec = await node.runtime.spec(record.id)
         await node.runtime.set_spec(
@@ -250,60 +250,3 @@ async def _name_in_containerd(node: Node, record: SandboxRecord) -> None:
             keep=record_format.keep_sandbox(record, planned),
             labels=places.labels(record.config, record.id, kind="sandbox"),
         )
-
-
-# --- the cgroup that the client names --------------------------------------------------------------------------
-
-
-def moving_key(sandbox_id: str) -> tuple[str, str]:
-    """The name of a move among the retries."""
-    return "MOVE_PAUSE", sandbox_id
-
-
-def misplaced(node: Node) -> list[str]:
-    """The pods whose pause container is still where it was prepared, and not below the cgroup that was asked for."""
-    return [
-        record.id
-        for record in node.ledger.sandboxes.values()
-        if record.state is SandboxState.READY
-        and _is_to_move(node, record)
-        and moving.is_in(record.pid, _prepared_in(node, record.id), node.machine.cgroups.root)
-    ]
-
-
-async def move(node: Node, sandbox_id: str) -> None:
-    """Move a handed-out pod's pause container to its cgroup.
-
-    Not within the hand-out, and without the pod's lock: the kernel takes as long for it as for all the rest. What is
-    to be removed with the pod is there before, and a pause container that ends meanwhile needs no cgroup. A failure
-    is logged; the comparison tries again.
-    """
-    record = node.ledger.sandboxes.get(sandbox_id)
-    if record is None or not record.pid:
-        return
-    where = _prepared_in(node, sandbox_id), node.places.cgroup(record, sandbox_id)
-    try:
-        await asyncio.to_thread(moving.move, record.pid, *where, node.machine.cgroups.root)
-    except OSError as exc:
-        now = node.ledger.sandboxes.get(sandbox_id)
-        if now is not None and now.state is SandboxState.READY:
-            log.warning("a pause container could not be moved to the pod's cgroup", sandbox=now.id, error=str(exc))
-
-
-async def _make_cgroup(node: Node, record: SandboxRecord) -> None:
-    if _is_to_move(node, record):
-        where = _prepared_in(node, record.id), node.places.cgroup(record, record.id)
-        try:
-            await asyncio.to_thread(moving.prepare, *where, node.machine.cgroups.root)
-        except OSError as exc:
-            raise NotReady(f"the cgroup {where[1]} cannot be made: {exc}") from exc
-
-
-def _is_to_move(node: Node, record: SandboxRecord) -> bool:
-    """Whether its pause container was prepared elsewhere than below the cgroup that the client names."""
-    asked = record.prepared_at and record.config.linux.cgroup_parent
-    return bool(asked) and not node.places.is_below_requested(record)
-
-
-def _prepared_in(node: Node, sandbox_id: str) -> str:
-    return f"{node.places.own_cgroup(sandbox_id)}/{sandbox_id}"

@@ -27,7 +27,7 @@ from sandboxd.errors import SandboxdError
 from sandboxd.model import ContainerState
 from sandboxd.node import Node
 from sandboxd.operations import Held, hold
-from sandboxd.pods import boots, debts, files, holders, pool
+from sandboxd.pods import boots, debts, files, holders, placing
 from sandboxd.pods.adopt import adopt
 from sandboxd.pods.adopt import is_due as adoption_is_due
 from sandboxd.pods.ending import settle_namespaces, settle_sandbox, unpinned
@@ -117,8 +117,8 @@ def _works(node: Node, repairs: Iterable[Repair]) -> Iterator[_Work]:
         )
     for sandbox_id in unpinned(node):
         yield _Work(key=("PIN_NAMESPACES", sandbox_id), do=partial(_pin_namespaces, node, sandbox_id), prompt=True)
-    for sandbox_id in pool.misplaced(node):
-        yield _Work(key=pool.moving_key(sandbox_id), do=partial(pool.move, node, sandbox_id))
+    for sandbox_id in placing.misplaced(node):
+        yield _Work(key=placing.key(sandbox_id), do=partial(placing.move, node, sandbox_id))
     for container_id, owner in checkpoint.interrupted(node):
         yield _Work(key=("UNDO_CHECKPOINT", container_id), do=partial(_undo_checkpoint, node, container_id, owner))
     for container in node.ledger.containers.values():

@@ -71,16 +71,15 @@ async def keep(node: Node, pause_image: PauseOf) -> None:
 
 async def turn(node: Node, pause_image: PauseOf) -> bool:
     """Remove what is out of date, and prepare one pod if one is missing; whether there may be more to do."""
-    if node.runtime.trouble():
-        return False
     size = node.config.pool.size
+    if node.runtime.trouble() or (size and not node.jobs.retries.due(pool.FILL)):
+        return False
     try:
-        kind = await _kind(node, pause_image) if size and node.jobs.retries.due(pool.FILL) else None
+        kind = await _kind(node, pause_image) if size else None
     except SandboxdError as exc:
         _failed(node, exc)
-        kind = None
-    if kind or not size or not node.network.conf.current().config:
-        await _discard(node, kind.digest if kind else "", size)
+        return False
+    await _discard(node, kind.digest if kind else "", size)
     if kind is None or len(pool.prepared(node)) >= size:
         return False
     await quiet(node)

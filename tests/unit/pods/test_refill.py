@@ -125,6 +125,16 @@ async def test_without_a_network_nothing_is_prepared(fakes: Bundle, monkeypatch:
     assert "no usable network" in fakes.node.machine.stock.trouble
 
 
+async def test_a_network_that_depends_on_the_pod_takes_away_what_was_prepared(
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(fakes, monkeypatch, 2)
+    fakes.cni.identity = "wrapper is not the reference plugin"
+
+    assert await turned(fakes) == []
+    assert nothing_left(fakes)
+
+
 async def test_another_pause_image_does_so_too(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     (before,) = await filled(fakes, monkeypatch)
     other = image("pause2", {"Entrypoint": ["/pause"]}, digit="e")
