@@ -14,6 +14,8 @@ from sandboxd.pb.host.v1 import host_pb2 as host
 
 SENTENCES: Mapping[str, str] = {
     "pod.run": "The pod is made, until it can take containers",
+    "pod.pool.fill": "The pod is prepared ahead, until its pause container runs",
+    "pod.pool.take": "A pod that was prepared becomes this one: its name, hostname, files and cgroup",
     "pod.wait": "The pod waits for its turn",
     "pod.stop": "Everything that the pod holds is freed; its records stay",
     "pod.remove": "Everything else of the pod is removed",

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 VERB = "Prepare"  # the operation
 LOOK_SECONDS = 5.0  # between two looks at what prepared pods are made of
-# A pod is prepared when so many glances in a row saw nothing being made or ended, or none did for so long.
+# The pool has its turn when so many glances in a row saw nothing being made or ended, or none did for so long.
 GLANCES, GLANCE_SECONDS, PATIENCE_SECONDS = 4, 0.05, 5.0
 
 PauseOf = Callable[[], Awaitable[ImageRecord]]
@@ -60,13 +60,12 @@ async def keep(node: Node, pause_image: PauseOf) -> None:
         if (now := node.network.conf.current().config) != seen:
             node.jobs.retries.succeeded(pool.FILL)  # another network may work
             seen = now
+        await quiet(node)
         while await turn(node, pause_image):
-            pass
+            await quiet(node)
         with suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
                 await node.machine.stock.changed.wait()
-        # A burst of requests is one reason to look.
-        await asyncio.sleep(GLANCE_SECONDS)
 
 
 async def turn(node: Node, pause_image: PauseOf) -> bool:
@@ -82,7 +81,6 @@ async def turn(node: Node, pause_image: PauseOf) -> bool:
     await _discard(node, kind.digest if kind else "", size)
     if kind is None or len(pool.prepared(node)) >= size:
         return False
-    await quiet(node)
     return await _fill(node, kind)
 
 

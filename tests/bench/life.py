@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import threading
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sandboxd.pb.cri.v1 import api_pb2 as cri
-from tests.bench.modes import POOL
+from tests.bench.modes import POOL, POOL_SIZE
 from tests.bench.parties import Party
 from tests.bench.processor import Spent
 from tests.pods import container_config, pod_config
@@ -200,15 +201,12 @@ def settle(party: Party) -> None:
     """Let a warm pool be filled again first: it belongs to the pod before, and others would pay for it."""
     if party.name != POOL:
         return
-    last = party.account.spent().all
 
-    def rests() -> bool:
-        nonlocal last
-        time.sleep(REST_SECONDS)
-        before, last = last, party.account.spent().all
-        return last - before < REST_SECONDS / 20
+    def full() -> bool:
+        answer = party.runtime.Status(cri.StatusRequest(verbose=True), timeout=CALL_SECONDS)
+        return len(json.loads(answer.info["pool"])["ready"]) == POOL_SIZE
 
-    until(rests, what="the pool is full")
+    until(full, what="the pool is full")
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def pod_is_pinned(world: World) -> None:
 
 
 async def with_prepared(world: World) -> None:
-    await filled(world.fakes, world.fakes.patch)
+    await filled(world.fakes)
 
 
 def as_before_or_less(world: World) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from sandboxd.config import Pool
 from sandboxd.model import SandboxRecord
 from sandboxd.pods import pool, refill
@@ -17,13 +15,8 @@ def with_pool(fakes: Bundle, size: int) -> None:
     fakes.node = replace(fakes.node, config=replace(fakes.node.config, pool=Pool(size=size)))
 
 
-async def at_once(node: object) -> None:
-    """In place of `refill.quiet`."""
-
-
-async def filled(fakes: Bundle, patch: pytest.MonkeyPatch, size: int = 1) -> list[SandboxRecord]:
+async def filled(fakes: Bundle, size: int = 1) -> list[SandboxRecord]:
     """The pods of a pool of this size, once it is full, and nothing is under way any more."""
-    patch.setattr(refill, "quiet", at_once)
     with_pool(fakes, size)
     while await refill.turn(fakes.node, fakes.pause_image):
         pass

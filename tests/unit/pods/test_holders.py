@@ -60,11 +60,9 @@ async def test_each_kind_of_holder_is_named_with_the_next_step(
     )
 
 
-async def test_prepared_pods_are_not_taken_for_running_ones(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_prepared_pods_are_not_taken_for_running_ones(fakes: Bundle, tmp_path: Path) -> None:
     use(fakes, tmp_path)
-    await filled(fakes, monkeypatch, 2)
+    await filled(fakes, 2)
     with_pool(fakes, 0)  # then none gives way
 
     assert "held by 2 prepared pods (pool.size);" in await refused(fakes)

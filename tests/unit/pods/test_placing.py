@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from sandboxd.pods import placing, recover
 from tests.fakes.bundle import Bundle, pod_config
 from tests.unit.pods.pooled import filled
 from tests.unit.pods.requests import run
 
 
-async def test_a_pause_container_is_moved_below_the_cgroup_that_is_asked_for(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_a_pause_container_is_moved_below_the_cgroup_that_is_asked_for(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     own = Path(fakes.node.machine.cgroups.root, "cpu", fakes.places.own_cgroup(before.id).lstrip("/"), before.id)
     own.mkdir(parents=True)
     (own / "cgroup.procs").write_text(f"{before.pid}\n")
@@ -34,8 +30,8 @@ async def test_a_pause_container_is_moved_below_the_cgroup_that_is_asked_for(
     assert (there / "cgroup.procs").read_text() == f"{record.pid}\n"
 
 
-async def test_one_that_is_below_it_already_stays(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_one_that_is_below_it_already_stays(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     config = pod_config()
     config.linux.cgroup_parent = fakes.places.cgroup_parent
 
@@ -47,10 +43,8 @@ async def test_one_that_is_below_it_already_stays(fakes: Bundle, monkeypatch: py
     assert record.id == before.id
 
 
-async def test_where_its_cgroup_cannot_be_made_the_pod_is_made_in_the_ordinary_way(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_where_its_cgroup_cannot_be_made_the_pod_is_made_in_the_ordinary_way(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     hierarchy = Path(fakes.node.machine.cgroups.root, "cpu")
     (hierarchy / fakes.places.own_cgroup(before.id).lstrip("/") / before.id).mkdir(parents=True)
     (hierarchy / "kube").write_text("not a cgroup")

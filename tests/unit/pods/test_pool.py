@@ -37,10 +37,8 @@ def named(name: str = "web") -> cri.PodSandboxConfig:
 # Handed out
 
 
-async def test_a_prepared_pod_becomes_the_one_that_is_asked_for(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_a_prepared_pod_becomes_the_one_that_is_asked_for(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     given = fakes.cni.attached[before.id, "pods", "eth0"]
 
     record = await run(fakes, named())
@@ -60,8 +58,8 @@ async def test_a_prepared_pod_becomes_the_one_that_is_asked_for(
     assert fakes.node.machine.stock.hits == 1
 
 
-async def test_containerd_tells_of_the_pod_that_it_is_now(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_containerd_tells_of_the_pod_that_it_is_now(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     config = named()
     config.log_directory, config.linux.cgroup_parent = "/var/log/web", "/kube/pod1"
 
@@ -80,8 +78,8 @@ async def test_containerd_tells_of_the_pod_that_it_is_now(fakes: Bundle, monkeyp
     assert kept.attachment.args == fakes.node.ledger.attachments[0].args
 
 
-async def test_it_is_torn_down_like_any_other(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    await filled(fakes, monkeypatch)
+async def test_it_is_torn_down_like_any_other(fakes: Bundle) -> None:
+    await filled(fakes)
     record = await run(fakes, named())
 
     await remove_sandbox(fakes.node, record.id)
@@ -89,8 +87,8 @@ async def test_it_is_torn_down_like_any_other(fakes: Bundle, monkeypatch: pytest
     assert nothing_left(fakes)
 
 
-async def test_a_pod_has_one_client_and_a_client_one_pod(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = {each.id for each in await filled(fakes, monkeypatch, 2)}
+async def test_a_pod_has_one_client_and_a_client_one_pod(fakes: Bundle) -> None:
+    ready = {each.id for each in await filled(fakes, 2)}
 
     ids = await asyncio.gather(*(asked(fakes, named(name)) for name in ("a", "b", "c")), asked(fakes, named("a")))
 
@@ -101,8 +99,8 @@ async def test_a_pod_has_one_client_and_a_client_one_pod(fakes: Bundle, monkeypa
     assert (stock.hits, stock.misses) == (2, {eligible.EMPTY: 1})
 
 
-async def test_its_timeline_says_how_long_it_was_ready(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    await filled(fakes, monkeypatch)
+async def test_its_timeline_says_how_long_it_was_ready(fakes: Bundle) -> None:
+    await filled(fakes)
     records: list[steps.StepRecord] = []
     stop = steps.subscribe(records.append)
     record = await run(fakes, named())
@@ -113,10 +111,8 @@ async def test_its_timeline_says_how_long_it_was_ready(fakes: Bundle, monkeypatc
     assert records[-2].detail["ready_for"].endswith(" s")
 
 
-async def test_there_is_its_name_in_the_ledger_before_anything_of_it_changes(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_there_is_its_name_in_the_ledger_before_anything_of_it_changes(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     fakes.points.hang(Point("runtime.set_spec", 0))
     running = asked(fakes, named())
     await fakes.points.hangs.wait()
@@ -131,7 +127,7 @@ async def test_there_is_its_name_in_the_ledger_before_anything_of_it_changes(
 async def test_a_name_that_is_taken_meanwhile_costs_no_prepared_pod(
     fakes: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+    (before,) = await filled(fakes)
     other = named()
     other.labels["app"] = "another"
     with_pool(fakes, 0)
@@ -152,9 +148,9 @@ async def test_a_name_that_is_taken_meanwhile_costs_no_prepared_pod(
     ("config", "reason"), [(on_host(), eligible.HOST_NETWORK), (with_sysctl("net.core.somaxconn"), eligible.SYSCTLS)]
 )
 async def test_who_asks_for_what_it_has_not_gets_another_pod(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, config: cri.PodSandboxConfig, reason: str
+    fakes: Bundle, config: cri.PodSandboxConfig, reason: str
 ) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+    (before,) = await filled(fakes)
 
     record = await run(fakes, config)
 
@@ -162,18 +158,18 @@ async def test_who_asks_for_what_it_has_not_gets_another_pod(
     assert fakes.node.machine.stock.misses == {reason: 1}
 
 
-async def test_so_does_who_names_another_handler(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_so_does_who_names_another_handler(fakes: Bundle) -> None:
     runtime = replace(fakes.config.runtime, handlers={**fakes.config.runtime.handlers, "other": Handler()})
     fakes.node = replace(fakes.node, config=replace(fakes.node.config, runtime=runtime))
-    (before,) = await filled(fakes, monkeypatch)
+    (before,) = await filled(fakes)
 
     assert (await run(fakes, named("other"), "other")).id != before.id
     assert fakes.node.machine.stock.misses == {eligible.HANDLER: 1}
     assert (await run(fakes, named("default"), "runc")).id == before.id
 
 
-async def test_a_network_that_may_depend_on_the_pod_has_none(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    await filled(fakes, monkeypatch)
+async def test_a_network_that_may_depend_on_the_pod_has_none(fakes: Bundle) -> None:
+    await filled(fakes)
     fakes.cni.identity = 'plugin "calico" may depend on the pod\'s identity'
 
     await run(fakes, named())
@@ -181,8 +177,8 @@ async def test_a_network_that_may_depend_on_the_pod_has_none(fakes: Bundle, monk
     assert fakes.node.machine.stock.misses == {eligible.IDENTITY: 1}
 
 
-async def test_what_it_is_made_of_is_what_is_in_force(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_what_it_is_made_of_is_what_is_in_force(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     conf = Path(fakes.config.network.conf_dir, "10-pods.conflist")
     conf.write_text(conf.read_text().replace('"bridge"', '"bridge", "mtu": 1400'))
 
@@ -190,10 +186,8 @@ async def test_what_it_is_made_of_is_what_is_in_force(fakes: Bundle, monkeypatch
     assert fakes.node.machine.stock.misses == {eligible.EMPTY: 1}
 
 
-async def test_one_that_somebody_took_something_from_is_not_handed_out(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (unpinned, bare) = await filled(fakes, monkeypatch, 2)
+async def test_one_that_somebody_took_something_from_is_not_handed_out(fakes: Bundle) -> None:
+    (unpinned, bare) = await filled(fakes, 2)
     os.unlink(unpinned.netns_path)
     os.unlink(pod_files.paths(fakes.node, bare.id)[0])
 
@@ -221,9 +215,9 @@ async def test_without_a_pool_nothing_is_counted(fakes: Bundle) -> None:
 )
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_hand_out_that_fails_costs_time_only(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, point: Point, error: Exception, after: bool
+    fakes: Bundle, point: Point, error: Exception, after: bool
 ) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+    (before,) = await filled(fakes)
     fakes.points.reset()
     fakes.points.fail(point, error, after=after)
 
@@ -237,10 +231,8 @@ async def test_a_hand_out_that_fails_costs_time_only(
     assert nothing_left(fakes)
 
 
-async def test_what_cannot_be_undone_is_told_and_keeps_its_record(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_what_cannot_be_undone_is_told_and_keeps_its_record(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     fakes.points.reset()
     fakes.points.fail(Point("runtime.set_spec", 0), Unavailable("containerd does not answer"))
     fakes.points.fail(Point("runtime.delete_container", 0), Unavailable("containerd does not answer"))
@@ -256,11 +248,9 @@ async def test_what_cannot_be_undone_is_told_and_keeps_its_record(
 
 
 @pytest.mark.parametrize("point", [Point("netns.set_hostname", 0), Point("runtime.set_spec", 0)])
-async def test_a_hand_out_that_was_cut_off_leaves_nothing(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, point: Point
-) -> None:
+async def test_a_hand_out_that_was_cut_off_leaves_nothing(fakes: Bundle, point: Point) -> None:
     """As the next daemon finds it."""
-    await filled(fakes, monkeypatch)
+    await filled(fakes)
     fakes.points.reset()
     fakes.points.hang(point, after=True)
     running = asyncio.ensure_future(asked(fakes, named()))
@@ -276,10 +266,8 @@ async def test_a_hand_out_that_was_cut_off_leaves_nothing(
     assert nothing_left(fakes)
 
 
-async def test_a_prepared_pod_whose_pause_container_ends_is_removed(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_a_prepared_pod_whose_pause_container_ends_is_removed(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
 
     await fakes.runtime.kill(before.id, 9)
     await fakes.repaired()
@@ -290,8 +278,8 @@ async def test_a_prepared_pod_whose_pause_container_ends_is_removed(
 # Nobody's
 
 
-async def test_clients_do_not_see_what_is_prepared(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_clients_do_not_see_what_is_prepared(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
 
     assert before.state is SandboxState.PREPARED
     assert not before.is_shown
@@ -299,10 +287,8 @@ async def test_clients_do_not_see_what_is_prepared(fakes: Bundle, monkeypatch: p
     assert Lookup(fakes.node.ledger).sandbox(before.id) == before  # for who looks at it by its id
 
 
-async def test_the_comparison_leaves_it_alone_and_a_lost_ledger_gives_it_up(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_the_comparison_leaves_it_alone_and_a_lost_ledger_gives_it_up(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     await recover.recover(fakes.node)
     await fakes.repaired()
     assert pool.prepared(fakes.node) == [before]
@@ -319,10 +305,8 @@ async def test_the_comparison_leaves_it_alone_and_a_lost_ledger_gives_it_up(
 # Addresses
 
 
-async def test_a_prepared_pod_gives_way_when_addresses_run_out(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_a_prepared_pod_gives_way_when_addresses_run_out(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     fakes.points.reset()
     fakes.points.fail(Point("cni.add", 0), ADDRESS)
 
@@ -334,8 +318,8 @@ async def test_a_prepared_pod_gives_way_when_addresses_run_out(
     assert not await refill.turn(fakes.node, fakes.pause_image)
 
 
-async def test_one_that_is_being_prepared_gives_way_too(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    await filled(fakes, monkeypatch, 0)
+async def test_one_that_is_being_prepared_gives_way_too(fakes: Bundle) -> None:
+    await filled(fakes, 0)
     with_pool(fakes, 1)
     fakes.points.reset()
     fakes.points.hang(Point("runtime.start", 0))
@@ -351,11 +335,9 @@ async def test_one_that_is_being_prepared_gives_way_too(fakes: Bundle, monkeypat
     assert set(fakes.node.ledger.sandboxes) == {record.id}
 
 
-async def test_who_can_be_served_takes_what_is_ready_meanwhile(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_can_be_served_takes_what_is_ready_meanwhile(fakes: Bundle) -> None:
     """Without a prepared pod that gives way the request fails, as it does without a pool."""
-    await filled(fakes, monkeypatch, 0)
+    await filled(fakes, 0)
     with_pool(fakes, 1)
     fakes.points.reset()
     fakes.points.fail(Point("cni.add", 0), ADDRESS)

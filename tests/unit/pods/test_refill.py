@@ -17,7 +17,7 @@ from tests.fakes.images import record as image
 from tests.fakes.points import Point
 from tests.processes import until
 from tests.unit.pods.conftest import LogLines
-from tests.unit.pods.pooled import at_once, filled, with_pool
+from tests.unit.pods.pooled import filled, with_pool
 from tests.unit.pods.requests import nothing_left, run
 
 REFUSED = PluginFailed(plugin="bridge", command="ADD", code=11, msg="no luck")
@@ -35,8 +35,8 @@ async def turned(fakes: Bundle) -> list[str]:
     return [each.id for each in pool.prepared(fakes.node)]
 
 
-async def test_it_is_filled_up_to_its_size(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = await filled(fakes, monkeypatch, 3)
+async def test_it_is_filled_up_to_its_size(fakes: Bundle) -> None:
+    ready = await filled(fakes, 3)
 
     assert len(ready) == 3
     assert {each.state for each in ready} == {SandboxState.PREPARED}
@@ -47,7 +47,6 @@ async def test_it_is_filled_up_to_its_size(fakes: Bundle, monkeypatch: pytest.Mo
 async def test_there_is_a_record_before_there_is_anything_else(
     fakes: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refill, "quiet", at_once)
     with_pool(fakes, 1)
     fakes.points.hang(Point("netns.create", 0))
     filling = asyncio.ensure_future(refill.turn(fakes.node, fakes.pause_image))
@@ -60,8 +59,8 @@ async def test_there_is_a_record_before_there_is_anything_else(
     await filling
 
 
-async def test_what_was_handed_out_is_replaced(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    (first,) = await filled(fakes, monkeypatch)
+async def test_what_was_handed_out_is_replaced(fakes: Bundle) -> None:
+    (first,) = await filled(fakes)
     await run(fakes)
 
     (second,) = await turned(fakes)
@@ -71,9 +70,9 @@ async def test_what_was_handed_out_is_replaced(fakes: Bundle, monkeypatch: pytes
 
 @pytest.mark.parametrize("point", ["netns.create", "cni.add", "runtime.create", "runtime.start"])
 async def test_what_fails_leaves_nothing_and_is_tried_again_later(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines, point: str
+    fakes: Bundle, log_lines: LogLines, point: str
 ) -> None:
-    await filled(fakes, monkeypatch, 0)
+    await filled(fakes, 0)
     with_pool(fakes, 1)
     fakes.points.reset()
     fakes.points.fail(Point(point, 0), REFUSED if point == "cni.add" else NotReady("no luck"))
@@ -89,10 +88,8 @@ async def test_what_fails_leaves_nothing_and_is_tried_again_later(
     assert fakes.node.machine.stock.trouble == ""
 
 
-async def test_a_failure_that_goes_on_is_told_once(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
-) -> None:
-    await filled(fakes, monkeypatch, 0)
+async def test_a_failure_that_goes_on_is_told_once(fakes: Bundle, log_lines: LogLines) -> None:
+    await filled(fakes, 0)
     with_pool(fakes, 1)
     fakes.points.fail_always("runtime.create", NotReady("no luck"))
     for _ in range(3):
@@ -103,10 +100,8 @@ async def test_a_failure_that_goes_on_is_told_once(
     assert told == ["warning", "debug", "debug"]
 
 
-async def test_another_network_takes_the_place_of_what_was_prepared(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = {each.id for each in await filled(fakes, monkeypatch, 2)}
+async def test_another_network_takes_the_place_of_what_was_prepared(fakes: Bundle) -> None:
+    before = {each.id for each in await filled(fakes, 2)}
     conf(fakes).write_text(conf(fakes).read_text().replace('"bridge"', '"bridge", "mtu": 1400'))
 
     after = await turned(fakes)
@@ -116,8 +111,8 @@ async def test_another_network_takes_the_place_of_what_was_prepared(
     assert set(fakes.runtime.containers) == set(after)
 
 
-async def test_without_a_network_nothing_is_prepared(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    await filled(fakes, monkeypatch, 2)
+async def test_without_a_network_nothing_is_prepared(fakes: Bundle) -> None:
+    await filled(fakes, 2)
     conf(fakes).unlink()
 
     assert await turned(fakes) == []
@@ -125,10 +120,8 @@ async def test_without_a_network_nothing_is_prepared(fakes: Bundle, monkeypatch:
     assert "no usable network" in fakes.node.machine.stock.trouble
 
 
-async def test_a_network_that_depends_on_the_pod_takes_away_what_was_prepared(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await filled(fakes, monkeypatch, 2)
+async def test_a_network_that_depends_on_the_pod_takes_away_what_was_prepared(fakes: Bundle) -> None:
+    await filled(fakes, 2)
     fakes.cni.identity = "wrapper is not the reference plugin"
 
     assert await turned(fakes) == []
@@ -136,7 +129,7 @@ async def test_a_network_that_depends_on_the_pod_takes_away_what_was_prepared(
 
 
 async def test_another_pause_image_does_so_too(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+    (before,) = await filled(fakes)
     other = image("pause2", {"Entrypoint": ["/pause"]}, digit="e")
     fakes.images.add(other)
 
@@ -149,19 +142,15 @@ async def test_another_pause_image_does_so_too(fakes: Bundle, monkeypatch: pytes
     assert after != before.id
 
 
-async def test_while_the_pause_image_is_fetched_nothing_changes(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (before,) = await filled(fakes, monkeypatch)
+async def test_while_the_pause_image_is_fetched_nothing_changes(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
     fakes.points.fail_always("images.pause", Unavailable("it is being fetched"))
 
     assert await turned(fakes) == [before.id]
 
 
-async def test_a_smaller_pool_and_none_at_all_give_up_what_is_too_much(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await filled(fakes, monkeypatch, 3)
+async def test_a_smaller_pool_and_none_at_all_give_up_what_is_too_much(fakes: Bundle) -> None:
+    await filled(fakes, 3)
     with_pool(fakes, 1)
     assert refill.is_needed(fakes.node)
     assert len(await turned(fakes)) == 1
@@ -173,10 +162,8 @@ async def test_a_smaller_pool_and_none_at_all_give_up_what_is_too_much(
     assert not refill.is_needed(fakes.node)
 
 
-async def test_a_network_that_depends_on_the_pod_has_no_pool(
-    fakes: Bundle, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
-) -> None:
-    await filled(fakes, monkeypatch, 0)
+async def test_a_network_that_depends_on_the_pod_has_no_pool(fakes: Bundle, log_lines: LogLines) -> None:
+    await filled(fakes, 0)
     with_pool(fakes, 1)
     fakes.cni.identity = "wrapper is not the reference plugin"
 
@@ -184,16 +171,16 @@ async def test_a_network_that_depends_on_the_pod_has_no_pool(
     assert [line["reason"] for line in log_lines if line["event"] == "no pods are prepared"] == [fakes.cni.identity]
 
 
-async def test_nor_has_a_runtime_that_is_a_machine_of_its_own(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nor_has_a_runtime_that_is_a_machine_of_its_own(fakes: Bundle) -> None:
     runtime = replace(fakes.config.runtime, handlers={"runc": Handler(type="io.containerd.kata.v2")})
     fakes.node = replace(fakes.node, config=replace(fakes.node.config, runtime=runtime))
 
-    assert await filled(fakes, monkeypatch) == []
+    assert await filled(fakes) == []
     assert "shim" in fakes.node.machine.stock.trouble
 
 
-async def test_while_containerd_is_away_nothing_is_done(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    await filled(fakes, monkeypatch, 1)
+async def test_while_containerd_is_away_nothing_is_done(fakes: Bundle) -> None:
+    await filled(fakes, 1)
     with_pool(fakes, 0)
     fakes.runtime.away = "containerd does not answer"
 
@@ -219,7 +206,6 @@ async def test_or_after_a_while_although_there_is(fakes: Bundle, monkeypatch: py
 
 
 async def test_the_loop_looks_again_when_a_pod_was_handed_out(fakes: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refill, "quiet", at_once)
     monkeypatch.setattr(refill, "GLANCE_SECONDS", 0.0)
     with_pool(fakes, 1)
     loop = asyncio.ensure_future(refill.keep(fakes.node, fakes.pause_image))
