@@ -87,6 +87,6 @@ NAMES: Mapping[str, str] = {
 
 # Those that tell the life of a pod and of an image in a few lines; the others are the details.
 MILESTONES = frozenset(
-    {"pod.run", "pod.stop", "pod.remove", "pod.update", "image.name", "image.remove", "image.save"}
+    {"pod.run", "pod.pool.fill", "pod.stop", "pod.remove", "pod.update", "image.name", "image.remove", "image.save"}
     | {f"container.{verb}" for verb in ("create", "start", "stop", "remove", "update", "checkpoint")}
 )

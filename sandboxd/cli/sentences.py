@@ -15,7 +15,7 @@ from sandboxd.pb.host.v1 import host_pb2 as host
 SENTENCES: Mapping[str, str] = {
     "pod.run": "The pod is made, until it can take containers",
     "pod.pool.fill": "The pod is prepared ahead, until its pause container runs",
-    "pod.pool.take": "A pod that was prepared becomes this one: its name, hostname, files and cgroup",
+    "pod.pool.take": "A pod that was prepared becomes the one that is asked for:",
     "pod.wait": "The pod waits for its turn",
     "pod.stop": "Everything that the pod holds is freed; its records stay",
     "pod.remove": "Everything else of the pod is removed",
@@ -93,7 +93,7 @@ SENTENCES: Mapping[str, str] = {
 _BARE = ("path", "network", "container", "image", "images", "command", "files", "groups", "archive")
 _KEYED = (
     "ips", "pid", "inode", "host_uid", "grace", "code", "attempt", "ahead", "layers", "conf", "before", "after",
-    "changes",
+    "changes", "ready_for",
 )  # fmt: skip
 # What a person should not miss, in whatever step it is.
 _REMARKS = (
@@ -110,13 +110,14 @@ _UNSAID = frozenset({("attempt", "1")})  # the usual value says nothing
 _INSIDE: Mapping[str, tuple[str, ...]] = {
     "pod.network.attach": ("cni.",),
     "pod.network.detach": ("cni.",),
+    "pod.pool.take": ("pod.files.", "pod.pause."),
     "pod.containers.stop": ("container.stop", "container.remove"),
     "container.mounts": ("image.",),
     "container.exec": ("container.exec.wait",),
     "image.content": ("image.unpack",),
 }
 _WHOLE = frozenset(
-    {"pod.run", "pod.stop", "pod.remove", "pod.adopt"}
+    {"pod.run", "pod.stop", "pod.remove", "pod.adopt", "pod.pool.fill"}
     | {f"container.{verb}" for verb in ("create", "start", "stop", "remove", "update", "checkpoint")}
 )
 _ATTEMPTS = frozenset({"pod.network.detach", "pod.netns.restore", "pod.files.mend", "container.exec"})
