@@ -95,9 +95,9 @@ async def take(
 ) -> str:
     """Hand out a prepared pod for this request; its id, "" when the pod is to be made.
 
-    `held` is the request's own; `again` is that it is not counted. A pod without a pause container (`image` is None) is
-    never one that was prepared. Raises AlreadyExists when the name has been taken
-    meanwhile, and what a hand-out fails with that cannot be undone.
+    `held` is the request's own; `again` is that it is not counted. A pod without a pause container (`image` is None)
+    is never one that was prepared. Raises AlreadyExists when the name has been taken meanwhile, and what a hand-out
+    fails with that cannot be undone.
     """
     node, stock = held.node, held.node.machine.stock
     if not node.config.pool.size or image is None:

@@ -48,7 +48,7 @@ async def test_a_prepared_pod_becomes_the_one_that_is_asked_for(fakes: Bundle) -
     assert record.created_at >= record.prepared_at > 0
     assert fakes.node.ledger.sandbox_named(record.name) == record
     assert fakes.node.ledger.sandbox_named(before.name) is None
-    assert fakes.netns.hostnames[record.pid] == "web-host"
+    assert fakes.netns.process_hostnames[record.pid] == "web-host"
     assert b"web-host" in Path(fakes.places.pod_files(record.id), "hosts").read_bytes()
     assert fakes.points.count("cni.add") == fakes.points.count("runtime.start") == 1
     (attachment,) = fakes.node.ledger.attachments
