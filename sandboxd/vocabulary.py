@@ -42,6 +42,7 @@ NAMES: Mapping[str, str] = {
     "pod.pause.stop": "it has ended, and its shim with it",
     "pod.pause.remove": "its record and its root file system go",
     "pod.containers.stop": "all other containers have ended",
+    "pod.containers.free": "their tasks are freed, of a pod without a pause container while its network is",
     "container.create": "CreateContainer, from the record to the stored spec",
     "container.mounts": "what the spec depends on: mounts, devices, profiles, CDI",
     "container.rootfs": "root file system, user, declared volumes",

@@ -46,6 +46,7 @@ SENTENCES: Mapping[str, str] = {
     "pod.pause.stop": "The pause container ends, and its shim",
     "pod.pause.remove": "The pause container's record and root file system are removed",
     "pod.containers.stop": "The pod's other containers end",
+    "pod.containers.free": "What the ended containers still hold is freed",
     "container.create": "The container is created, up to its stored spec:",
     "container.mounts": "Mounts, devices and profiles are prepared",
     "container.rootfs": "The container gets a root file system, from image",

@@ -79,11 +79,11 @@ async def resume(node: Node, task_id: str) -> None:
         log.warning("a task that is to end could not be resumed", task=task_id, error=str(exc))
 
 
-async def end(node: Node, container_id: str) -> None:
-    """`kill` a container, record how it ended and free it. Its exit event finds that done."""
+async def end(node: Node, container_id: str, *, freeing: bool = True) -> None:
+    """`kill` a container, record how it ended and free it, or leave that to the caller. Its exit event finds that."""
     async with settling(node, container_id):
         ended = await kill(node, container_id)
-        if await record_end(node, container_id, ended):
+        if await record_end(node, container_id, ended) and freeing:
             await free_recorded(node, container_id)
 
 

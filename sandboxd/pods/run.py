@@ -111,8 +111,8 @@ async def _make(
     )
     # Nothing is waited for between the check and this, so two pods cannot both find a host port free.
     node.ledger.add_sandbox(record)
-    undo = partial(roll_back, held)
-    async with held.effect("pod.run", undo=undo, pod=record.name, waited=held.waited or None):
+    detail = {"pod": record.name, "pinned": record.pinned or None, "waited": held.waited or None}
+    async with held.effect("pod.run", undo=partial(roll_back, held), **detail):
         await build(held, record, chosen, image)
     return record.id
 

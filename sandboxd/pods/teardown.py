@@ -1,6 +1,7 @@
 """The one way back: failed runs, StopPodSandbox, RemovePodSandbox and recovery are this code.
 
     workload tasks, all at once → pause task → CNI DEL → netns → shared memory, mounted images → other namespaces
+    (without a pause container the tasks are freed beside the DEL, once all processes have ended)
     and with `remove`: containers → pause record and rootfs → files, cgroup → the record
 
 Each step is idempotent. The first step that fails, even unexpectedly, ends the teardown; the record is kept with the
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Iterable, Sequence
 
 from sandboxd import disclosure, steps, trees
 from sandboxd.containerd import shims
@@ -137,19 +139,14 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
     with contextlib.suppress(SandboxdError):
         await pins.restore(node, record)
     workload = [c.id for c in node.ledger.containers_of(sandbox_id)] + _strays(node, sandbox_id)
-    if workload:
-        with steps.step("pod.containers.stop", containers=len(workload)):
-            outcomes = await asyncio.gather(
-                *(_end_container(node, container_id) for container_id in workload), return_exceptions=True
-            )
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
-                    raise outcome
     if record.pinned:
-        node.ledger.update_sandbox(sandbox_id, exited_at=held.sandbox().exited_at or time.time_ns())
+        await _end_pinned(held, record, workload)
     else:
+        if workload:
+            with steps.step("pod.containers.stop", containers=len(workload)):
+                await _together(_end_container(node, container_id) for container_id in workload)
         await _end_pause(held)
-    await _release(held, record)
+        await _release(held, record)
     with steps.step("pod.files.unmount"):
         pod_files.unmount(node, sandbox_id)
     await image_mounts.remove(held)
@@ -159,6 +156,29 @@ async def _stop(held: Held, record: SandboxRecord) -> None:
         with steps.step("pod.namespaces.remove"):
             await pins.remove(node, record)
     node.ledger.update_sandbox(sandbox_id, stopped_at=time.time_ns(), failure="")
+
+
+async def _end_pinned(held: Held, record: SandboxRecord, workload: Sequence[str]) -> None:
+    """End all processes of a pod without a pause container, then free its network while their tasks are freed."""
+    node, sandbox_id = held.node, held.sandbox_id
+    if workload:
+        with steps.step("pod.containers.stop", containers=len(workload)):
+            await _together(end(node, container_id, freeing=False) for container_id in workload)
+    node.ledger.update_sandbox(sandbox_id, exited_at=held.sandbox().exited_at or time.time_ns())
+
+    async def free_all() -> None:
+        if workload:
+            with steps.step("pod.containers.free", containers=len(workload)):
+                await _together(free(node, container_id) for container_id in workload)
+
+    await _together((free_all(), _release(held, record)))
+
+
+async def _together(work: Iterable[Awaitable[None]]) -> None:
+    """Do all of it at once and to its end; raise the first failure then."""
+    for outcome in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 async def _end_pause(held: Held) -> None:
