@@ -270,7 +270,8 @@ async def _start_up(
     # What exists now lives as long as the daemon: exclude it from collections. (A full one takes 50 ms.)
     gc.collect()
     gc.freeze()
-    log.info("ready", containerd=version, pods=len(node.ledger.sandboxes), containers=len(node.ledger.containers))
+    pods = sum(each.is_shown for each in node.ledger.sandboxes.values())
+    log.info("ready", containerd=version, pods=pods, containers=len(node.ledger.containers))
     _notify("READY=1")
 
 

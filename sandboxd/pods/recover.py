@@ -20,11 +20,11 @@ import structlog
 from sandboxd import disclosure, steps
 from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.containers import checkpoint, start
-from sandboxd.containers.ending import free, kill, settle_container
+from sandboxd.containers.ending import free, how_ended, kill, settle_container
 from sandboxd.containers.exec import end_leftovers
 from sandboxd.containers.remove import remove_remains
 from sandboxd.errors import SandboxdError
-from sandboxd.model import ContainerState
+from sandboxd.model import ContainerState, SandboxState
 from sandboxd.node import Node
 from sandboxd.operations import Held, hold
 from sandboxd.pods import boots, debts, files, holders, placing
@@ -168,7 +168,7 @@ async def _apply(node: Node, repair: Repair) -> None:
     (log.debug if node.jobs.retries.failing(repair.key) else log.info)("repairing", repair=repair.describe())
     match repair.action:
         case Action.REMOVE_SANDBOX:
-            await remove_abandoned(node, repair.id)
+            await _abandon(node, repair.id)
         case Action.PAY_DEBT:
             await debts.pay(node, repair.id)
         case Action.SETTLE_SANDBOX:
@@ -198,6 +198,13 @@ async def _apply(node: Node, repair: Repair) -> None:
             async with _held(node, repair.id, ContainerState.CREATED) as held:
                 if held:
                     await start.decide(node, repair.id)
+
+
+async def _abandon(node: Node, sandbox_id: str) -> None:
+    """Remove what never came to be; not a pod that was prepared after its task had been looked for."""
+    record = node.ledger.sandboxes.get(sandbox_id)
+    if record is None or record.state is not SandboxState.PREPARED or await how_ended(node, sandbox_id) is not None:
+        await remove_abandoned(node, sandbox_id)
 
 
 @asynccontextmanager

@@ -79,7 +79,10 @@ async def turn(node: Node, pause_image: PauseOf) -> bool:
         _failed(node, exc)
         return False
     await _discard(node, kind.digest if kind else "", size)
-    if kind is None or len(pool.prepared(node)) >= size:
+    if kind is None:
+        return False
+    if len(pool.prepared(node)) >= size:
+        node.machine.stock.trouble = ""
         return False
     return await _fill(node, kind)
 

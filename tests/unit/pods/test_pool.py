@@ -302,6 +302,21 @@ async def test_the_comparison_leaves_it_alone_and_a_lost_ledger_gives_it_up(fake
     assert nothing_left(fakes)
 
 
+async def test_one_that_came_to_be_after_tasks_were_listed_stays(
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = await filled(fakes)
+
+    async def earlier() -> dict[str, object]:
+        return {}
+
+    monkeypatch.setattr(fakes.runtime, "list", earlier)
+    await recover.compare(fakes.node)
+    await fakes.repaired()
+
+    assert pool.prepared(fakes.node) == ready
+
+
 # Addresses
 
 

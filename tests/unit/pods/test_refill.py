@@ -142,6 +142,17 @@ async def test_another_pause_image_does_so_too(fakes: Bundle, monkeypatch: pytes
     assert after != before.id
 
 
+async def test_what_was_wrong_is_over_once_the_pool_is_full_of_what_is_in_force(fakes: Bundle) -> None:
+    (before,) = await filled(fakes)
+    fakes.points.fail(Point("images.pause", fakes.points.count("images.pause")), Unavailable("it is being fetched"))
+    await turned(fakes)
+    assert "fetched" in fakes.node.machine.stock.trouble
+
+    fakes.node.jobs.retries.hurry()
+    assert await turned(fakes) == [before.id]
+    assert fakes.node.machine.stock.trouble == ""
+
+
 async def test_while_the_pause_image_is_fetched_nothing_changes(fakes: Bundle) -> None:
     (before,) = await filled(fakes)
     fakes.points.fail_always("images.pause", Unavailable("it is being fetched"))
