@@ -57,6 +57,15 @@ def made_of(node: Node, network: NetworkConfig, image: ImageRecord) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def unfit(node: Node) -> str:
+    """Why pods of the default handler cannot be prepared; "" when they can.
+
+    What is handed out is a pause container that runs in namespaces of this kernel. A shim of virtual machines decides
+    at its start what a pod is.
+    """
+    return "" if handlers.resolve(node, "").type == handlers.RUNC_SHIM else "the default handler's shim is not runc's"
+
+
 def prepared(node: Node) -> list[SandboxRecord]:
     """Those that wait for a client, the oldest first; not those that an operation is at work on."""
     busy = node.jobs.held()
@@ -161,7 +170,7 @@ async def exited(node: Node, sandbox_id: str) -> None:
 async def _why_not(node: Node, config: cri.PodSandboxConfig, handler: str, network: NetworkConfig | None) -> str:
     """Why no prepared pod can serve the request: one of `eligible.REASONS`, or ""."""
     default = handlers.resolve(node, "")
-    if handlers.resolve(node, handler) is not default or default.type != handlers.RUNC_SHIM:
+    if handlers.resolve(node, handler) is not default or unfit(node):
         return eligible.HANDLER
     reason = eligible.why_not(
         config,

@@ -20,7 +20,7 @@ import structlog
 from sandboxd import disclosure
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.errors import SandboxdError
-from sandboxd.machine import handlers, room
+from sandboxd.machine import room
 from sandboxd.model import ImageRecord, SandboxRecord, subject_of
 from sandboxd.node import Node
 from sandboxd.operations import Held, perform
@@ -105,10 +105,7 @@ async def _kind(node: Node, pause_image: PauseOf) -> _Kind | None:
         stock.trouble = f"no usable network configuration in {node.config.network.conf_dir}"
         return None
     chosen = await network.choose(node)
-    if handlers.resolve(node, "").type != handlers.RUNC_SHIM:
-        needed = "the default handler's shim is not runc's"
-    else:
-        needed = await node.network.cni.needs_identity(chosen, node.config.network.plugin_dirs)
+    needed = pool.unfit(node) or await node.network.cni.needs_identity(chosen, node.config.network.plugin_dirs)
     if needed:
         if needed != stock.trouble:
             log.warning("no pods are prepared", network=chosen.name, reason=needed)
