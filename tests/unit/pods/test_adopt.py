@@ -429,7 +429,7 @@ async def test_what_fails_for_the_moment_is_put_back_by_a_later_comparison(fakes
 async def test_one_that_hangs_holds_up_neither_the_start_nor_the_others(
     fakes: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adopt, "SECONDS", 0.01)
+    monkeypatch.setattr(adopt, "SECONDS", 1.0)
     pod, other = await pod_with_address(fakes), await pod_with_address(fakes, pod_config("other"))
     node = lose(fakes)
     fakes.points.hang(Point("netns.interfaces", 0))
