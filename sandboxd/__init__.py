@@ -37,7 +37,7 @@ modules: no IO, no clock, no environment, no async.
     node                     the resources that an operation needs, in one bundle
     images/                  brought in, kept, made into root file systems, given out
     netns  rtnetlink  cgroups/  cni/  containerd/  logs/  ledger  announce
-        netns                named network namespaces, and the user namespaces that own them
+        netns                named network namespaces, the user namespaces that own them, and a pod's others
         rtnetlink            links, addresses, routes and so on, as the kernel lists them
         cgroups/             what their files say P, reading and removing them, moving a process
         cni/                 conf P, request P, result P, invoker: the plugins
@@ -60,9 +60,10 @@ modules: no IO, no clock, no environment, no async.
         mounts               the mounts that this process sees, and taking them away
         supervised           processes that outlive the daemon: started, found again, ended
         reserve              room on the disk that is set aside, so that pods can be removed when there is none
-    jobs  config  private  remembered  syscalls  complaints  foreign_json  foreign_yaml  trees  mountinfo
+    jobs  config  environment  private  remembered  syscalls  complaints  foreign_json  foreign_yaml  trees  mountinfo
         jobs                 background work with an owner
         config               the configuration, and every default
+        environment          the variables that the daemon was started with, and those that it hands on
         private              who may reach our files
         remembered           answers that hold until a program, or the machine, changes
         syscalls             the system calls that Python lacks: the only ctypes
@@ -71,8 +72,9 @@ modules: no IO, no clock, no environment, no async.
         foreign_yaml    P    YAML that others wrote, likewise
         trees                walking and removing what images and containers made
         mountinfo       P    what a list of mounts says, and which of them a path leads to
-    disclosure  retries  spans  turns  vocabulary
+    disclosure  links  retries  spans  turns  vocabulary
         disclosure           what may be disclosed of an error: tracebacks without values, words without secrets
+        links           P    interfaces and routes: what netlink tells of a network namespace
         retries              when what failed is tried again, and how much at once
         spans                where in a distributed trace this code is
         turns                how much goes on at once, and who is next

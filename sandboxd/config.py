@@ -19,7 +19,6 @@ from typing import Any
 from sandboxd.errors import InvalidRequest
 
 DEFAULT_FILE = "/etc/sandboxd/config.toml"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where the environment has none
 
 MOST_PREPARED = 1000  # each has processes, a network namespace and an address of its own
 _MAX_NUMBER = 2**31 - 1  # TOML has infinity and huge integers, which timers and buffers do not accept
@@ -412,11 +411,10 @@ def _cross_checks(config: Config) -> list[str]:
 
 
 def _check_handlers(runtime: Runtime) -> list[str]:
-    problems = [
-        f"runtime.handlers.{name}.sandbox_mode: pinned is for {Handler().type}, other shims may need a pause process"
-        for name, handler in runtime.handlers.items()
-        if handler.sandbox_mode == PINNED and handler.type != Handler().type
-    ]
+    pinned = [name for name, each in runtime.handlers.items() if each.sandbox_mode == PINNED]
+    others = [name for name in pinned if runtime.handlers[name].type != Handler().type]
+    why = f"pinned is for {Handler().type}, other shims may need a pause process"
+    problems = [f"runtime.handlers.{name}.sandbox_mode: {why}" for name in others]
     if runtime.default_handler not in runtime.handlers:
         known = ", ".join(sorted(runtime.handlers)) or "none"
         problems.append(f"runtime.default_handler {runtime.default_handler!r} is not configured (known: {known})")
@@ -473,34 +471,3 @@ def effective(config: Config) -> list[tuple[str, Any, str]]:
             else:
                 rows.append((name, value, origin))
     return rows
-
-
-def notify_socket() -> str:
-    """systemd's notification socket (sd_notify(3)), "" when not started by systemd."""
-    return os.environ.get("NOTIFY_SOCKET", "")
-
-
-def plugin_path(config: Config) -> str:
-    """PATH for the network's plugins: the configured one, or this process's own."""
-    return config.network.plugin_path or os.environ.get("PATH") or DEFAULT_PATH
-
-
-def child_environment() -> dict[str, str]:
-    """The environment for programs that outlive us: ours, without what was meant for this process or its session.
-
-    A containerd that inherited NOTIFY_SOCKET would tell systemd that sandboxd is ready. XDG_RUNTIME_DIR is removed
-    when the user who started us logs out, and containerd's shim, which writes there for each exec, then fails.
-    """
-    left_out = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR")
-    return {key: value for key, value in os.environ.items() if key not in left_out}
-
-
-def proxy_variables() -> tuple[str, str, str]:
-    """The proxies for HTTP and HTTPS and the hosts that need none, as curl(1) reads them; "" when unset.
-
-    HTTP_PROXY in capitals is not read, as in curl: the client of a CGI program could set it.
-    """
-    env = os.environ
-    http = env.get("http_proxy", "")
-    https = env.get("https_proxy") or env.get("HTTPS_PROXY", "")
-    return http, https, env.get("no_proxy") or env.get("NO_PROXY", "")

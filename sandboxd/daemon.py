@@ -26,13 +26,13 @@ import grpc.aio
 import structlog
 
 import sandboxd
-from sandboxd import disclosure, netns, private, steps, vocabulary
+from sandboxd import disclosure, environment, netns, private, steps, vocabulary
 from sandboxd.announce import Announcer
 from sandboxd.api import services, withheld
 from sandboxd.api.edge import Edge
 from sandboxd.cni.conf_dir import ConfDir
 from sandboxd.cni.invoker import Invoker
-from sandboxd.config import Config, child_environment, host_and_port, notify_socket, plugin_path, proxy_variables
+from sandboxd.config import Config, host_and_port
 from sandboxd.containerd import bundles, managed
 from sandboxd.containerd.client import Containerd
 from sandboxd.containerd.runtime import ContainerdRuntime
@@ -113,7 +113,7 @@ async def serve(config: Config) -> None:
             places=LoggerPaths(state=config.daemon.state),
             max_line_bytes=config.logs.max_line_bytes,
             idle_seconds=config.logs.idle_seconds,
-            env=child_environment(),
+            env=environment.child_environment(),
         )
         stack.push_async_callback(logs.leave)
         images = ImageStore(client, config.containerd.snapshotter)
@@ -127,7 +127,7 @@ async def serve(config: Config) -> None:
                 cni=(
                     cni := Invoker(
                         config.network.plugin_seconds,
-                        path=plugin_path(config),
+                        path=environment.plugin_path(config.network.plugin_path),
                         in_process=config.network.in_process_of,
                     )
                 ),
@@ -313,7 +313,7 @@ async def _reach_containerd(config: Config, client: Containerd) -> str:
     if config.containerd.managed:
         places = managed_places(config)
         version = await managed.ensure_running(
-            client, config.containerd.binary, places, config.containerd.start_seconds, child_environment()
+            client, config.containerd.binary, places, config.containerd.start_seconds, environment.child_environment()
         )
     else:
         version = await client.wait_until_serving(LOOK_SECONDS)
@@ -372,7 +372,7 @@ def _server(
 
 
 def _registries(config: Config) -> Registries:
-    http, https, none = proxy_variables()
+    http, https, none = environment.proxy_variables()
     return Registries(
         hosts=HostsDir(config.images.certs_dir),
         docker_config=DockerConfig(config.images.docker_config, credential_helper.run),
@@ -455,7 +455,7 @@ def _stop_signals() -> asyncio.Event:
 
 def _notify(message: str) -> None:
     """Tell systemd (sd_notify(3)); silently nothing when it did not start us."""
-    path = notify_socket()
+    path = environment.notify_socket()
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path

@@ -26,58 +26,22 @@ import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sandboxd import mounts, private, syscalls
+from sandboxd import links, mounts, private, syscalls
 from sandboxd.errors import CleanupIncomplete, NotReady
 from sandboxd.jobs import in_own_thread
+from sandboxd.links import Link, View
 
 T = TypeVar("T")
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_LOOPBACK = 0x8913, 0x8914, 0x1, 0x8
-_IFA_F_DADFAILED = 0x8
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _RT_TABLE_MAIN = 254
 _MAX_STACKED = 64  # mounts that somebody put on one of ours
 _preparing = threading.Lock()  # a second mount of the directory would hide what was pinned below the first
 _FLAGS = {"ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 UNSHARE_SECONDS = 20.0  # for unshare(1) to be there; it does nothing but two system calls
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """A network interface, and what it is connected to. Indexes are of its own namespace, 0 for none."""
-
-    name: str
-    index: int
-    kind: str = ""  # "veth", "bridge", …; "" for hardware
-    mac: str = ""
-    mtu: int = 0
-    up: bool = True
-    loopback: bool = False
-    master: int = 0  # the bridge whose port it is
-    peer: int = 0  # the other end of a veth pair, an index of the namespace that that is in
-    hairpin: bool = False  # as a port of a bridge: it sends out what came in there
-    addresses: tuple[str, ...] = ()  # "10.0.10.2/24"
-    duplicates: tuple[str, ...] = ()  # IPv6 addresses that the kernel found to be another's too
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """A route of the main table."""
-
-    destination: str  # "10.0.10.0/24"; of the default route "0.0.0.0/0" or "::/0"
-    gateway: str = ""
-    link: int = 0  # the index of the interface
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What netlink tells of a namespace."""
-
-    links: tuple[Link, ...] = ()
-    routes: tuple[Route, ...] = ()
 
 
 def _loopback_up() -> None:
@@ -421,17 +385,17 @@ async def view(path: str) -> View:
     """The same, and the routes."""
 
     async def read(ipr: Any) -> View:
-        links = await _links(ipr)
+        found = await _links(ipr)
         routes = [route async for route in await ipr.get_routes(table=_RT_TABLE_MAIN)]
-        return View(links=tuple(links), routes=tuple(_route(route) for route in routes if route["type"] == 1))
+        return View(links=tuple(found), routes=tuple(links.route(route) for route in routes if route["type"] == 1))
 
     return await _read(path, read)
 
 
 async def _links(ipr: Any) -> list[Link]:
-    links = [link async for link in await ipr.get_links()]
+    found = [link async for link in await ipr.get_links()]
     addresses = [address async for address in await ipr.get_addr()]
-    return [_link(link, addresses) for link in links]
+    return [links.link(each, addresses) for each in found]
 
 
 async def own_links(indexes: Sequence[int]) -> list[Link]:
@@ -439,15 +403,15 @@ async def own_links(indexes: Sequence[int]) -> list[Link]:
 
     async def read(ipr: Any) -> list[Link]:
         pyroute2 = _pyroute2()
-        links = []
+        found: list[Any] = []
         for index in indexes:
             try:
-                links += await ipr.link("get", index=index)
+                found += await ipr.link("get", index=index)
             except pyroute2.NetlinkError as exc:
                 if exc.code != errno.ENODEV:
                     raise
         addresses = [address async for address in await ipr.get_addr()]
-        return [_link(link, addresses) for link in links]
+        return [links.link(each, addresses) for each in found]
 
     return await _read("", read)
 
@@ -495,32 +459,3 @@ async def _read(path: str, ask: Callable[[Any], Awaitable[T]]) -> T:
         return await (inside(path, run) if path else in_own_thread(run))
     except (pyroute2.NetlinkError, OSError) as exc:
         raise NotReady(f"network namespace {path or 'of the machine'} cannot be read: {exc}") from exc
-
-
-def _link(link: Any, addresses: Sequence[Any]) -> Link:
-    own = [address for address in addresses if address["index"] == link["index"]]
-    written = [f"{address.get_attr('IFA_LOCAL') or address.get_attr('IFA_ADDRESS')}" for address in own]
-    failed = [bool((address.get_attr("IFA_FLAGS") or address["flags"]) & _IFA_F_DADFAILED) for address in own]
-    return Link(
-        name=link.get_attr("IFLA_IFNAME"),
-        index=link["index"],
-        kind=link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
-        mac=link.get_attr("IFLA_ADDRESS") or "",
-        mtu=link.get_attr("IFLA_MTU") or 0,
-        up=bool(link["flags"] & _IFF_UP),
-        loopback=bool(link["flags"] & _IFF_LOOPBACK),
-        master=link.get_attr("IFLA_MASTER") or 0,
-        peer=link.get_attr("IFLA_LINK") or 0,
-        hairpin=bool(link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_MODE")),
-        addresses=tuple(f"{text}/{address['prefixlen']}" for text, address in zip(written, own, strict=True)),
-        duplicates=tuple(text for text, bad in zip(written, failed, strict=True) if bad),
-    )
-
-
-def _route(route: Any) -> Route:
-    default = "0.0.0.0" if route["family"] == socket.AF_INET else "::"
-    return Route(
-        destination=f"{route.get_attr('RTA_DST') or default}/{route['dst_len']}",
-        gateway=route.get_attr("RTA_GATEWAY") or "",
-        link=route.get_attr("RTA_OIF") or 0,
-    )

@@ -25,8 +25,8 @@ from sandboxd.containerd.tasks import Exit, RuntimeOptions, Task
 from sandboxd.errors import SandboxdError
 from sandboxd.jobs import Jobs
 from sandboxd.ledger import Ledger
+from sandboxd.links import Link
 from sandboxd.model import Attachment, FsInfo, ImageRecord, Owed
-from sandboxd.netns import Link
 from sandboxd.oci.linux import HostFacts
 from sandboxd.places import Places
 from sandboxd.remembered import Remembered

@@ -26,7 +26,7 @@ from sandboxd.cni.recorded import Call
 from sandboxd.cni.request import check_container_id, check_ifname, plugin_env, plugin_stdin
 from sandboxd.cni.result import Result, parse_result, pod_ips
 from sandboxd.cni.strict_json import load_object
-from sandboxd.config import DEFAULT_PATH
+from sandboxd.environment import DEFAULT_PATH
 from sandboxd.errors import InvalidRequest, NotReady, PluginFailed, SandboxdError
 from sandboxd.model import Attachment, Owed
 from sandboxd.remembered import Remembered

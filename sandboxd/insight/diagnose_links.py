@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sandboxd.cni.strict_json import in_any_case
 from sandboxd.insight.evidence import Check, Seen, Severity
-from sandboxd.netns import Link
+from sandboxd.links import Link
 
 OK, INFO, WARNING, ERROR, UNKNOWN = Severity
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sandboxd.cni.result import Result
 from sandboxd.insight.rulesets import Base
-from sandboxd.netns import Link, View
+from sandboxd.links import Link, View
 
 
 class Severity(enum.StrEnum):

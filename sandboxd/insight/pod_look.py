@@ -18,9 +18,9 @@ from sandboxd.errors import PluginFailed, SandboxdError, TimedOut
 from sandboxd.insight import diagnose, pod_packets, rulesets_read
 from sandboxd.insight.diagnose_filters import CALLS_IPTABLES, ELSEWHERE, FORWARDING
 from sandboxd.insight.evidence import Check, Checked, Filters, Port, Seen, Severity
+from sandboxd.links import Link
 from sandboxd.machine import network_look, pins, rules
 from sandboxd.model import Attachment, AttachmentState, SandboxRecord, SandboxState, subject_of
-from sandboxd.netns import Link
 from sandboxd.node import Node
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 

@@ -12,8 +12,8 @@ from sandboxd.insight import probes
 from sandboxd.insight.diagnose_filters import own_address
 from sandboxd.insight.diagnose_links import gateways
 from sandboxd.insight.evidence import Answer, Packets, Port, PortAnswer, Seen
+from sandboxd.links import Link
 from sandboxd.model import AttachmentState, SandboxRecord, SandboxState, subject_of
-from sandboxd.netns import Link
 from sandboxd.node import Node
 from sandboxd.oci import files
 

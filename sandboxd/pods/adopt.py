@@ -30,9 +30,9 @@ from sandboxd.cni import conf, convert, result
 from sandboxd.containerd.records import Stored
 from sandboxd.containerd.tasks import Task, TaskState
 from sandboxd.errors import AlreadyExists, NotFound, SandboxdError
+from sandboxd.links import Link
 from sandboxd.machine import pins
 from sandboxd.model import Attachment, AttachmentState, ContainerRecord, SandboxRecord, of_earlier_boot
-from sandboxd.netns import Link
 from sandboxd.node import Node
 from sandboxd.operations import hold
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sandboxd.errors import CleanupIncomplete, NotReady
-from sandboxd.netns import Link
+from sandboxd.links import Link
 from tests.fakes.points import Points
 
 

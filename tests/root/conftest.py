@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.config import child_environment
 from sandboxd.containerd import managed
 from sandboxd.containerd.client import Containerd
+from sandboxd.environment import child_environment
 
 UNSHARE = ("unshare", "--mount", "--net", "--propagation", "private")
 NAMESPACES = itertools.count(1)

@@ -346,37 +346,6 @@ def test_a_ratio_is_at_most_one() -> None:
     assert "tracing.sample_ratio: 1.5 is not from 0 to 1" in refusal({"tracing": {"sample_ratio": 1.5}})
 
 
-def test_programs_that_outlive_us_get_nothing_that_ends_with_us_or_with_the_session(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "/run/user/1000")
-
-    passed = config.child_environment()
-
-    assert not passed.keys() & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR"}
-    assert passed["HTTPS_PROXY"] == "/run/user/1000"
-
-
-@pytest.mark.parametrize(
-    ("configured", "own", "passed"),
-    [
-        ("/opt/tools:/bin", "/home/me/bin", "/opt/tools:/bin"),
-        ("", "/home/me/bin:/bin", "/home/me/bin:/bin"),
-        ("", "", config.DEFAULT_PATH),
-        ("", None, config.DEFAULT_PATH),
-    ],
-)
-def test_plugins_get_the_configured_path_or_the_daemons_own(
-    monkeypatch: pytest.MonkeyPatch, configured: str, own: str | None, passed: str
-) -> None:
-    monkeypatch.delenv("PATH")
-    if own is not None:
-        monkeypatch.setenv("PATH", own)
-
-    assert config.plugin_path(merged({"network": {"plugin_path": configured}})) == passed
-
-
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 10_000, "a = \xff", "a ="])
 def test_a_file_that_is_not_toml_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.toml"

@@ -13,7 +13,7 @@ from tests.unit.architecture.source import MODULES, tree, users, uses, within
     ("names", "owners"),
     [
         ("asyncio.create_task asyncio.ensure_future", {"jobs"}),
-        ("os.environ os.getenv os.putenv os.environb", {"config"}),
+        ("os.environ os.getenv os.putenv os.environb", {"environment"}),
         # Whatever ends with a request is started by the event loop: see the next test.
         ("subprocess", {"supervised"}),
         ("os.fork os.system os.popen os.posix_spawn os.spawnv multiprocessing", set()),

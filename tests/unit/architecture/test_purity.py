@@ -11,7 +11,7 @@ from tests.unit.architecture.source import MODULES, text, tree, uses, within, wo
 # No IO, no clock, no environment, no async, no threads, no chance: the answer depends on the arguments alone.
 PURE = words(
     """
-    errors foreign_json foreign_yaml model mountinfo network_state places record_format vocabulary
+    errors foreign_json foreign_yaml links model mountinfo network_state places record_format vocabulary
     oci.cdi oci.compression oci.container oci.files oci.image oci.layers oci.layout oci.links oci.linux oci.lsm
     oci.pinned oci.recording oci.sandbox oci.seccomp oci.stop_signal oci.tar oci.userns oci.users oci.validate
     cni.conf cni.diagnosis cni.convert cni.failures cni.ranges cni.request cni.result cni.strict_json cni.template

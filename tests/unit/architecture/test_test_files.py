@@ -31,6 +31,7 @@ ELSEWHERE = {
     "daemon": "tests/e2e/test_daemon.py",
     "insight.evidence": "tests/unit/insight/test_diagnose.py",
     "insight.probes": "tests/e2e/test_doctor.py",
+    "links": "tests/root/test_netns.py",
     "mounts": "tests/root/test_mounts.py",
     "netns": "tests/root/test_netns.py",
     "node": "tests/e2e/test_story.py",

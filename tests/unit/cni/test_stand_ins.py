@@ -6,7 +6,7 @@ import os
 import subprocess
 
 from sandboxd.cni import stand_ins
-from sandboxd.config import DEFAULT_PATH
+from sandboxd.environment import DEFAULT_PATH
 
 
 def test_they_succeed_whatever_they_are_asked_and_leave_nothing() -> None:

@@ -11,7 +11,7 @@ from sandboxd.cni import result
 from sandboxd.insight import diagnose
 from sandboxd.insight.evidence import Answer, Check, Checked, Filters, Packets, Seen, Severity
 from sandboxd.insight.rulesets_read import of_iptables
-from sandboxd.netns import Link, Route, View
+from sandboxd.links import Link, Route, View
 
 NETNS = "/run/netns/pod"
 POD_ID = "ab" * 32

@@ -6,7 +6,7 @@ import pytest
 
 from sandboxd.insight import diagnose
 from sandboxd.insight.evidence import Checked, Severity
-from sandboxd.netns import View
+from sandboxd.links import View
 from tests.unit.insight.seen import findings, well
 
 

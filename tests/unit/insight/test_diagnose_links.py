@@ -9,7 +9,7 @@ import pytest
 
 from sandboxd.insight import diagnose_links
 from sandboxd.insight.evidence import Severity
-from sandboxd.netns import Route, View
+from sandboxd.links import Route, View
 from tests.unit.insight.seen import BRIDGE, ETH0, LO, NETNS, PLUGIN, UPLINK, VETH, findings, only, well
 
 ROUTE = Route(destination="0.0.0.0/0", gateway="10.0.0.1", link=2)

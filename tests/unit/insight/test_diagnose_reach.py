@@ -9,7 +9,7 @@ import pytest
 
 from sandboxd.insight import diagnose_reach
 from sandboxd.insight.evidence import Answer, Severity
-from sandboxd.netns import View
+from sandboxd.links import View
 from tests.unit.insight.seen import ETH0, LO, answer, findings, only, well
 
 SILENT = answer("10.0.0.1", "no answer in 2 s", answered=False)
