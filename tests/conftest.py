@@ -47,6 +47,7 @@ WHERE_IT_CAN_DIFFER = frozenset(
         "image_leftovers",
         "other_users",
         "outages",
+        "pinned",
         "pull",
         "pull_faults",
         "pull_wrong_images",

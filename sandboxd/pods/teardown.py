@@ -221,9 +221,12 @@ async def _remove(held: Held) -> None:
             await remove_remains(held, container_id)
         node.ledger.strays.pop(container_id, None)
     record = held.sandbox()
-    with steps.step("pod.pinned.remove" if record.pinned else "pod.pause.remove"):
-        await node.runtime.delete_container(sandbox_id)
-        if not record.pinned:
+    if record.pinned:
+        with steps.step("pod.pinned.remove"):
+            await node.runtime.delete_container(sandbox_id)
+    else:
+        with steps.step("pod.pause.remove"):
+            await node.runtime.delete_container(sandbox_id)
             await node.images.remove_rootfs(sandbox_id)
     with steps.step("pod.files.remove"):
         # containerd leaves the shim whose start was interrupted, or its socket, for example by the daemon's death.
