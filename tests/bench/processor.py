@@ -61,6 +61,11 @@ class Account:
         """A command that is charged to this account, with everything that it starts."""
         return ["sh", "-c", f'echo $$ >{self._leaf}/cgroup.procs && exec "$@"', "sh", *argv]
 
+    def charge(self, pids: Iterable[int]) -> None:
+        """Charge what runs already from now on."""
+        for pid in pids:
+            (self._leaf / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
     def look(self, daemon: int) -> None:
         """Find the processes of the daemon with this pid, after it has been started."""
         self._daemon = daemon

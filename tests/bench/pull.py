@@ -2,8 +2,10 @@
 
 Two images, 500 MB in one layer and 100 small layers, are pulled from a registry on loopback through sandboxd and
 through the CRI plugin of the very containerd that sandboxd uses: by turns, and cold each time (the image is removed
-and everything of it collected before the next pull). build/bench/pull.json gets every figure, the medians, their
-ratios, and the most memory that the daemon had while it pulled the large image.
+and everything of it collected before the next pull), on a machine that is quiet but for that, then with one busy loop
+beside. build/bench/pull.json gets every figure, the medians, their ratios, and the most memory that the daemon had
+while it pulled the large image. Processor time is that of all who take part, the registry too, until PullImage has
+answered; not what the kernel does on its own account, such as writing to the disk what both left it.
 
 So that the two are compared and not what surrounds them, both have
 
@@ -23,14 +25,12 @@ import argparse
 import json
 import mmap
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -58,8 +58,9 @@ from tests.bench.ground import (
     start_containerd,
     wait_for_plugin,
 )
-from tests.bench.table import aligned
-from tests.processes import until
+from tests.bench.processor import Account
+from tests.bench.pull_figures import CONDITIONS, LARGE, OURS, QUIET, THEIRS, Figures, Pull, table
+from tests.processes import children_of, until
 from tests.registry_server import start_registry
 from tests.testbed import Testbed
 
@@ -69,53 +70,6 @@ DISK_BYTES = 6 << 30
 TOUCHED_BYTES = 2 << 30  # more than a pull fills with its files
 REGISTRY_ENV = {"GOGC": "2000"}
 _MADV_POPULATE_WRITE = 23  # madvise(2); Python has no name for it
-LARGE = "one-layer"
-
-# What a ratio of medians, sandboxd's to the plugin's, may be at most.
-MOST_RATIO: Mapping[str, float] = {LARGE: 1.0, "many-layers": 0.7}
-MOST_MEMORY = 150_000_000  # bytes, of the daemon while it pulls the large image
-
-OURS, THEIRS = "sandboxd", "plugin"
-
-
-@dataclass(slots=True, kw_only=True)
-class Figures:
-    """What was measured with one containerd: seconds by image and by who pulled, in order."""
-
-    containerd: str  # its version
-    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    peak_bytes: list[int] = field(default_factory=list)  # of the daemon, for each pull of the large image
-
-    def ratio(self, image: str) -> float:
-        """sandboxd's median over the plugin's."""
-        taken = self.seconds[image]
-        return statistics.median(taken[OURS]) / statistics.median(taken[THEIRS])
-
-    def goals(self) -> dict[str, bool]:
-        """Each goal in words, and whether it was met."""
-        met = {
-            f"{image}: ratio {self.ratio(image):.2f}, at most {MOST_RATIO[image]:.2f}": self.ratio(image)
-            <= MOST_RATIO[image]
-            for image in self.seconds
-        }
-        if self.peak_bytes:
-            peak = max(self.peak_bytes)
-            met[f"peak memory {peak / 1e6:.0f} MB, below {MOST_MEMORY / 1e6:.0f}"] = peak < MOST_MEMORY
-        return met
-
-    def document(self) -> dict[str, Any]:
-        """For pull.json."""
-        images = {
-            image: {
-                "ratio": round(self.ratio(image), 4),
-                "most_ratio": MOST_RATIO[image],
-                "median_seconds": {who: round(statistics.median(all_), 4) for who, all_ in taken.items()},
-                "seconds": {who: [round(one, 4) for one in all_] for who, all_ in taken.items()},
-            }
-            for image, taken in self.seconds.items()
-        }
-        peak = max(self.peak_bytes, default=0)
-        return {"containerd": self.containerd, "images": images, "peak_bytes": peak, "most_peak_bytes": MOST_MEMORY}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,21 +77,22 @@ class Arena:
     """One bed: a containerd with its CRI plugin, sandboxd on the same socket, the registry with both images."""
 
     bed: Testbed
+    account: Account
     services: Mapping[str, ImageServiceStub]
     registry: str
 
-    def pull(self, who: str, image: str) -> float:
-        """Seconds of one cold pull; the image is gone again afterwards."""
+    def pull(self, who: str, image: str) -> Pull:
+        """One cold pull; the image is gone again afterwards."""
         name = f"{self.registry}/{image}:v1"
         before = self._stored()
         os.sync()  # what earlier pulls left to be written is not this one's business
         touch(TOUCHED_BYTES)
-        began = time.monotonic()
+        spent, began = self.account.spent(), time.monotonic()
         self.services[who].PullImage(PullImageRequest(image=ImageSpec(image=name)), timeout=PULL_SECONDS)
-        seconds = time.monotonic() - began
+        seconds, spent = time.monotonic() - began, self.account.spent() - spent
         self.services[who].RemoveImage(RemoveImageRequest(image=ImageSpec(image=name)), timeout=PULL_SECONDS)
         until(lambda: self._stored() == before, within=30, what=f"everything of {image} is collected")
-        return seconds
+        return Pull(seconds=seconds, processor=spent.all, daemon=spent.daemon, containerd=spent.containerd)
 
     def forget_peak(self) -> None:
         """Begin to measure the daemon's peak memory anew (proc_pid_clear_refs(5))."""
@@ -165,20 +120,23 @@ def arena(flavour: Flavour, shapes: Sequence[Shape]) -> Iterator[Arena]:
     """Bring everything up, and down again. Raises BedFailed, TimeoutError."""
     with Testbed() as bed:
         flavour.put_first(bed)
+        account = Account(bed)
         bed.default_network()
         bed.env |= REGISTRY_ENV
         registry = start_registry(bed, REGISTRY_PORT)
         bed.env = {key: value for key, value in bed.env.items() if key not in REGISTRY_ENV}
+        account.charge(children_of(registry.process.pid))
         for shape in shapes:
             registry.storage.publish(synthetic.OUT / shape.name, shape.name, "v1")
         give_disk(bed, size=DISK_BYTES)
-        process = start_containerd(bed, "version = 2\n" + DISABLED)
+        process = start_containerd(bed, "version = 2\n" + DISABLED, account.charged(["containerd"]))
+        bed.daemon_argv = account.charged(bed.daemon_argv)
         bed.start_daemon(daemon={"log_level": "info"}, containerd={"managed": False, "socket": SOCKET})
         with grpc.insecure_channel(f"unix:{bed.path(SOCKET)}") as channel:
             wait_for_plugin(bed, channel, process)
-            yield Arena(
-                bed=bed, services={OURS: bed.images, THEIRS: ImageServiceStub(channel)}, registry=registry.host
-            )
+            account.look(bed.daemon_pid)
+            services = {OURS: bed.images, THEIRS: ImageServiceStub(channel)}
+            yield Arena(bed=bed, account=account, services=services, registry=registry.host)
 
 
 def touch(count: int) -> None:
@@ -188,29 +146,53 @@ def touch(count: int) -> None:
         memory.madvise(_MADV_POPULATE_WRITE)
 
 
-def measure(flavour: Flavour, shapes: Sequence[Shape], rounds: int, deadline: float) -> Figures:
+@contextmanager
+def beside(here: Arena, condition: str) -> Iterator[None]:
+    """The condition in which pulls are measured; what makes it busy is not charged to them."""
+    if condition == QUIET:
+        yield
+        return
+    loop = here.bed.popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait(timeout=30)
+
+
+def measure(
+    flavour: Flavour, shapes: Sequence[Shape], conditions: Sequence[str], rounds: int, deadline: float
+) -> Figures:
     """Pull each image `rounds` times through both, fewer times when the deadline (monotonic) comes first."""
     with arena(flavour, shapes) as here:
         version = here.bed.run(["containerd", "--version"]).stdout.split()[2].removeprefix("v")
         figures = Figures(containerd=version)
-        for shape in shapes:
+        todo = [(condition, shape) for shape in shapes for condition in conditions]
+        began = time.monotonic()
+        for number, (condition, shape) in enumerate(todo, 1):
             # Once each without the clock: the registry's files come into memory, programs grow to their size.
-            for who in here.services:
+            for who in here.services if condition == conditions[0] else ():
                 here.pull(who, shape.name)
-            taken: dict[str, list[float]] = {OURS: [], THEIRS: []}
-            for number in range(rounds):
-                if number and time.monotonic() > deadline:
-                    break
-                # Whoever goes first changes, so that neither always finds the disk as the other left it.
-                for who in (OURS, THEIRS) if number % 2 else (THEIRS, OURS):
-                    here.forget_peak()
-                    taken[who].append(here.pull(who, shape.name))
-                    if who == OURS and shape.name == LARGE:
-                        figures.peak_bytes.append(here.peak())
-            figures.seconds[shape.name] = taken
+            until_then = began + (deadline - began) * number / len(todo)
+            with beside(here, condition):
+                figures.pulls[condition, shape.name] = _turns(here, shape.name, rounds, until_then, figures)
         left = here.services[OURS].ListImages(ListImagesRequest()).images
         assert all(image.pinned for image in left), "an image was not removed"
         return figures
+
+
+def _turns(here: Arena, image: str, rounds: int, deadline: float, figures: Figures) -> dict[str, list[Pull]]:
+    pulls: dict[str, list[Pull]] = {OURS: [], THEIRS: []}
+    for number in range(rounds):
+        if number and time.monotonic() > deadline:
+            break
+        # Whoever goes first changes, so that neither always finds the disk as the other left it.
+        for who in (OURS, THEIRS) if number % 2 else (THEIRS, OURS):
+            here.forget_peak()
+            pulls[who].append(here.pull(who, image))
+            if who == OURS and image == LARGE:
+                figures.peak_bytes.append(here.peak())
+    return pulls
 
 
 def images(shapes: Sequence[Shape]) -> None:
@@ -222,18 +204,6 @@ def images(shapes: Sequence[Shape]) -> None:
             synthetic.build(shape, place)
 
 
-def table(measured: Mapping[str, Figures]) -> str:
-    """Medians side by side."""
-    rows: list[tuple[str, ...]] = [("containerd", "image", "sandboxd", "plugin", "ratio", "goal", "peak MB")]
-    for name, figures in measured.items():
-        for image, taken in figures.seconds.items():
-            medians = [f"{statistics.median(taken[who]):.2f} s" for who in (OURS, THEIRS)]
-            peak = f"{max(figures.peak_bytes) / 1e6:.0f}" if image == LARGE and figures.peak_bytes else ""
-            ratio, goal = f"{figures.ratio(image):.2f}", f"<= {MOST_RATIO[image]:.2f}"
-            rows.append((f"{name} {figures.containerd}", image, *medians, ratio, goal, peak))
-    return aligned(rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the head of this file."""
     names = [flavour.name for flavour in FLAVOURS]
@@ -242,19 +212,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, default=11, help="pulls of each image through each (default: %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=300, help="bound for all of it (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=600, help="bound for all of it (default: %(default)s)")
     parser.add_argument("--image", choices=[shape.name for shape in synthetic.SHAPES], help="only this one")
+    parser.add_argument("--beside", choices=CONDITIONS, help="only with the machine quiet, or busy (default: both)")
     options = parser.parse_args(arguments)
     if unknown := set(options.containerds) - set(names):
         parser.error(f"unknown containerd {', '.join(sorted(unknown))}: known are {', '.join(names)}")
     shapes = [shape for shape in synthetic.SHAPES if options.image in (None, shape.name)]
+    conditions = [each for each in CONDITIONS if options.beside in (None, each)]
     images(shapes)
     flavours = chosen(options.containerds, "bench-pull")
     measured: dict[str, Figures] = {}
     began = time.monotonic()
     for number, flavour in enumerate(flavours, 1):
         share = options.seconds * number / len(flavours)
-        measured[flavour.name] = measure(flavour, shapes, options.rounds, began + share)
+        measured[flavour.name] = measure(flavour, shapes, conditions, options.rounds, began + share)
     OUT.mkdir(parents=True, exist_ok=True)
     document = {name: figures.document() for name, figures in measured.items()}
     (OUT / "pull.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
