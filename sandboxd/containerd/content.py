@@ -1,8 +1,8 @@
 """The content store: immutable blobs named by their digest, and the labels that keep them.
 
-containerd verifies each blob as it is written. Garbage collection follows labels from an image to its manifest,
-config and layers, and from a config to the snapshot that its layers were unpacked to; it removes what no label
-leads to.
+containerd verifies each blob as it is written, but for those whose files we write (`blob_files`). Garbage collection
+follows labels from an image to its manifest, config and layers, and from a config to the snapshot that its layers
+were unpacked to; it removes what no label leads to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Writing a blob as it arrives, and resuming where an earlier writer stopped.
 
 containerd keeps what was written under the ingest's name (here derived from the digest) until it is committed,
-aborted, or the lease that it belongs to ends. One writer at a time holds an ingest.
+aborted, or the lease that it belongs to ends. One writer at a time holds an ingest. The bytes of a large blob go into
+its file where we can reach that (`blob_files`), and through gRPC otherwise.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-from sandboxd.containerd import calls
+from sandboxd.containerd import blob_files, calls
+from sandboxd.containerd.blob_files import BlobFile
 from sandboxd.containerd.client import Containerd, noted, translate
 from sandboxd.containerd.leases import metadata
 from sandboxd.errors import (
@@ -50,7 +53,13 @@ class _ReasonLost(SandboxdError):
 class Ingest:
     """A blob being written. `offset` is how many bytes containerd has, those of earlier writers included."""
 
-    def __init__(self, client: Containerd, lease: str, descriptor: Descriptor) -> None:
+    def __init__(
+        self, client: Containerd, lease: str, descriptor: Descriptor, executor: Executor | None = None
+    ) -> None:
+        """With an `executor`, whose threads then write, a large blob need not go through gRPC."""
+        self._client = client
+        self._executor = executor if descriptor.size > MESSAGE_BYTES else None
+        self._file: BlobFile | None = None
         self._meta = metadata(client, lease)
         self._channel = client.channel
         # A call for one message looks the same on the wire as one for many, and costs gRPC far less.
@@ -93,6 +102,10 @@ class Ingest:
             delay = min(1.0, delay * 2)
         if self.offset > self._descriptor.size:
             await self.restart()
+        elif self._executor is not None and not self.offset and self._file is None:
+            self._file = await blob_files.begun(self._client, self._ref, self._descriptor, self._executor)
+        if self._file is None and self._descriptor.size > MESSAGE_BYTES:
+            self._client.widen(MESSAGE_BYTES)
 
     async def write(self, data: bytes) -> None:
         """Add bytes; they are sent once there are enough for a message."""
@@ -106,6 +119,9 @@ class Ingest:
         # The last message is sent alone: the answer to it is the one that counts.
         while self._sent:
             await self._settle()
+        if self._file is not None:
+            await self._commit_file(self._file, labels)
+            return
         pieces = self._take()
         try:
             with noted(calls.WRITE, self._descriptor.digest, self._descriptor.size):
@@ -129,6 +145,8 @@ class Ingest:
             async with asyncio.timeout(FLUSH_SECONDS):
                 if self._asked and self._call is not None and self._pieces:
                     await self._pass_on()
+                if self._file is not None:
+                    await self._file.written()
                 while self._sent:
                     await self._settle()
         except (SandboxdError, TimeoutError):
@@ -142,15 +160,37 @@ class Ingest:
             self._send(content_pb2.COMMIT, pieces, labels)
             self._requests.end()
         await self._answer()
-        # A call that ends by itself saves the work of cancelling it. containerd gives this answer twice.
+        await self._ended()
+
+    async def _ended(self) -> None:
+        """Wait for the end of a call; one that ends by itself saves the work of cancelling it."""
         with self._translated():
             async with asyncio.timeout(WRITE_SECONDS):
                 while await self._call.read() is not grpc.aio.EOF:
-                    pass
+                    pass  # containerd gives its last answer twice
         self._call = None
+
+    async def _commit_file(self, file: BlobFile, labels: Mapping[str, str]) -> None:
+        """Have containerd record the blob that is in its store by now; no data goes with it."""
+        await self._pass_on()
+        if self.offset != self._descriptor.size:
+            raise InvalidRequest(f"{self._what}: {self.offset} of {self._descriptor.size} bytes")
+        with noted(calls.WRITE, self._descriptor.digest, self._descriptor.size):
+            await file.named()
+            # The ingest is no longer held once its call has ended.
+            self._requests.end()
+            await self._ended()
+            with suppress(AlreadyExists):  # another writer was faster
+                await self._finish([], labels)
+        await file.forget()
 
     async def _pass_on(self) -> None:
         """Send what was collected, while containerd hashes what was sent before."""
+        if self._file is not None:
+            count, pieces = self._collected, self._take()
+            await self._file.write(pieces)
+            self.offset += count
+            return
         while len(self._sent) >= MAX_UNANSWERED:
             await self._settle()
         count, pieces = self._collected, self._take()
@@ -198,7 +238,7 @@ class Ingest:
 
     async def abort(self) -> None:
         """Drop what was written. Idempotent."""
-        self.close()
+        await self.stop()
         self._take()
         self.offset = 0
         try:
@@ -208,6 +248,15 @@ class Ingest:
                 )
         except SandboxdError:
             pass  # the end of the lease does it too
+
+    async def stop(self) -> None:
+        """The same as `close`; no thread writes any longer when it returns."""
+        try:
+            if self._file is not None:
+                await self._file.stop()  # while containerd lets nobody else write
+        finally:
+            self._file = None
+            self.close()
 
     def close(self) -> None:
         """Release the ingest; what was written stays for the next writer."""
@@ -292,25 +341,23 @@ def _serialized(message: _Request) -> bytes:
 
 @asynccontextmanager
 async def writing(
-    client: Containerd, lease: str, descriptor: Descriptor, *, ask: bool = True
+    client: Containerd, lease: str, descriptor: Descriptor, *, ask: bool = True, executor: Executor | None = None
 ) -> AsyncIterator[Ingest]:
     """An ingest for the duration of the block; what is not committed stays for the next writer.
 
     Raises AlreadyExists when the blob exists. Without `ask` it is assumed to be absent and written from the start,
-    which saves a small one half of its messages.
+    which saves a small one half of its messages. `executor`: see `Ingest`.
     """
-    ingest = Ingest(client, lease, descriptor)
+    ingest = Ingest(client, lease, descriptor, executor)
     try:
         if ask:
             await ingest.open()
-        if descriptor.size > MESSAGE_BYTES:
-            client.widen(MESSAGE_BYTES)
         yield ingest
     except (Unavailable, TimedOut, asyncio.CancelledError):
         await ingest.flush()
         raise
     finally:
-        ingest.close()
+        await ingest.stop()
 
 
 async def read(client: Containerd, digest: str) -> AsyncIterator[bytes]:

@@ -4,7 +4,7 @@ The scan reads a file that must not end before the layer does; `LayerCheck` is t
 bytes, the event loop waits when the thread is too far behind. All layers under way share what may wait for their
 threads, `AHEAD` bytes, but each has `LEAST_AHEAD`. A small layer comes sooner than the two could take turns:
 `WholeCheck` examines it when all of it is there. The digest of the bytes as they come is not computed here:
-containerd verifies it.
+whoever stores them verifies it.
 """
 
 from __future__ import annotations

@@ -298,7 +298,12 @@ class Fetch:
             writer: Ingest | None = None
             try:
                 with no_space(f"storing layer {blob.digest}"):
-                    async with ingest.writing(client, self._hold.lease, blob, ask=ask) as writer, self._shared.layers:
+                    async with (
+                        ingest.writing(
+                            client, self._hold.lease, blob, ask=ask, executor=self._shared.executor
+                        ) as writer,
+                        self._shared.layers,
+                    ):
                         checked = await self._fetch(writer, layer)
                 self._hold.written = True
                 self._shared.brought.add(blob.digest)

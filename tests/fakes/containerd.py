@@ -91,7 +91,7 @@ class Containerd:
 
     @asynccontextmanager
     async def _writing(
-        self, of: object, lease: str, descriptor: Descriptor, *, ask: bool = True
+        self, of: object, lease: str, descriptor: Descriptor, *, ask: bool = True, executor: object = None
     ) -> AsyncIterator[Writer]:
         if ask and descriptor.digest in self.blobs:
             self.keep(lease, descriptor.digest)
