@@ -23,6 +23,7 @@ import hashlib
 import os
 import stat
 import struct
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -38,6 +39,7 @@ from sandboxd.pb.containerd.services.introspection.v1 import introspection_pb2, 
 log = structlog.get_logger(__name__)
 
 CALL_SECONDS = 10.0
+AHEAD_BYTES = 6 << 20  # of one blob, which may wait for the thread that writes them
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DATA = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,7 +49,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BlobFile:
-    """The file of an ingest that we write. `close` it in any case; `named` and `forget` are for the commit."""
+    """The file of an ingest that we write. `stop` in any case; `named` and `forget` are for the commit."""
 
     def __init__(self, store: Path, ingest: Path, descriptor: Descriptor, executor: Executor) -> None:
         """Raises OSError, ValueError when the ingest is not one that has just begun."""
@@ -56,7 +58,9 @@ class BlobFile:
         self._descriptor = descriptor
         self._executor = executor
         self._hash = hashlib.sha256()
-        self._writing: Future[None] | None = None
+        self._waiting: deque[bytes] = deque()
+        self._given = self._put = 0  # bytes; each is changed on one side only
+        self._work: Future[None] | None = None  # of a thread, on this file
         self._fd = os.open(ingest / "data", _DATA)
         info = os.fstat(self._fd)
         if not stat.S_ISREG(info.st_mode) or info.st_size or info.st_nlink != 1:
@@ -64,19 +68,29 @@ class BlobFile:
             raise ValueError(f"{ingest} has data")
 
     async def write(self, pieces: Sequence[bytes]) -> None:
-        """Add bytes; returns when those before are in the file. Raises Exhausted, and NotReady for a failing disk."""
-        await self.written()
-        self._writing = self._executor.submit(self._put, pieces)
+        """Add bytes, which are written soon. Raises Exhausted, and NotReady for a failing disk."""
+        self._waiting.extend(pieces)
+        self._given += sum(len(piece) for piece in pieces)
+        if self._work is not None and self._work.done():
+            self._work.result()
+            self._work = None
+        if self._work is None:
+            self._work = self._executor.submit(self._write_all)
+        elif self._given - self._put > AHEAD_BYTES:
+            await self.written()
 
     async def written(self) -> None:
-        """Everything so far is in the file. Raises as `write`."""
-        if self._writing is not None:
-            await asyncio.wrap_future(self._writing)
+        """Returns when everything so far is in the file. Raises as `write`."""
+        while self._work is not None:
+            # The thread goes on when the wait for it is cancelled.
+            await asyncio.shield(asyncio.wrap_future(self._work))
+            self._work = self._executor.submit(self._write_all) if self._waiting else None
 
     async def named(self) -> None:
         """Give the blob its name, whole and on the disk. Raises InvalidRequest when it has a wrong digest."""
         await self.written()
-        await asyncio.wrap_future(self._executor.submit(self._name))
+        self._work = self._executor.submit(self._name)
+        await self.written()
 
     async def forget(self) -> None:
         """Remove the ingest's directory, after the commit. What is left of it containerd would collect."""
@@ -84,24 +98,35 @@ class BlobFile:
 
     async def stop(self) -> None:
         """Write no more, and close the file; returns when no thread is at it any longer. Idempotent."""
-        if self._writing is not None and not self._writing.cancel():
-            waiter = asyncio.wrap_future(self._writing)
+        self._waiting.clear()
+        if self._work is not None and not self._work.cancel():
+            waiter = asyncio.wrap_future(self._work)
             waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
             await asyncio.wait((waiter,))
-        self._writing = None
+        self._work = None
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, when no thread is at it. Idempotent."""
         if self._fd != -1:
             os.close(self._fd)
             self._fd = -1
 
     # In threads.
 
-    def _put(self, pieces: Sequence[bytes]) -> None:
+    def _write_all(self) -> None:
+        """Until nothing waits: a thread that had to wait for its turn then has more to do at once."""
         try:
-            for piece in pieces:
+            while self._waiting:
+                try:
+                    piece = self._waiting.popleft()
+                except IndexError:
+                    return  # cleared by `stop`
                 view = memoryview(piece)
                 while view:
                     view = view[os.write(self._fd, view) :]
                 self._hash.update(piece)
+                self._put += len(piece)
         except OSError as exc:
             raise _failed(exc) from exc
 
@@ -134,12 +159,15 @@ async def begun(client: Containerd, ref: str, descriptor: Descriptor, executor: 
     try:
         if not (root := await _root(client)):
             return None
-        return await asyncio.wrap_future(
-            executor.submit(_begun, Path(root), f"{client.namespace}/1/{ref}", descriptor, executor)
-        )
     except SandboxdError as exc:
         log.info("containerd does not say where its content is", error=str(exc))
-    return None
+        return None
+    opening = executor.submit(_begun, Path(root), f"{client.namespace}/1/{ref}", descriptor, executor)
+    try:
+        return await asyncio.shield(asyncio.wrap_future(opening))
+    except asyncio.CancelledError:
+        opening.add_done_callback(_not_wanted)
+        raise
 
 
 async def _root(client: Containerd) -> str:
@@ -150,6 +178,11 @@ async def _root(client: Containerd) -> str:
         answer = await stub.Plugins(request, metadata=client.metadata, timeout=CALL_SECONDS)
     roots = [plugin.exports.get("root", "") if plugin.id == "content" else "" for plugin in answer.plugins]
     return roots[0] if len(roots) == 1 else ""
+
+
+def _not_wanted(opening: Future[BlobFile | None]) -> None:
+    if not opening.cancelled() and not opening.exception() and (file := opening.result()) is not None:
+        file.close()
 
 
 def _begun(store: Path, key: str, descriptor: Descriptor, executor: Executor) -> BlobFile | None:

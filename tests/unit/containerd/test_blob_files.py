@@ -7,7 +7,8 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import pytest
 from google.protobuf import empty_pb2
 
 from sandboxd.containerd import blob_files
+from sandboxd.containerd.blob_files import BlobFile
 from sandboxd.containerd.client import MESSAGE_BYTES, Containerd
 from sandboxd.containerd.ingest import MESSAGE_BYTES as PIECES_BYTES
 from sandboxd.containerd.ingest import TRANSFER_PREFIX, writing
@@ -254,14 +256,14 @@ async def test_namespaces_that_share_nothing_have_containerd_hash_the_file(store
 
 
 async def test_a_blob_that_somebody_else_has_named_is_as_good(store: Store, pull: Pull) -> None:
-    name, place = blob_files.BlobFile.named, store.blob(described(DATA).digest)
+    name, place = BlobFile.named, store.blob(described(DATA).digest)
 
-    async def late(self: blob_files.BlobFile) -> None:
+    async def late(self: BlobFile) -> None:
         place.write_bytes(DATA)
         await name(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blob_files.BlobFile, "named", late)
+        patch.setattr(BlobFile, "named", late)
         await pull()
 
     assert list(store.recorded) == [described(DATA).digest]
@@ -344,27 +346,96 @@ async def test_a_disk_that_fails_is_told_as_what_it_is_and_nothing_is_named(
     assert store.recorded == {}
 
 
-async def test_no_thread_writes_once_the_writer_is_gone(
-    store: Store, pull: Pull, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["write", "fsync"])
+async def test_a_file_is_closed_only_when_no_thread_uses_it(
+    store: Store, pull: Pull, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """The next writer would have its bytes replaced behind its back."""
-    slow, done = asyncio.Event(), asyncio.Event()
-    loop, write = asyncio.get_running_loop(), os.write
+    """Its number may be another file's by then."""
+    at_it, goes_on, ends = asyncio.Event(), threading.Event(), asyncio.Event()
+    loop, real, close = asyncio.get_running_loop(), getattr(os, call), os.close
+    used: list[int] = []
 
-    def held(fd: int, data: Any) -> int:
-        loop.call_soon_threadsafe(slow.set)
-        asyncio.run_coroutine_threadsafe(done.wait(), loop).result(30)
-        return write(fd, data)
+    def held(fd: int, *data: Any) -> Any:
+        if not used:
+            used.append(fd)
+            loop.call_soon_threadsafe(at_it.set)
+            assert goes_on.wait(30)
+            used.append(-1)
+        return real(fd, *data)
 
-    monkeypatch.setattr(os, "write", held)
+    def closed(fd: int) -> None:
+        assert used[:1] != [fd] or used[1:] == [-1]
+        close(fd)
+
+    monkeypatch.setattr(os, call, held)
+    monkeypatch.setattr(os, "close", closed)
     work = asyncio.ensure_future(pull())
-    await slow.wait()
+    work.add_done_callback(lambda _: ends.set())
+    await at_it.wait()
     work.cancel()
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not work.done()
+    assert not ends.is_set()
 
-    done.set()
+    goes_on.set()
     with pytest.raises(asyncio.CancelledError):
         await work
     assert store.recorded == {}
+
+
+async def test_a_file_that_is_opened_too_late_is_closed(
+    store: Store, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_it, goes_on, closed = asyncio.Event(), threading.Event(), asyncio.Event()
+    loop, begun, close = asyncio.get_running_loop(), blob_files._begun, BlobFile.close
+
+    def held(*args: Any) -> BlobFile | None:
+        loop.call_soon_threadsafe(at_it.set)
+        assert goes_on.wait(30)
+        return begun(*args)
+
+    def noted(self: BlobFile) -> None:
+        close(self)
+        loop.call_soon_threadsafe(closed.set)
+
+    monkeypatch.setattr(blob_files, "_begun", held)
+    monkeypatch.setattr(BlobFile, "close", noted)
+    work = asyncio.ensure_future(pull())
+    await at_it.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+
+    goes_on.set()
+    async with asyncio.timeout(30):
+        await closed.wait()
+
+
+async def test_what_waits_for_the_thread_is_bounded(
+    store: Store, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_it, goes_on = asyncio.Event(), threading.Event()
+    loop, write, real = asyncio.get_running_loop(), BlobFile.write, os.write
+    given: list[int] = []
+
+    def held(fd: int, data: Any) -> int:
+        loop.call_soon_threadsafe(at_it.set)
+        assert goes_on.wait(30)
+        return real(fd, data)
+
+    async def noted(self: BlobFile, pieces: Sequence[bytes]) -> None:
+        given.append(sum(len(piece) for piece in pieces))
+        await write(self, pieces)
+
+    monkeypatch.setattr(os, "write", held)
+    monkeypatch.setattr(BlobFile, "write", noted)
+    monkeypatch.setattr(blob_files, "AHEAD_BYTES", PIECES_BYTES)
+    work = asyncio.ensure_future(pull())
+    await at_it.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert PIECES_BYTES < sum(given) < len(DATA) - PIECES_BYTES // 2
+
+    goes_on.set()
+    await work
+    assert store.blob(described(DATA).digest).read_bytes() == DATA
