@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
 import grpc
@@ -180,8 +180,11 @@ class Ingest:
             # The ingest is no longer held once its call has ended.
             self._requests.end()
             await self._ended()
-            with suppress(AlreadyExists):  # another writer was faster
+            try:
                 await self._finish([], labels)
+            except AlreadyExists:  # another writer was faster, and the ingest is still ours
+                await self.abort()
+                return
         await file.forget()
 
     async def _pass_on(self) -> None:

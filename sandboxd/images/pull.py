@@ -58,7 +58,7 @@ KEEP_SECONDS = 24 * 3600.0
 LEASE_PREFIX = "sandboxd-pull-"
 LEASES_KEY = "leases of pulls"  # held while one is chosen or given up, so that none goes that has just been taken up
 LAYERS_OF_ALL = 12  # under way at once, over all pulls; each may hold a thread and some MiB
-WRITERS = 4  # threads that unpack from memory, which must not wait for those that wait for the network
+WRITERS = 4  # threads that unpack from memory or write blobs, which must not wait for those that wait for the network
 
 # The next attempt can go on from what these left; it says nothing against the content.
 _WORTH_KEEPING = (asyncio.CancelledError, Unavailable, TimedOut, NotReady, AccessDenied)

@@ -54,6 +54,7 @@ class Store:
     recorded: dict[str, dict[str, str]] = field(default_factory=dict)  # labels by digest
     held: set[str] = field(default_factory=set)
     messages: list[tuple[Any, int, int]] = field(default_factory=list)  # (action, offset, bytes)
+    aborted: int = 0
     hashed: int = 0  # ingests that containerd read again from the beginning
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ class Store:
             if first:
                 if request.action == content_pb2.COMMIT:
                     self.before_commit(self)
+                if request.expected in self.recorded:
+                    await context.abort(grpc.StatusCode.ALREADY_EXISTS, "there")
                 taken = self.shared and self.blob(request.expected).exists()
                 if not taken and request.ref in self.held:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "locked")
@@ -106,6 +109,7 @@ class Store:
         self.held.discard(request.ref)
 
     async def abort(self, request: Any, context: Any) -> Any:
+        self.aborted += 1
         for file in self.ingest(request.ref).iterdir():
             file.unlink()
         self.ingest(request.ref).rmdir()
@@ -253,6 +257,17 @@ async def test_namespaces_that_share_nothing_have_containerd_hash_the_file(store
 
     assert store.hashed == 1
     assert store.blob(described(DATA).digest).read_bytes() == DATA
+
+
+async def test_an_ingest_whose_blob_somebody_else_has_recorded_is_given_up(store: Store, pull: Pull) -> None:
+    """It is still ours, unlike one that became a blob, and containerd is to know that it is gone."""
+    digest = described(DATA).digest
+    store.before_commit = lambda of: of.recorded.update({digest: {"whose": "another's"}})
+
+    await pull()
+
+    assert store.recorded == {digest: {"whose": "another's"}}
+    assert (store.aborted, list((store.root / "ingest").iterdir())) == (1, [])
 
 
 async def test_a_blob_that_somebody_else_has_named_is_as_good(store: Store, pull: Pull) -> None:
