@@ -22,7 +22,7 @@ if _rich is None:
     del sys.modules["rich"]
 
 import sandboxd
-from sandboxd import complaints, disclosure, spans
+from sandboxd import complaints, disclosure, environment, spans
 from sandboxd import config as configuration
 from sandboxd.config import Config
 from sandboxd.errors import SandboxdError
@@ -40,6 +40,10 @@ def _options(command: Any) -> Any:
     ):
         command = option(command)
     return command
+
+
+# Of syslog(3), by the logger's methods.
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
 
 
 def _load(file: str | None, settings: tuple[str, ...], **shorthands: str | None) -> Config:
@@ -61,6 +65,11 @@ def _with_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mu
     return event
 
 
+def _with_priority(logger: Any, method: str, line: Any) -> str:
+    """The line with its level as systemd's journal takes it from a line's first characters (sd-daemon(3))."""
+    return f"<{_PRIORITIES[method]}>{line}"
+
+
 def _configure_logging(config: Config) -> None:
     to_terminal = sys.stderr.isatty() if config.daemon.log_format == "auto" else config.daemon.log_format == "console"
     renderer: Any = (
@@ -77,6 +86,7 @@ def _configure_logging(config: Config) -> None:
             structlog.processors.StackInfoRenderer(),
             structlog.processors.ExceptionRenderer(disclosure.traceback_of),
             renderer,
+            *([_with_priority] if environment.is_journal(sys.stderr.fileno()) else []),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(config.daemon.log_level.upper())),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, complaints.Lossy(sys.stderr))),

@@ -12,6 +12,12 @@ def notify_socket() -> str:
     return os.environ.get("NOTIFY_SOCKET", "")
 
 
+def is_journal(descriptor: int) -> bool:
+    """Whether systemd's journal reads what is written there: it is in JOURNAL_STREAM then (systemd.exec(5))."""
+    found = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
 def plugin_path(configured: str) -> str:
     """PATH for the network's plugins: the configured one, or this process's own if that is ""."""
     return configured or os.environ.get("PATH") or DEFAULT_PATH
@@ -23,7 +29,7 @@ def child_environment() -> dict[str, str]:
     A containerd that inherited NOTIFY_SOCKET would tell systemd that sandboxd is ready. XDG_RUNTIME_DIR is removed
     when the user who started us logs out, and containerd's shim, which writes there for each exec, then fails.
     """
-    left_out = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR")
+    left_out = ("JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR")
     return {key: value for key, value in os.environ.items() if key not in left_out}
 
 

@@ -10,12 +10,12 @@ from sandboxd import environment
 def test_programs_that_outlive_us_get_nothing_that_ends_with_us_or_with_the_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR", "HTTPS_PROXY"):
+    for name in ("JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "/run/user/1000")
 
     passed = environment.child_environment()
 
-    assert not passed.keys() & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR"}
+    assert not passed.keys() & {"JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR"}
     assert passed["HTTPS_PROXY"] == "/run/user/1000"
 
 
