@@ -46,6 +46,9 @@ from tests.processes import LIMIT, Inside, children_of, processes_in, until
 ROOT = Path(__file__).resolve().parents[1]
 UPLINK_ADDRESS = "198.51.100.1"  # of up0, TEST-NET-2 (RFC 5737); the gateway behind it is .2
 CONFIG_FILE = "/etc/cni/sandboxd.toml"
+WITHOUT_NAT = (
+    "TESTBED_WITHOUT_NAT"  # in the environment, not empty: the kernel has no NAT, so the network does without
+)
 
 _PRIVATE = {"/run": "run", "/var/lib": "var-lib", "/var/log": "var-log", "/etc/cni": "etc-cni", "/opt/cni": "opt-cni"}
 # asyncio's debug mode is the Makefile's for unit tests; a daemon gets it from the test that needs it, in `env`.
@@ -165,6 +168,14 @@ class Testbed:
         """A pod's network namespace, as a path outside: it is a mount, and those are seen through the bed only."""
         return str(self._proc / "root" / "run" / "netns" / f"sandboxd-{pod_id}")
 
+    def cgroup_of(self, pod_id: str, container_id: str) -> str:
+        """The cgroup of a container, below each hierarchy, without a leading slash."""
+        return f"{self.name}/{pod_id}/{container_id}"
+
+    def parent_below(self, name: str) -> str:
+        """A cgroup parent for pods, below the bed's own, as a client would name it."""
+        return f"{self.cgroup_parent}/{name}"
+
     def write(self, inside: str, text: str, *, mode: int = 0o644) -> Path:
         """Write a file in the bed, with its directories; returns its path outside."""
         outside = self.path(inside)
@@ -227,12 +238,18 @@ class Testbed:
         return int(status), str(body)
 
     def default_network(self) -> DefaultNetwork:
-        """Install deploy/cni's conflist as the bed's only network and tell what is in it."""
+        """Install deploy/cni's conflist as the bed's only network and tell what is in it.
+
+        On a kernel without NAT (WITHOUT_NAT) it neither masquerades nor maps ports.
+        """
         source = ROOT / "deploy" / "cni" / "10-sandboxd.conflist"
         text = source.read_text(encoding="utf-8")
         inside = f"/etc/cni/net.d/{source.name}"
-        self.write(inside, text)
         conflist: dict[str, Any] = json.loads(text)
+        if os.environ.get(WITHOUT_NAT):
+            conflist["plugins"] = [{**p, "ipMasq": False} for p in conflist["plugins"] if p["type"] == "bridge"]
+            text = json.dumps(conflist)
+        self.write(inside, text)
         plugin = next(p for p in conflist["plugins"] if p["type"] == "bridge")
         first = plugin["ipam"]["ranges"][0][0] if "ranges" in plugin["ipam"] else plugin["ipam"]
         subnet = str(first["subnet"])
@@ -319,7 +336,7 @@ class Testbed:
         if self._channel is None:
             options = [
                 ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 20_000),  # how long an attempt may take, in spite of the name
                 ("grpc.max_reconnect_backoff_ms", 200),
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.max_receive_message_length", 64 << 20),

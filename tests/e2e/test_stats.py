@@ -188,7 +188,7 @@ def test_a_pod_is_the_sum_of_what_runs_in_it_and_of_its_interfaces(bed: Testbed,
 
 
 def test_pods_that_share_a_cgroup_parent_do_not_count_each_other(bed: Testbed, images: tuple[str, ...]) -> None:
-    parent = f"{bed.cgroup_parent}/shared"
+    parent = bed.parent_below("shared")
     one, two = (run_pod(bed, pod_config(linux=cri.LinuxPodSandboxConfig(cgroup_parent=parent))) for _ in "12")
     run_container(bed, one, container_config("few", "busybox", ["sleep", "3600"]))
     run_container(bed, two, container_config("more", "busybox", ["sh", "-c", "sleep 3600 & sleep 3600 & sleep 3600"]))
