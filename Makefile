@@ -9,9 +9,10 @@ PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
 BENCH_ARGS ?=
 DIRTY_ARGS ?=
+MACHINE_ARGS ?=
 FAULTS ?=
 
-.PHONY: help setup setup-test setup-tools cni-plugins test-plugins proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-insight test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test setup-tools cni-plugins test-plugins proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-insight test-machine test-here test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,10 +54,10 @@ test test-quick: export PYTHONASYNCIODEBUG ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults and not plugins and not insight" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults and not plugins and not insight and not machine" $(PYTEST_ARGS)
 
 test-second-containerd: setup-test images conformance-tools ## run what can differ on a current containerd (PYTEST_ARGS=--every-containerd: everything)
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools and not faults" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools and not faults and not machine" $(PYTEST_ARGS)
 
 test-dirty: setup-test images ## run what a machine can spoil on one that others have used
 	@$(PY) -m tests.dirty.run $(DIRTY_ARGS)
@@ -83,6 +84,12 @@ test-insight: setup-test images ## what shows and explains: explain, doctor, rep
 
 test-faults: setup-test images ## kill, fail, fill and race the daemon, cell by cell (FAULTS=long: all); writes build/faults/summary.json
 	FAULTS=$(FAULTS) $(PY) -m pytest $(SIDE_BY_SIDE) --dist loadgroup tests/faults $(PYTEST_ARGS)
+
+test-machine: setup-test images ## what a machine with systemd, cgroup v2 and AppArmor shows, in a guest that is one
+	@$(PY) -m tests.machine.run $(MACHINE_ARGS)
+
+test-here: setup-test images ## the same on this machine, for which it has to be set aside
+	@$(PY) -m tests.machine.here $(MACHINE_ARGS)
 
 test-quick: setup ## the tests that need neither root nor containerd
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)

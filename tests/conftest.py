@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.machine.host import Machine
 from tests.pods import remove_pod, run_pod
 from tests.testbed import ROOT, Testbed
 
@@ -61,6 +62,11 @@ WHERE_IT_CAN_DIFFER = frozenset(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-containerd", action="store_true", help="run every test that starts containerd on both")
+    parser.addoption(
+        "--this-machine",
+        action="store_true",
+        help="use this machine itself in place of a bed (tests/machine/host.py), for the tests that need one only",
+    )
 
 
 def pytest_configure() -> None:
@@ -82,6 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker("second_containerd")
         if module not in WHERE_IT_CAN_DIFFER and not config.getoption("--every-containerd"):
             without.append(item)
+    if config.getoption("--this-machine"):
+        without += [item for item in items if "fresh_bed" in getattr(item, "fixturenames", ())]
     if without:
         config.hook.pytest_deselected(items=without)
         left_out = set(without)
@@ -144,9 +152,10 @@ def containerd_bin(containerd_flavour: str) -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def bed(containerd_bin: Path | None) -> Iterator[Testbed]:
+def bed(containerd_bin: Path | None, request: pytest.FixtureRequest) -> Iterator[Testbed]:
     """A bed with the default network and a serving daemon, shared by the tests of a module."""
-    with Testbed(containerd_bin=containerd_bin) as started:
+    this_machine = request.config.getoption("--this-machine")
+    with Machine() if this_machine else Testbed(containerd_bin=containerd_bin) as started:
         started.default_network()
         started.start_daemon()
         yield started
