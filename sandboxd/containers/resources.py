@@ -8,6 +8,7 @@ refuses, the earlier changes are reverted and the request fails.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sandboxd.operations import Held, known_container, perform
 from sandboxd.pb.cri.v1 import api_pb2 as cri
 
 _PROC = Path("/proc")
+_NO_LIMIT = {"quota": -1, "limit": -1, "swap": -1}
 
 
 async def update_container(node: Node, container_id: str, wanted: cri.LinuxContainerResources) -> None:
@@ -56,6 +58,10 @@ async def _update(held: Held, container_id: str, wanted: cri.LinuxContainerResou
     async def undo(_: BaseException) -> None:
         await asyncio.to_thread(_restore_oom_score_adj, earlier)
         await held.node.runtime.set_spec(container_id, spec, keep=record_format.keep_container(container))
+        if container.state is ContainerState.RUNNING and limits:
+            # On cgroup v2, runc has set some limits when the kernel refuses another, and does not set them back.
+            with contextlib.suppress(NotFound):
+                await held.node.runtime.update(container_id, earlier_limits(spec, limits))
 
     async with held.effect("container.update", undo=undo, container=container.config.metadata.name):
         await _apply(held.node, replace(container, config=config), spec, limits, wanted.oom_score_adj, earlier)
@@ -127,6 +133,19 @@ def updated_spec(spec: dict[str, Any], limits: dict[str, Any], oom_score_adj: in
             resources[name] = section
     if oom_score_adj:
         result.setdefault("process", {})["oomScoreAdj"] = oom_score_adj
+    return result
+
+
+def earlier_limits(spec: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+    """What the spec says of each of these `linux.resources`; of a limit that it does not give, that there is none."""
+    before = spec.get("linux", {}).get("resources", {})
+    result = {}
+    for name, section in limits.items():
+        if isinstance(section, dict):
+            known = {key: before.get(name, {}).get(key, _NO_LIMIT.get(key)) for key in section}
+            result[name] = {key: value for key, value in known.items() if value is not None}
+        elif name in before:
+            result[name] = before[name]
     return result
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from sandboxd.containers.resources import merged, updated_spec
+from sandboxd.containers.create import create_container
+from sandboxd.containers.resources import earlier_limits, merged, update_container, updated_spec
+from sandboxd.containers.start import start_container
+from sandboxd.errors import NotReady
 from sandboxd.pb.cri.v1 import api_pb2 as cri
+from tests.fakes.bundle import Bundle, container_config
 
 
 def limits(**values: Any) -> cri.LinuxContainerResources:
@@ -66,3 +71,39 @@ def test_the_spec_changes_in_its_limits_alone() -> None:
     }
     assert spec["linux"]["resources"]["cpu"] == {"shares": 2, "quota": 3}, "the old one is kept for the way back"
     assert updated_spec(spec, {}, 0) == spec
+
+
+def test_earlier_limits_are_those_of_the_spec_and_none_where_it_has_none() -> None:
+    spec = {"linux": {"resources": {"cpu": {"quota": 20_000, "shares": 2}, "unified": {"memory.high": "1"}}}}
+    wanted = {
+        "cpu": {"quota": 40_000, "cpus": "4096"},
+        "memory": {"limit": 1, "swap": 1},
+        "unified": {"memory.high": "2"},
+    }
+    assert earlier_limits(spec, wanted) == {
+        "cpu": {"quota": 20_000},
+        "memory": {"limit": -1, "swap": -1},
+        "unified": {"memory.high": "1"},
+    }
+
+
+async def test_limits_that_the_runtime_set_before_it_refused_another_are_set_back(
+    fakes: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod_id = await fakes.ready_pod()
+    container_id = await create_container(fakes.node, pod_id, container_config())
+    await start_container(fakes.node, container_id)
+    await update_container(fakes.node, container_id, limits(cpu_quota=20_000))
+    whole = fakes.runtime.update
+    refused: list[Mapping[str, Any]] = []
+
+    async def update(task: str, resources: Mapping[str, Any]) -> None:
+        await whole(task, resources)
+        if not refused:
+            refused.append(resources)
+            raise NotReady("cpuset.cpus: invalid argument")
+
+    monkeypatch.setattr(fakes.runtime, "update", update)
+    with pytest.raises(NotReady, match=r"cpuset\.cpus"):
+        await update_container(fakes.node, container_id, limits(cpu_quota=40_000, cpuset_cpus="4096"))
+    assert fakes.runtime.task(container_id).limits["cpu"]["quota"] == 20_000
