@@ -12,7 +12,7 @@ DIRTY_ARGS ?=
 MACHINE_ARGS ?=
 FAULTS ?=
 
-.PHONY: help setup setup-test setup-tools cni-plugins test-plugins proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-insight test-machine test-here test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
+.PHONY: help setup setup-test setup-tools cni-plugins test-plugins proto proto-check style types layers images test test-second-containerd test-dirty test-tools test-images test-insight test-machine test-here test-faults test-quick conformance-tools conformance bench bench-logs bench-pull demo demo-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,11 @@ test test-quick: export PYTHONASYNCIODEBUG ?= 1
 # Some environments set it. Every daemon of every bed would compile all of itself, and every worker all of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
+# What has a target of its own below.
+ELSEWHERE := second_containerd or images or insight or plugins or tools or faults or machine
+
 test: setup-test proto-check style types layers images conformance-tools ## set up what is needed, then run every test
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not second_containerd and not tools and not faults and not plugins and not insight and not machine" $(PYTEST_ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not ($(ELSEWHERE))" $(PYTEST_ARGS)
 
 test-second-containerd: setup-test images conformance-tools ## run what can differ on a current containerd (PYTEST_ARGS=--every-containerd: everything)
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "second_containerd and not tools and not faults and not machine" $(PYTEST_ARGS)
@@ -78,6 +81,9 @@ test-plugins: setup-test cni-plugins ## compare the in-process network with that
 
 test-tools: setup-tools images ## what needs further tools: images to and from others, pages in a browser, metrics and alerts in promtool
 	$(PY) -m pytest $(SIDE_BY_SIDE) tests/tools $(PYTEST_ARGS)
+
+test-images: setup-test images ## pull, load, save and unpack: odd, wrong and hostile images, failing registries, kills at every call
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "images and not second_containerd" tests/e2e tests/root $(PYTEST_ARGS)
 
 test-insight: setup-test images ## what shows and explains: explain, doctor, replay, top, watch, metrics, on real pods
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "insight and not second_containerd" tests/e2e $(PYTEST_ARGS)

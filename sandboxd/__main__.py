@@ -86,7 +86,7 @@ def _configure_logging(config: Config) -> None:
             structlog.processors.StackInfoRenderer(),
             structlog.processors.ExceptionRenderer(disclosure.traceback_of),
             renderer,
-            *([_with_priority] if environment.is_journal(sys.stderr.fileno()) else []),
+            *([_with_priority] if environment.is_journal(sys.stderr) else []),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(config.daemon.log_level.upper())),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, complaints.Lossy(sys.stderr))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TextIO
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where there is no PATH
 
@@ -12,9 +13,12 @@ def notify_socket() -> str:
     return os.environ.get("NOTIFY_SOCKET", "")
 
 
-def is_journal(descriptor: int) -> bool:
+def is_journal(stream: TextIO) -> bool:
     """Whether systemd's journal reads what is written there: it is in JOURNAL_STREAM then (systemd.exec(5))."""
-    found = os.fstat(descriptor)
+    try:
+        found = os.fstat(stream.fileno())
+    except OSError:  # closed, or nothing that the kernel knows
+        return False
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 

@@ -30,7 +30,7 @@ from tests.processes import until
 from tests.registry_server import OCI_CONFIG, OCI_MANIFEST, RegistryServer, start_registry
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 MOST_GROWTH = 300 << 10  # KiB of the daemon's memory at its peak
 DRAIN_SECONDS = 2.0

@@ -21,7 +21,7 @@ from tests.pods import container_config, container_info, log_lines, remove_pod, 
 from tests.processes import until
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 EMPTY = "docker.io/test/empty-volume:1"
 FULL = "docker.io/test/deep-volume:1"

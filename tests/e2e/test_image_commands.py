@@ -31,7 +31,7 @@ from tests.pulling import PATIENT, Site, blob_requests
 from tests.registry_server import PASSWORD, USER, htpasswd, start_proxy, start_registry
 from tests.testbed import Testbed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 METRICS_PORT = 9477
 CONTENT = "/var/lib/sandboxd/containerd/io.containerd.content.v1.content/blobs/sha256"

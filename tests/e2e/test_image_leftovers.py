@@ -20,7 +20,7 @@ from tests.processes import until
 from tests.pulling import Site, blob_requests
 from tests.root.holdings import pack, save
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 SOCKET = "/run/sandboxd/containerd/containerd.sock"
 UPLOADS = "/var/lib/sandboxd/uploads"

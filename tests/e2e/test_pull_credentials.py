@@ -27,7 +27,7 @@ from tests.registry_server import (
     start_registry,
 )
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 IDENTITY_TOKEN = "a refresh token"
 OWN = cri.AuthConfig(username=USER, password=PASSWORD)

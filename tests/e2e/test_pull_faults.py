@@ -16,7 +16,7 @@ from tests.processes import until
 from tests.pulling import QUICK, Code, Site, blob_requests
 from tests.registry_server import OCI_MANIFEST, digest_of, start_proxy, start_registry
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 
 def test_a_broken_connection_is_taken_up_where_it_stopped(site: Site) -> None:

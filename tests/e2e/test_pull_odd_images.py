@@ -29,7 +29,7 @@ from tests.processes import until
 from tests.pulling import Site
 from tests.registry_server import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Storage, digest_of
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 LAYER = layer_of([("file", b"content", "")])
 PACKED = gzip.compress(LAYER, mtime=0)

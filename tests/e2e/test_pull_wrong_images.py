@@ -14,7 +14,7 @@ from tests.images import host_architecture, index_of, layer_of, make_image, spec
 from tests.pulling import Code, Site
 from tests.registry_server import digest_of
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.images]
 
 
 def artifact(manifest: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from sandboxd.oci import image as oci
 from sandboxd.oci.image import Descriptor
 from tests.root.conftest import Private
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.images]
 
 LEASE = "of a test"
 LABELS = {"kind": "test"}

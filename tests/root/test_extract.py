@@ -26,7 +26,7 @@ from sandboxd.oci import layers
 from sandboxd.oci.image import Descriptor
 from sandboxd.oci.recording import Entry, Recording, merged, replay
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.images]
 
 MTIME = 1_700_000_000
 CAPABILITY = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"  # cap_net_raw+ep

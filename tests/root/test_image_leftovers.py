@@ -29,7 +29,7 @@ from tests.root.conftest import NAMESPACES, Private
 from tests.root.holdings import NOTHING, Held, held, pack, save
 from tests.root.test_image_rollback import points
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.images]
 
 __all__ = ["points"]  # a fixture
 

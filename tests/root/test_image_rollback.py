@@ -26,7 +26,7 @@ from tests.fakes.points import Point, Points
 from tests.root.conftest import Private
 from tests.root.holdings import NOTHING, Held, held, pack, save
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.images]
 
 SERVICES: dict[str, type] = {"content": Content, "images": Images, "leases": Leases, "snapshots": Snapshots}
 

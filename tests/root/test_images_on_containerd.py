@@ -33,7 +33,7 @@ from sandboxd.steps import StepRecord
 from tests.root.conftest import Private
 from tests.root.holdings import NOTHING, held, pack, save
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.images]
 
 ROOT = Path(__file__).resolve().parents[2]
 PAUSE_BINARY = "/usr/bin/catatonit"

@@ -26,7 +26,7 @@ from sandboxd.oci.image import Descriptor
 from sandboxd.oci.recording import Recording, merged, replay
 from tests.root.test_extract import CAPABILITY, Maker, directory_in, seen, xattr
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.images]
 
 Tree = dict[str, Any]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from sandboxd import environment
@@ -36,3 +38,8 @@ def test_plugins_get_the_configured_path_or_the_daemons_own(
         monkeypatch.setenv("PATH", own)
 
     assert environment.plugin_path(configured) == passed
+
+
+def test_what_has_no_descriptor_is_not_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "0:0")
+    assert not environment.is_journal(io.StringIO())
