@@ -7,6 +7,7 @@ not certain to work is not advertised, since clients choose by it.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -21,7 +22,7 @@ from sandboxd import syscalls
 from sandboxd.config import Handler
 from sandboxd.containerd.tasks import RuntimeOptions
 from sandboxd.errors import InvalidRequest
-from sandboxd.machine import programs, userns
+from sandboxd.machine import facts, programs, userns
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
 from sandboxd.oci import linux
@@ -115,6 +116,12 @@ async def pod_facts(node: Node, sandbox: SandboxRecord) -> linux.HostFacts:
         recursive_read_only=await recursive_read_only(node, handler),
         annotations=handler.annotations,
     )
+
+
+async def sandbox_facts(node: Node, sandbox: SandboxRecord) -> linux.HostFacts:
+    """The same, with what this pod's own security context needs to be known."""
+    found = await pod_facts(node, sandbox)
+    return await asyncio.to_thread(facts.for_pod, found, sandbox.config, node.config.runtime)
 
 
 def parse(output: bytes) -> Abilities:

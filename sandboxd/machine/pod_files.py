@@ -11,7 +11,6 @@ Others can reach them too: what a cleaner of old files removed is written again 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from pathlib import Path
@@ -95,8 +94,7 @@ async def mend(node: Node, sandbox: SandboxRecord) -> None:
         absent = missing(node, sandbox.id)
         contents, _ = _contents(sandbox, sandbox.ips)
         ids = userns.of(sandbox.config)
-        found = await handlers.pod_facts(node, sandbox)
-        found = await asyncio.to_thread(facts.for_pod, found, sandbox.config, node.config.runtime)
+        found = await handlers.sandbox_facts(node, sandbox)
         label = oci_sandbox.pod_labels(sandbox, found).mount
         try:
             for path in absent:

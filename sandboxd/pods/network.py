@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from sandboxd import disclosure, steps
+from sandboxd import disclosure, record_format, steps
 from sandboxd.cni import conf, diagnosed, lookup, request, result
 from sandboxd.errors import CleanupIncomplete, Exhausted, InvalidRequest, NotReady, SandboxdError
 from sandboxd.model import Attachment, AttachmentState, Owed, SandboxRecord, of_earlier_boot
@@ -59,6 +59,12 @@ def planned(node: Node, sandbox: SandboxRecord, network: conf.NetworkConfig) -> 
     )
     pod = f"{sandbox.config.metadata.namespace}/{sandbox.config.metadata.name}"
     return replace(attachment, pod=pod, boot=node.machine.boot)
+
+
+def kept(node: Node, sandbox_id: str, network: conf.NetworkConfig | None) -> bytes:
+    """What containerd is to keep of a pod that is being made: from it a lost ledger is rebuilt (`adopt`)."""
+    record = node.ledger.sandboxes[sandbox_id]
+    return record_format.keep_sandbox(record, planned(node, record, network) if network else None)
 
 
 async def attach(held: Held, sandbox: SandboxRecord, network: conf.NetworkConfig) -> tuple[str, ...]:

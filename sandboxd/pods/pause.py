@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from sandboxd import places, record_format, steps
+from sandboxd import places, steps
 from sandboxd.cni.conf import NetworkConfig
 from sandboxd.containerd import rootfs as image_files
 from sandboxd.containerd.snapshots import Mount
 from sandboxd.containers import runtime_reads
 from sandboxd.errors import InvalidRequest, NotReady
-from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, pod_files, userns
 from sandboxd.model import ImageRecord, SandboxRecord
 from sandboxd.node import Node
@@ -32,9 +31,7 @@ async def create(node: Node, record: SandboxRecord, image: ImageRecord, chosen: 
         rootfs = await node.images.prepare_rootfs(record.id, image)
         user = await asyncio.to_thread(_user, record.config, image, rootfs)
     name = image.name
-    found = await asyncio.to_thread(
-        machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
-    )
+    found = await handlers.sandbox_facts(node, record)
     await pod_files.label(node, record, found)
     spec = sandbox.sandbox_spec(
         record,
@@ -44,9 +41,6 @@ async def create(node: Node, record: SandboxRecord, image: ImageRecord, chosen: 
         user=user,
         host=found,
     )
-    # From this a lost ledger is rebuilt (`adopt`).
-    now = node.ledger.sandboxes[record.id]
-    keep = record_format.keep_sandbox(now, network.planned(node, now, chosen) if chosen else None)
     with steps.step("pod.pause.record"):
         await node.runtime.create_container(
             record.id,
@@ -56,7 +50,7 @@ async def create(node: Node, record: SandboxRecord, image: ImageRecord, chosen: 
             snapshot_key=record.id,
             labels=places.labels(record.config, record.id, kind="sandbox"),
             runtime=handlers.runtime_options(node, record),
-            keep=keep,
+            keep=network.kept(node, record.id, chosen),
         )
     with steps.step("pod.pause.create") as step:
         async with userns.staged(node, record, record.id, rootfs) as mapped:

@@ -9,12 +9,9 @@ are made and recorded: a change of the configuration changes none that exists.
 
 from __future__ import annotations
 
-import asyncio
-
 from sandboxd import config as settings
-from sandboxd import places, record_format, steps
+from sandboxd import places, steps
 from sandboxd.cni.conf import NetworkConfig
-from sandboxd.machine import facts as machine
 from sandboxd.machine import handlers, pins, pod_files
 from sandboxd.model import SandboxRecord
 from sandboxd.node import Node
@@ -44,13 +41,9 @@ async def create(node: Node, record: SandboxRecord, chosen: NetworkConfig | None
     """
     with steps.step("pod.files.mount"):
         pod_files.prepare(node, record)
-    found = await asyncio.to_thread(
-        machine.for_pod, await handlers.pod_facts(node, record), record.config, node.config.runtime
-    )
+    found = await handlers.sandbox_facts(node, record)
     await pod_files.label(node, record, found)
     spec = pinned.pinned_spec(record, places=node.places, host=found)
-    now = node.ledger.sandboxes[record.id]
-    keep = record_format.keep_sandbox(now, network.planned(node, now, chosen) if chosen else None)
     with steps.step("pod.pinned.record"):
         await node.runtime.create_container(
             record.id,
@@ -60,7 +53,7 @@ async def create(node: Node, record: SandboxRecord, chosen: NetworkConfig | None
             snapshot_key="",
             labels=places.labels(record.config, record.id, kind="sandbox"),
             runtime=handlers.runtime_options(node, record),
-            keep=keep,
+            keep=network.kept(node, record.id, chosen),
         )
 
 

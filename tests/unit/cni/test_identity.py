@@ -51,7 +51,8 @@ async def test_one_that_is_not_known_may_need_anything(tmp_path: Path) -> None:
 async def test_so_may_an_ipam_plugin_that_gives_addresses_to_pods(tmp_path: Path, ipam: str) -> None:
     binaries = installed(tmp_path, "bridge")
 
-    assert ipam in await needed(binaries, {"type": "bridge", "ipam": {"type": ipam}})
+    found = await needed(binaries, {"type": "bridge", "ipam": {"type": ipam}})
+    assert found == f'plugin "{ipam}" may depend on the pod\'s identity'
 
 
 async def test_so_may_a_wrapper_of_the_same_name(tmp_path: Path) -> None:

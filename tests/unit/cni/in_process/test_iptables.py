@@ -41,6 +41,17 @@ def test_without_the_programs_it_is_the_plugins(tmp_path: Path) -> None:
         Table(4, {"PATH": str(tmp_path)})
 
 
+async def test_its_programs_may_be_in_different_directories(table: Table, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "iptables-save").rename(other / "iptables-save")
+    (tmp_path / "refuse").touch()
+
+    apart = Table(4, {"PATH": f"{tmp_path}:{other}:{os.defpath}", "CNI_CONTAINERID": "c1"})
+
+    await apart.make(WANTED)  # refused once, and made after a look at what is there
+
+
 async def test_rules_are_made_by_one_process(table: Table, tmp_path: Path) -> None:
     await table.make(WANTED)
 
